@@ -1,0 +1,62 @@
+"""What the scripts share: typed flags, and errors as one line with exit code 2."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from cae_jax.errors import UserError
+
+Flags = TypeVar("Flags")
+
+
+def parse(flags: type[Flags], **options: Any) -> Flags:
+    """Parses the command line into a dataclass with tyro.
+
+    tyro draws a box around an error; here its text comes out as one line.
+
+    Args:
+        flags: dataclass whose fields are the flags and whose field docstrings are their help.
+        options: go to `tyro.cli`.
+    """
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(flags, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    fail(_one_line(stderr.getvalue()))
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns a `UserError` into a line on stderr and exit code 2; bugs keep their traceback."""
+    try:
+        yield
+    except UserError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    """Prints a one-line error and exits with code 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _one_line(box: str) -> str:
+    """The text of a box, without its frame, its colours and what stands below its first rule."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    rows = [row.strip().strip("│|").strip() for row in text.splitlines()]
+    rows = [row for row in rows if row and not re.fullmatch(r"[╭╰+].*[╮╯+]", row)]
+    message = []
+    for row in rows:
+        if re.fullmatch(r"[─-]{3,}", row):
+            break
+        message.append(row)
+    return " ".join(message)

@@ -1,0 +1,123 @@
+"""A trained autoencoder on NumPy images."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cae_jax import models, rundir
+from cae_jax.checkpoint import open_checkpoints
+from cae_jax.config import TrainConfig
+from cae_jax.errors import UserError
+
+# The most images that go to the device at once.
+MAX_BATCH = 512
+
+
+class Autoencoder:
+    """A trained autoencoder: `encode`, `decode` and `reconstruct`.
+
+    Images may be uint8, or floats in [0, 1], of shape ``[N, 28, 28]`` or ``[N, 28, 28, 1]`` with
+    any N including 0. Results are float32 NumPy arrays. At most 512 images go to the device at
+    once; each batch size is compiled once.
+
+    Attributes:
+        config: what it was trained with.
+        model: the Flax NNX module with the trained parameters.
+        code_shape: shape of one image's code.
+    """
+
+    def __init__(self, config: TrainConfig, model: models.Model):
+        self.config = config
+        self.model = model
+        self.code_shape = models.code_shape(model)
+        graphdef, self._params = nnx.split(model, nnx.Param)
+        self._encode = jax.jit(lambda params, x: nnx.merge(graphdef, params).encode(x))
+        self._decode = jax.jit(lambda params, x: jax.nn.sigmoid(nnx.merge(graphdef, params).decode(x)))
+        self._reconstruct = jax.jit(lambda params, x: jax.nn.sigmoid(nnx.merge(graphdef, params)(x)))
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Codes ``[N, *code_shape]`` of images, each value at least 0."""
+        return self._batched(self._encode, prepare_images(images), self.code_shape)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Images ``[N, 28, 28, 1]`` in [0, 1] of codes ``[N, *code_shape]``.
+
+        Raises:
+            UserError: codes of another shape, or not finite numbers.
+        """
+        codes = np.asarray(codes)
+        if codes.shape[1:] != self.code_shape or codes.ndim == 0:
+            raise UserError(
+                f"codes have shape {list(codes.shape)}; this model takes "
+                f"[N, {', '.join(map(str, self.code_shape))}], as its encode gives"
+            )
+        if not np.issubdtype(codes.dtype, np.floating) or not np.isfinite(codes).all():
+            raise UserError(f"codes ({codes.dtype}) must be finite floats, as encode gives")
+        return self._batched(self._decode, codes.astype(np.float32), models.IMAGE_SHAPE)
+
+    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+        """Images ``[N, 28, 28, 1]`` in [0, 1]: those given, through the code and back."""
+        return self._batched(self._reconstruct, prepare_images(images), models.IMAGE_SHAPE)
+
+    def _batched(
+        self, function: Callable, inputs: np.ndarray, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        outputs = [np.zeros((0, *shape), np.float32)]
+        for start in range(0, len(inputs), MAX_BATCH):
+            outputs.append(function(self._params, jnp.asarray(inputs[start : start + MAX_BATCH])))
+        return np.concatenate([np.asarray(output) for output in outputs])
+
+
+def prepare_images(images: np.ndarray) -> np.ndarray:
+    """Images as the models take them: float32 ``[N, 28, 28, 1]`` in [0, 1].
+
+    Args:
+        images: uint8, or floats in [0, 1], ``[N, 28, 28]`` or ``[N, 28, 28, 1]``.
+
+    Raises:
+        UserError: another shape or type, values outside [0, 1] or not finite.
+    """
+    images = np.asarray(images)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[1:] != models.IMAGE_SHAPE:
+        raise UserError(
+            f"images have shape {list(images.shape)}; "
+            "they take [N, 28, 28] or [N, 28, 28, 1], gray and 28 x 28 pixels"
+        )
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / 255
+    if not np.issubdtype(images.dtype, np.floating):
+        raise UserError(f"images are {images.dtype}; they take uint8, or floats in [0, 1]")
+    low, high = (images.min(), images.max()) if images.size else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
+        raise UserError(
+            f"float images lie in [{low:g}, {high:g}]; they take finite values in [0, 1]: "
+            "divide by their white, or give uint8"
+        )
+    return images.astype(np.float32)
+
+
+def load(run: str | Path) -> Autoencoder:
+    """The autoencoder of a run's newest checkpoint.
+
+    Args:
+        run: folder that training wrote, such as ``runs/fashion_mnist``.
+
+    Raises:
+        UserError: no such run, or one without a checkpoint.
+    """
+    run = Path(run)
+    config = rundir.read_config(run)
+    model = models.build(config, nnx.Rngs(0))
+    with open_checkpoints(rundir.checkpoint_folder(run), read_only=True) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"run {run} has no checkpoint yet; train it for at least one epoch")
+        nnx.update(model, checkpoints.restore_params(step, nnx.state(model, nnx.Param)))
+    return Autoencoder(config, model)

@@ -1,0 +1,242 @@
+"""`fit`: a whole training run with its files, its output and its resumption."""
+
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorboardX
+from flax import nnx
+from tqdm.auto import tqdm
+
+from cae_jax import datasets, figures, history, models, rundir, train
+from cae_jax.checkpoint import Checkpoints, open_checkpoints
+from cae_jax.config import TrainConfig, to_dict
+from cae_jax.errors import UserError
+from cae_jax.inference import Autoencoder
+from cae_jax.optimizer import build_optimizer
+from cae_jax.summary import layer_table
+
+_PACKAGES = ("cae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class FitResult(NamedTuple):
+    """What `fit` gives.
+
+    Attributes:
+        autoencoder: the model after the last epoch.
+        history: one row an epoch, those before a resumption included.
+    """
+
+    autoencoder: Autoencoder
+    history: list[history.Row]
+
+
+def fit(
+    config: TrainConfig,
+    workdir: str | Path,
+    *,
+    overwrite: bool = False,
+    data_dir: str | Path | None = None,
+    archives: str | Path | None = None,
+    chunk_steps: int = 67,
+) -> FitResult:
+    """Trains an autoencoder; called again with the same folder, it resumes.
+
+    Args:
+        config: what to train.
+        workdir: folder of the run; `cae_jax.rundir` lists its files.
+        overwrite: start anew where a run exists.
+        data_dir: see `cae_jax.datasets.load`.
+        archives: see `cae_jax.datasets.load`.
+        chunk_steps: steps between two updates of the progress bar; the result does not depend on it.
+
+    Raises:
+        UserError: data or folder cannot be used, or the folder holds a run of another config.
+    """
+    if chunk_steps < 1:
+        raise UserError(f"chunk_steps is {chunk_steps}; it takes a whole number of at least 1")
+    workdir = Path(workdir)
+    train_images, test_images = _load_images(config, data_dir, archives)
+    rundir.open_run(workdir, config, overwrite=overwrite)
+
+    init_key, order_key = jax.random.split(jax.random.key(config.seed))
+    model = models.build(config, nnx.Rngs(params=init_key))
+    rundir.write_text(workdir / "summary.txt", layer_table(model) + "\n")
+    programs = _Programs(config, model, train_images, test_images, order_key)
+    with open_checkpoints(rundir.checkpoint_folder(workdir)) as checkpoints:
+        state, rows = _resume(programs.init_state, checkpoints, workdir)
+        finished = len(rows) >= config.epochs and (workdir / "result.json").exists()
+        if finished:
+            print(f"{workdir} is finished after {len(rows)} epochs; --overwrite starts anew")
+        elif rows:
+            print(f"{workdir} resumes after epoch {rows[-1].epoch}")
+        compile_seconds = programs.compile() if len(rows) < config.epochs else None
+        with tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=len(rows) + 1
+        ) as writer:
+            for epoch in range(len(rows) + 1, config.epochs + 1):
+                state, row = programs.run_epoch(state, epoch, chunk_steps)
+                # The history first: a checkpoint never knows more epochs than it.
+                history.append(workdir / "history.csv", row)
+                rows.append(row)
+                checkpoints.save(state, row.val_loss)
+                for name in ("loss", "val_loss", "images_per_second"):
+                    writer.add_scalar(name, getattr(row, name), row.epoch)
+                _print_row(row, config.epochs)
+
+    nnx.update(model, state.params)
+    autoencoder = Autoencoder(config, model)
+    if not finished:
+        _write_results(workdir, autoencoder, rows, test_images[:10], compile_seconds)
+    return FitResult(autoencoder, rows)
+
+
+class _Programs:
+    """The compiled programs of one run and the arrays they read from the device."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: models.Model,
+        train_images: np.ndarray,
+        test_images: np.ndarray,
+        order_key: jax.Array,
+    ):
+        self.config = config
+        self.examples = len(train_images)
+        self.steps = -(-self.examples // config.batch_size)
+        self.train_images, self.test_images = jax.device_put((train_images, test_images))
+        self.order_key = order_key
+        optimizer = build_optimizer(config, self.steps * config.epochs)
+        graphdef, _ = nnx.split(model, nnx.Param)
+        self.init_state = train.init_state(model, optimizer)
+        self._run_steps = train.make_run_steps(graphdef, optimizer)
+        self._evaluate = train.make_evaluate(graphdef)
+
+    def compile(self) -> float:
+        """Compiles all programs ahead of the first epoch; returns and prints the seconds."""
+        started = time.perf_counter()
+        sizes = {"examples": self.examples, "batch_size": self.config.batch_size}
+        self._epoch_batches = train.epoch_batches.lower(
+            self.order_key, np.int32(0), **sizes
+        ).compile()
+        batches = jax.ShapeDtypeStruct((self.steps, self.config.batch_size), jnp.int32)
+        losses = jax.ShapeDtypeStruct((self.steps,), jnp.float32)
+        step = np.int32(0)
+        self._run_steps = self._run_steps.lower(
+            self.init_state, losses, self.train_images, batches, step, step
+        ).compile()
+        self._evaluate = self._evaluate.lower(self.init_state.params, self.test_images).compile()
+        seconds = time.perf_counter() - started
+        print(f"Compiled in {seconds:.1f}s for {_device_name()}")
+        return seconds
+
+    def run_epoch(
+        self, state: train.TrainState, epoch: int, chunk_steps: int
+    ) -> tuple[train.TrainState, history.Row]:
+        """Trains for one epoch in chunks, then evaluates."""
+        started = time.perf_counter()
+        batches_SxB = self._epoch_batches(self.order_key, np.int32(epoch))
+        losses_S = jnp.zeros(self.steps)
+        # disable=None: silent where the output is no terminal
+        with tqdm(total=self.steps, unit="step", leave=False, disable=None) as bar:
+            bar.set_description(f"Epoch {epoch}/{self.config.epochs}")
+            for start in range(0, self.steps, chunk_steps):
+                stop = min(start + chunk_steps, self.steps)
+                state, losses_S = self._run_steps(
+                    state, losses_S, self.train_images, batches_SxB, np.int32(start), np.int32(stop)
+                )
+                if not bar.disable:
+                    losses_S.block_until_ready()
+                    bar.update(stop - start)
+        losses = np.asarray(losses_S)
+        seconds = time.perf_counter() - started
+        bce_N = np.asarray(self._evaluate(state.params, self.test_images), np.float64)
+        return state, history.Row(
+            epoch=epoch,
+            step=int(state.step),
+            loss=train.epoch_loss(losses, self.examples, self.config.batch_size),
+            val_loss=float(bce_N.mean()),
+            epoch_seconds=seconds,
+            images_per_second=self.examples / seconds,
+        )
+
+
+def _load_images(
+    config: TrainConfig, data_dir: str | Path | None, archives: str | Path | None
+) -> tuple[np.ndarray, np.ndarray]:
+    train_images, test_images = (
+        datasets.load(config.dataset, split, data_dir=data_dir, archives=archives)[0][:examples]
+        for split, examples in (("train", config.train_examples), ("test", config.test_examples))
+    )
+    if config.batch_size > len(train_images):
+        raise UserError(
+            f"batch_size is {config.batch_size}; it takes at most the {len(train_images)} images "
+            f"of {config.dataset}"
+        )
+    return train_images, test_images
+
+
+def _resume(
+    state: train.TrainState, checkpoints: Checkpoints, workdir: Path
+) -> tuple[train.TrainState, list[history.Row]]:
+    """The newest saved state and the history up to it; the initial state if there is none."""
+    path = workdir / "history.csv"
+    step = checkpoints.latest_step() or 0
+    rows = [row for row in history.read(path) if row.step <= step]
+    if step != (rows[-1].step if rows else 0):
+        raise UserError(
+            f"{path} does not reach the newest checkpoint, step {step}; restore it, or start anew "
+            "with --overwrite"
+        )
+    history.rewrite(path, rows)
+    return (checkpoints.restore(step, like=state) if step else state), rows
+
+
+def _print_row(row: history.Row, epochs: int) -> None:
+    print(
+        f"Epoch {row.epoch}/{epochs} - {row.epoch_seconds:.1f}s - "
+        f"{row.images_per_second:.0f} images/s - loss: {row.loss:.4f} - "
+        f"val_loss: {row.val_loss:.4f}",
+        flush=True,
+    )
+
+
+def _write_results(
+    workdir: Path,
+    autoencoder: Autoencoder,
+    rows: list[history.Row],
+    images: np.ndarray,
+    compile_seconds: float | None,
+) -> None:
+    """The two pictures, then ``result.json``, whose presence says that the run is finished."""
+    originals = images.astype(np.float32) / 255
+    figures.save_rows(
+        workdir / "reconstructions.png",
+        {"original": originals, "reconstruction": autoencoder.reconstruct(images)},
+    )
+    columns = {name: [getattr(row, name) for row in rows] for name in history.Row._fields}
+    figures.save_curves(workdir / "history.png", {workdir.name: columns})
+    best = min(rows, key=lambda row: row.val_loss)
+    rundir.write_json(
+        workdir / "result.json",
+        {
+            "final": rows[-1]._asdict(),
+            "best": best._asdict(),
+            "epoch_seconds_median": float(np.median(columns["epoch_seconds"])),
+            # Null where a resumption had nothing left to compile for.
+            "compile_seconds": compile_seconds,
+            "device": _device_name(),
+            "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "config": to_dict(autoencoder.config),
+        },
+    )
+
+
+def _device_name() -> str:
+    device = jax.devices()[0]
+    return f"{device.platform} ({device.device_kind})"

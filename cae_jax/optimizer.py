@@ -1,0 +1,45 @@
+"""From a config to an Optax gradient transformation."""
+
+import optax
+
+from cae_jax.config import TrainConfig
+
+
+def build_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+    """The optimizer that a config asks for.
+
+    Args:
+        config: names it and its settings.
+        total_steps: of the whole training; a cosine schedule reaches 0 there.
+    """
+    rate = build_schedule(config, total_steps)
+    if config.optimizer == "adam":
+        optimizer = optax.adam(rate, config.b1, config.b2, config.eps)
+    elif config.optimizer == "nadam":
+        optimizer = optax.nadam(rate, config.b1, config.b2, config.eps)
+    elif config.optimizer == "adamw":
+        optimizer = optax.adamw(
+            rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay
+        )
+    elif config.optimizer == "adadelta":
+        optimizer = optax.adadelta(rate, config.rho, config.eps)
+    else:
+        optimizer = optax.sgd(rate, config.momentum)
+    if config.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    # One vector of all parameters instead of 14 arrays: fewer, larger kernels a step.
+    return optax.flatten(optimizer)
+
+
+def build_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step."""
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(
+            config.learning_rate, max(1, total_steps - config.warmup_steps)
+        )
+    else:
+        after = optax.constant_schedule(config.learning_rate)
+    if config.warmup_steps == 0:
+        return after
+    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])

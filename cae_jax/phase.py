@@ -1,0 +1,148 @@
+"""Convolution, convolution + max pooling and upsampling + convolution as exact matmuls.
+
+A 2x2 max pooling looks at four *phases* of a convolution's output (even or odd row, even or odd
+column), and a nearest 2x upsampling followed by a convolution produces four. All four phases of
+a pixel read the same small window of the input, so a layer is: gather the windows, multiply by
+one matrix whose four column blocks are the phases, combine the blocks. The matrix is linear in
+the 3x3 kernel, which stays the only parameter, and gradients reach it by autodiff.
+
+The result is that of ``lax.conv_general_dilated`` with ``lax.reduce_window`` or ``jnp.repeat`` up
+to the rounding of a sum taken in another order; at ties the first maximum of a window gets the
+gradient, as it does there. Nothing here is a convolution for XLA, which on the CPU runs the
+gradient of a convolution inside a loop several times slower than outside
+(https://github.com/jax-ml/jax/issues/12868).
+
+Shapes: B images, H x W pixels, C channels in, F features out; a, b are the row and column phase.
+Kernels have the layout of Flax and Keras: row, column, in, out.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def conv(x_BxHxWxC: jax.Array, kernel_3x3xCxF: jax.Array, bias_F: jax.Array) -> jax.Array:
+    """Convolves with 'same' padding and adds the bias: ``[B, H, W, C] -> [B, H, W, F]``."""
+    matrix = kernel_3x3xCxF.reshape(-1, bias_F.size)
+    return _matmul(_windows(_pad(x_BxHxWxC, 1, 1), 3, stride=1), matrix) + _channel(bias_F)
+
+
+def conv_pool(x_BxHxWxC: jax.Array, kernel_3x3xCxF: jax.Array, bias_F: jax.Array) -> jax.Array:
+    """Convolves with 'same' padding, adds the bias, takes the maximum over 2x2 windows.
+
+    Odd sizes are pooled with 'same' padding too: the last window holds what is left (7 -> 4). A
+    ReLU commutes with the maximum, so it may be applied to the result.
+
+    Returns:
+        ``[B, ceil(H / 2), ceil(W / 2), F]``.
+    """
+    odd_rows, odd_columns = x_BxHxWxC.shape[1] % 2, x_BxHxWxC.shape[2] % 2
+    # The convolution's padding of 1, and one more at the end where the size is odd.
+    x = _pad(x_BxHxWxC, 1, (1 + odd_rows, 1 + odd_columns))
+    # Phase (a, b) sees the 3x3 kernel at offset (a, b) of the 4x4 window.
+    phases = [
+        jnp.pad(kernel_3x3xCxF, ((a, 1 - a), (b, 1 - b), (0, 0), (0, 0)))
+        for a in (0, 1)
+        for b in (0, 1)
+    ]
+    matrix = jnp.stack(phases, axis=3).reshape(-1, 4 * bias_F.size)
+    y00, y01, y10, y11 = jnp.split(_matmul(_windows(x, 4, stride=2), matrix), 4, axis=-1)
+    if odd_columns:  # phases beyond the image must not win
+        y01, y11 = _mask_last(y01, axis=2), _mask_last(y11, axis=2)
+    if odd_rows:
+        y10, y11 = _mask_last(y10, axis=1), _mask_last(y11, axis=1)
+    return _first_max(_first_max(y00, y01), _first_max(y10, y11)) + _channel(bias_F)
+
+
+# _TAPS[a, i, k] = 1 where tap k of the kernel, at output phase a, lands on low-resolution pixel i.
+_TAPS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
+
+
+def upsample_conv(
+    x_BxHxWxC: jax.Array,
+    kernel_3x3xCxF: jax.Array,
+    bias_F: jax.Array,
+    *,
+    padding: str = "same",
+) -> jax.Array:
+    """Repeats every pixel 2x2 times, convolves, adds the bias.
+
+    Args:
+        x_BxHxWxC: input at the low resolution.
+        kernel_3x3xCxF: kernel.
+        bias_F: one value per output feature.
+        padding: of the convolution, ``"same"`` or ``"valid"``.
+
+    Returns:
+        ``[B, 2 H, 2 W, F]`` for ``"same"``, ``[B, 2 H - 2, 2 W - 2, F]`` for ``"valid"``.
+    """
+    if padding not in ("same", "valid"):
+        raise ValueError(f"padding is {padding!r}; it takes 'same' or 'valid'")
+    # One zero at the low resolution is two at the high one, so with 'same' the result is one
+    # pixel too wide on each side, and every output still needs no more than a 2x2 window.
+    x = _pad(x_BxHxWxC, 1, 1) if padding == "same" else x_BxHxWxC
+    matrix = jnp.einsum("aik,bjl,klcf->ijcabf", _TAPS, _TAPS, kernel_3x3xCxF)
+    y = _depth_to_space(_matmul(_windows(x, 2, stride=1), matrix.reshape(-1, 4 * bias_F.size)))
+    if padding == "same":
+        y = y[:, 1:-1, 1:-1]
+    return y + _channel(bias_F)
+
+
+@jax.custom_vjp
+def _matmul(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """``x @ matrix``: ``[B, H, W, K], [K, N] -> [B, H, W, N]``."""
+    return x @ matrix
+
+
+def _matmul_forward(x, matrix):
+    return x @ matrix, (x, matrix)
+
+
+def _matmul_backward(residuals, dy):
+    # The derivative by the matrix as rows times rows. Autodiff writes it as columns times columns,
+    # for which XLA on the CPU first transposes the B H W rows of dy: 2 to 3 times slower.
+    x, matrix = residuals
+    rows = tuple(range(x.ndim - 1))
+    return dy @ matrix.T, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _windows(x: jax.Array, size: int, *, stride: int) -> jax.Array:
+    """All windows of ``size x size`` pixels: ``[B, H, W, C] -> [B, h, w, size * size * C]``."""
+    height, width = x.shape[1] - size + 1, x.shape[2] - size + 1
+    pixels = [
+        x[:, i : i + height : stride, j : j + width : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return jnp.concatenate(pixels, axis=-1)
+
+
+def _pad(x: jax.Array, before: int, after: int | tuple[int, int]) -> jax.Array:
+    """Zeros around the image; `after` may differ between rows and columns."""
+    rows, columns = after if isinstance(after, tuple) else (after, after)
+    return jnp.pad(x, ((0, 0), (before, rows), (before, columns), (0, 0)))
+
+
+def _depth_to_space(x: jax.Array) -> jax.Array:
+    """Four channel blocks become 2x2 pixels: ``[B, h, w, 4 F] -> [B, 2 h, 2 w, F]``."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, 2, 2, channels // 4)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+def _channel(bias_F: jax.Array) -> jax.Array:
+    return bias_F[None, None, None, :]
+
+
+def _first_max(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The maximum; at a tie the gradient goes to the first, where `jnp.maximum` would halve it."""
+    return jnp.where(x >= y, x, y)
+
+
+def _mask_last(y: jax.Array, *, axis: int) -> jax.Array:
+    """Minus infinity in the last row or column."""
+    inside = jax.lax.broadcasted_iota(jnp.int32, y.shape, axis) < y.shape[axis] - 1
+    return jnp.where(inside, y, -jnp.inf)

@@ -1,0 +1,12 @@
+from cae_jax.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        optimizer="adadelta",
+        learning_rate=1.0,
+        rho=0.95,
+        eps=1e-7,
+        schedule="constant",
+        warmup_steps=0,
+    )

@@ -1,0 +1,67 @@
+"""Trains an autoencoder; run again in the same workdir, it resumes.
+
+    python scripts/train.py --config configs/fashion_mnist.py --workdir runs/fashion_mnist
+
+Every field of the config is a flag too and overrides it: --epochs 50 --seed 1.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+import cae_jax
+from cae_jax import cli
+from cae_jax.config import load_config
+
+DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "fashion_mnist.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Trains an autoencoder; run again in the same workdir, it resumes."""
+
+    train: tyro.conf.OmitArgPrefixes[cae_jax.TrainConfig]
+
+    config: Path = DEFAULT_CONFIG
+    """Python file with get_config(); the flags of its fields override what it gives."""
+
+    workdir: Path | None = None
+    """Folder of the run; None takes runs/ and the name of the config file."""
+
+    overwrite: bool = False
+    """Start anew where a run exists."""
+
+    data_dir: Path | None = None
+    """Where TFDS keeps data sets; None takes TFDS_DATA_DIR, else TFDS's own default."""
+
+    archives: Path | None = None
+    """Folder with the four original .gz archives; None takes shipped or downloaded ones."""
+
+    chunk_steps: int = 67
+    """Steps between two updates of the progress bar; the result does not depend on it."""
+
+
+def main() -> None:
+    with cli.user_errors():
+        flags = cli.parse(Flags, default=Flags(train=load_config(config_path())))
+        cae_jax.fit(
+            flags.train,
+            flags.workdir or Path("runs") / flags.config.stem,
+            overwrite=flags.overwrite,
+            data_dir=flags.data_dir,
+            archives=flags.archives,
+            chunk_steps=flags.chunk_steps,
+        )
+
+
+def config_path() -> Path:
+    """The value of --config, which is needed before the other flags know their defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?", type=Path, default=DEFAULT_CONFIG)
+    return parser.parse_known_args()[0].config or DEFAULT_CONFIG
+
+
+if __name__ == "__main__":
+    main()
