@@ -7,9 +7,30 @@ N examples of a data set, B images of a batch, S steps of an epoch, H rows, W co
 F output features.
 """
 
-from cae_jax.config import TrainConfig
-from cae_jax.errors import UserError
-from cae_jax.inference import Autoencoder, load
-from cae_jax.loop import FitResult, fit
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cae_jax.config import TrainConfig
+    from cae_jax.errors import UserError
+    from cae_jax.inference import Autoencoder, load
+    from cae_jax.loop import FitResult, fit
 
 __all__ = ["Autoencoder", "FitResult", "TrainConfig", "UserError", "fit", "load"]
+
+_MODULES = {
+    "Autoencoder": "inference",
+    "FitResult": "loop",
+    "TrainConfig": "config",
+    "UserError": "errors",
+    "fit": "loop",
+    "load": "inference",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: JAX, Orbax and matplotlib take seconds, which a command line that only
+    # shows its help or refuses a flag should not cost.
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"cae_jax.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,13 +35,13 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
+                best_fn=_val_loss,  # without it Orbax would not write the metric
+                best_mode="min",
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [
                         preservation_policy.LatestN(KEEP_NEWEST),
                         # reverse: the lowest is the best
-                        preservation_policy.BestN(
-                            get_metric_fn=lambda metrics: metrics["val_loss"], reverse=True, n=1
-                        ),
+                        preservation_policy.BestN(get_metric_fn=_val_loss, reverse=True, n=1),
                     ]
                 ),
                 create=not read_only,
@@ -71,8 +71,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the lowest ``val_loss``, None if there is none."""
-        steps = self._manager.all_steps()
-        return min(steps, key=lambda step: self._manager.metrics(step)["val_loss"], default=None)
+        return self._manager.best_step()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The whole state at a step; `like` gives its structure."""
@@ -117,6 +116,10 @@ def open_checkpoints(folder: str | Path, *, read_only: bool = False) -> Iterator
         yield checkpoints
     finally:
         checkpoints.close()
+
+
+def _val_loss(metrics: dict[str, float]) -> float:
+    return metrics["val_loss"]
 
 
 def _training_part(state: TrainState) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def parse(flags: type[Flags], **options: Any) -> Flags:
     except SystemExit as stop:
         if not stop.code:
             raise
-    fail(_one_line(stderr.getvalue()))
+    fail(f"{_one_line(stderr.getvalue())}; see --help")
 
 
 @contextlib.contextmanager
@@ -50,7 +50,10 @@ def fail(message: str) -> NoReturn:
 
 
 def _one_line(box: str) -> str:
-    """The text of a box, without its frame, its colours and what stands below its first rule."""
+    """The text of a box, without its frame, its colours and what stands below its first rule.
+
+    "Error parsing train:" in front of what `TrainConfig` says goes too: it is no flag.
+    """
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     rows = [row.strip().strip("│|").strip() for row in text.splitlines()]
     rows = [row for row in rows if row and not re.fullmatch(r"[╭╰+].*[╮╯+]", row)]
@@ -59,4 +62,4 @@ def _one_line(box: str) -> str:
         if re.fullmatch(r"[─-]{3,}", row):
             break
         message.append(row)
-    return " ".join(message)
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(message)).rstrip(".")

@@ -127,7 +127,9 @@ def _check_ranges(config: TrainConfig) -> None:
     check("eps", config.eps > 0, "a positive number")
     check("warmup_steps", config.warmup_steps >= 0, "a whole number of at least 0")
     check("weight_decay", config.weight_decay >= 0, "a number of at least 0")
-    check("clip_norm", config.clip_norm is None or config.clip_norm > 0, "None or a positive number")
+    check(
+        "clip_norm", config.clip_norm is None or config.clip_norm > 0, "None or a positive number"
+    )
     check("seed", 0 <= config.seed < 2**32, "a whole number from 0 to 4294967295")
     if config.train_examples is not None:
         check("batch_size", config.batch_size <= config.train_examples, "at most train_examples")

@@ -29,6 +29,7 @@ class Autoencoder:
         config: what it was trained with.
         model: the Flax NNX module with the trained parameters.
         code_shape: shape of one image's code.
+        parameters: number of parameters.
     """
 
     def __init__(self, config: TrainConfig, model: models.Model):
@@ -36,9 +37,11 @@ class Autoencoder:
         self.model = model
         self.code_shape = models.code_shape(model)
         graphdef, self._params = nnx.split(model, nnx.Param)
+        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._params))
         self._encode = jax.jit(lambda params, x: nnx.merge(graphdef, params).encode(x))
-        self._decode = jax.jit(lambda params, x: jax.nn.sigmoid(nnx.merge(graphdef, params).decode(x)))
-        self._reconstruct = jax.jit(lambda params, x: jax.nn.sigmoid(nnx.merge(graphdef, params)(x)))
+        self._decode = jax.jit(lambda params, x: nnx.sigmoid(nnx.merge(graphdef, params).decode(x)))
+        self._logits = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x))
+        self._reconstruct = jax.jit(lambda params, x: nnx.sigmoid(nnx.merge(graphdef, params)(x)))
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Codes ``[N, *code_shape]`` of images, each value at least 0."""
@@ -63,6 +66,10 @@ class Autoencoder:
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Images ``[N, 28, 28, 1]`` in [0, 1]: those given, through the code and back."""
         return self._batched(self._reconstruct, prepare_images(images), models.IMAGE_SHAPE)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """What `reconstruct` gives before the sigmoid: ``[N, 28, 28, 1]``, unbounded."""
+        return self._batched(self._logits, prepare_images(images), models.IMAGE_SHAPE)
 
     def _batched(
         self, function: Callable, inputs: np.ndarray, shape: tuple[int, ...]
@@ -103,11 +110,12 @@ def prepare_images(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32)
 
 
-def load(run: str | Path) -> Autoencoder:
-    """The autoencoder of a run's newest checkpoint.
+def load(run: str | Path, *, best: bool = False) -> Autoencoder:
+    """The autoencoder of a run, also while it is being trained.
 
     Args:
         run: folder that training wrote, such as ``runs/fashion_mnist``.
+        best: take the checkpoint of the lowest ``val_loss`` instead of the newest one.
 
     Raises:
         UserError: no such run, or one without a checkpoint.
@@ -116,7 +124,7 @@ def load(run: str | Path) -> Autoencoder:
     config = rundir.read_config(run)
     model = models.build(config, nnx.Rngs(0))
     with open_checkpoints(rundir.checkpoint_folder(run), read_only=True) as checkpoints:
-        step = checkpoints.latest_step()
+        step = checkpoints.best_step() if best else checkpoints.latest_step()
         if step is None:
             raise UserError(f"run {run} has no checkpoint yet; train it for at least one epoch")
         nnx.update(model, checkpoints.restore_params(step, nnx.state(model, nnx.Param)))

@@ -1,13 +1,13 @@
 """The files of a run's folder, apart from what its checkpoints hold.
 
-    config.json            what determines the result
-    history.csv            one row an epoch
-    checkpoints/           the newest three and the best
-    tensorboard/           the history for TensorBoard
-    summary.txt            the layer table
-    history.png            loss over epochs
-    reconstructions.png    first ten test images over their reconstructions
-    result.json            final and best metrics, versions, device; written last
+config.json            what determines the result
+history.csv            one row an epoch
+checkpoints/           the newest three and the best
+tensorboard/           the history for TensorBoard
+summary.txt            the layer table
+history.png            loss over epochs
+reconstructions.png    first ten test images over their reconstructions
+result.json            final and best metrics, versions, device; written last
 """
 
 import json
@@ -41,7 +41,9 @@ def read_config(run: Path) -> TrainConfig:
     """
     path = run / "config.json"
     if not path.is_file():
-        raise UserError(f"{run} is no run (it has no config.json); give a folder that train.py wrote")
+        raise UserError(
+            f"{run} is no run (it has no config.json); give a folder that train.py wrote"
+        )
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
@@ -63,7 +65,9 @@ def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> None:
         _clear(run)
     if (run / "config.json").exists():
         old, new = to_dict(read_config(run)), to_dict(config)
-        differing = [f"{key} ({old[key]} there, {new[key]} now)" for key in new if old[key] != new[key]]
+        differing = [
+            f"{key} ({old[key]} there, {new[key]} now)" for key in new if old[key] != new[key]
+        ]
         if differing:
             raise UserError(
                 f"workdir {run} holds a run that differs in {', '.join(differing)}; "

@@ -51,9 +51,7 @@ def scale(images: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))
-def epoch_batches(
-    key: jax.Array, epoch: jax.Array, *, examples: int, batch_size: int
-) -> jax.Array:
+def epoch_batches(key: jax.Array, epoch: jax.Array, *, examples: int, batch_size: int) -> jax.Array:
     """The order of one epoch: a permutation of all indices, cut into batches.
 
     Args:

@@ -1,3 +1,10 @@
+"""The lab's network as the lab trained it, as far as it tells: Adadelta with Keras's settings.
+
+    python scripts/train.py --config configs/lab.py
+
+Result: TODO
+"""
+
 from cae_jax.config import TrainConfig
 
 

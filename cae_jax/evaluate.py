@@ -1,0 +1,48 @@
+"""Quality of trained models on test images."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from cae_jax import metrics
+from cae_jax.inference import Autoencoder, prepare_images
+
+_BATCH = 1000
+
+
+class Quality(NamedTuple):
+    """One value per image, each float64 ``[N]``: nats, squared intensity, dB, at most 1."""
+
+    bce: np.ndarray
+    mse: np.ndarray
+    psnr: np.ndarray
+    ssim: np.ndarray
+
+
+@jax.jit
+def _measure(logits: jax.Array, targets: jax.Array) -> Quality:
+    images = jax.nn.sigmoid(logits)
+    return Quality(
+        bce=metrics.bce(logits, targets),
+        mse=metrics.mse(images, targets),
+        psnr=metrics.psnr(images, targets),
+        ssim=metrics.ssim(images, targets),
+    )
+
+
+def evaluate(autoencoder: Autoencoder, images: np.ndarray) -> Quality:
+    """How well a model reconstructs images.
+
+    Args:
+        autoencoder: a trained model.
+        images: as `Autoencoder.reconstruct` takes them, N at least 1.
+    """
+    targets = prepare_images(images)
+    parts = [
+        _measure(autoencoder.logits(batch), batch)
+        for batch in (targets[i : i + _BATCH] for i in range(0, len(targets), _BATCH))
+    ]
+    return Quality(
+        *(np.concatenate(column).astype(np.float64) for column in zip(*parts, strict=True))
+    )

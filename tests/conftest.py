@@ -1,0 +1,71 @@
+"""Fixtures: the real data set, prepared once, and one small trained run."""
+
+import atexit
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+# One cache of compiled programs for all tests and the processes they start; JAX reads the
+# variables when it is imported.
+_CACHE = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+import jax
+import numpy as np
+import pytest
+
+import cae_jax
+from cae_jax import datasets
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).parent.parent
+ARCHIVES = Path(str(resources.files("cae_jax.datasets"))) / "archives" / "fashion_mnist"
+SMALL = cae_jax.TrainConfig(train_examples=1000, test_examples=300, epochs=3, warmup_steps=4)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """A folder with Fashion-MNIST, prepared from the shipped archives."""
+    folder = tmp_path_factory.mktemp("tfds")
+    datasets.load("fashion_mnist", "train", data_dir=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def test_images() -> np.ndarray:
+    """The 10,000 test images uint8 [N, 28, 28, 1], read without the code under test."""
+    raw = gzip.decompress((ARCHIVES / "t10k-images-idx3-ubyte.gz").read_bytes())
+    return np.frombuffer(raw[16:], np.uint8).reshape(10000, 28, 28, 1)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, data_dir) -> Path:
+    """The folder of a finished run of the config SMALL."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    cae_jax.fit(SMALL, folder, data_dir=data_dir)
+    return folder
+
+
+@pytest.fixture
+def script(data_dir, tmp_path):
+    """Runs a script of the project in a new process, in an empty folder."""
+
+    def call(name: str, *arguments: object) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "TFDS_DATA_DIR": str(data_dir)},
+            timeout=300,
+        )
+
+    return call

@@ -1,0 +1,118 @@
+"""The config's checks, and every file in configs/."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import cae_jax
+from cae_jax import models, train
+from cae_jax.config import TrainConfig, from_dict, load_config, to_dict
+from cae_jax.optimizer import build_optimizer
+from tests.conftest import ROOT
+
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dataset": "cifar"}, "dataset is 'cifar'; it takes fashion_mnist, mnist, kmnist"),
+        ({"model": "vae"}, "it takes conv, simple, deep"),
+        ({"optimizer": "lion"}, "it takes adam, nadam, adamw, adadelta, sgd"),
+        ({"schedule": "step"}, "it takes constant, cosine"),
+        ({"batch_size": 0}, "batch_size is 0; it takes a whole number of at least 1"),
+        ({"batch_size": 128.0}, "batch_size is 128.0; it takes a whole number"),
+        ({"batch_size": 128, "train_examples": 100}, "at most train_examples"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": True}, "epochs is True"),
+        ({"train_examples": 0}, "train_examples is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it takes a positive number"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf; it takes a finite number"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
+        ({"b2": 1.0}, "b2 is 1.0; it takes a number from 0 to below 1"),
+        ({"eps": 0}, "eps is 0.0"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"clip_norm": 0}, "clip_norm is 0.0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+        ({"features": ()}, r"features is \(\); it takes three positive whole numbers"),
+        ({"features": (16, 8, 0)}, "features"),
+        ({"features": (16, 8.0, 8)}, "features"),
+    ],
+)
+def test_bad_values_are_refused_by_name(values, message):
+    with pytest.raises(cae_jax.UserError, match=message):
+        TrainConfig(**values)
+
+
+def test_is_frozen_and_checked_on_replace():
+    config = TrainConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
+    assert dataclasses.replace(config, epochs=3).epochs == 3
+    with pytest.raises(cae_jax.UserError):
+        dataclasses.replace(config, epochs=-3)
+
+
+def test_survives_json():
+    config = TrainConfig(features=(4, 2, 1), clip_norm=1, seed=7)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_unknown_key_names_its_neighbour():
+    with pytest.raises(cae_jax.UserError, match="'epoch'; did you mean epochs"):
+        from_dict({"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "has no get_config"),
+        ("def get_config(): return 3", "gave a int"),
+        ("def get_config(): return {}['x']", "raised KeyError"),
+        ("1 / 0", "raised ZeroDivisionError"),
+        ("def", "raised SyntaxError"),
+        (
+            "from cae_jax import TrainConfig\ndef get_config(): return TrainConfig(epochs=0)",
+            "epochs is 0",
+        ),
+    ],
+)
+def test_bad_config_files_are_refused(tmp_path, text, message):
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(cae_jax.UserError, match=message) as error:
+        load_config(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_config_file():
+    with pytest.raises(cae_jax.UserError, match=r"nowhere\.py is no file"):
+        load_config("nowhere.py")
+
+
+def test_the_default_config_is_the_default():
+    assert load_config(ROOT / "configs" / "fashion_mnist.py") == TrainConfig()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_tells_its_command_and_runs_a_step(path, test_images):
+    config = load_config(path)
+    source = path.read_text()
+    assert f"python scripts/train.py --config configs/{path.name}" in source
+    assert "Result: " in source
+    model = models.build(config, nnx.Rngs(0))
+    optimizer = build_optimizer(config, total_steps=10)
+    run_steps = train.make_run_steps(nnx.graphdef(model), optimizer)
+    batches = jnp.arange(config.batch_size).reshape(1, -1)
+    state, losses = run_steps(
+        train.init_state(model, optimizer), jnp.zeros(1), test_images, batches, 0, 1
+    )
+    assert state.step == 1
+    # With zero biases and small kernels every pixel starts near 1/2: ln 2 = 0.693.
+    assert 0.6 < losses[0] < 0.8

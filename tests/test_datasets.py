@@ -1,0 +1,164 @@
+"""Preparation, cache and errors of the data sets."""
+
+import gzip
+import hashlib
+import multiprocessing
+import shutil
+import struct
+import time
+
+import numpy as np
+import pytest
+import requests
+
+from cae_jax import UserError, datasets
+from cae_jax.datasets.idx_images import ARCHIVES, IdxImages
+from tests import conftest
+
+
+def test_arrays_are_those_of_the_archives(data_dir, test_images):
+    images, labels = datasets.load("fashion_mnist", "test", data_dir=data_dir)
+    raw = gzip.decompress((conftest.ARCHIVES / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(images, test_images)
+    np.testing.assert_array_equal(labels, np.frombuffer(raw[8:], np.uint8))
+
+
+def test_training_images_in_their_original_order(data_dir):
+    images, labels = datasets.load("fashion_mnist", "train", data_dir=data_dir)
+    raw = gzip.decompress((conftest.ARCHIVES / "train-images-idx3-ubyte.gz").read_bytes())
+    assert images.shape == (60000, 28, 28, 1)
+    assert images.tobytes() == raw[16:]
+    assert np.bincount(labels).tolist() == [6000] * 10
+
+
+def test_second_start_is_fast(data_dir):
+    datasets.load("fashion_mnist", "train", data_dir=data_dir)
+    started = time.perf_counter()
+    datasets.load("fashion_mnist", "train", data_dir=data_dir)
+    assert time.perf_counter() - started < 0.5
+
+
+def damage_middle(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_middle,
+        lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.unlink(),
+        lambda path: np.savez(path.open("wb"), fingerprint="another", images=0, labels=0),
+    ],
+    ids=["flipped bit", "truncated", "empty", "missing", "stale"],
+)
+def test_bad_cache_is_rebuilt(data_dir, test_images, damage):
+    cache = data_dir / "idx_images" / "fashion_mnist" / "1.0.0" / "test.cache.npz"
+    datasets.load("fashion_mnist", "test", data_dir=data_dir)
+    intact = cache.read_bytes()
+    damage(cache)
+    images, _ = datasets.load("fashion_mnist", "test", data_dir=data_dir)
+    np.testing.assert_array_equal(images, test_images)
+    assert cache.read_bytes() == intact
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path, monkeypatch):
+    """A folder of four small archives that stand in for MNIST's, with sums on record."""
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    infos = IdxImages.url_infos
+    assert infos is not None
+    infos = dict(infos)
+    for (images, labels), count in zip(ARCHIVES.values(), (30, 20), strict=True):
+        pixels = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        digits = rng.integers(0, 10, count, np.uint8)
+        header = struct.pack(">4I", 0x0803, count, 28, 28)
+        (folder / images).write_bytes(gzip.compress(header + pixels.tobytes()))
+        header = struct.pack(">2I", 0x0801, count)
+        (folder / labels).write_bytes(gzip.compress(header + digits.tobytes()))
+        for name in (images, labels):
+            url = f"https://storage.googleapis.com/cvdf-datasets/mnist/{name}"
+            content = (folder / name).read_bytes()
+            infos[url] = type(infos[url])(len(content), hashlib.sha256(content).hexdigest(), name)
+    monkeypatch.setattr(IdxImages, "url_infos", infos)
+    return folder
+
+
+def test_archives_from_a_folder(tiny_mnist, tmp_path):
+    images, labels = datasets.load("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    raw = gzip.decompress((tiny_mnist / ARCHIVES["train"][0]).read_bytes())
+    assert images.tobytes() == raw[16:]
+    assert labels.shape == (30,)
+    assert len(datasets.load("mnist", "test", data_dir=tmp_path)[0]) == 20
+
+
+def test_an_archive_that_is_not_the_original_is_refused(tiny_mnist, tmp_path):
+    path = tiny_mnist / ARCHIVES["train"][0]
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
+    with pytest.raises(UserError, match=r"not the original .*train-images.*wrong checksum"):
+        datasets.load("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    assert not (tmp_path / "idx_images" / "mnist" / "1.0.0").exists()
+
+
+def test_missing_archives_are_named(tmp_path):
+    (tmp_path / ARCHIVES["test"][1]).touch()
+    with pytest.raises(UserError, match=r"has no train-images.*t10k-images-idx3-ubyte\.gz; it"):
+        datasets.load("mnist", "train", data_dir=tmp_path / "data", archives=tmp_path)
+
+
+def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr(requests, "head", refuse)
+    with pytest.raises(UserError, match=r"storage\.googleapis\.com .*--archives.*fashion_mnist"):
+        datasets.load("mnist", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "message"),
+    [
+        ("cifar10", "train", "it takes fashion_mnist, mnist, kmnist"),
+        ("mnist", "val", "train, test"),
+    ],
+)
+def test_unknown_names_are_refused(config, split, message):
+    with pytest.raises(UserError, match=message):
+        datasets.load(config, split)
+
+
+def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--data-dir"):
+        datasets.load("fashion_mnist", "test", data_dir=tmp_path / "file")
+
+
+def _sum_of_pixels(folder, barrier, queue):
+    barrier.wait()
+    queue.put(int(datasets.load("fashion_mnist", "test", data_dir=folder)[0].sum()))
+
+
+def test_two_processes_may_prepare_at_once(tmp_path, test_images):
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(2), context.Queue()
+    processes = [
+        context.Process(target=_sum_of_pixels, args=(tmp_path, barrier, queue)) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    sums = [queue.get(timeout=240) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sums == [int(test_images.sum(dtype=np.int64))] * 2
+    # Nothing half-written stays behind.
+    assert [path.name for path in (tmp_path / "idx_images" / "fashion_mnist").iterdir()] == [
+        "1.0.0"
+    ]
+    shutil.rmtree(tmp_path)

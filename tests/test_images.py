@@ -1,0 +1,90 @@
+"""Pictures from files."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cae_jax import UserError
+from cae_jax.images import read_images, write_png
+
+
+@pytest.fixture
+def pixels(test_images):
+    return test_images[0, :, :, 0]
+
+
+def test_png_and_npy_give_the_same(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", pixels)
+    np.save(tmp_path / "b.npy", pixels[None, :, :, None] / 255)
+    for name in ("a.png", "a.npy", "b.npy"):
+        images = read_images(tmp_path / name)
+        assert images.shape == (1, 28, 28, 1)
+        np.testing.assert_allclose(images[0, :, :, 0], pixels / 255, atol=1e-7)
+
+
+def test_written_png_reads_back(tmp_path, pixels):
+    write_png(tmp_path / "a.png", pixels[..., None] / 255)
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_empty_array_is_fine(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((0, 28, 28), np.uint8))
+    assert read_images(tmp_path / "a.npy").shape == (0, 28, 28, 1)
+
+
+def test_resize_takes_other_sizes_and_colours(tmp_path):
+    # White on the left half, black on the right one.
+    half = np.zeros((56, 112, 3), np.uint8)
+    half[:, :56] = 255
+    Image.fromarray(half).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", half[None, ..., 0] / 255)
+    for name in ("a.png", "a.npy"):
+        images = read_images(tmp_path / name, resize=True)
+        assert images.shape == (1, 28, 28, 1)
+        assert images[0, :, :12].min() > 0.95
+        assert images[0, :, 16:].max() < 0.05
+
+
+def save_pickle(path):
+    path.write_bytes(pickle.dumps([1, 2]))
+
+
+def save_bomb(path):
+    # 20,000 x 20,000 pixels in 49 kB
+    Image.new("1", (20000, 20000)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "message"),
+    [
+        ("a.png", lambda p: Image.new("RGB", (28, 28)).save(p), "mode RGB.*--resize"),
+        ("a.png", lambda p: Image.new("L", (32, 28)).save(p), "32 x 28 pixels.*--resize"),
+        ("a.png", lambda p: Image.new("I;16", (28, 28)).save(p), "mode I;16"),
+        ("a.png", lambda p: p.write_bytes(b"no picture"), "no intact PNG"),
+        ("a.png", save_bomb, "no intact PNG|too many"),
+        ("a.npy", lambda p: np.save(p, np.zeros((2, 5, 5))), r"shape \[2, 5, 5, 1\]"),
+        ("a.npy", lambda p: np.save(p, np.zeros((2, 28, 28), int)), "images are int64"),
+        ("a.npy", lambda p: np.save(p, np.array([{}])), "no array that can be read"),
+        ("a.npy", save_pickle, "no array that can be read"),
+        ("a.npy", lambda p: p.write_bytes(b""), "no array that can be read"),
+        ("a.jpg", lambda p: p.touch(), r"files end in \.png or \.npy"),
+        ("a.png", lambda p: None, "is no file"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path, name, save, message):
+    path = tmp_path / name
+    save(path)
+    with pytest.raises(UserError, match=message) as error:
+        read_images(path)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_resize_refuses_other_types(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 5, 5), np.int64))
+    with pytest.raises(UserError, match="int64; --resize takes"):
+        read_images(tmp_path / "a.npy", resize=True)

@@ -1,0 +1,101 @@
+"""A trained autoencoder on NumPy images."""
+
+import numpy as np
+import pytest
+
+import cae_jax
+
+
+@pytest.fixture(scope="module")
+def autoencoder(run):
+    return cae_jax.load(run)
+
+
+def test_shapes_and_ranges(autoencoder, test_images):
+    images = test_images[:5]
+    codes = autoencoder.encode(images)
+    assert codes.shape == (5, 4, 4, 8)
+    assert (codes >= 0).all()
+    for pictures in (autoencoder.decode(codes), autoencoder.reconstruct(images)):
+        assert pictures.shape == (5, 28, 28, 1)
+        assert pictures.dtype == np.float32
+        assert 0 <= pictures.min() < pictures.max() <= 1
+
+
+def test_every_form_of_input_gives_the_same(autoencoder, test_images):
+    images = test_images[:5]
+    expected = autoencoder.reconstruct(images)
+    for same in (
+        images[..., 0],
+        images.astype(np.float32) / np.float32(255),
+        images / 255,
+        list(images),
+    ):
+        np.testing.assert_allclose(autoencoder.reconstruct(same), expected, atol=1e-6)
+    np.testing.assert_allclose(autoencoder.decode(autoencoder.encode(images)), expected, atol=1e-6)
+    logits = autoencoder.logits(images).astype(np.float64)
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 513])
+def test_any_number_of_images(autoencoder, test_images, count):
+    pictures = autoencoder.reconstruct(test_images[:count])
+    assert pictures.shape == (count, 28, 28, 1)
+    assert autoencoder.decode(autoencoder.encode(test_images[:count])).shape == pictures.shape
+    for i in range(0, count, 256):  # each image is its own: no mix-up at the batch borders
+        alone = autoencoder.reconstruct(test_images[i : i + 1])
+        np.testing.assert_allclose(pictures[i : i + 1], alone, atol=1e-5)
+
+
+IMAGE = np.zeros((2, 28, 28), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((28, 28), np.uint8), r"shape \[28, 28, 1\]|shape \[28, 28\]"),
+        (np.zeros((2, 32, 32), np.uint8), r"shape \[2, 32, 32, 1\].*28 x 28"),
+        (np.zeros((2, 28, 28, 3), np.uint8), r"shape \[2, 28, 28, 3\]"),
+        (IMAGE.astype(np.int32), "images are int32; they take uint8, or floats"),
+        (IMAGE.astype(object), "images are object"),
+        (IMAGE + 1.5, r"lie in \[1.5, 1.5\]"),
+        (IMAGE - 0.1, r"lie in \[-0.1, -0.1\]"),
+        (IMAGE + np.nan, r"lie in \[nan, nan\]"),
+        (IMAGE + np.inf, r"lie in \[inf, inf\]"),
+    ],
+)
+def test_other_images_are_refused(autoencoder, images, message):
+    with pytest.raises(cae_jax.UserError, match=message):
+        autoencoder.reconstruct(images)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.zeros((2, 32), np.float32), r"shape \[2, 32\]; this model takes \[N, 4, 4, 8\]"),
+        (np.zeros((2, 4, 4, 8), np.int32), "int32"),
+        (np.full((2, 4, 4, 8), np.nan), "finite"),
+    ],
+)
+def test_other_codes_are_refused(autoencoder, codes, message):
+    with pytest.raises(cae_jax.UserError, match=message):
+        autoencoder.decode(codes)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(cae_jax.UserError, match=r"is no run .*config\.json"):
+        cae_jax.load(tmp_path)
+
+
+def test_a_run_without_a_checkpoint(run, tmp_path):
+    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
+    with pytest.raises(cae_jax.UserError, match="no checkpoint yet"):
+        cae_jax.load(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"epochs": 0}', '{"epoch": 1}'])
+def test_a_damaged_config(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(cae_jax.UserError, match=r"config\.json cannot be used"):
+        cae_jax.load(tmp_path)

@@ -1,0 +1,198 @@
+"""Whole runs: files, output, resumption, refusals."""
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import cae_jax
+from cae_jax import history, loop
+from tests.conftest import ROOT, SMALL
+
+
+def parameters(result):
+    return nnx.state(result.autoencoder.model, nnx.Param)
+
+
+def assert_same_run(ours, folder, expected, expected_folder):
+    """Bitwise equal parameters, equal history but for the clock, same checkpoints."""
+    for x, y in zip(
+        jax.tree.leaves(parameters(ours)), jax.tree.leaves(parameters(expected)), strict=True
+    ):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    rows, wanted = (
+        [row[:4] for row in csv.reader((path / "history.csv").open())]
+        for path in (folder, expected_folder)
+    )
+    assert rows == wanted
+    names, wanted = (
+        sorted(path.name for path in (path / "checkpoints").iterdir())
+        for path in (folder, expected_folder)
+    )
+    assert names == wanted
+
+
+@pytest.fixture(scope="module")
+def finished(run, data_dir):
+    """What `fit` gives for the finished run SMALL."""
+    return cae_jax.fit(SMALL, run, data_dir=data_dir)
+
+
+def test_a_run_leaves_its_files(run):
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "history.csv",
+        "history.png",
+        "reconstructions.png",
+        "result.json",
+        "summary.txt",
+        "tensorboard",
+    ]
+    rows = history.read(run / "history.csv")
+    assert [row.epoch for row in rows] == [1, 2, 3]
+    assert [row.step for row in rows] == [8, 16, 24]
+    for row in rows:
+        assert row.images_per_second == pytest.approx(1000 / row.epoch_seconds)
+    assert rows[2].loss < rows[1].loss < rows[0].loss < 0.70
+    result = json.loads((run / "result.json").read_text())
+    assert result["final"] == rows[-1]._asdict()
+    assert result["best"] == min(rows, key=lambda row: row.val_loss)._asdict()
+    assert result["compile_seconds"] > 0
+    assert result["versions"]["jax"] == jax.__version__
+    assert result["config"] == json.loads((run / "config.json").read_text())
+    assert "Total params: 4,385" in (run / "summary.txt").read_text()
+    for name in ("history.png", "reconstructions.png"):
+        with Image.open(run / name) as image:
+            assert np.asarray(image.convert("L")).std() > 10
+    events = next((run / "tensorboard").iterdir()).read_bytes()
+    assert all(tag in events for tag in (b"loss", b"val_loss", b"images_per_second"))
+
+
+def test_val_loss_is_that_of_the_saved_parameters(run, test_images):
+    logits = cae_jax.load(run).logits(test_images[:300]).astype(np.float64)
+    x = test_images[:300] / 255
+    bce = (np.logaddexp(0, logits) - x * logits).mean()
+    assert history.read(run / "history.csv")[-1].val_loss == pytest.approx(bce, rel=1e-5)
+
+
+def test_same_config_same_bits_whatever_the_chunks(run, finished, data_dir, tmp_path):
+    again = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
+    assert_same_run(again, tmp_path / "run", finished, run)
+
+
+def test_another_seed_gives_another_model(finished, data_dir, tmp_path):
+    config = dataclasses.replace(SMALL, seed=1, epochs=1)
+    other = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
+    assert other.history[0].loss != finished.history[0].loss
+
+
+@pytest.mark.parametrize("moment", ["after history", "after checkpoint"])
+def test_a_run_that_broke_off_resumes_exactly(
+    run, finished, data_dir, tmp_path, monkeypatch, moment
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        where = {
+            "after history": (loop.Checkpoints, "save"),
+            "after checkpoint": (loop, "_print_row"),
+        }[moment]
+        original, calls = getattr(*where), []
+
+        def break_off(*arguments):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        patch.setattr(*where, break_off)
+        with pytest.raises(KeyboardInterrupt):
+            cae_jax.fit(SMALL, folder, data_dir=data_dir)
+    assert not (folder / "result.json").exists()
+    resumed = cae_jax.fit(SMALL, folder, data_dir=data_dir)
+    assert_same_run(resumed, folder, finished, run)
+    assert [row.epoch for row in resumed.history] == [1, 2, 3]
+
+
+def test_kill_9_then_the_same_command_ends_with_the_same_bits(run, finished, data_dir, tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "train.py", "--workdir", tmp_path / "run"]
+    command += ["--train-examples", 1000, "--test-examples", 300, "--epochs", 3]
+    command += ["--warmup-steps", 4, "--data-dir", data_dir]
+    with subprocess.Popen(map(str, command), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Epoch 2/3"):
+                os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    subprocess.run(list(map(str, command)), check=True, timeout=300)
+    ours = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+    assert_same_run(ours, tmp_path / "run", finished, run)
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(run, data_dir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")}
+    result = (run / "result.json").read_bytes()
+    cae_jax.fit(SMALL, run, data_dir=data_dir)
+    assert "finished after 3 epochs" in capsys.readouterr().out
+    assert (run / "result.json").read_bytes() == result
+    after = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")}
+    assert after == before
+
+
+def test_another_config_is_refused_naming_the_keys(run, data_dir):
+    config = dataclasses.replace(SMALL, seed=5, learning_rate=0.5)
+    with pytest.raises(cae_jax.UserError) as error:
+        cae_jax.fit(config, run, data_dir=data_dir)
+    assert "learning_rate (0.02 there, 0.5 now), seed (0 there, 5 now)" in str(error.value)
+    assert "--overwrite" in str(error.value)
+
+
+def test_overwrite_starts_anew_and_spares_other_files(run, data_dir, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "notes.txt").write_text("mine")
+    config = dataclasses.replace(SMALL, epochs=1)
+    rows = cae_jax.fit(config, folder, data_dir=data_dir, overwrite=True).history
+    assert len(rows) == 1
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["8"]
+
+
+def test_a_history_that_lost_rows_is_refused(run, data_dir, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "history.csv").unlink()
+    with pytest.raises(cae_jax.UserError, match=r"history\.csv does not reach"):
+        cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+
+
+def test_unusable_workdirs_and_batches_are_refused(run, data_dir, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(cae_jax.UserError, match="is a file"):
+        cae_jax.fit(SMALL, tmp_path / "file", data_dir=data_dir)
+    config = cae_jax.TrainConfig(batch_size=60001)
+    with pytest.raises(cae_jax.UserError, match="at most the 60000 images"):
+        cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(cae_jax.UserError, match="chunk_steps is 0"):
+        cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir, chunk_steps=0)
+
+
+def test_history_survives_a_row_cut_off(tmp_path):
+    path = tmp_path / "history.csv"
+    row = history.Row(1, 469, 0.1 + 0.2, 1e-17, 4.5, 13333.3)
+    history.append(path, row)
+    with path.open("a") as file:
+        file.write("2,938,0.29")
+    assert history.read(path) == [row]
+    history.rewrite(path, [row])
+    assert len(path.read_text().splitlines()) == 2
