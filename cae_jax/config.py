@@ -87,20 +87,22 @@ class TrainConfig:
 
 def _check_types(config: TrainConfig) -> None:
     for name, hint in typing.get_type_hints(TrainConfig).items():
-        value = getattr(config, name)
+        value: Any = getattr(config, name)
         if typing.get_origin(hint) is Literal:
             choices = typing.get_args(hint)
             if value not in choices:
                 raise UserError(f"{name} is {value!r}; it takes {', '.join(choices)}")
-        elif hint is int or hint == int | None:
-            if type(value) is not int and not (value is None and hint != int):
+        elif hint in (int, int | None):
+            if type(value) is not int and not (value is None and hint is not int):
                 raise UserError(f"{name} is {value!r}; it takes a whole number")
-        elif hint is float or hint == float | None:
-            if value is None and hint != float:
+        elif hint in (float, float | None):
+            if value is None and hint is not float:
                 continue
-            if type(value) not in (int, float) or not math.isfinite(value):
+            if not _is_finite_number(value):
                 raise UserError(f"{name} is {value!r}; it takes a finite number")
-            object.__setattr__(config, name, float(value))  # 1 and 1.0 are the same config
+            object.__setattr__(
+                config, name, float(typing.cast(float, value))
+            )  # 1 and 1.0 are the same config
         elif name == "features":
             if (
                 not isinstance(value, (tuple, list))
@@ -109,6 +111,10 @@ def _check_types(config: TrainConfig) -> None:
             ):
                 raise UserError(f"features is {value!r}; it takes three positive whole numbers")
             object.__setattr__(config, name, tuple(value))
+
+
+def _is_finite_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _check_ranges(config: TrainConfig) -> None:
@@ -179,6 +185,6 @@ def load_config(path: str | Path) -> TrainConfig:
         raise UserError(f"config {path} raised {type(error).__name__}: {error}") from error
     if not isinstance(config, TrainConfig):
         raise UserError(
-            f"config {path}: get_config() gave a {type(config).__name__}; it must give a TrainConfig"
+            f"config {path}: get_config() gave a {type(config).__name__}; it takes a TrainConfig"
         )
     return config

@@ -21,14 +21,14 @@ class Quality(NamedTuple):
 
 
 @jax.jit
-def _measure(logits: jax.Array, targets: jax.Array) -> Quality:
+def _measure(logits: jax.Array, targets: jax.Array) -> dict[str, jax.Array]:
     images = jax.nn.sigmoid(logits)
-    return Quality(
-        bce=metrics.bce(logits, targets),
-        mse=metrics.mse(images, targets),
-        psnr=metrics.psnr(images, targets),
-        ssim=metrics.ssim(images, targets),
-    )
+    return {
+        "bce": metrics.bce(logits, targets),
+        "mse": metrics.mse(images, targets),
+        "psnr": metrics.psnr(images, targets),
+        "ssim": metrics.ssim(images, targets),
+    }
 
 
 def evaluate(autoencoder: Autoencoder, images: np.ndarray) -> Quality:
@@ -44,5 +44,8 @@ def evaluate(autoencoder: Autoencoder, images: np.ndarray) -> Quality:
         for batch in (targets[i : i + _BATCH] for i in range(0, len(targets), _BATCH))
     ]
     return Quality(
-        *(np.concatenate(column).astype(np.float64) for column in zip(*parts, strict=True))
+        **{
+            name: np.concatenate([part[name] for part in parts]).astype(np.float64)
+            for name in Quality._fields
+        }
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def save_rows(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
@@ -40,7 +41,7 @@ def save_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[flo
         axis.plot(columns["epoch"], columns["loss"], ":", label=f"{label} loss", **style)
         axis.plot(columns["epoch"], columns["val_loss"], "-", label=f"{label} val_loss", **style)
     axis.set(xlabel="epoch", ylabel="binary cross-entropy (nats)")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     figure.savefig(path, dpi=110)

@@ -58,7 +58,7 @@ def _read_png(path: Path, resize: bool) -> np.ndarray:
                     "8-bit grey ones (mode L), or --resize to convert"
                 )
             grey = image.convert("L")
-            return np.asarray(grey.resize((28, 28), Image.Resampling.LANCZOS))[None]
+            return np.asarray(grey.resize((28, 28), Image.Resampling.BILINEAR))[None]
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"no intact PNG ({error})") from error
 
@@ -80,5 +80,7 @@ def _read_npy(path: Path, resize: bool) -> np.ndarray:
             "[N, H, W, 1] of uint8, float32 or float64"
         )
     images = images.astype(images.dtype if images.dtype == np.uint8 else np.float32)
-    resized = [Image.fromarray(image).resize((28, 28), Image.Resampling.BOX) for image in images]
-    return np.stack(resized) if resized else np.zeros((0, 28, 28), images.dtype)
+    resized = np.empty((len(images), 28, 28), images.dtype)
+    for i, image in enumerate(images):
+        resized[i] = np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR))
+    return resized

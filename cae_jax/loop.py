@@ -52,7 +52,7 @@ def fit(
         overwrite: start anew where a run exists.
         data_dir: see `cae_jax.datasets.load`.
         archives: see `cae_jax.datasets.load`.
-        chunk_steps: steps between two updates of the progress bar; the result does not depend on it.
+        chunk_steps: steps between two updates of the progress bar; without effect on the result.
 
     Raises:
         UserError: data or folder cannot be used, or the folder holds a run of another config.
@@ -114,8 +114,7 @@ class _Programs:
         optimizer = build_optimizer(config, self.steps * config.epochs)
         graphdef, _ = nnx.split(model, nnx.Param)
         self.init_state = train.init_state(model, optimizer)
-        self._run_steps = train.make_run_steps(graphdef, optimizer)
-        self._evaluate = train.make_evaluate(graphdef)
+        self._jitted = train.make_run_steps(graphdef, optimizer), train.make_evaluate(graphdef)
 
     def compile(self) -> float:
         """Compiles all programs ahead of the first epoch; returns and prints the seconds."""
@@ -127,10 +126,11 @@ class _Programs:
         batches = jax.ShapeDtypeStruct((self.steps, self.config.batch_size), jnp.int32)
         losses = jax.ShapeDtypeStruct((self.steps,), jnp.float32)
         step = np.int32(0)
-        self._run_steps = self._run_steps.lower(
+        run_steps, evaluate = self._jitted
+        self._run_steps = run_steps.lower(
             self.init_state, losses, self.train_images, batches, step, step
         ).compile()
-        self._evaluate = self._evaluate.lower(self.init_state.params, self.test_images).compile()
+        self._evaluate = evaluate.lower(self.init_state.params, self.test_images).compile()
         seconds = time.perf_counter() - started
         print(f"Compiled in {seconds:.1f}s for {_device_name()}")
         return seconds

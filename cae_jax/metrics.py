@@ -32,4 +32,4 @@ def ssim(images: jax.Array, targets: jax.Array) -> jax.Array:
 
     Wang et al. 2004, with the paper's 11 x 11 Gaussian window of standard deviation 1.5.
     """
-    return dm_pix.ssim(images, targets)
+    return jnp.asarray(dm_pix.ssim(images, targets))

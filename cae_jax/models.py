@@ -4,6 +4,7 @@ All models map images ``[N, 28, 28, 1]`` in [0, 1] to a code (`encode`) and a co
 ``[N, 28, 28, 1]`` (`decode`); the sigmoid of the logits is the image.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -99,7 +100,7 @@ class DenseAutoencoder(nnx.Module):
     def __init__(self, widths: tuple[int, ...], *, rngs: nnx.Rngs):
         sizes = (784, *widths, *widths[-2::-1], 784)
         self.depth = len(widths)
-        for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+        for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes), start=1):
             layer = nnx.Linear(
                 n_in, n_out, kernel_init=_KERNEL_INIT, bias_init=_BIAS_INIT, rngs=rngs
             )

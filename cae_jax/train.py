@@ -81,7 +81,9 @@ def make_loss(graphdef: nnx.GraphDef) -> Callable[..., jax.Array]:
     return loss
 
 
-def make_run_steps(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Callable:
+def make_run_steps(
+    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
+) -> jax.stages.Wrapped:
     """The compiled loop over training steps.
 
     Returns:
@@ -100,6 +102,7 @@ def make_run_steps(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformati
         loss, grads = value_and_grad(state.params, x_BxHxWxC, x_BxHxWxC, weights_B)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        assert isinstance(params, nnx.State)
         return TrainState(params, opt_state, state.step + 1), loss
 
     @partial(jax.jit, donate_argnames=("state", "losses_S"))
@@ -114,7 +117,7 @@ def make_run_steps(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformati
     return run_steps
 
 
-def make_evaluate(graphdef: nnx.GraphDef) -> Callable[[nnx.State, jax.Array], jax.Array]:
+def make_evaluate(graphdef: nnx.GraphDef) -> jax.stages.Wrapped:
     """``evaluate(params, images_NxHxWxC)``: the binary cross-entropy of each image, ``[N]``."""
 
     @jax.jit

@@ -53,7 +53,7 @@ def damage_middle(path):
         lambda path: path.write_bytes(path.read_bytes()[:-1000]),
         lambda path: path.write_bytes(b""),
         lambda path: path.unlink(),
-        lambda path: np.savez(path.open("wb"), fingerprint="another", images=0, labels=0),
+        lambda path: np.savez(path, fingerprint="another", images=0, labels=0),
     ],
     ids=["flipped bit", "truncated", "empty", "missing", "stale"],
 )

@@ -31,7 +31,7 @@ def assert_same_run(ours, folder, expected, expected_folder):
     ):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
     rows, wanted = (
-        [row[:4] for row in csv.reader((path / "history.csv").open())]
+        [row[:4] for row in csv.reader((path / "history.csv").read_text().splitlines())]
         for path in (folder, expected_folder)
     )
     assert rows == wanted

@@ -6,6 +6,7 @@ import os
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -50,7 +51,7 @@ def load(
             _prepare(builder, archives)
     except OSError as error:
         raise UserError(
-            f"data set {config} cannot be prepared ({error}); give a writable folder with --data-dir"
+            f"data set {config} cannot be prepared ({error}); give a writable --data-dir"
         ) from error
     return _read_cached(builder, split)
 
@@ -132,7 +133,8 @@ def _read_cached(builder: idx_images.IdxImages, split: str) -> tuple[np.ndarray,
     cache = Path(builder.data_dir) / f"{split}.cache.npz"
     fingerprint = _fingerprint(builder, split)
     try:
-        with np.load(cache, allow_pickle=False) as arrays:  # zip checks a CRC-32 per array
+        # zip checks a CRC-32 of each array
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if arrays["fingerprint"].item() == fingerprint:
                 return arrays["images"], arrays["labels"]
     except Exception:  # whatever is wrong with a cache, the remedy is the same
@@ -145,7 +147,7 @@ def _read_cached(builder: idx_images.IdxImages, split: str) -> tuple[np.ndarray,
 
 
 def _read_records(builder: idx_images.IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
-    source = builder.as_data_source(split)
+    source: Any = builder.as_data_source(split)  # pyright: ignore[reportCallIssue] - hidden by TFDS's decorator
     images = np.empty((len(source), 28, 28, 1), np.uint8)
     labels = np.empty(len(source), np.int32)
     for i in range(len(source)):

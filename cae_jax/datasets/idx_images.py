@@ -102,7 +102,7 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
             for split, (images, labels) in ARCHIVES.items()
         }
 
-    def _generate_examples(self, images: str, labels: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, images: Any, labels: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         examples = zip(*idx.read_examples(images, labels), strict=True)
         for index, (image, label) in enumerate(examples):
             yield index, {"image": image, "label": int(label)}
