@@ -37,7 +37,7 @@ class FitResult(NamedTuple):
 
 def fit(
     config: TrainConfig,
-    workdir: str | Path,
+    workdir: str | Path = "runs/fit",
     *,
     overwrite: bool = False,
     data_dir: str | Path | None = None,
@@ -67,32 +67,46 @@ def fit(
     model = models.build(config, nnx.Rngs(params=init_key))
     rundir.write_text(workdir / "summary.txt", layer_table(model) + "\n")
     programs = _Programs(config, model, train_images, test_images, order_key)
+    compile_seconds = None
     with open_checkpoints(rundir.checkpoint_folder(workdir)) as checkpoints:
         state, rows = _resume(programs.init_state, checkpoints, workdir)
-        finished = len(rows) >= config.epochs and (workdir / "result.json").exists()
-        if finished:
-            print(f"{workdir} is finished after {len(rows)} epochs; --overwrite starts anew")
-        elif rows:
-            print(f"{workdir} resumes after epoch {rows[-1].epoch}")
-        compile_seconds = programs.compile() if len(rows) < config.epochs else None
-        with tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=len(rows) + 1
-        ) as writer:
-            for epoch in range(len(rows) + 1, config.epochs + 1):
-                state, row = programs.run_epoch(state, epoch, chunk_steps)
-                # The history first: a checkpoint never knows more epochs than it.
-                history.append(workdir / "history.csv", row)
-                rows.append(row)
-                checkpoints.save(state, row.val_loss)
-                for name in ("loss", "val_loss", "images_per_second"):
-                    writer.add_scalar(name, getattr(row, name), row.epoch)
-                _print_row(row, config.epochs)
+        if len(rows) < config.epochs:
+            compile_seconds = programs.compile()
+            state = _train(programs, state, rows, checkpoints, workdir, chunk_steps)
 
     nnx.update(model, state.params)
     autoencoder = Autoencoder(config, model)
-    if not finished:
+    if (workdir / "result.json").exists():
+        print(f"{workdir} is finished after {len(rows)} epochs; --overwrite starts anew")
+    else:
         _write_results(workdir, autoencoder, rows, test_images[:10], compile_seconds)
     return FitResult(autoencoder, rows)
+
+
+def _train(
+    programs: "_Programs",
+    state: train.TrainState,
+    rows: list[history.Row],
+    checkpoints: Checkpoints,
+    workdir: Path,
+    chunk_steps: int,
+) -> train.TrainState:
+    """Trains the epochs that `rows` lacks, adds them to it, and saves each."""
+    epochs = programs.config.epochs
+    if rows:
+        print(f"{workdir} resumes after epoch {rows[-1].epoch}")
+    folder = str(workdir / "tensorboard")
+    with tensorboardX.SummaryWriter(folder, purge_step=len(rows) + 1) as writer:
+        for epoch in range(len(rows) + 1, epochs + 1):
+            state, row = programs.run_epoch(state, epoch, chunk_steps)
+            # The history first: a checkpoint never knows more epochs than it.
+            history.append(workdir / "history.csv", row)
+            rows.append(row)
+            checkpoints.save(state, row.val_loss)
+            for name in ("loss", "val_loss", "images_per_second"):
+                writer.add_scalar(name, getattr(row, name), row.epoch)
+            _print_row(row, epochs)
+    return state
 
 
 class _Programs:

@@ -142,3 +142,19 @@ def test_the_bar_shows_in_a_terminal(data_dir, tmp_path):
     assert process.wait(timeout=300) == 0
     assert b"Epoch 1/2: " in output
     assert b"step/s]" in output
+
+
+def test_curves(script, run, tmp_path):
+    log = ROOT / "docs" / "lab_log.csv"
+    process = script("curves.py", log, run, "--figure", "curves.png")
+    assert process.returncode == 0, process.stderr
+    first = history.read(run / "history.csv")[0]
+    lines = process.stdout.splitlines()
+    assert lines[0] == "| epoch | lab_log | small |"
+    assert lines[2] == f"| 1 | 0.3205 / 0.3229 | {first.loss:.4f} / {first.val_loss:.4f} |"
+    assert lines[-1] == "| 20 | 0.2893 / 0.2894 |  |"
+    with Image.open(tmp_path / "curves.png") as figure:
+        assert figure.width > 500
+    (tmp_path / "bad.csv").write_text("epoch,loss\n1,x\n")
+    assert_fails_in_one_line(script("curves.py", "bad.csv"), "bad.csv lacks the numeric columns")
+    assert_fails_in_one_line(script("curves.py", "nowhere"), "nowhere cannot be read")
