@@ -45,7 +45,7 @@ def user_errors() -> Iterator[None]:
 
 def fail(message: str) -> NoReturn:
     """Prints a one-line error and exits with code 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
 

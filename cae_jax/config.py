@@ -53,8 +53,8 @@ class TrainConfig:
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after the warm-up: constant, or a cosine down to 0 at the last step."""
 
-    warmup_steps: int = 500
-    """Steps over which the learning rate rises linearly from 0 to its peak."""
+    warmup_steps: int = 1500
+    """Steps over which the learning rate rises linearly from 0; at most half of all steps."""
 
     b1: float = 0.9
     """Decay of the mean gradient. Optimizers adam, nadam, adamw."""

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from cae_jax import metrics
-from cae_jax.inference import Autoencoder, prepare_images
+from cae_jax.inference import MAX_BATCH, Autoencoder, prepare_images
 
-_BATCH = 1000
+_BATCH = MAX_BATCH
 
 
 class Quality(NamedTuple):
@@ -37,6 +37,9 @@ def evaluate(autoencoder: Autoencoder, images: np.ndarray) -> Quality:
     Args:
         autoencoder: a trained model.
         images: as `Autoencoder.reconstruct` takes them, N at least 1.
+
+    Raises:
+        UserError: images that a model does not take.
     """
     targets = prepare_images(images)
     parts = [

@@ -24,7 +24,7 @@ def save_rows(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
         for axis in row:
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    figure.savefig(path, dpi=110)
+    _save(figure, Path(path))
 
 
 def save_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -44,4 +44,11 @@ def save_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[flo
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    _save(figure, Path(path))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes a PNG whatever the name ends in, atomically."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(path)

@@ -4,6 +4,8 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
+from cae_jax.errors import UserError
+
 
 class Row(NamedTuple):
     """What is known after an epoch.
@@ -36,15 +38,24 @@ def append(path: Path, row: Row) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """All whole rows; a last one cut off by a crash is left out."""
+    """All whole rows; a last one cut off by a crash is left out.
+
+    Raises:
+        UserError: a line that is no row.
+    """
     if not path.exists():
         return []
     rows = []
-    with path.open(newline="") as file:
-        for values in csv.reader(line for line in file if line.endswith("\n")):
-            if values and values[0] != "epoch":
-                epoch, step, *rest = values
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n") and not line.startswith("epoch"):
+            try:
+                epoch, step, *rest = line.split(",")
                 rows.append(Row(int(epoch), int(step), *map(float, rest)))
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"{path} has the line {line.strip()!r}; restore it, or start anew with "
+                    "--overwrite"
+                ) from error
     return rows
 
 

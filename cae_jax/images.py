@@ -65,8 +65,9 @@ def _read_png(path: Path, resize: bool) -> np.ndarray:
 
 def _read_npy(path: Path, resize: bool) -> np.ndarray:
     try:
-        images = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as file:  # np.load would open archives of any kind too
+            images = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError) as error:
         raise UserError(f"no array that can be read ({error}); save it with numpy.save") from error
     if images.ndim == 2:
         images = images[None]
@@ -74,7 +75,11 @@ def _read_npy(path: Path, resize: bool) -> np.ndarray:
         return images
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
-    if images.ndim != 3 or images.dtype not in (np.uint8, np.float32, np.float64):
+    if (
+        images.ndim != 3
+        or 0 in images.shape[1:]
+        or images.dtype not in (np.uint8, np.float32, np.float64)
+    ):
         raise UserError(
             f"array {list(images.shape)} of {images.dtype}; --resize takes [H, W], [N, H, W] or "
             "[N, H, W, 1] of uint8, float32 or float64"

@@ -16,6 +16,8 @@ from cae_jax.errors import UserError
 
 # The most images that go to the device at once.
 MAX_BATCH = 512
+# To read a checkpoint before the trainer that is still at work removes it.
+_TRIES = 5
 
 
 class Autoencoder:
@@ -123,9 +125,16 @@ def load(run: str | Path, *, best: bool = False) -> Autoencoder:
     run = Path(run)
     config = rundir.read_config(run)
     model = models.build(config, nnx.Rngs(0))
-    with open_checkpoints(rundir.checkpoint_folder(run), read_only=True) as checkpoints:
-        step = checkpoints.best_step() if best else checkpoints.latest_step()
-        if step is None:
-            raise UserError(f"run {run} has no checkpoint yet; train it for at least one epoch")
-        nnx.update(model, checkpoints.restore_params(step, nnx.state(model, nnx.Param)))
-    return Autoencoder(config, model)
+    folder = rundir.checkpoint_folder(run)
+    for _ in range(_TRIES):
+        with open_checkpoints(folder, read_only=True) as checkpoints:
+            step = checkpoints.best_step() if best else checkpoints.latest_step()
+            if step is None:
+                raise UserError(f"run {run} has no checkpoint yet; train it for at least one epoch")
+            try:
+                nnx.update(model, checkpoints.restore_params(step, nnx.state(model, nnx.Param)))
+                return Autoencoder(config, model)
+            except UserError:
+                if (folder / str(step)).exists():
+                    raise
+    raise UserError(f"run {run} is trained too fast to read a checkpoint of it; wait and try again")

@@ -1,5 +1,6 @@
 """`fit`: a whole training run with its files, its output and its resumption."""
 
+import math
 import time
 from importlib import metadata
 from pathlib import Path
@@ -71,6 +72,7 @@ def fit(
     with open_checkpoints(rundir.checkpoint_folder(workdir)) as checkpoints:
         state, rows = _resume(programs.init_state, checkpoints, workdir)
         if len(rows) < config.epochs:
+            (workdir / "result.json").unlink(missing_ok=True)
             compile_seconds = programs.compile()
             state = _train(programs, state, rows, checkpoints, workdir, chunk_steps)
 
@@ -99,12 +101,18 @@ def _train(
     with tensorboardX.SummaryWriter(folder, purge_step=len(rows) + 1) as writer:
         for epoch in range(len(rows) + 1, epochs + 1):
             state, row = programs.run_epoch(state, epoch, chunk_steps)
-            # The history first: a checkpoint never knows more epochs than it.
+            if not (math.isfinite(row.loss) and math.isfinite(row.val_loss)):
+                raise UserError(
+                    f"loss {row.loss}, val_loss {row.val_loss} after epoch {epoch}; lower "
+                    "--learning-rate or set --clip-norm, and give another --workdir or --overwrite"
+                )
+            # The checkpoint last: it never knows of an epoch that the others do not.
             history.append(workdir / "history.csv", row)
             rows.append(row)
-            checkpoints.save(state, row.val_loss)
             for name in ("loss", "val_loss", "images_per_second"):
                 writer.add_scalar(name, getattr(row, name), row.epoch)
+            writer.flush()
+            checkpoints.save(state, row.val_loss)
             _print_row(row, epochs)
     return state
 
@@ -202,10 +210,15 @@ def _resume(
     path = workdir / "history.csv"
     step = checkpoints.latest_step() or 0
     rows = [row for row in history.read(path) if row.step <= step]
-    if step != (rows[-1].step if rows else 0):
+    epochs = [row.epoch for row in rows]
+    if step != (rows[-1].step if rows else 0) or epochs != list(range(1, len(rows) + 1)):
         raise UserError(
-            f"{path} does not reach the newest checkpoint, step {step}; restore it, or start anew "
-            "with --overwrite"
+            f"{path} does not fit the newest checkpoint, step {step}; restore what is missing, or "
+            "start anew with --overwrite"
+        )
+    if not step and (workdir / "result.json").exists():
+        raise UserError(
+            f"{workdir} is finished but its checkpoints are gone; start anew with --overwrite"
         )
     history.rewrite(path, rows)
     return (checkpoints.restore(step, like=state) if step else state), rows

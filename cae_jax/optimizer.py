@@ -33,13 +33,12 @@ def build_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTran
 
 def build_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
     """The learning rate as a function of the step."""
+    warmup_steps = min(config.warmup_steps, total_steps // 2)  # short trials warm up too
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(
-            config.learning_rate, max(1, total_steps - config.warmup_steps)
-        )
+        after = optax.cosine_decay_schedule(config.learning_rate, total_steps - warmup_steps)
     else:
         after = optax.constant_schedule(config.learning_rate)
-    if config.warmup_steps == 0:
+    if warmup_steps == 0:
         return after
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    warmup = optax.linear_schedule(0.0, config.learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps])

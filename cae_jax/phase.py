@@ -139,7 +139,8 @@ def _channel(bias_F: jax.Array) -> jax.Array:
 
 def _first_max(x: jax.Array, y: jax.Array) -> jax.Array:
     """The maximum; at a tie the gradient goes to the first, where `jnp.maximum` would halve it."""
-    return jnp.where(x >= y, x, y)
+    # "not less", so that a NaN in x stays; one in y alone cannot be, the phases share a window.
+    return jnp.where(x < y, y, x)
 
 
 def _mask_last(y: jax.Array, *, axis: int) -> jax.Array:

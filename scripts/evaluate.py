@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 import cae_jax
-from cae_jax import cli, datasets, figures
+from cae_jax import cli, datasets, figures, rundir
 from cae_jax.evaluate import evaluate
 
 
@@ -55,12 +55,12 @@ def main() -> None:
         print_table(rows)
         try:
             if flags.json:
-                flags.json.write_text(json.dumps(rows, indent=2) + "\n")
+                rundir.write_text(flags.json, json.dumps(rows, indent=2) + "\n")
             if flags.figure:
                 pictures = {run: model.reconstruct(images[:10]) for run, model in models.items()}
                 figures.save_rows(flags.figure, {"original": images[:10] / 255, **pictures})
         except OSError as error:
-            raise cae_jax.UserError(f"{error.filename} cannot be written ({error})") from error
+            raise cae_jax.UserError(f"--json or --figure cannot be written ({error})") from error
 
 
 def row(run: str, autoencoder: cae_jax.Autoencoder, images: np.ndarray) -> dict:

@@ -3,6 +3,7 @@
 python scripts/reconstruct.py runs/fashion_mnist picture.png images.npy --out reconstructed
 """
 
+import collections
 import dataclasses
 from pathlib import Path
 from typing import Annotated
@@ -43,8 +44,12 @@ def main() -> None:
             array = file.suffix.lower() == ".npy"
             names += [f"{file.stem}-{i:04}" if array else file.stem for i in range(len(images))]
             pictures.append(images)
-        for name in {name for name in names if names.count(name) > 1}:
-            raise cae_jax.UserError(f"two pictures would become {name}.png; rename one file")
+        for name, count in collections.Counter(names).items():
+            output = flags.out / f"{name}.png"
+            if count > 1:
+                raise cae_jax.UserError(f"{count} pictures would become {output}; rename the files")
+            if output.resolve() in {file.resolve() for file in flags.files}:
+                raise cae_jax.UserError(f"{output} is one of the pictures; give another --out")
         reconstructions = cae_jax.load(flags.run).reconstruct(np.concatenate(pictures))
         try:
             flags.out.mkdir(parents=True, exist_ok=True)

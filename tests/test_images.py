@@ -49,6 +49,11 @@ def test_resize_takes_other_sizes_and_colours(tmp_path):
         assert images[0, :, 16:].max() < 0.05
 
 
+def save_archive(path):
+    with path.open("wb") as file:
+        np.savez(file, x=1)
+
+
 def save_pickle(path):
     path.write_bytes(pickle.dumps([1, 2]))
 
@@ -71,6 +76,8 @@ def save_bomb(path):
         ("a.npy", lambda p: np.save(p, np.array([{}])), "no array that can be read"),
         ("a.npy", save_pickle, "no array that can be read"),
         ("a.npy", lambda p: p.write_bytes(b""), "no array that can be read"),
+        ("a.npy", save_archive, "no array that can be read"),
+        ("a.npy", lambda p: p.write_bytes(b"PK\3\4 and no more"), "no array that can be read"),
         ("a.jpg", lambda p: p.touch(), r"files end in \.png or \.npy"),
         ("a.png", lambda p: None, "is no file"),
     ],

@@ -171,8 +171,33 @@ def test_overwrite_starts_anew_and_spares_other_files(run, data_dir, tmp_path):
 def test_a_history_that_lost_rows_is_refused(run, data_dir, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "history.csv").unlink()
-    with pytest.raises(cae_jax.UserError, match=r"history\.csv does not reach"):
+    with pytest.raises(cae_jax.UserError, match=r"history\.csv does not fit"):
         cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+    (tmp_path / "run" / "history.csv").write_text("epoch,step\n1,x\n")
+    with pytest.raises(cae_jax.UserError, match=r"history\.csv has the line '1,x'"):
+        cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+
+
+def test_a_finished_run_that_lost_its_last_checkpoint_is_completed(
+    run, finished, data_dir, tmp_path
+):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "24")
+    again = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+    assert_same_run(again, tmp_path / "run", finished, run)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["final"]["epoch_seconds"] == again.history[-1].epoch_seconds
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(cae_jax.UserError, match="its checkpoints are gone"):
+        cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(data_dir, tmp_path):
+    config = dataclasses.replace(SMALL, optimizer="sgd", learning_rate=1e30, schedule="constant")
+    with pytest.raises(cae_jax.UserError, match=r"after epoch 1; lower --learning-rate"):
+        cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
+    assert not any((tmp_path / "run" / "checkpoints").iterdir())
+    assert not (tmp_path / "run" / "history.csv").exists()
 
 
 def test_unusable_workdirs_and_batches_are_refused(run, data_dir, tmp_path):

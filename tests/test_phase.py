@@ -90,8 +90,11 @@ def test_first_maximum_gets_the_gradient_at_ties(size):
 @pytest.mark.parametrize("form", FORMS)
 def test_not_a_number_stays_visible(form):
     x, kernel, bias = random_layer(0, 1, 6, 6, 2, 3)
-    y = FORMS[form][0](x.at[0, 2, 2, 0].set(jnp.nan), kernel, bias)
-    assert jnp.isnan(y).any()
+    x = x.at[0, 2, 2, 0].set(jnp.nan)
+    ours, plain = (function(x, kernel, bias) for function in FORMS[form])
+    # Wherever the plain form has one; ours may have more, since it multiplies NaN by 0 too.
+    assert jnp.isnan(plain).any()
+    assert jnp.isnan(ours)[jnp.isnan(plain)].all()
 
 
 def test_unknown_padding_is_refused():

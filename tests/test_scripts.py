@@ -108,6 +108,8 @@ def test_reconstruct(script, run, tmp_path, test_images):
     assert names == ["boot.png", "two-0000.png", "two-0001.png"]
     with Image.open(tmp_path / "out" / "boot.png") as image:
         assert (image.mode, image.size) == ("L", (28, 28))
+    refused = script("reconstruct.py", run, "boot.png", "--out", ".")
+    assert_fails_in_one_line(refused, "boot.png is one of the pictures; give another --out")
     refused = script("reconstruct.py", run, "boot.png", "colour.png", "--out", "new")
     assert_fails_in_one_line(refused, "colour.png: 30 x 30 pixels of mode RGB")
     assert not (tmp_path / "new").exists()

@@ -171,6 +171,10 @@ def test_schedule_warms_up_and_ends_at_zero():
     schedule = build_schedule(cae_jax.TrainConfig(learning_rate=2.0, warmup_steps=100), 1100)
     rates = [float(schedule(step)) for step in (0, 50, 100, 600, 1100)]
     assert rates == pytest.approx([0, 1, 2, 1, 0], abs=1e-6)
+    # A short trial warms up for half of its steps.
+    schedule = build_schedule(cae_jax.TrainConfig(learning_rate=2.0, warmup_steps=100), 8)
+    rates = [float(schedule(step)) for step in (0, 2, 4, 6, 8)]
+    assert rates == pytest.approx([0, 1, 2, 1, 0], abs=1e-6)
 
 
 @pytest.mark.slow

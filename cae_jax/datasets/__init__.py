@@ -49,11 +49,19 @@ def load(
         builder = idx_images.IdxImages(config=config, data_dir=_expand(data_dir))
         if not builder.data_path.exists():
             _prepare(builder, archives)
+            # Opened again, because TFDS reads nothing where another process has been faster.
+            builder = idx_images.IdxImages(config=config, data_dir=_expand(data_dir))
     except OSError as error:
         raise UserError(
             f"data set {config} cannot be prepared ({error}); give a writable --data-dir"
         ) from error
-    return _read_cached(builder, split)
+    try:
+        return _read_cached(builder, split)
+    except Exception as error:  # TFDS and array_record raise what they please
+        raise UserError(
+            f"data set in {builder.data_dir} is damaged ({' '.join(str(error).split())[:200]}); "
+            "delete that folder to have it prepared again"
+        ) from error
 
 
 def _expand(path: str | Path | None) -> str | None:
@@ -97,7 +105,6 @@ def _prepare(builder: idx_images.IdxImages, archives: str | Path | None) -> None
             # TFDS renames a finished temporary folder; another process has been faster.
             if not builder.data_path.exists():
                 raise
-            builder.info.read_from_directory(builder.data_dir)
 
 
 def _check_archives(folder: Path) -> None:
