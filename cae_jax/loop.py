@@ -1,24 +1,21 @@
 """`fit`: a whole training run with its files, its output and its resumption."""
 
 import math
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorboardX
 from flax import nnx
-from tqdm.auto import tqdm
 
 from cae_jax import datasets, figures, history, models, rundir, train
 from cae_jax.checkpoint import Checkpoints, open_checkpoints
 from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 from cae_jax.inference import Autoencoder
-from cae_jax.optimizer import build_optimizer
+from cae_jax.programs import Programs, device_name
 from cae_jax.summary import layer_table
 
 _PACKAGES = ("cae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -67,7 +64,7 @@ def fit(
     init_key, order_key = jax.random.split(jax.random.key(config.seed))
     model = models.build(config, nnx.Rngs(params=init_key))
     rundir.write_text(workdir / "summary.txt", layer_table(model) + "\n")
-    programs = _Programs(config, model, train_images, test_images, order_key)
+    programs = Programs(config, model, train_images, test_images, order_key)
     compile_seconds = None
     with open_checkpoints(rundir.checkpoint_folder(workdir)) as checkpoints:
         state, rows = _resume(programs.init_state, checkpoints, workdir)
@@ -86,7 +83,7 @@ def fit(
 
 
 def _train(
-    programs: "_Programs",
+    programs: Programs,
     state: train.TrainState,
     rows: list[history.Row],
     checkpoints: Checkpoints,
@@ -115,77 +112,6 @@ def _train(
             checkpoints.save(state, row.val_loss)
             _print_row(row, epochs)
     return state
-
-
-class _Programs:
-    """The compiled programs of one run and the arrays they read from the device."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        model: models.Model,
-        train_images: np.ndarray,
-        test_images: np.ndarray,
-        order_key: jax.Array,
-    ):
-        self.config = config
-        self.examples = len(train_images)
-        self.steps = -(-self.examples // config.batch_size)
-        self.train_images, self.test_images = jax.device_put((train_images, test_images))
-        self.order_key = order_key
-        optimizer = build_optimizer(config, self.steps * config.epochs)
-        graphdef, _ = nnx.split(model, nnx.Param)
-        self.init_state = train.init_state(model, optimizer)
-        self._jitted = train.make_run_steps(graphdef, optimizer), train.make_evaluate(graphdef)
-
-    def compile(self) -> float:
-        """Compiles all programs ahead of the first epoch; returns and prints the seconds."""
-        started = time.perf_counter()
-        sizes = {"examples": self.examples, "batch_size": self.config.batch_size}
-        self._epoch_batches = train.epoch_batches.lower(
-            self.order_key, np.int32(0), **sizes
-        ).compile()
-        batches = jax.ShapeDtypeStruct((self.steps, self.config.batch_size), jnp.int32)
-        losses = jax.ShapeDtypeStruct((self.steps,), jnp.float32)
-        step = np.int32(0)
-        run_steps, evaluate = self._jitted
-        self._run_steps = run_steps.lower(
-            self.init_state, losses, self.train_images, batches, step, step
-        ).compile()
-        self._evaluate = evaluate.lower(self.init_state.params, self.test_images).compile()
-        seconds = time.perf_counter() - started
-        print(f"Compiled in {seconds:.1f}s for {_device_name()}")
-        return seconds
-
-    def run_epoch(
-        self, state: train.TrainState, epoch: int, chunk_steps: int
-    ) -> tuple[train.TrainState, history.Row]:
-        """Trains for one epoch in chunks, then evaluates."""
-        started = time.perf_counter()
-        batches_SxB = self._epoch_batches(self.order_key, np.int32(epoch))
-        losses_S = jnp.zeros(self.steps)
-        # disable=None: silent where the output is no terminal
-        with tqdm(total=self.steps, unit="step", leave=False, disable=None) as bar:
-            bar.set_description(f"Epoch {epoch}/{self.config.epochs}")
-            for start in range(0, self.steps, chunk_steps):
-                stop = min(start + chunk_steps, self.steps)
-                state, losses_S = self._run_steps(
-                    state, losses_S, self.train_images, batches_SxB, np.int32(start), np.int32(stop)
-                )
-                if not bar.disable:
-                    losses_S.block_until_ready()
-                    bar.update(stop - start)
-        losses = np.asarray(losses_S)
-        seconds = time.perf_counter() - started
-        bce_N = np.asarray(self._evaluate(state.params, self.test_images), np.float64)
-        return state, history.Row(
-            epoch=epoch,
-            step=int(state.step),
-            loss=train.epoch_loss(losses, self.examples, self.config.batch_size),
-            val_loss=float(bce_N.mean()),
-            epoch_seconds=seconds,
-            images_per_second=self.examples / seconds,
-        )
 
 
 def _load_images(
@@ -257,13 +183,8 @@ def _write_results(
             "epoch_seconds_median": float(np.median(columns["epoch_seconds"])),
             # Null where a resumption had nothing left to compile for.
             "compile_seconds": compile_seconds,
-            "device": _device_name(),
+            "device": device_name(),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
             "config": to_dict(autoencoder.config),
         },
     )
-
-
-def _device_name() -> str:
-    device = jax.devices()[0]
-    return f"{device.platform} ({device.device_kind})"

@@ -3,7 +3,7 @@
     python scripts/train.py --config configs/fashion_mnist.py
 
 Result: val_loss 0.2758 after 20 epochs, mean of seeds 0 to 4 (0.2752 to 0.2767).
-Time: 8 s an epoch on two cores of an AMD EPYC (Zen 4) at 2.6 GHz.
+Time: 8.3 s an epoch on two cores of an AMD EPYC (Zen 4) at 2.6 GHz, jax 0.10.2.
 """
 
 from cae_jax.config import TrainConfig
