@@ -96,7 +96,7 @@ class Checkpoints:
         }
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**targets))
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # Orbax and TensorStore raise all kinds
             raise UserError(
                 f"checkpoint {self.folder / str(step)} cannot be restored "
                 f"({' '.join(str(error).split())[:200]}); delete that folder to go back to the one "

@@ -59,3 +59,16 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         wider = models.build(cae_jax.TrainConfig(features=(4, 2, 2)), nnx.Rngs(0))
         with pytest.raises(cae_jax.UserError, match=r"checkpoint .*/1 cannot be restored"):
             checkpoints.restore_params(1, nnx.state(wider, nnx.Param))
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(1), 0.5)
+    for path in (tmp_path / "1" / "params").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with (
+        open_checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(cae_jax.UserError, match=r"checkpoint .*/1 cannot be restored"),
+    ):
+        checkpoints.restore_params(1, state_at(0).params)
