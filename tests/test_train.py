@@ -183,3 +183,14 @@ def test_two_epochs_on_all_images_learn(data_dir, tmp_path):
     rows = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir).history
     # Four prototype runs had 0.291 to 0.299 after two epochs of longer schedules.
     assert rows[-1].val_loss < 0.292
+
+
+def test_a_short_training_beats_the_mean_image(data_dir, test_images, tmp_path):
+    config = cae_jax.TrainConfig(train_examples=10000, test_examples=1000, epochs=2)
+    rows = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir).history
+    # The best that a model without a code can do: the mean of these very images for each of them.
+    x = test_images[:1000] / 255
+    mean = np.clip(x.mean(axis=0), 1e-6, 1 - 1e-6)
+    mean_image = -(x * np.log(mean) + (1 - x) * np.log(1 - mean)).mean()
+    assert rows[-1].val_loss < 0.85 * mean_image
+    assert rows[-1].val_loss < rows[0].val_loss
