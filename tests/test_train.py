@@ -59,7 +59,8 @@ def test_the_compiled_loop_equals_a_python_loop_of_steps(setup):
     # Batch by batch with the plain mean of the loss, and the last batch at its own size.
     def loss(params, x):
         logits = nnx.merge(nnx.graphdef(model), params)(x)
-        return optax.sigmoid_binary_cross_entropy(logits, x).mean()
+        # Image by image first: XLA of jax 0.7 loses the fifth digit in one sum of 100,352 terms.
+        return optax.sigmoid_binary_cross_entropy(logits, x).mean(axis=(1, 2, 3)).mean()
 
     value_and_grad = jax.jit(jax.value_and_grad(loss))
     params, opt_state, _ = fresh_state(model, optimizer)
@@ -70,7 +71,8 @@ def test_the_compiled_loop_equals_a_python_loop_of_steps(setup):
         params = optax.apply_updates(params, updates)
         assert losses[i] == pytest.approx(float(value), abs=1e-6)
     for ours, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
-        np.testing.assert_allclose(ours, expected, atol=1e-6)
+        # float32 sums of 100,352 terms in another order; a wrong batch or weight shows at 1e-3
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
     assert state.step == 3
 
 
