@@ -8,8 +8,6 @@ import numpy as np
 from cae_jax import metrics
 from cae_jax.inference import MAX_BATCH, Autoencoder, prepare_images
 
-_BATCH = MAX_BATCH
-
 
 class Quality(NamedTuple):
     """One value per image, each float64 ``[N]``: nats, squared intensity, dB, at most 1."""
@@ -44,7 +42,7 @@ def evaluate(autoencoder: Autoencoder, images: np.ndarray) -> Quality:
     targets = prepare_images(images)
     parts = [
         _measure(autoencoder.logits(batch), batch)
-        for batch in (targets[i : i + _BATCH] for i in range(0, len(targets), _BATCH))
+        for batch in (targets[i : i + MAX_BATCH] for i in range(0, len(targets), MAX_BATCH))
     ]
     return Quality(
         **{
