@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from cae_jax.errors import UserError
+from cae_jax.interruption import Interrupted, Interruption
 
 Flags = TypeVar("Flags")
 
@@ -41,6 +44,18 @@ def user_errors() -> Iterator[None]:
         yield
     except UserError as error:
         fail(str(error))
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ends the script at SIGINT or SIGTERM: the command that goes on, exit code 128 + signal."""
+    with Interruption():
+        try:
+            yield
+        except Interrupted as stop:
+            print(f"{stop}: to go on, run {shlex.join(['python', *sys.argv])}", flush=True)
+            # Not by an exception: a compilation that is still at work would be waited for.
+            os._exit(128 + stop.signal)
 
 
 def fail(message: str) -> NoReturn:

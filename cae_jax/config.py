@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cae_jax.errors import UserError
+from cae_jax.noises import check_level
+
+Noise = Literal[
+    "none", "gaussian", "salt_and_pepper", "masking", "speckle", "poisson", "occlusion", "mix"
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,13 @@ class TrainConfig:
 
     features: tuple[int, int, int] = (16, 8, 8)
     """Features of the three encoder convolutions; the decoder mirrors them. Model conv only."""
+
+    noise: Noise = "none"
+    """Noise on the inputs, the targets stay clean; mix takes one of the kinds for each image."""
+
+    noise_level: float | None = None
+    """How much: std (gaussian, speckle), fraction of the pixels (salt_and_pepper, masking), photons
+    at white (poisson), side in pixels (occlusion); None takes the kind's default."""
 
     batch_size: int = 128
     """Images in a step; the last step of an epoch takes what is left."""
@@ -77,8 +89,14 @@ class TrainConfig:
     clip_norm: float | None = None
     """Clip the gradient to this global norm; None does not clip."""
 
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite ends the run, or its update is left out."""
+
+    max_skips: int = 10
+    """The most updates left out one after the other. on_nan skip only."""
+
     seed: int = 0
-    """Seed of the initial parameters and of the order of the images."""
+    """Seed of the initial parameters, of the order of the images and of the noise."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -129,9 +147,11 @@ def _check_ranges(config: TrainConfig) -> None:
         check(name, value is None or value >= 1, "None or a whole number of at least 1")
     for name in ("b1", "b2", "rho", "momentum"):
         check(name, 0 <= getattr(config, name) < 1, "a number from 0 to below 1")
+    check_level(config.noise, config.noise_level)
     check("learning_rate", config.learning_rate > 0, "a positive number")
     check("eps", config.eps > 0, "a positive number")
-    check("warmup_steps", config.warmup_steps >= 0, "a whole number of at least 0")
+    for name in ("warmup_steps", "max_skips"):
+        check(name, getattr(config, name) >= 0, "a whole number of at least 0")
     check("weight_decay", config.weight_decay >= 0, "a number of at least 0")
     check(
         "clip_norm", config.clip_norm is None or config.clip_norm > 0, "None or a positive number"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 
 def save_rows(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
@@ -44,6 +44,68 @@ def save_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[flo
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
+    _save(figure, Path(path))
+
+
+def save_costs(
+    path: str | Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+) -> None:
+    """Seconds an epoch, one log-log panel for each quantity that they depend on.
+
+    A dotted line shows proportional growth where the x axis counts training images.
+
+    Args:
+        path: the PNG.
+        panels: label of the x axis to label of a line to its points, sorted; at least one.
+    """
+    figure = Figure(figsize=(6 * len(panels), 4.6), layout="constrained")
+    for axis, (label, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for i, (name, points) in enumerate(lines.items()):
+            xs, ys = np.array(points).T
+            axis.loglog(xs, ys, ".-", color=f"C{i % 10}", label=name)
+            if label == "training images":
+                axis.loglog(xs, ys[-1] * xs / xs[-1], ":", color=f"C{i % 10}")
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.set(xlabel=label, ylabel="seconds an epoch")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize="small")
+    _save(figure, Path(path))
+
+
+def save_lines(
+    path: str | Path,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+) -> None:
+    """Lines through points, one colour a line; a single point is a mark.
+
+    Args:
+        path: the PNG.
+        lines: label to points.
+        x_label: of the x axis, with its unit.
+        y_label: of the y axis, with its unit.
+        log_x: whether x is logarithmic.
+    """
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for i, (label, points) in enumerate(lines.items()):
+        xs, ys = np.array(points).T
+        axis.plot(xs, ys, "o" if len(points) == 1 else ".-", color=f"C{i % 10}", label=label)
+    if log_x:
+        axis.set_xscale("log")
+    axis.set(xlabel=x_label, ylabel=y_label)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize="small")
     _save(figure, Path(path))
 
 

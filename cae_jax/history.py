@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cae_jax.errors import UserError
 
@@ -14,15 +14,22 @@ class Row(NamedTuple):
         epoch: counted from 1.
         step: steps since the start of training.
         loss: mean over the epoch's examples, each as its step saw it.
-        val_loss: mean over the test images after the epoch.
-        epoch_seconds: of training; neither evaluation nor compilation.
-        images_per_second: of training.
+        val_loss: mean over the test images after the epoch, noisy ones if the config wants noise.
+        val_psnr: mean of their peak signal-to-noise ratios in dB against the clean images.
+        val_psnr_input: the same of the noisy images themselves; None without noise.
+        skipped: updates that were left out because a loss or gradient was not finite.
+        epoch_seconds: of training; neither evaluation nor compilation. Where the epoch was
+            interrupted, of what came after.
+        images_per_second: in these seconds.
     """
 
     epoch: int
     step: int
     loss: float
     val_loss: float
+    val_psnr: float
+    val_psnr_input: float | None
+    skipped: int
     epoch_seconds: float
     images_per_second: float
 
@@ -47,16 +54,25 @@ def read(path: Path) -> list[Row]:
         return []
     rows = []
     for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n") and not line.startswith("epoch"):
+        if line.endswith("\n") and line.rstrip() != ",".join(Row._fields):
             try:
-                epoch, step, *rest = line.split(",")
-                rows.append(Row(int(epoch), int(step), *map(float, rest)))
-            except (ValueError, TypeError) as error:
+                rows.append(_parse(line))
+            except ValueError as error:
                 raise UserError(
                     f"{path} has the line {line.strip()!r}; restore it, or start anew with "
                     "--overwrite"
                 ) from error
     return rows
+
+
+def _parse(line: str) -> Row:
+    cells: dict[str, Any] = dict(zip(Row._fields, line.rstrip().split(","), strict=True))
+    for name, text in cells.items():
+        if name == "val_psnr_input" and not text:
+            cells[name] = None
+        else:
+            cells[name] = int(text) if name in ("epoch", "step", "skipped") else float(text)
+    return Row(**cells)
 
 
 def rewrite(path: Path, rows: list[Row]) -> None:

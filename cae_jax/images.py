@@ -21,7 +21,7 @@ def read_images(path: str | Path, *, resize: bool = False) -> np.ndarray:
         resize: take other sizes and colours too and turn them into 28 x 28 grey pixels.
 
     Returns:
-        float32 ``[N, 28, 28, 1]`` in [0, 1].
+        uint8, or float32 in [0, 1], ``[N, 28, 28, 1]``.
 
     Raises:
         UserError: missing or damaged file, wrong size, colour or type, naming the file.

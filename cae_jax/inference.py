@@ -1,6 +1,8 @@
 """A trained autoencoder on NumPy images."""
 
+import contextlib
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cae_jax import models, rundir
+from cae_jax import methods, models, rundir
 from cae_jax.checkpoint import open_checkpoints
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 
-# The most images that go to the device at once.
-MAX_BATCH = 512
+# The most images that go to the device at once. With twice as many the phase form on a CPU takes
+# twice as long for an image; the native step keeps its cache in order by itself, and a call costs.
+MAX_BATCH, _MAX_BATCH_FUSED = 256, 4096
 # To read a checkpoint before the trainer that is still at work removes it.
 _TRIES = 5
 
@@ -24,8 +27,8 @@ class Autoencoder:
     """A trained autoencoder: `encode`, `decode` and `reconstruct`.
 
     Images may be uint8, or floats in [0, 1], of shape ``[N, 28, 28]`` or ``[N, 28, 28, 1]`` with
-    any N including 0. Results are float32 NumPy arrays. At most 512 images go to the device at
-    once; each batch size is compiled once.
+    any N including 0. Results are float32 NumPy arrays. At most 256 images, 4096 by the fused
+    method, go to the device at once; each batch size is compiled once.
 
     Attributes:
         config: what it was trained with.
@@ -77,13 +80,14 @@ class Autoencoder:
         self, function: Callable, inputs: np.ndarray, shape: tuple[int, ...]
     ) -> np.ndarray:
         outputs = [np.zeros((0, *shape), np.float32)]
-        for start in range(0, len(inputs), MAX_BATCH):
-            outputs.append(function(self._params, jnp.asarray(inputs[start : start + MAX_BATCH])))
+        most = _MAX_BATCH_FUSED if models.is_fused(self.model) else MAX_BATCH
+        for start in range(0, len(inputs), most):
+            outputs.append(function(self._params, jnp.asarray(inputs[start : start + most])))
         return np.concatenate([np.asarray(output) for output in outputs])
 
 
 def prepare_images(images: np.ndarray) -> np.ndarray:
-    """Images as the models take them: float32 ``[N, 28, 28, 1]`` in [0, 1].
+    """Images as the models take them: uint8, or float32 in [0, 1], ``[N, 28, 28, 1]``.
 
     Args:
         images: uint8, or floats in [0, 1], ``[N, 28, 28]`` or ``[N, 28, 28, 1]``.
@@ -100,7 +104,7 @@ def prepare_images(images: np.ndarray) -> np.ndarray:
             "they take [N, 28, 28] or [N, 28, 28, 1], gray and 28 x 28 pixels"
         )
     if images.dtype == np.uint8:
-        return images.astype(np.float32) / 255
+        return images
     if not np.issubdtype(images.dtype, np.floating):
         raise UserError(f"images are {images.dtype}; they take uint8, or floats in [0, 1]")
     low, high = (images.min(), images.max()) if images.size else (0.0, 0.0)
@@ -112,29 +116,43 @@ def prepare_images(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32)
 
 
-def load(run: str | Path, *, best: bool = False) -> Autoencoder:
+def load(run: str | Path, *, best: bool = False, method: str = "auto") -> Autoencoder:
     """The autoencoder of a run, also while it is being trained.
 
     Args:
         run: folder that training wrote, such as ``runs/fashion_mnist``.
         best: take the checkpoint of the lowest ``val_loss`` instead of the newest one.
+        method: how the network is computed, see `cae_jax.methods`.
 
     Raises:
         UserError: no such run, or one without a checkpoint.
     """
     run = Path(run)
     config = rundir.read_config(run)
-    model = models.build(config, nnx.Rngs(0))
-    folder = rundir.checkpoint_folder(run)
+    model = models.build(config, nnx.Rngs(0), methods.choose(config, method).method)
     for _ in range(_TRIES):
-        with open_checkpoints(folder, read_only=True) as checkpoints:
-            step = checkpoints.best_step() if best else checkpoints.latest_step()
-            if step is None:
-                raise UserError(f"run {run} has no checkpoint yet; train it for at least one epoch")
-            try:
-                nnx.update(model, checkpoints.restore_params(step, nnx.state(model, nnx.Param)))
-                return Autoencoder(config, model)
-            except UserError:
-                if (folder / str(step)).exists():
-                    raise
+        # The training that goes on may remove a checkpoint while it is read.
+        with contextlib.suppress(FileNotFoundError):
+            nnx.update(model, _read_params(run, config, best, nnx.state(model, nnx.Param)))
+            return Autoencoder(config, model)
     raise UserError(f"run {run} is trained too fast to read a checkpoint of it; wait and try again")
+
+
+def _read_params(run: Path, config: TrainConfig, best: bool, like: nnx.State) -> nnx.State:
+    """The parameters of the newest or best intact checkpoint.
+
+    Raises:
+        FileNotFoundError: it was removed meanwhile.
+    """
+    with open_checkpoints(rundir.checkpoint_folder(run), config) as checkpoints:
+        found, damage = checkpoints.find(best=best)
+        if found is None:
+            raise UserError(f"run {run} has no checkpoint yet; train it for at least one epoch")
+        for what in damage.values():
+            print(f"{what}: taking step {found.step} instead", file=sys.stderr)
+        try:
+            return checkpoints.restore_params(found.step, like)
+        except UserError:
+            if found in checkpoints:
+                raise
+            raise FileNotFoundError(found.step) from None

@@ -1,17 +1,20 @@
 """The lab's convolutional autoencoder and the two fully connected ones it is compared with.
 
-All models map images ``[N, 28, 28, 1]`` in [0, 1] to a code (`encode`) and a code to logits
-``[N, 28, 28, 1]`` (`decode`); the sigmoid of the logits is the image.
+All models map images ``[N, 28, 28, 1]``, uint8 or float32 in [0, 1], to a code (`encode`) and a
+code to logits ``[N, 28, 28, 1]`` (`decode`); the sigmoid of the logits is the image.
+`cae_jax.methods` lists the ways to compute them; the parameters and, up to rounding, the results
+are the same for all.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cae_jax import phase
+from cae_jax import fused, phase, plain
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 
@@ -36,10 +39,18 @@ class ConvAutoencoder(nnx.Module):
 
     Args:
         features: of the three encoder convolutions; the decoder mirrors them.
+        method: how it is computed, see `cae_jax.methods`; the parameters are the same for all.
         rngs: stream ``params`` draws the kernels.
     """
 
-    def __init__(self, features: tuple[int, int, int] = (16, 8, 8), *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features: tuple[int, int, int] = (16, 8, 8),
+        *,
+        method: str = "phase",
+        rngs: nnx.Rngs,
+    ):
+        self.method = method
         f1, f2, f3 = features
         self.conv1 = _conv(1, f1, rngs)
         self.conv2 = _conv(f1, f2, rngs)
@@ -50,22 +61,40 @@ class ConvAutoencoder(nnx.Module):
         self.conv7 = _conv(f1, 1, rngs)
 
     def encode(self, x_NxHxWxC: jax.Array) -> jax.Array:
-        """Images ``[N, 28, 28, 1]`` in [0, 1] to codes ``[N, 4, 4, features[2]]``, at least 0."""
+        """Images ``[N, 28, 28, 1]`` to codes ``[N, 4, 4, features[2]]``, at least 0."""
         _check_shape(x_NxHxWxC)
-        x = nnx.relu(phase.conv_pool(x_NxHxWxC, *_weights(self.conv1)))  # 28 -> 14
-        x = nnx.relu(phase.conv_pool(x, *_weights(self.conv2)))  # 14 -> 7
-        return nnx.relu(phase.conv_pool(x, *_weights(self.conv3)))  # 7 -> 4
+        if is_fused(self):
+            return self._native(fused.encode, ConvAutoencoder._encode, x_NxHxWxC)
+        return self._encode(x_NxHxWxC)
 
     def decode(self, code_NxHxWxC: jax.Array) -> jax.Array:
         """Codes ``[N, 4, 4, features[2]]`` to logits ``[N, 28, 28, 1]``."""
-        x = nnx.relu(phase.conv(code_NxHxWxC, *_weights(self.conv4)))  # 4
-        x = nnx.relu(phase.upsample_conv(x, *_weights(self.conv5)))  # 4 -> 8
-        x = nnx.relu(phase.upsample_conv(x, *_weights(self.conv6), padding="valid"))  # 8->16->14
-        return phase.upsample_conv(x, *_weights(self.conv7))  # 14 -> 28
+        if is_fused(self):
+            return self._native(fused.decode, ConvAutoencoder._decode, code_NxHxWxC)
+        return self._decode(code_NxHxWxC)
 
     def __call__(self, x_NxHxWxC: jax.Array) -> jax.Array:
-        """Images ``[N, 28, 28, 1]`` in [0, 1] to logits of the same shape."""
+        """Images ``[N, 28, 28, 1]`` to logits of the same shape."""
         return self.decode(self.encode(x_NxHxWxC))
+
+    def _encode(self, x: jax.Array) -> jax.Array:
+        form = plain if self.method == "conv" else phase
+        x = nnx.relu(form.conv_pool(scale(x), *_weights(self.conv1)))  # 28 -> 14
+        x = nnx.relu(form.conv_pool(x, *_weights(self.conv2)))  # 14 -> 7
+        return nnx.relu(form.conv_pool(x, *_weights(self.conv3)))  # 7 -> 4
+
+    def _decode(self, x: jax.Array) -> jax.Array:
+        form = plain if self.method == "conv" else phase
+        x = nnx.relu(form.conv(x, *_weights(self.conv4)))  # 4
+        x = nnx.relu(form.upsample_conv(x, *_weights(self.conv5)))  # 4 -> 8
+        x = nnx.relu(form.upsample_conv(x, *_weights(self.conv6), padding="valid"))  # 8->16->14
+        return form.upsample_conv(x, *_weights(self.conv7))  # 14 -> 28
+
+    def _native(self, native: Callable, layers: Callable, x: jax.Array) -> jax.Array:
+        graphdef, params = nnx.split(self, nnx.Param)
+        return fused.differentiable(
+            native, lambda params, x: layers(nnx.merge(graphdef, params), x), params, x
+        )
 
     def layers(self) -> list[Layer]:
         """The rows of the layer table, pooling and upsampling included."""
@@ -107,9 +136,9 @@ class DenseAutoencoder(nnx.Module):
             setattr(self, f"dense{i}", layer)
 
     def encode(self, x_NxHxWxC: jax.Array) -> jax.Array:
-        """Images ``[N, 28, 28, 1]`` in [0, 1] to codes ``[N, widths[-1]]``, at least 0."""
+        """Images ``[N, 28, 28, 1]`` to codes ``[N, widths[-1]]``, at least 0."""
         _check_shape(x_NxHxWxC)
-        x = x_NxHxWxC.reshape(-1, 784)
+        x = scale(x_NxHxWxC).reshape(-1, 784)
         for i in range(1, self.depth + 1):
             x = nnx.relu(getattr(self, f"dense{i}")(x))
         return x
@@ -122,7 +151,7 @@ class DenseAutoencoder(nnx.Module):
         return getattr(self, f"dense{2 * self.depth}")(x).reshape(-1, *IMAGE_SHAPE)
 
     def __call__(self, x_NxHxWxC: jax.Array) -> jax.Array:
-        """Images ``[N, 28, 28, 1]`` in [0, 1] to logits of the same shape."""
+        """Images ``[N, 28, 28, 1]`` to logits of the same shape."""
         return self.decode(self.encode(x_NxHxWxC))
 
     def layers(self) -> list[Layer]:
@@ -137,11 +166,21 @@ class DenseAutoencoder(nnx.Module):
 Model = ConvAutoencoder | DenseAutoencoder
 
 
-def build(config: TrainConfig, rngs: nnx.Rngs) -> Model:
-    """The network that a config asks for, freshly initialised."""
+def build(config: TrainConfig, rngs: nnx.Rngs, method: str = "phase") -> Model:
+    """The network that a config asks for, freshly initialised, computed by a method."""
     if config.model == "conv":
-        return ConvAutoencoder(config.features, rngs=rngs)
+        return ConvAutoencoder(config.features, method=method, rngs=rngs)
     return DenseAutoencoder({"simple": (32,), "deep": (128, 64, 32)}[config.model], rngs=rngs)
+
+
+def is_fused(model: Model) -> bool:
+    """Whether the native step of `cae_jax.fused` computes the model."""
+    return isinstance(model, ConvAutoencoder) and model.method == "fused"
+
+
+def scale(images: jax.Array) -> jax.Array:
+    """Pixels as float32 in [0, 1]; uint8 is divided by 255."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
 def code_shape(model: Model) -> tuple[int, ...]:

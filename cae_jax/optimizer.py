@@ -27,6 +27,8 @@ def build_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTran
         optimizer = optax.sgd(rate, config.momentum)
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.on_nan == "skip":
+        optimizer = optax.apply_if_finite(optimizer, config.max_skips)
     # One vector of all parameters instead of 14 arrays: fewer, larger kernels a step.
     return optax.flatten(optimizer)
 

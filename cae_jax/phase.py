@@ -4,7 +4,8 @@ A 2x2 max pooling looks at four *phases* of a convolution's output (even or odd 
 column), and a nearest 2x upsampling followed by a convolution produces four. All four phases of
 a pixel read the same small window of the input, so a layer is: gather the windows, multiply by
 one matrix whose four column blocks are the phases, combine the blocks. The matrix is linear in
-the 3x3 kernel, which stays the only parameter, and gradients reach it by autodiff.
+the 3x3 kernel, which stays the only parameter, and gradients reach it by autodiff. Upsampling to
+few features goes the other way round: multiply the pixels, then combine the neighbours.
 
 The result is that of ``lax.conv_general_dilated`` with ``lax.reduce_window`` or ``jnp.repeat`` up
 to the rounding of a sum taken in another order; at ties the first maximum of a window gets the
@@ -19,6 +20,7 @@ Kernels have the layout of Flax and Keras: row, column, in, out.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def conv(x_BxHxWxC: jax.Array, kernel_3x3xCxF: jax.Array, bias_F: jax.Array) -> jax.Array:
@@ -78,14 +80,47 @@ def upsample_conv(
     """
     if padding not in ("same", "valid"):
         raise ValueError(f"padding is {padding!r}; it takes 'same' or 'valid'")
+    channels, features = kernel_3x3xCxF.shape[2:]
+    # Two exact ways, one large array each: 2x2 windows before the matmul, or 3x3 taps after it.
+    if 4 * channels <= 9 * features:
+        return _upsample_conv_windows(x_BxHxWxC, kernel_3x3xCxF, padding) + _channel(bias_F)
+    return _upsample_conv_taps(x_BxHxWxC, kernel_3x3xCxF, padding) + _channel(bias_F)
+
+
+def _upsample_conv_windows(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
     # One zero at the low resolution is two at the high one, so with 'same' the result is one
     # pixel too wide on each side, and every output still needs no more than a 2x2 window.
-    x = _pad(x_BxHxWxC, 1, 1) if padding == "same" else x_BxHxWxC
-    matrix = jnp.einsum("aik,bjl,klcf->ijcabf", _TAPS, _TAPS, kernel_3x3xCxF)
-    y = _depth_to_space(_matmul(_windows(x, 2, stride=1), matrix.reshape(-1, 4 * bias_F.size)))
-    if padding == "same":
-        y = y[:, 1:-1, 1:-1]
-    return y + _channel(bias_F)
+    x = _pad(x, 1, 1) if padding == "same" else x
+    matrix = jnp.einsum("aik,bjl,klcf->ijcabf", _TAPS, _TAPS, kernel)
+    y = _matmul(_windows(x, 2, stride=1), matrix.reshape(-1, 4 * kernel.shape[-1]))
+    y = _depth_to_space(y)
+    return y[:, 1:-1, 1:-1] if padding == "same" else y
+
+
+def _upsample_conv_taps(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
+    # The matmul multiplies every pixel by every tap. In one direction, output 2p and 2p + 1 then
+    # both get the middle tap of pixel p; beside it, 2p gets the last tap of p and the first of
+    # p - 1, and 2p + 1 the first tap of p and the last of p + 1.
+    channels, features = kernel.shape[2:]
+    taps = _matmul(x, kernel.transpose(2, 0, 1, 3).reshape(channels, 9 * features))
+    taps = taps.reshape(*taps.shape[:3], 3, 3, features)
+    rows = jnp.stack(_even_and_odd(taps[:, :, :, 0], taps[:, :, :, 1], taps[:, :, :, 2], axis=1))
+    even, odd = _even_and_odd(rows[..., 0, :], rows[..., 1, :], rows[..., 2, :], axis=3)
+    y = jnp.stack([even, odd], axis=-2)  # row phase, B, H, W, column phase, F
+    batch, height, width = x.shape[:3]
+    y = y.transpose(1, 2, 0, 3, 4, 5).reshape(batch, 2 * height, 2 * width, features)
+    return y[:, 1:-1, 1:-1] if padding == "valid" else y
+
+
+def _even_and_odd(
+    first: jax.Array, middle: jax.Array, last: jax.Array, *, axis: int
+) -> tuple[jax.Array, jax.Array]:
+    """Outputs 2p and 2p + 1 from the products of the three taps with pixel p, along an axis."""
+    size = middle.shape[axis]
+    zero = jnp.zeros_like(lax.slice_in_dim(middle, 0, 1, axis=axis))
+    before = jnp.concatenate([zero, lax.slice_in_dim(first, 0, size - 1, axis=axis)], axis)
+    after = jnp.concatenate([lax.slice_in_dim(last, 1, size, axis=axis), zero], axis)
+    return middle + last + before, middle + first + after
 
 
 @jax.custom_vjp
@@ -103,7 +138,7 @@ def _matmul_backward(residuals, dy):
     # for which XLA on the CPU first transposes the B H W rows of dy: 2 to 3 times slower.
     x, matrix = residuals
     rows = tuple(range(x.ndim - 1))
-    return dy @ matrix.T, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+    return dy @ matrix.T, lax.dot_general(x, dy, ((rows, rows), ((), ())))
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -145,5 +180,5 @@ def _first_max(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _mask_last(y: jax.Array, *, axis: int) -> jax.Array:
     """Minus infinity in the last row or column."""
-    inside = jax.lax.broadcasted_iota(jnp.int32, y.shape, axis) < y.shape[axis] - 1
+    inside = lax.broadcasted_iota(jnp.int32, y.shape, axis) < y.shape[axis] - 1
     return jnp.where(inside, y, -jnp.inf)

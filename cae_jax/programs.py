@@ -1,6 +1,7 @@
 """The compiled programs of one run, with the arrays they read from the device."""
 
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import numpy as np
 from flax import nnx
 from tqdm.auto import tqdm
 
-from cae_jax import history, models, train
+from cae_jax import metrics, models, train
 from cae_jax.config import TrainConfig
+from cae_jax.corruption import build_corruption
 from cae_jax.optimizer import build_optimizer
 
 
@@ -22,66 +24,102 @@ class Programs:
         model: models.Model,
         train_images: np.ndarray,
         test_images: np.ndarray,
-        order_key: jax.Array,
     ):
         self.config = config
         self.examples = len(train_images)
         self.steps = -(-self.examples // config.batch_size)
         self.train_images, self.test_images = jax.device_put((train_images, test_images))
-        self.order_key = order_key
+        self.keys = train.make_keys(config.seed)
         optimizer = build_optimizer(config, self.steps * config.epochs)
         graphdef, _ = nnx.split(model, nnx.Param)
-        self.init_state = train.init_state(model, optimizer)
-        self._jitted = train.make_run_steps(graphdef, optimizer), train.make_evaluate(graphdef)
+        self.init_state = train.init_state(model, optimizer, self.steps)
+        corrupt = build_corruption(config.noise, config.noise_level)
+        self._jitted = (
+            train.make_run_steps(graphdef, optimizer, corrupt),
+            train.make_evaluate(graphdef),
+        )
+        # What the model is given to reconstruct the test images from, and how good it is already.
+        self.test_inputs, self.psnr_input = self.test_images, None
+        if corrupt is not None:
+            clean = models.scale(self.test_images)
+            self.test_inputs = jax.jit(corrupt)(self.keys.test_noise, clean)
+            self.psnr_input = _mean(metrics.psnr(self.test_inputs, clean))
 
-    def compile(self) -> float:
-        """Compiles all programs ahead of the first epoch; returns and prints the seconds."""
-        started = time.perf_counter()
+    def lower(self) -> tuple[jax.stages.Lowered, ...]:
+        """Traces all programs: the order of an epoch, its steps, the evaluation."""
         sizes = {"examples": self.examples, "batch_size": self.config.batch_size}
-        self._epoch_batches = train.epoch_batches.lower(
-            self.order_key, np.int32(0), **sizes
-        ).compile()
         batches = jax.ShapeDtypeStruct((self.steps, self.config.batch_size), jnp.int32)
-        losses = jax.ShapeDtypeStruct((self.steps,), jnp.float32)
         step = np.int32(0)
         run_steps, evaluate = self._jitted
-        self._run_steps = run_steps.lower(
-            self.init_state, losses, self.train_images, batches, step, step
-        ).compile()
-        self._evaluate = evaluate.lower(self.init_state.params, self.test_images).compile()
+        return (
+            train.epoch_batches.lower(self.keys.order, step, **sizes),
+            run_steps.lower(
+                *(self.init_state, self.train_images, batches, self.keys.noise, step, step)
+            ),
+            evaluate.lower(self.init_state.params, self.test_inputs, self.test_images),
+        )
+
+    def compile(self, lowered: tuple[jax.stages.Lowered, ...] | None = None) -> float:
+        """Compiles all programs ahead of the first epoch; returns and prints the seconds.
+
+        Args:
+            lowered: what `lower` gave, if it has been called already.
+        """
+        started = time.perf_counter()
+        programs = [program.compile() for program in lowered or self.lower()]
+        self._epoch_batches, self._run_steps, self._evaluate = programs
         seconds = time.perf_counter() - started
         print(f"Compiled in {seconds:.1f}s for {device_name()}")
         return seconds
 
-    def run_epoch(
-        self, state: train.TrainState, epoch: int, chunk_steps: int
-    ) -> tuple[train.TrainState, history.Row]:
-        """Trains for one epoch in chunks, then evaluates."""
-        started = time.perf_counter()
-        batches_SxB = self._epoch_batches(self.order_key, np.int32(epoch))
-        losses_S = jnp.zeros(self.steps)
+    def train_epoch(
+        self,
+        state: train.TrainState,
+        epoch: int,
+        chunk_steps: int,
+        *,
+        steps: int | None = None,
+        after_chunk: Callable[[train.TrainState], None] = jax.block_until_ready,
+    ) -> train.TrainState:
+        """Trains what is left of an epoch, in chunks.
+
+        Args:
+            state: at any step of the epoch; it is donated.
+            epoch: counted from 1.
+            chunk_steps: the most steps in a chunk.
+            steps: stop after so many steps of the epoch.
+            after_chunk: called with the state after each chunk, which it should wait for: what is
+                not waited for is queued on the device.
+        """
+        steps = self.steps if steps is None else steps
+        first = int(state.step) - (epoch - 1) * self.steps
+        batches_SxB = self._epoch_batches(self.keys.order, np.int32(epoch))
         # disable=None: silent where the output is no terminal
-        with tqdm(total=self.steps, unit="step", leave=False, disable=None) as bar:
+        with tqdm(total=steps, initial=first, unit="step", leave=False, disable=None) as bar:
             bar.set_description(f"Epoch {epoch}/{self.config.epochs}")
-            for start in range(0, self.steps, chunk_steps):
-                stop = min(start + chunk_steps, self.steps)
-                state, losses_S = self._run_steps(
-                    state, losses_S, self.train_images, batches_SxB, np.int32(start), np.int32(stop)
+            for start in range(first, steps, chunk_steps):
+                stop = min(start + chunk_steps, steps)
+                state = self._run_steps(
+                    *(state, self.train_images, batches_SxB, self.keys.noise),
+                    *(np.int32(start), np.int32(stop)),
                 )
-                if not bar.disable:
-                    losses_S.block_until_ready()
-                    bar.update(stop - start)
-        losses = np.asarray(losses_S)
-        seconds = time.perf_counter() - started
-        bce_N = np.asarray(self._evaluate(state.params, self.test_images), np.float64)
-        return state, history.Row(
-            epoch=epoch,
-            step=int(state.step),
-            loss=train.epoch_loss(losses, self.examples, self.config.batch_size),
-            val_loss=float(bce_N.mean()),
-            epoch_seconds=seconds,
-            images_per_second=self.examples / seconds,
-        )
+                after_chunk(state)
+                bar.update(stop - start)
+        return state
+
+    def epoch_loss(self, state: train.TrainState) -> float:
+        """Mean loss over the training images after an epoch, each as its step saw it."""
+        losses_S = np.asarray(state.losses_S)
+        return train.epoch_loss(losses_S, self.examples, self.config.batch_size)
+
+    def evaluate(self, params: nnx.State) -> tuple[float, float]:
+        """Means over the test images: binary cross-entropy and peak signal-to-noise ratio in dB."""
+        bce_N, mse_N = self._evaluate(params, self.test_inputs, self.test_images)
+        return _mean(bce_N), _mean(metrics.psnr_of_mse(mse_N))
+
+
+def _mean(values: jax.Array) -> float:
+    return float(np.asarray(values, np.float64).mean())
 
 
 def device_name() -> str:

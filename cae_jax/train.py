@@ -8,7 +8,7 @@ one compiled program serves an epoch in one piece or in any number of chunks, so
 cannot depend on the chunk length.
 """
 
-from collections.abc import Callable
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 
-from cae_jax import metrics
-from cae_jax.models import Model
+from cae_jax import models, objective
+from cae_jax.corruption import Corruption
 
 # Test images in a step of the evaluation: few enough for their activations to stay in the cache.
 EVAL_BATCH = 250
@@ -32,22 +33,45 @@ class TrainState(NamedTuple):
         params: parameters of the model, an `nnx.State`.
         opt_state: state of the optimizer.
         step: int32 scalar, steps done since the start of training.
+        losses_S: of the steps of the epoch at hand, as far as they are done; then of the one
+            before. Not finite where the gradient was not.
     """
 
     params: nnx.State
     opt_state: optax.OptState
     step: jax.Array
+    losses_S: jax.Array
 
 
-def init_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+class Keys(NamedTuple):
+    """The roots of all randomness of a run.
+
+    Attributes:
+        init: of the parameters.
+        order: of the images' order; folded with the epoch.
+        noise: of the noise in training; folded with the step, so that it is fresh every step and
+            the same whatever the chunks or a resumption.
+        test_noise: of the noise on the test images, drawn once: it is equal for all epochs, and for
+            all models of one seed.
+    """
+
+    init: jax.Array
+    order: jax.Array
+    noise: jax.Array
+    test_noise: jax.Array
+
+
+def make_keys(seed: int) -> Keys:
+    """The keys of a seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def init_state(
+    model: models.Model, optimizer: optax.GradientTransformation, steps: int
+) -> TrainState:
+    """The state before the first step; an epoch has so many steps."""
     params = nnx.state(model, nnx.Param)
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-
-def scale(images: jax.Array) -> jax.Array:
-    """uint8 pixels 0..255 to float32 in [0, 1]."""
-    return images.astype(jnp.float32) / 255
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros(steps))
 
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))
@@ -69,74 +93,88 @@ def epoch_batches(key: jax.Array, epoch: jax.Array, *, examples: int, batch_size
     return order.reshape(steps, batch_size)
 
 
-def make_loss(graphdef: nnx.GraphDef) -> Callable[..., jax.Array]:
-    """``loss(params, inputs, targets, weights_B)``: the weighted mean binary cross-entropy."""
-
-    def loss(
-        params: nnx.State, inputs: jax.Array, targets: jax.Array, weights_B: jax.Array
-    ) -> jax.Array:
-        logits = nnx.merge(graphdef, params)(inputs)
-        return (metrics.bce(logits, targets) * weights_B).sum() / weights_B.sum()
-
-    return loss
-
-
 def make_run_steps(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    corrupt: Corruption | None = None,
 ) -> jax.stages.Wrapped:
     """The compiled loop over training steps.
 
+    Args:
+        graphdef: of the model.
+        optimizer: what updates its parameters.
+        corrupt: puts noise on the inputs; the targets stay clean.
+
     Returns:
-        ``run_steps(state, losses_S, images_NxHxWxC, batches_SxB, start, stop)``, which takes the
-        steps ``start <= i < stop`` of an epoch and gives the new state and the losses with entries
-        start..stop-1 filled in. State and losses are donated.
+        ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
+        steps ``start <= i < stop`` of an epoch and gives the new state. The state is donated.
     """
-    value_and_grad = jax.value_and_grad(make_loss(graphdef))
+    value_and_grad = jax.value_and_grad(objective.make_loss(graphdef))
 
     def train_step(
-        state: TrainState, images_NxHxWxC: jax.Array, batch_B: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
+        i: jax.Array,
+        state: TrainState,
+        images_NxHxWxC: jax.Array,
+        batch_B: jax.Array,
+        noise_key: jax.Array,
+    ) -> TrainState:
         # Places of the last batch that hold no image get a weight of 0.
         weights_B = (batch_B < images_NxHxWxC.shape[0]).astype(jnp.float32)
-        x_BxHxWxC = scale(images_NxHxWxC.at[batch_B].get(mode="clip"))
-        loss, grads = value_and_grad(state.params, x_BxHxWxC, x_BxHxWxC, weights_B)
+        inputs_BxHxWxC = targets_BxHxWxC = images_NxHxWxC.at[batch_B].get(mode="clip")
+        if corrupt is not None:
+            key = jax.random.fold_in(noise_key, state.step)
+            inputs_BxHxWxC = corrupt(key, models.scale(targets_BxHxWxC))
+        loss, grads = value_and_grad(state.params, inputs_BxHxWxC, targets_BxHxWxC, weights_B)
+        # The losses tell which step went wrong, and the optimizer sees it whichever it was.
+        vector, unravel = ravel_pytree(grads)  # as the optimizer has them: one kernel, not 14
+        finite = jnp.isfinite(loss + vector.sum())
+        grads = unravel(jnp.where(finite, vector, jnp.nan))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         assert isinstance(params, nnx.State)
-        return TrainState(params, opt_state, state.step + 1), loss
+        losses_S = state.losses_S.at[i].set(jnp.where(finite, loss, jnp.nan))
+        return TrainState(params, opt_state, state.step + 1, losses_S)
 
-    @partial(jax.jit, donate_argnames=("state", "losses_S"))
-    def run_steps(state, losses_S, images_NxHxWxC, batches_SxB, start, stop):
-        def body(i, carry):
-            state, losses_S = carry
-            state, loss = train_step(state, images_NxHxWxC, batches_SxB[i])
-            return state, losses_S.at[i].set(loss)
+    @partial(jax.jit, donate_argnames=("state",))
+    def run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop):
+        def body(i, state):
+            return train_step(i, state, images_NxHxWxC, batches_SxB[i], noise_key)
 
-        return jax.lax.fori_loop(start, stop, body, (state, losses_S))
+        return jax.lax.fori_loop(start, stop, body, state)
 
     return run_steps
 
 
 def make_evaluate(graphdef: nnx.GraphDef) -> jax.stages.Wrapped:
-    """``evaluate(params, images_NxHxWxC)``: the binary cross-entropy of each image, ``[N]``."""
+    """``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, compiled.
+
+    Returns:
+        a function that gives ``(bce_N, mse_N)``, see `cae_jax.objective.make_losses`.
+    """
+    losses = objective.make_losses(graphdef)
 
     @jax.jit
-    def evaluate(params: nnx.State, images_NxHxWxC: jax.Array) -> jax.Array:
-        model = nnx.merge(graphdef, params)
-
-        def batch_bce(images: jax.Array) -> jax.Array:
-            x = scale(images)
-            return metrics.bce(model(x), x)
-
-        whole, rest = jnp.split(images_NxHxWxC, [len(images_NxHxWxC) // EVAL_BATCH * EVAL_BATCH])
-        batches = whole.reshape(-1, EVAL_BATCH, *whole.shape[1:])
-        return jnp.concatenate([jax.lax.map(batch_bce, batches).reshape(-1), batch_bce(rest)])
+    def evaluate(
+        params: nnx.State, inputs_NxHxWxC: jax.Array, targets_NxHxWxC: jax.Array
+    ) -> objective.Losses:
+        images = (inputs_NxHxWxC, targets_NxHxWxC)
+        whole = len(inputs_NxHxWxC) // EVAL_BATCH * EVAL_BATCH
+        batches = [x[:whole].reshape(-1, EVAL_BATCH, *x.shape[1:]) for x in images]
+        most = jax.lax.map(lambda batch: losses(params, *batch), batches)
+        rest = losses(params, *(x[whole:] for x in images))
+        return jax.tree.map(lambda a, b: jnp.concatenate([a.reshape(-1), b]), most, rest)
 
     return evaluate
 
 
 def epoch_loss(losses_S: np.ndarray, examples: int, batch_size: int) -> float:
-    """The mean over an epoch's examples of the losses that its steps saw, as Keras reports it."""
+    """The mean over an epoch's examples of the losses that its steps saw, as Keras reports it.
+
+    Steps whose loss is not finite are left out; NaN if there is no other.
+    """
     weights_S = np.full(len(losses_S), batch_size)
     weights_S[-1] = examples - batch_size * (len(losses_S) - 1)
-    return float(np.average(losses_S.astype(np.float64), weights=weights_S))
+    finite_S = np.isfinite(losses_S)
+    if not finite_S.any():
+        return math.nan
+    return float(np.average(losses_S[finite_S].astype(np.float64), weights=weights_S[finite_S]))

@@ -3,7 +3,7 @@
     python scripts/train.py --config configs/simple.py
 
 Result: val_loss 0.2837 after 20 epochs, seed 0.
-Time: 1.3 s an epoch on two cores of an AMD EPYC (Zen 4) at 2.6 GHz, jax 0.10.2.
+Time: 0.2 s an epoch on two cores of an AMD EPYC (Zen 5, AVX-512), jax 0.10.2.
 """
 
 from cae_jax.config import TrainConfig

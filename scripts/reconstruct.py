@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 import cae_jax
-from cae_jax import cli
+from cae_jax import cache, cli
 from cae_jax.images import read_images, write_png
 
 
@@ -50,6 +50,7 @@ def main() -> None:
                 raise cae_jax.UserError(f"{count} pictures would become {output}; rename the files")
             if output.resolve() in {file.resolve() for file in flags.files}:
                 raise cae_jax.UserError(f"{output} is one of the pictures; give another --out")
+        cache.use_compilation_cache()
         reconstructions = cae_jax.load(flags.run).reconstruct(np.concatenate(pictures))
         try:
             flags.out.mkdir(parents=True, exist_ok=True)

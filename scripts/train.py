@@ -7,13 +7,16 @@ Every field of the config is a flag too and overrides it: --epochs 50 --seed 1.
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 import cae_jax
-from cae_jax import cli
+from cae_jax import cache, cli
 from cae_jax.config import load_config
+from cae_jax.interruption import Interrupted
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "fashion_mnist.py"
 
@@ -42,18 +45,26 @@ class Flags:
     chunk_steps: int = 67
     """Steps between two updates of the progress bar; the result does not depend on it."""
 
+    method: Literal["auto", "conv", "phase", "fused"] = "auto"
+    """How the network is computed: plain convolutions, matmuls, or one native call (CPU only)."""
+
 
 def main() -> None:
-    with cli.user_errors():
+    with cli.user_errors(), cli.interruptible():
         flags = cli.parse(Flags, default=Flags(train=load_config(config_path())))
-        cae_jax.fit(
+        cache.use_compilation_cache()
+        result = cae_jax.fit(
             flags.train,
             flags.workdir or Path("runs") / flags.config.stem,
             overwrite=flags.overwrite,
             data_dir=flags.data_dir,
             archives=flags.archives,
             chunk_steps=flags.chunk_steps,
+            method=flags.method,
         )
+        if result.interrupted is not None:
+            sys.argv = [argument for argument in sys.argv if argument != "--overwrite"]
+            raise Interrupted(result.interrupted)
 
 
 def config_path() -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 _CACHE = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["XDG_CACHE_HOME"] = _CACHE  # the native step
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
@@ -22,13 +23,18 @@ import numpy as np
 import pytest
 
 import cae_jax
-from cae_jax import datasets
+from cae_jax import datasets, methods
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parent.parent
 ARCHIVES = Path(str(resources.files("cae_jax.datasets"))) / "archives" / "fashion_mnist"
 SMALL = cae_jax.TrainConfig(train_examples=1000, test_examples=300, epochs=3, warmup_steps=4)
+
+# Compiles the native step, unless the cache already has it.
+CHOICE = methods.choose(SMALL)
+needs_fused = pytest.mark.skipif(CHOICE.method != "fused", reason=CHOICE.reason)
+METHODS = ("conv", "phase", pytest.param("fused", marks=needs_fused))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import typing
 
+import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
@@ -10,6 +12,8 @@ from flax import nnx
 import cae_jax
 from cae_jax import models, train
 from cae_jax.config import TrainConfig, from_dict, load_config, to_dict
+from cae_jax.corruption import build_corruption
+from cae_jax.noises import MIX, NOISES
 from cae_jax.optimizer import build_optimizer
 from tests.conftest import ROOT
 
@@ -35,6 +39,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
         ({"b2": 1.0}, "b2 is 1.0; it takes a number from 0 to below 1"),
         ({"eps": 0}, "eps is 0.0"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"max_skips": -1}, "max_skips is -1; it takes a whole number of at least 0"),
+        ({"on_nan": "go"}, "on_nan is 'go'; it takes stop, skip"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"clip_norm": 0}, "clip_norm is 0.0"),
         ({"seed": -1}, "seed is -1"),
@@ -42,6 +48,9 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
         ({"features": ()}, r"features is \(\); it takes three positive whole numbers"),
         ({"features": (16, 8, 0)}, "features"),
         ({"features": (16, 8.0, 8)}, "features"),
+        ({"noise": "salt"}, "noise is 'salt'; it takes none, gaussian, salt_and_pepper"),
+        ({"noise_level": 0.5}, r"noise_level is 0\.5; noise none takes none"),
+        ({"noise": "masking", "noise_level": 2}, r"noise_level is 2\.0; .* from 0 to 1: fraction"),
     ],
 )
 def test_bad_values_are_refused_by_name(values, message):
@@ -56,6 +65,11 @@ def test_is_frozen_and_checked_on_replace():
     assert dataclasses.replace(config, epochs=3).epochs == 3
     with pytest.raises(cae_jax.UserError):
         dataclasses.replace(config, epochs=-3)
+
+
+def test_the_config_takes_every_noise():
+    hint = typing.get_type_hints(TrainConfig)["noise"]
+    assert typing.get_args(hint) == ("none", *NOISES, MIX)
 
 
 def test_survives_json():
@@ -106,13 +120,16 @@ def test_every_config_tells_its_command_and_runs_a_step(path, test_images):
     source = path.read_text()
     assert f"python scripts/train.py --config configs/{path.name}" in source
     assert "Result: " in source
+    assert "@" not in source
     model = models.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, total_steps=10)
-    run_steps = train.make_run_steps(nnx.graphdef(model), optimizer)
+    corrupt = build_corruption(config.noise, config.noise_level)
+    run_steps = train.make_run_steps(nnx.graphdef(model), optimizer, corrupt)
     batches = jnp.arange(config.batch_size).reshape(1, -1)
-    state, losses = run_steps(
-        train.init_state(model, optimizer), jnp.zeros(1), test_images, batches, 0, 1
-    )
+    arguments = (train.init_state(model, optimizer, steps=1), test_images, batches)
+    arguments += (jax.random.key(0), 0, 1)
+    quickly = {"xla_backend_optimization_level": 0}
+    state = run_steps.lower(*arguments).compile(compiler_options=quickly)(*arguments)
     assert state.step == 1
     # With zero biases and small kernels every pixel starts near 1/2: ln 2 = 0.693.
-    assert 0.6 < losses[0] < 0.8
+    assert 0.6 < state.losses_S[0] < 0.8

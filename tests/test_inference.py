@@ -94,7 +94,10 @@ def test_a_run_without_a_checkpoint(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"epochs": 0}', '{"epoch": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format": 1, "epochs": 0}', '{"format": 1, "epoch": 1}', '{"format": "x"}'],
+)
 def test_a_damaged_config(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(cae_jax.UserError, match=r"config\.json cannot be used"):

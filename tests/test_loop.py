@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -16,7 +17,9 @@ from flax import nnx
 from PIL import Image
 
 import cae_jax
-from cae_jax import history, loop
+from cae_jax import history, train, training
+from cae_jax.checkpoint import Checkpoints
+from cae_jax.corruption import build_corruption
 from tests.conftest import ROOT, SMALL
 
 
@@ -31,7 +34,7 @@ def assert_same_run(ours, folder, expected, expected_folder):
     ):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
     rows, wanted = (
-        [row[:4] for row in csv.reader((path / "history.csv").read_text().splitlines())]
+        [row[:7] for row in csv.reader((path / "history.csv").read_text().splitlines())]
         for path in (folder, expected_folder)
     )
     assert rows == wanted
@@ -50,6 +53,7 @@ def finished(run, data_dir):
 
 def test_a_run_leaves_its_files(run):
     assert sorted(path.name for path in run.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.json",
         "history.csv",
@@ -70,25 +74,63 @@ def test_a_run_leaves_its_files(run):
     assert result["best"] == min(rows, key=lambda row: row.val_loss)._asdict()
     assert result["compile_seconds"] > 0
     assert result["versions"]["jax"] == jax.__version__
-    assert result["config"] == json.loads((run / "config.json").read_text())
+    assert {"format": 1, **result["config"]} == json.loads((run / "config.json").read_text())
     assert "Total params: 4,385" in (run / "summary.txt").read_text()
     for name in ("history.png", "reconstructions.png"):
         with Image.open(run / name) as image:
             assert np.asarray(image.convert("L")).std() > 10
     events = next((run / "tensorboard").iterdir()).read_bytes()
-    assert all(tag in events for tag in (b"loss", b"val_loss", b"images_per_second"))
+    assert all(tag in events for tag in (b"loss", b"val_loss", b"val_psnr", b"images_per_second"))
 
 
 def test_val_loss_is_that_of_the_saved_parameters(run, test_images):
     logits = cae_jax.load(run).logits(test_images[:300]).astype(np.float64)
     x = test_images[:300] / 255
     bce = (np.logaddexp(0, logits) - x * logits).mean()
-    assert history.read(run / "history.csv")[-1].val_loss == pytest.approx(bce, rel=1e-5)
+    mse = ((1 / (1 + np.exp(-logits)) - x) ** 2).mean(axis=(1, 2, 3))
+    row = history.read(run / "history.csv")[-1]
+    assert row.val_loss == pytest.approx(bce, rel=1e-5)
+    assert row.val_psnr == pytest.approx((-10 * np.log10(mse)).mean(), rel=1e-5)
+    assert row.val_psnr_input is None
 
 
 def test_same_config_same_bits_whatever_the_chunks(run, finished, data_dir, tmp_path):
     again = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
     assert_same_run(again, tmp_path / "run", finished, run)
+
+
+def test_training_with_noise(data_dir, tmp_path, test_images):
+    """The validation noise is the seed's for all epochs and models, and training removes of it."""
+    small = dataclasses.replace(SMALL, noise="gaussian", train_examples=5000, epochs=3)
+    clean = test_images[:300] / 255
+    noisy = np.asarray(
+        build_corruption("gaussian")(train.make_keys(0).test_noise, clean.astype(np.float32))
+    )
+    psnr_input = (-10 * np.log10(((noisy - clean) ** 2).mean(axis=(1, 2, 3)))).mean()
+    for model in ("conv", "simple"):
+        config = dataclasses.replace(small, model=model)
+        result = cae_jax.fit(config, tmp_path / model, data_dir=data_dir)
+        for row in result.history:
+            assert row.val_psnr_input == pytest.approx(psnr_input, abs=1e-4)
+        error = result.autoencoder.reconstruct(noisy) - clean
+        psnr = (-10 * np.log10((error**2).mean(axis=(1, 2, 3)))).mean()
+        assert result.history[-1].val_psnr == pytest.approx(psnr, rel=1e-4)
+        assert psnr > psnr_input + 3
+        written = json.loads((tmp_path / model / "result.json").read_text())
+        assert written["final"]["val_psnr_input"] == result.history[-1].val_psnr_input
+    with Image.open(tmp_path / "conv" / "reconstructions.png") as image:
+        assert image.height > 250  # three rows
+
+
+def test_a_noisy_run_that_broke_off_resumes_exactly(data_dir, tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, noise="mix")
+    expected = cae_jax.fit(config, tmp_path / "whole", data_dir=data_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_print_row", Mock(side_effect=[None, KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
+    resumed = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
+    assert_same_run(resumed, tmp_path / "run", expected, tmp_path / "whole")
 
 
 def test_another_seed_gives_another_model(finished, data_dir, tmp_path):
@@ -104,8 +146,8 @@ def test_a_run_that_broke_off_resumes_exactly(
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         where = {
-            "after history": (loop.Checkpoints, "save"),
-            "after checkpoint": (loop, "_print_row"),
+            "after history": (Checkpoints, "save"),
+            "after checkpoint": (training, "_print_row"),
         }[moment]
         original, calls = getattr(*where), []
 
@@ -171,11 +213,13 @@ def test_overwrite_starts_anew_and_spares_other_files(run, data_dir, tmp_path):
 def test_a_history_that_lost_rows_is_refused(run, data_dir, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "history.csv").unlink()
-    with pytest.raises(cae_jax.UserError, match=r"history\.csv does not fit"):
+    with pytest.raises(cae_jax.UserError, match=r"history\.csv has epochs \[\] and the newest"):
         cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
-    (tmp_path / "run" / "history.csv").write_text("epoch,step\n1,x\n")
-    with pytest.raises(cae_jax.UserError, match=r"history\.csv has the line '1,x'"):
-        cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+    header = ",".join(history.Row._fields)
+    for text, line in [(f"{header}\n1,x\n", "1,x"), ("epoch,step,loss\n", "epoch,step,loss")]:
+        (tmp_path / "run" / "history.csv").write_text(text)
+        with pytest.raises(cae_jax.UserError, match=rf"history\.csv has the line '{line}'"):
+            cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
 
 
 def test_a_finished_run_that_lost_its_last_checkpoint_is_completed(
@@ -194,9 +238,9 @@ def test_a_finished_run_that_lost_its_last_checkpoint_is_completed(
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(data_dir, tmp_path):
     config = dataclasses.replace(SMALL, optimizer="sgd", learning_rate=1e30, schedule="constant")
-    with pytest.raises(cae_jax.UserError, match=r"after epoch 1; lower --learning-rate"):
+    with pytest.raises(cae_jax.UserError, match=r"epoch 1: step 3 is the first to have a loss"):
         cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
-    assert not any((tmp_path / "run" / "checkpoints").iterdir())
+    assert not (tmp_path / "run" / "checkpoints").exists()
     assert not (tmp_path / "run" / "history.csv").exists()
 
 
@@ -214,10 +258,14 @@ def test_unusable_workdirs_and_batches_are_refused(run, data_dir, tmp_path):
 
 def test_history_survives_a_row_cut_off(tmp_path):
     path = tmp_path / "history.csv"
-    row = history.Row(1, 469, 0.1 + 0.2, 1e-17, 4.5, 13333.3)
-    history.append(path, row)
+    rows = [
+        history.Row(1, 469, 0.1 + 0.2, 1e-17, 20.5, None, 0, 4.5, 13333.3),
+        history.Row(2, 938, 0.1 + 0.2, 1e-17, 20.5, 9.3, 2, 4.5, 13333.3),
+    ]
+    for row in rows:
+        history.append(path, row)
     with path.open("a") as file:
-        file.write("2,938,0.29")
-    assert history.read(path) == [row]
-    history.rewrite(path, [row])
-    assert len(path.read_text().splitlines()) == 2
+        file.write("3,1407,0.29")
+    assert history.read(path) == rows
+    history.rewrite(path, rows)
+    assert len(path.read_text().splitlines()) == 3

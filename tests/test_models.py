@@ -37,6 +37,14 @@ def build(**values):
     return models.build(cae_jax.TrainConfig(**values), nnx.Rngs(0))
 
 
+@pytest.mark.parametrize("values", [{}, {"model": "simple"}, {"model": "deep"}])
+def test_bytes_are_the_images_that_they_stand_for(values, test_images):
+    model = build(**values)
+    floats = test_images[:3].astype(np.float32) / 255
+    codes = model.encode(jnp.asarray(test_images[:3]))
+    np.testing.assert_allclose(codes, model.encode(floats), atol=1e-6)
+
+
 def parameters(model):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 

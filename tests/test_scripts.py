@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import termios
@@ -11,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cae_jax
 from cae_jax import history
-from tests.conftest import ROOT, SMALL
+from tests.conftest import CHOICE, ROOT, SMALL
 
+HEADS = ["BCE", "MSE", "PSNR (dB)", "SSIM"]
 QUICK = ("--train-examples", 256, "--test-examples", 100, "--epochs", 2)
 
 
@@ -28,11 +32,12 @@ def test_train_resume_and_refusal(script, tmp_path):
     process = script("train.py", *QUICK)
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
-    assert lines[0].startswith("Compiled in ")
+    assert lines[0] == f"Method {CHOICE.method}: {CHOICE.reason}"
+    assert lines[1].startswith("Compiled in ")
     row = history.read(tmp_path / "runs" / "fashion_mnist" / "history.csv")[-1]
     assert lines[-1] == (
         f"Epoch 2/2 - {row.epoch_seconds:.1f}s - {row.images_per_second:.0f} images/s - "
-        f"loss: {row.loss:.4f} - val_loss: {row.val_loss:.4f}"
+        f"loss: {row.loss:.4f} - val_loss: {row.val_loss:.4f} - val_psnr: {row.val_psnr:.2f}"
     )
     assert process.stderr == ""  # no bar where the output is no terminal, no warning
     again = script("train.py", *QUICK)
@@ -78,24 +83,89 @@ def test_summary(script):
 
 
 def test_evaluate(script, run, tmp_path, test_images):
-    process = script("evaluate.py", run, run, "--json", "table.json", "--figure", "figure.png")
+    process = script("evaluate.py", run, "--json", "table.json", "--figure", "figure.png")
     assert process.returncode == 0, process.stderr
-    row = json.loads((tmp_path / "table.json").read_text())[0]
-    cells = [cell.strip() for cell in process.stdout.splitlines()[2].strip("|").split("|")]
-    assert cells[:5] == [str(run), "conv", "4,385", "128", f"{row['bce']:.4f}"]
-    # Mean squared error and BCE once more by NumPy from the model's own output.
-    import cae_jax
-
-    autoencoder = cae_jax.load(run)
-    error = autoencoder.reconstruct(test_images) - test_images / 255
-    assert row["mse"] == pytest.approx((error**2).mean(), rel=1e-4)
-    assert row["psnr"] == pytest.approx(
-        (-10 * np.log10((error**2).mean(axis=(1, 2, 3)))).mean(), rel=1e-4
+    tables = json.loads((tmp_path / "table.json").read_text())
+    (row,) = tables["rows"]
+    assert tables["differences"] == []
+    heads, _, cells = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in process.stdout.splitlines()
     )
+    assert heads == ["", "model", "runs", "parameters", "code", "seconds", *HEADS]
+    assert cells[:5] == [str(run), "conv", "1", "4,385", "128"]
+    assert cells[8] == "{:.2f} [{:.2f}, {:.2f}]".format(*row["psnr"])
+    # Mean squared error and PSNR once more by NumPy from the model's own output.
+    error = cae_jax.load(run).reconstruct(test_images) - test_images / 255
+    assert row["mse"][0] == pytest.approx((error**2).mean(), rel=1e-4)
+    psnr = -10 * np.log10((error**2).mean(axis=(1, 2, 3)))
+    assert row["psnr"][0] == pytest.approx(psnr.mean(), rel=1e-4)
+    assert row["psnr"][2] - row["psnr"][1] == pytest.approx(2 * 1.96 * psnr.std() / 100, rel=0.1)
     with Image.open(tmp_path / "figure.png") as figure:
         assert figure.width > 800
-    assert_fails_in_one_line(script("evaluate.py", "nowhere"), "nowhere is no run")
-    assert_fails_in_one_line(script("evaluate.py"), "RUNS")
+
+
+def test_evaluate_with_noise(script, run, tmp_path):
+    files = ("--figure", "rows.png", "--worst", "worst.png", "--robustness", "curve.png")
+    process = script("evaluate.py", run, "--noise", "occlusion", *files)
+    assert process.returncode == 0, process.stderr
+    lines = [line.split("|")[1].strip() for line in process.stdout.splitlines() if line]
+    assert [line for line in lines if line.strip("-")] == [
+        "noisy image",
+        str(run),
+        f"noisy image - {run}",
+    ]
+    for name in files[1::2]:
+        with Image.open(tmp_path / name) as figure:
+            assert np.asarray(figure.convert("L")).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "RUNS"),
+        (("nowhere",), "nowhere is no run"),
+        (("RUN", "--noise", "fog"), "--noise"),
+        (("RUN", "--noise", "masking", "--noise-level", 2), "from 0 to 1: fraction of the pixels"),
+        (("RUN", "--noise-level", 2), "noise none takes none"),
+        (("RUN", "--robustness", "x.png"), "no level for --robustness; give --noise, one of"),
+        (("RUN", "--figure", "nowhere/x.png"), "give a file in a folder that exists"),
+        (("RUN", "--noise-seed", -1), "noise_seed is -1"),
+        (("RUN", "RUN"), "are the same config with the same seed; give one"),
+    ],
+)
+def test_evaluate_refuses(script, run, arguments, message):
+    arguments = [run if argument == "RUN" else argument for argument in arguments]
+    process = script("evaluate.py", *arguments)
+    assert process.returncode == 2
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert message in process.stderr
+
+
+def test_evaluate_takes_runs_with_the_same_noise_only(script, run, tmp_path):
+    shutil.copytree(run, tmp_path / "other")
+    config = json.loads((run / "config.json").read_text()) | {"noise": "mix"}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    assert_fails_in_one_line(
+        script("evaluate.py", run, "other"),
+        "trained with noise mix and none; give equal ones, or --noise",
+    )
+
+
+@pytest.mark.slow
+def test_compare(script, tmp_path):
+    small = ("--epochs", 1, "--train-examples", 256, "--seeds", 1)
+    command = ("compare.py", *small, "--no-baselines", "--page", "page.md")
+    process = script(*command)
+    assert process.returncode == 0, process.stderr
+    text = (tmp_path / "page.md").read_text()
+    figures = re.findall(r"\]\((page_\w+\.png)\)", text)
+    assert len(figures) == 5
+    assert all((tmp_path / figure).exists() for figure in figures)
+    again = script(*command)
+    assert again.returncode == 0
+    assert "Training" not in again.stdout
+    assert_fails_in_one_line(script("compare.py", "--seeds", 0), "seeds is 0; it takes a whole")
+    assert (tmp_path / "page.md").read_text() == text
 
 
 def test_reconstruct(script, run, tmp_path, test_images):

@@ -1,9 +1,11 @@
 """Data sets as arrays: `load` prepares once with tensorflow-datasets, then reads a cache."""
 
 import contextlib
+import fcntl
 import io
-import os
+import shutil
 import sys
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -48,8 +50,9 @@ def load(
     try:
         builder = idx_images.IdxImages(config=config, data_dir=_expand(data_dir))
         if not builder.data_path.exists():
-            _prepare(builder, archives)
-            # Opened again, because TFDS reads nothing where another process has been faster.
+            with _locked(builder):
+                if not builder.data_path.exists():  # no other process has been faster
+                    _prepare(builder, archives)
             builder = idx_images.IdxImages(config=config, data_dir=_expand(data_dir))
     except OSError as error:
         raise UserError(
@@ -66,6 +69,18 @@ def load(
 
 def _expand(path: str | Path | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().absolute())
+
+
+@contextlib.contextmanager
+def _locked(builder: idx_images.IdxImages) -> Iterator[None]:
+    """Only one process at a time writes a data set, and removes what a killed one left of it."""
+    folder = Path(builder.data_path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for leftover in folder.glob("incomplete.*"):
+            shutil.rmtree(leftover)
+        yield
 
 
 def _prepare(builder: idx_images.IdxImages, archives: str | Path | None) -> None:
@@ -101,10 +116,6 @@ def _prepare(builder: idx_images.IdxImages, archives: str | Path | None) -> None
             ) from error
         except (requests.RequestException, DownloadError) as error:
             raise _unreachable(config) from error
-        except OSError:
-            # TFDS renames a finished temporary folder; another process has been faster.
-            if not builder.data_path.exists():
-                raise
 
 
 def _check_archives(folder: Path) -> None:
@@ -148,7 +159,7 @@ def _read_cached(builder: idx_images.IdxImages, split: str) -> tuple[np.ndarray,
         pass
     images, labels = _read_records(builder, split)
     # A cache that cannot be written (full disk, read-only folder) costs time, nothing else.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), _locked(builder):
         _write_atomically(cache, fingerprint=fingerprint, images=images, labels=labels)
     return images, labels
 
@@ -171,7 +182,7 @@ def _fingerprint(builder: idx_images.IdxImages, split: str) -> str:
 
 
 def _write_atomically(path: Path, **arrays) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             np.savez(file, **arrays)

@@ -1,0 +1,208 @@
+"""Classical denoisers, tuned on training images: what one would use without a trained model.
+
+Needs the extra ``baselines``. A method's output goes through one affine map, fitted on the same
+training images by least squares and followed by clipping to [0, 1]: clipped noise makes black
+pixels grey and white ones darker, which a method that expects zero-mean noise leaves as they are.
+
+Images are float ``[N, 28, 28, 1]`` in [0, 1].
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cae_jax.errors import UserError
+
+# As many of the training images tell the parameters apart.
+TUNING_IMAGES = 200
+
+
+class Tuned(NamedTuple):
+    """A method with its parameters.
+
+    Attributes:
+        method: key of `METHODS`.
+        parameters: of the function.
+        slope, offset: of the affine map.
+    """
+
+    method: str
+    parameters: dict[str, Any]
+    slope: float
+    offset: float
+
+
+def _median(image: np.ndarray, size: int) -> np.ndarray:
+    from scipy import ndimage
+
+    return ndimage.median_filter(image, size)
+
+
+def _total_variation(image: np.ndarray, weight: float) -> np.ndarray:
+    from skimage import restoration
+
+    return restoration.denoise_tv_chambolle(image, weight)  # Chambolle 2004
+
+
+def _non_local_means(image: np.ndarray, sigma: float, h: float, patch_size: int) -> np.ndarray:
+    from skimage import restoration
+
+    # Buades, Coll and Morel 2005; the search reaches half an image far, both ways.
+    return restoration.denoise_nl_means(
+        image, patch_size, patch_distance=14, h=h * sigma, sigma=sigma
+    )
+
+
+def _wavelet(image: np.ndarray, sigma: float, method: str, levels: int) -> np.ndarray:
+    from skimage import restoration
+
+    # The mean over shifted images, Coifman and Donoho 1995; BayesShrink is Chang, Yu and Vetterli
+    # 2000, VisuShrink Donoho and Johnstone 1994.
+    options = {"wavelet": "haar", "method": method, "wavelet_levels": levels}
+    return np.mean(
+        [
+            np.roll(
+                restoration.denoise_wavelet(np.roll(image, shift, (0, 1)), sigma, **options),
+                (-shift[0], -shift[1]),
+                (0, 1),
+            )
+            for shift in itertools.product(range(4), repeat=2)
+        ],
+        axis=0,
+    )
+
+
+def _bm3d(image: np.ndarray, sigma: float) -> np.ndarray:
+    import bm3d
+
+    profile = bm3d.BM3DProfile()
+    # No variances for correlated noise: they take 0.5 s an image, and this noise is white.
+    profile.nf = 0
+    return np.asarray(bm3d.bm3d(image, sigma, profile))  # Dabov et al. 2007
+
+
+def _grid(**values: tuple) -> list[dict[str, Any]]:
+    return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+
+
+# To function and the parameters that are tried.
+METHODS: dict[str, tuple[Callable[..., np.ndarray], list[dict[str, Any]]]] = {
+    "median": (_median, _grid(size=(3, 5, 7))),
+    "total variation": (_total_variation, _grid(weight=(0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4))),
+    "non-local means": (
+        _non_local_means,
+        _grid(sigma=(0.1, 0.2, 0.3, 0.4), h=(0.4, 0.7, 1.0), patch_size=(3, 5, 7)),
+    ),
+    "wavelet": (
+        _wavelet,
+        _grid(
+            sigma=(0.1, 0.2, 0.3, 0.4, 0.6),
+            method=("BayesShrink", "VisuShrink"),
+            levels=(1, 2, 3),
+        ),
+    ),
+    "BM3D": (_bm3d, _grid(sigma=(0.1, 0.2, 0.3, 0.4, 0.5, 0.7))),
+}
+
+
+@contextlib.contextmanager
+def workers() -> Iterator[Executor]:
+    """Processes that denoise, one a core.
+
+    Raises:
+        UserError: the extra ``baselines`` is not installed.
+    """
+    try:
+        import bm3d  # noqa: F401
+        import pywt  # noqa: F401 - what scikit-image takes wavelets from
+        import skimage  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f'{error.name} is not installed; pip install "cae-jax[baselines]"'
+        ) from error
+    context = multiprocessing.get_context("spawn")  # threads of JAX do not survive a fork
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as executor:
+        yield executor
+
+
+def tune(method: str, noisy: np.ndarray, clean: np.ndarray, executor: Executor) -> Tuned:
+    """The parameters of the highest mean PSNR on training images, each with its own affine map."""
+    function, grid = METHODS[method]
+    best, best_psnr = None, -np.inf
+    for parameters in grid:
+        outputs = _map(partial(function, **parameters), noisy, executor)
+        slope, offset = np.polyfit(outputs.ravel(), clean.ravel(), 1)
+        errors = (np.clip(slope * outputs + offset, 0, 1) - clean) ** 2
+        psnr = (-10 * np.log10(np.maximum(errors.mean(axis=(1, 2, 3)), 1e-10))).mean()
+        if psnr > best_psnr:
+            best, best_psnr = Tuned(method, parameters, float(slope), float(offset)), psnr
+    assert best is not None
+    return best
+
+
+def denoise(tuned: Tuned, noisy: np.ndarray, executor: Executor) -> np.ndarray:
+    """The images denoised: float32 ``[N, 28, 28, 1]`` in [0, 1]."""
+    function, _ = METHODS[tuned.method]
+    outputs = _map(partial(function, **tuned.parameters), noisy, executor)
+    return np.clip(tuned.slope * outputs + tuned.offset, 0, 1).astype(np.float32)
+
+
+def denoise_all(
+    folder: Path, tuning_inputs: np.ndarray, tuning_images: np.ndarray, inputs: np.ndarray
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Every method, tuned on some images and applied to others.
+
+    Args:
+        folder: keeps what they give, which takes minutes, under a digest of all images and grids.
+        tuning_inputs: noisy training images ``[T, 28, 28, 1]`` in [0, 1].
+        tuning_images: the clean ones, uint8.
+        inputs: noisy test images ``[N, 28, 28, 1]`` in [0, 1].
+
+    Yields:
+        the method, its parameters as a text, and the images denoised as of `denoise`.
+
+    Raises:
+        UserError: the extra ``baselines`` is not installed, or the folder cannot be used.
+    """
+    digest = hashlib.sha256()
+    for array in (tuning_inputs, tuning_images, inputs):
+        digest.update(array.tobytes())
+    with workers() as executor:
+        for method, (_, grid) in METHODS.items():
+            digest.update(f"{method} {grid}".encode())
+            path = folder / f"{method.replace(' ', '_')}-{digest.hexdigest()[:16]}.npz"
+            if not path.exists():
+                print(f"Denoising by {method}, some minutes", file=sys.stderr)
+                tuned = tune(method, tuning_inputs, tuning_images / 255, executor)
+                _save(path, tuned, denoise(tuned, inputs, executor))
+            with np.load(path) as arrays:
+                parameters = json.loads(str(arrays["tuned"]))["parameters"]
+                settings = ", ".join(f"{name} {value}" for name, value in parameters.items())
+                yield method, settings, arrays["pictures"]
+
+
+def _save(path: Path, tuned: Tuned, pictures: np.ndarray) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, pictures=pictures, tuned=json.dumps(tuned._asdict()))
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}); give another --baselines") from error
+
+
+def _map(function: Callable, images: np.ndarray, executor: Executor) -> np.ndarray:
+    outputs = executor.map(function, images[..., 0].astype(np.float64), chunksize=16)
+    return np.stack(list(outputs)).reshape(images.shape)

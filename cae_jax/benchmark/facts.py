@@ -1,0 +1,65 @@
+"""What a number depends on besides the program: versions, flags, machine, load."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("cae-jax", "jax", "jaxlib", "flax", "optax", "numpy", "keras", "tensorflow")
+_PACKAGES += ("tensorflow-cpu", "torch")
+_PREFIXES = ("JAX_", "XLA_", "CAE_JAX_", "OMP_", "MKL_", "TF_", "KERAS_", "CUDA_VISIBLE", "CXX")
+
+
+def collect() -> dict[str, Any]:
+    """All facts, as JSON types."""
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": cpu_count(),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_PREFIXES)},
+        "load_average": list(os.getloadavg()),
+        "git_revision": _git_revision(),
+    }
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for name in _PACKAGES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _git_revision() -> str | None:
+    """The commit of the package's sources, with ``+`` where they were changed since."""
+    folder = Path(__file__).parent
+    try:
+        commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain"])
+        revision, changes = (
+            subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+            for command in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.strip() + ("+" if changes else "")

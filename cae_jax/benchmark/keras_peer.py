@@ -1,0 +1,103 @@
+"""Keras 3 on TensorFlow or on JAX, with `fit`, as the lab uses it."""
+# Neither Keras nor its types need be there.
+# pyright: reportMissingImports=false, reportMissingModuleSource=false, reportArgumentType=false
+
+import os
+import time
+
+import numpy as np
+
+from cae_jax.benchmark.contender import LARGEST_CALL, Stopwatch, peer_images
+from cae_jax.benchmark.facts import cpu_count
+from cae_jax.config import TrainConfig
+
+
+class Keras:
+    """A `Contender`; all images lie in memory as NumPy arrays."""
+
+    def __init__(self, contender: str, config: TrainConfig, watch: Stopwatch):
+        os.environ["KERAS_BACKEND"] = contender.removeprefix("keras-")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        with watch("import"):
+            import keras
+
+            self.on_tensorflow = keras.backend.backend() == "tensorflow"
+            if self.on_tensorflow:
+                import tensorflow as tf
+
+                tf.config.threading.set_intra_op_parallelism_threads(cpu_count())
+        with watch("data"):
+            self.images, self.test_images = peer_images(config)
+        with watch("initialise"):
+            keras.utils.set_random_seed(config.seed)
+            self.model = keras_model()
+            self.model.compile(
+                optimizer=keras.optimizers.Adam(
+                    config.learning_rate, config.b1, config.b2, config.eps
+                ),
+                loss="binary_crossentropy",
+            )
+        self.batch_size = config.batch_size
+        self.calls = {"reconstruct": self._reconstruct}
+
+    def first_step(self) -> float:
+        batch = self.images[: self.batch_size]
+        return self._fit(batch, epochs=1).history["loss"][0]
+
+    def epochs(self, count: int) -> list[tuple[float, float]]:
+        import keras
+
+        class Clock(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                self.seconds = []
+
+            def on_epoch_begin(self, epoch, logs=None):
+                self.began = time.perf_counter()
+
+            def on_epoch_end(self, epoch, logs=None):  # the loss is a number by now
+                self.seconds.append(time.perf_counter() - self.began)
+
+        clock = Clock()
+        losses = self._fit(self.images, epochs=count, callbacks=[clock]).history["loss"]
+        return list(zip(clock.seconds, losses, strict=True))
+
+    def evaluate(self) -> float:
+        images = self.test_images
+        return float(self.model.evaluate(images, images, batch_size=LARGEST_CALL, verbose=0))
+
+    def fit(self, epochs: int) -> float:
+        """A whole training with validation, as the lab does it; the last ``val_loss``."""
+        validation = (self.test_images, self.test_images)
+        history = self._fit(self.images, epochs=epochs, validation_data=validation)
+        return history.history["val_loss"][-1]
+
+    def _fit(self, images: np.ndarray, **options):
+        return self.model.fit(
+            images, images, batch_size=self.batch_size, shuffle=True, verbose=0, **options
+        )
+
+    def _reconstruct(self, images: np.ndarray) -> np.ndarray:
+        # On TensorFlow all at once takes half the time of `predict`, on JAX it takes longer.
+        if self.on_tensorflow or len(images) <= LARGEST_CALL:
+            return self.model.predict_on_batch(images)
+        return self.model.predict(images, batch_size=LARGEST_CALL, verbose=0)
+
+
+def keras_model():
+    """The convolutional network, as the lab writes it."""
+    from keras import Input, Sequential
+    from keras.layers import Conv2D, MaxPooling2D, UpSampling2D
+
+    same = {"activation": "relu", "padding": "same"}
+    return Sequential(
+        [
+            Input((28, 28, 1)),
+            *(Conv2D(16, 3, **same), MaxPooling2D(2, padding="same")),  # 28 -> 14
+            *(Conv2D(8, 3, **same), MaxPooling2D(2, padding="same")),  # 14 -> 7
+            *(Conv2D(8, 3, **same), MaxPooling2D(2, padding="same")),  # 7 -> 4
+            *(Conv2D(8, 3, **same), UpSampling2D(2)),  # 4 -> 8
+            *(Conv2D(8, 3, **same), UpSampling2D(2)),  # 8 -> 16
+            *(Conv2D(16, 3, activation="relu"), UpSampling2D(2)),  # 16 -> 14 -> 28
+            Conv2D(1, 3, activation="sigmoid", padding="same"),
+        ]
+    )

@@ -1,0 +1,84 @@
+"""The contender of this package: what `cae_jax.fit` does, in parts that can be timed."""
+
+import time
+
+from cae_jax.benchmark.contender import Stopwatch
+from cae_jax.benchmark.spec import Spec
+from cae_jax.config import TrainConfig
+
+# Steps between two updates of the progress bar, the default of scripts/train.py.
+_CHUNK_STEPS = 67
+
+
+class Ours:
+    """A `Contender` by one of this package's methods."""
+
+    def __init__(self, spec: Spec, config: TrainConfig, watch: Stopwatch):
+        with watch("import"):
+            import jax
+            import jax.numpy as jnp
+            from flax import nnx
+
+            import cae_jax.loop  # noqa: F401 - all that a training imports
+            from cae_jax import cache, datasets, methods, models, train
+            from cae_jax.programs import Programs
+        cache.use_compilation_cache()
+        with watch("data"):
+            train_images, test_images = (
+                datasets.load(config.dataset, split, data_dir=spec.data_dir)[0][:examples]
+                for split, examples in (
+                    ("train", config.train_examples),
+                    ("test", config.test_examples),
+                )
+            )
+        with watch("backend"):
+            jax.devices()
+        with watch("native"):  # compiles the library of the fused method, if it has to
+            self.method = methods.choose(config, spec.contender).method
+        with watch("transfer"):
+            train_images, test_images = jax.block_until_ready(
+                jax.device_put((train_images, test_images))
+            )
+        with watch("initialise"):
+            init_key = train.make_keys(config.seed).init
+            self.model = models.build(config, nnx.Rngs(params=init_key), self.method)
+            self.programs = Programs(config, self.model, train_images, test_images)
+            self.state = self.programs.init_state
+            self.another_state = jax.block_until_ready(jax.tree.map(jnp.copy, self.state))
+        with watch("lower"):
+            lowered = self.programs.lower()
+        with watch("compile"):
+            self.programs.compile(lowered)
+        self.config = config
+        self.calls = {"encode": self._encode, "reconstruct": self._reconstruct}
+
+    def first_step(self) -> float:
+        state = self.programs.train_epoch(self.another_state, 1, _CHUNK_STEPS, steps=1)
+        return float(state.losses_S[0])
+
+    def epochs(self, count: int) -> list[tuple[float, float]]:
+        results = []
+        for epoch in range(1, count + 1):
+            began = time.perf_counter()
+            self.state = self.programs.train_epoch(self.state, epoch, _CHUNK_STEPS)
+            seconds = time.perf_counter() - began
+            results.append((seconds, self.programs.epoch_loss(self.state)))
+        self._open_autoencoder()
+        return results
+
+    def evaluate(self) -> float:
+        return self.programs.evaluate(self.state.params)[0]
+
+    def _open_autoencoder(self) -> None:
+        from flax import nnx
+
+        from cae_jax.inference import Autoencoder
+
+        nnx.update(self.model, self.state.params)
+        self._autoencoder = Autoencoder(self.config, self.model)
+
+    def _encode(self, images):
+        return self._autoencoder.encode(images)
+
+    def _reconstruct(self, images):
+        return self._autoencoder.reconstruct(images)

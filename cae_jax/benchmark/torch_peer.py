@@ -1,0 +1,102 @@
+"""PyTorch, eager or compiled, in channels-last layout."""
+# Neither PyTorch nor its types need be there.
+# pyright: reportMissingImports=false, reportArgumentType=false, reportCallIssue=false
+
+import time
+
+import numpy as np
+
+from cae_jax.benchmark.contender import LARGEST_CALL, Stopwatch, peer_images
+from cae_jax.benchmark.facts import cpu_count
+from cae_jax.config import TrainConfig
+
+
+class Torch:
+    """A `Contender`; the images are one tensor, a batch is indexed: no loader to wait for."""
+
+    def __init__(self, config: TrainConfig, watch: Stopwatch, *, compiled: bool):
+        with watch("import"):
+            import torch
+        torch.set_num_threads(cpu_count())
+        with watch("data"):
+            self.images, self.test_images = map(as_tensor, peer_images(config))
+        with watch("initialise"):
+            torch.manual_seed(config.seed)
+            model = torch_model().to(memory_format=torch.channels_last)
+            self.model = torch.compile(model) if compiled else model
+            self.optimizer = torch.optim.Adam(
+                model.parameters(),
+                lr=config.learning_rate,
+                betas=(config.b1, config.b2),
+                eps=config.eps,
+                fused=True,
+            )
+        self.loss = torch.nn.BCEWithLogitsLoss()
+        self.batch_size = config.batch_size
+        self.calls = {"reconstruct": self._reconstruct}
+
+    def first_step(self) -> float:
+        return self._step(self.images[: self.batch_size]).item()
+
+    def epochs(self, count: int) -> list[tuple[float, float]]:
+        import torch
+
+        results = []
+        for _ in range(count):
+            began = time.perf_counter()
+            total = torch.zeros(())
+            for batch in torch.randperm(len(self.images)).split(self.batch_size):
+                total += self._step(self.images[batch]) * len(batch)
+            loss = total.item() / len(self.images)
+            results.append((time.perf_counter() - began, loss))
+        return results
+
+    def evaluate(self) -> float:
+        import torch
+
+        with torch.inference_mode():
+            batches = self.test_images.split(LARGEST_CALL)
+            total = sum(self.loss(self.model(x), x).item() * len(x) for x in batches)
+        return total / len(self.test_images)
+
+    def _step(self, x):
+        self.optimizer.zero_grad()
+        loss = self.loss(self.model(x), x)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _reconstruct(self, images: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            outputs = [self.model(x).sigmoid() for x in as_tensor(images).split(LARGEST_CALL)]
+        return torch.cat(outputs).permute(0, 2, 3, 1).numpy()
+
+
+def as_tensor(images: np.ndarray):
+    """``[N, 28, 28, 1]`` as ``[N, 1, 28, 28]``, in the order of channels-last."""
+    import torch
+
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def torch_model():
+    """The convolutional network in PyTorch's layers, with Keras's initial values."""
+    from torch import nn
+
+    def conv(n_in, n_out, padding=1):
+        layer = nn.Conv2d(n_in, n_out, 3, padding=padding)
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+    return nn.Sequential(
+        *(conv(1, 16), nn.ReLU(), nn.MaxPool2d(2)),  # 28 -> 14
+        *(conv(16, 8), nn.ReLU(), nn.MaxPool2d(2)),  # 14 -> 7
+        *(conv(8, 8), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),  # 7 -> 4
+        *(conv(8, 8), nn.ReLU(), nn.Upsample(scale_factor=2)),  # 4 -> 8
+        *(conv(8, 8), nn.ReLU(), nn.Upsample(scale_factor=2)),  # 8 -> 16
+        *(conv(8, 16, padding=0), nn.ReLU(), nn.Upsample(scale_factor=2)),  # 16 -> 14 -> 28
+        conv(16, 1),
+    )

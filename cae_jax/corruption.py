@@ -1,0 +1,108 @@
+"""Noise, drawn on the device within the compiled programs and never stored for training.
+
+Images are float32 ``[N, 28, 28, 1]`` in [0, 1], and so are the noisy ones: whatever leaves that
+range is clipped. Every pixel of every image is drawn by itself.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from cae_jax.noises import MIX, NOISES, check_level
+
+# Up to so many photons at white, their number is drawn by inversion.
+_FEW_PHOTONS = 16.0
+
+Corruption = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def build_corruption(noise: str, level: float | None = None) -> Corruption | None:
+    """``corrupt(key, images)``, which gives noisy images; None for ``"none"``.
+
+    Args:
+        noise: ``"none"``, a key of `cae_jax.noises.NOISES`, or ``"mix"``, which takes one of them
+            for each image at its default level.
+        level: see `cae_jax.noises.NOISES`; None takes the default.
+
+    Raises:
+        UserError: no such noise, or a level that it does not take.
+    """
+    level = check_level(noise, level)
+    if noise == "none":
+        return None
+    if noise == MIX:
+        return _mix
+    return lambda key, images: _DRAWS[noise](key, images, level)
+
+
+def _gaussian(key: jax.Array, images: jax.Array, std: float) -> jax.Array:
+    return _clip(images + std * jax.random.normal(key, images.shape))
+
+
+def _salt_and_pepper(key: jax.Array, images: jax.Array, fraction: float) -> jax.Array:
+    uniform = jax.random.uniform(key, images.shape)
+    black, white = uniform < fraction / 2, uniform >= 1 - fraction / 2
+    return jnp.where(white, 1.0, jnp.where(black, 0.0, images))
+
+
+def _masking(key: jax.Array, images: jax.Array, fraction: float) -> jax.Array:
+    return jnp.where(jax.random.uniform(key, images.shape) < fraction, 0.0, images)
+
+
+def _speckle(key: jax.Array, images: jax.Array, std: float) -> jax.Array:
+    return _clip(images * (1 + std * jax.random.normal(key, images.shape)))
+
+
+def _poisson(key: jax.Array, images: jax.Array, photons: float) -> jax.Array:
+    rates = images * photons
+    if photons > _FEW_PHOTONS:
+        return _clip(jax.random.poisson(key, rates).astype(jnp.float32) / photons)
+    # By inversion (Devroye 1986, X.3.3): as many photons as there are terms of the distribution
+    # function below a uniform number. JAX's loops until the last pixel has its photons, and takes
+    # twenty times as long. The terms left out come to less than 1e-9.
+    uniform = jax.random.uniform(key, images.shape)
+    term = below = jnp.exp(-rates)
+    count = jnp.zeros_like(rates)
+    for n in range(1, math.ceil(photons + 7 * math.sqrt(photons)) + 8):
+        count += uniform >= below
+        term *= rates / n
+        below += term
+    return _clip(count / photons)
+
+
+def _occlusion(key: jax.Array, images: jax.Array, side: float) -> jax.Array:
+    """A black square, whole within the image, every place equally likely."""
+    count, height, width, _ = images.shape
+    corners = [int(size - side) + 1 for size in (height, width)]
+    top, left = (
+        jax.random.randint(k, (count, 1, 1, 1), 0, corner)
+        for k, corner in zip(jax.random.split(key), corners, strict=True)
+    )
+    rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
+    inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
+    return jnp.where(inside, 0.0, images)
+
+
+def _mix(key: jax.Array, images: jax.Array) -> jax.Array:
+    choice_key, *keys = jax.random.split(key, 1 + len(_DRAWS))
+    choice = jax.random.randint(choice_key, (len(images), 1, 1, 1), 0, len(_DRAWS))
+    result = images
+    for i, (k, (noise, draw)) in enumerate(zip(keys, _DRAWS.items(), strict=True)):
+        result = jnp.where(choice == i, draw(k, images, NOISES[noise].default), result)
+    return result
+
+
+_DRAWS = {
+    "gaussian": _gaussian,
+    "salt_and_pepper": _salt_and_pepper,
+    "masking": _masking,
+    "speckle": _speckle,
+    "poisson": _poisson,
+    "occlusion": _occlusion,
+}
+
+
+def _clip(images: jax.Array) -> jax.Array:
+    return jnp.clip(images, 0.0, 1.0)

@@ -1,0 +1,123 @@
+"""Trainings that are killed at random moments, and what they end with compared bit by bit."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cae_jax import history, models, rundir, train
+from cae_jax.checkpoint import open_checkpoints
+from cae_jax.optimizer import build_optimizer
+
+# Mostly the one that no process can catch.
+_SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
+# Columns of the history that a clock fills.
+_TIMING = ("epoch_seconds", "images_per_second")
+
+
+def soak(command: Sequence[str], folder: Path, kills: int, *, fresh: bool, seed: int = 0) -> int:
+    """Kills trainings at random moments and starts each again until it is finished.
+
+    Args:
+        command: trains, but for its ``--workdir`` and, if `fresh`, its ``--data-dir``.
+        folder: new; gets the runs.
+        kills: signals to send at least, all in all.
+        fresh: prepare the data and compile anew in each run, so that kills meet that too.
+        seed: of the moments.
+
+    Returns:
+        the number of runs, all of which ended with the same bits as one that was left alone.
+
+    Raises:
+        AssertionError: one did not, or ended otherwise than it should.
+    """
+    rng, sent, runs = random.Random(seed), Counter(), 0
+    folder.mkdir(parents=True)
+    reference = _Run(command, folder / "reference", fresh)
+    assert reference.start(None) == 0, reference.log
+    expected, seconds = final(reference.workdir), reference.warm_seconds()
+    while sent.total() < kills:
+        run, attempts = _Run(command, folder / f"run{runs}", fresh), 0
+        while True:
+            # Later and later, or preparing the data would never come to its end.
+            number = rng.choice(_SIGNALS)
+            delay = rng.uniform(0, seconds * (1 + attempts / 3))
+            code = run.start(number, delay)
+            if code == 0:
+                break
+            attempts += 1
+            sent[number.name] += 1
+            assert code in (-number, 128 + number), f"exit code {code} after {number!r}\n{run.log}"
+            print(f"{run.workdir.name}: {number.name} after {delay:.2f} s", flush=True)
+        differing = [name for name, value in final(run.workdir).items() if value != expected[name]]
+        assert not differing, f"{run.workdir} differs from {reference.workdir} in {differing}"
+        runs += 1
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(sent.items()))
+    print(f"{sent.total()} kills ({counts}) in {runs} runs: all ended with the same bits")
+    return runs
+
+
+def final(run: Path) -> dict[str, Any]:
+    """What a finished run ends with: the bytes of every array, and the history but for the clock.
+
+    Args:
+        run: its folder.
+    """
+    config, rows = rundir.read_config(run), history.read(run / "history.csv")
+    model = models.build(config, nnx.Rngs(0))
+    optimizer = build_optimizer(config, rows[-1].step)
+    like = train.init_state(model, optimizer, rows[0].step)
+    with open_checkpoints(rundir.checkpoint_folder(run), config) as checkpoints:
+        state = checkpoints.restore(rows[-1].step, like)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    clockless = [{k: v for k, v in row._asdict().items() if k not in _TIMING} for row in rows]
+    arrays = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+    return {**arrays, "history": clockless}
+
+
+class _Run:
+    """One training, that may be started several times."""
+
+    def __init__(self, command: Sequence[str], workdir: Path, fresh: bool):
+        self.workdir, self.log = workdir, ""
+        self._command = [*command, "--workdir", str(workdir)]
+        self._environment = dict(os.environ)
+        if fresh:
+            own = workdir.with_suffix(".own")
+            self._command += ["--data-dir", str(own / "data")]
+            self._environment |= {"XDG_CACHE_HOME": str(own / "cache")}
+            self._environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+    def start(self, number: signal.Signals | None, delay: float = 0.0) -> int:
+        """Exit code of the training, which gets a signal after a delay in seconds."""
+        process = subprocess.Popen(
+            self._command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self._environment,
+        )
+        if number is not None:
+            try:
+                process.wait(delay)
+            except subprocess.TimeoutExpired:
+                process.send_signal(number)
+        self.log, _ = process.communicate(timeout=600)
+        return process.returncode
+
+    def warm_seconds(self) -> float:
+        """What the whole training takes where data and programs are at hand, seconds."""
+        self._command.append("--overwrite")
+        began = time.perf_counter()
+        assert self.start(None) == 0, self.log
+        self._command.remove("--overwrite")
+        return time.perf_counter() - began

@@ -1,0 +1,15 @@
+"""The deep fully connected autoencoder, trained to remove Gaussian noise of 0.5.
+
+    python scripts/train.py --config configs/denoise_deep.py
+
+Result: val_psnr 18.47 dB after 20 epochs, mean of seeds 0 to 2; the noisy images have 9.30 dB.
+Time: 0.6 s an epoch on two cores of an AMD EPYC (Zen 5, AVX-512), jax 0.10.2.
+"""
+
+from cae_jax.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        noise="gaussian", model="deep", learning_rate=3e-3, b2=0.999, warmup_steps=300
+    )

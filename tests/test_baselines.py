@@ -1,0 +1,78 @@
+"""Classical denoisers: what is tuned, what they take off real images."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage import metrics, restoration
+
+from cae_jax import baselines
+
+
+class InThisProcess:
+    def map(self, function, images, chunksize):
+        return map(function, images)
+
+
+def scaled(image, gain, power):
+    return gain * image**power
+
+
+def test_tuning_finds_the_parameters_and_the_affine_map(monkeypatch, test_images):
+    clean = test_images[:20] / 255
+    distorted = np.sqrt(0.5 * clean)
+    grid = [{"gain": gain, "power": power} for gain in (1.0, 3.0) for power in (0.5, 1.0, 2.0)]
+    monkeypatch.setitem(baselines.METHODS, "scaled", (scaled, grid))
+    tuned = baselines.tune("scaled", distorted, clean, InThisProcess())
+    # Only a power of 2 undoes the root; the affine map undoes its gain of 0.5.
+    assert tuned.parameters == {"gain": 1.0, "power": 2.0}
+    assert (tuned.slope, tuned.offset) == pytest.approx((2, 0), abs=1e-9)
+    restored = baselines.denoise(tuned, distorted, InThisProcess())
+    assert restored.dtype == np.float32
+    np.testing.assert_allclose(restored, clean, atol=1e-6)
+
+
+def psnr(images, clean):
+    pairs = zip(images, clean, strict=True)
+    return np.mean([metrics.peak_signal_noise_ratio(b, a, data_range=1) for a, b in pairs])
+
+
+def test_each_method_takes_noise_off(test_images, monkeypatch):
+    clean = test_images[:12] / 255
+    noise = np.random.default_rng(0).normal(0, 0.3, clean.shape)
+    noisy = np.clip(clean + noise, 0, 1)
+    with baselines.workers() as executor:
+        for method, (function, grid) in list(baselines.METHODS.items()):
+            middle = grid[len(grid) // 2]
+            monkeypatch.setitem(baselines.METHODS, method, (function, [middle]))
+            tuned = baselines.tune(method, noisy, clean, executor)
+            assert tuned.parameters == middle
+            denoised = baselines.denoise(tuned, noisy, executor)
+            assert psnr(denoised, clean) > psnr(noisy, clean) + 2, method
+
+
+def test_the_parameters_reach_the_libraries(test_images):
+    image = test_images[0, :, :, 0] / 255
+    functions = {method: function for method, (function, _) in baselines.METHODS.items()}
+    np.testing.assert_array_equal(
+        functions["median"](image, size=5), ndimage.median_filter(image, size=(5, 5))
+    )
+    np.testing.assert_array_equal(
+        functions["total variation"](image, weight=0.4),
+        restoration.denoise_tv_chambolle(image, weight=0.4),
+    )
+    # One level of Haar's wavelet looks at blocks of 2 x 2 pixels: shifts by 2 change nothing.
+    options = {"wavelet": "haar", "method": "VisuShrink", "wavelet_levels": 1}
+    by_hand = np.zeros((28, 28))
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        shifted = np.roll(np.roll(image, down, axis=0), right, axis=1)
+        denoised = restoration.denoise_wavelet(shifted, 0.2, **options)
+        by_hand += np.roll(np.roll(denoised, -down, axis=0), -right, axis=1) / 4
+    ours = functions["wavelet"](image, sigma=0.2, method="VisuShrink", levels=1)
+    np.testing.assert_allclose(ours, by_hand, atol=1e-12)
+
+
+def test_every_grid_has_its_functions_parameters():
+    for function, grid in baselines.METHODS.values():
+        names = set(function.__code__.co_varnames[1 : function.__code__.co_argcount])
+        assert len(grid) >= 3
+        assert all(set(point) == names for point in grid)

@@ -1,0 +1,173 @@
+"""The benchmark, with few images, and its judgement on numbers made up here."""
+
+import json
+import math
+import runpy
+import sys
+
+import pytest
+from flax import nnx
+from PIL import Image
+
+import cae_jax
+from cae_jax import figures, models
+from cae_jax.benchmark import bands, rows, spec, sweep, tables
+from tests.conftest import ROOT
+from tests.test_scripts import assert_fails_in_one_line
+
+
+def test_a_small_run(script, tmp_path):
+    flags = ("--models", "simple", "--examples", 200, "--epochs", 2, "--discard", 0)
+    files = ("--peak-gflops", 100, "--json", "table.json")
+    process = script("benchmark.py", *flags, *files)
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "table.json").read_text())
+    (row,) = result["rows"]
+    (measurement,) = result["measurements"]
+    (one,) = measurement["rounds"]
+    assert (row["contender"], row["model"], row["examples"]) == ("auto", "simple", 200)
+    assert len(one["epoch_seconds"]) == 2
+    assert len(one["losses"]) == 3  # the first epoch's too
+    assert row["epoch_seconds"] == pytest.approx(sum(one["epoch_seconds"]) / 2)
+    assert row["step_ms"] == pytest.approx(500 * row["epoch_seconds"])  # 200 images: two steps
+    # 784-32-784: 2 x 784 x 32 multiply-adds forward, twice that backward but for one matrix.
+    flops = 2 * (2 + 2 + 1) * 784 * 32
+    assert row["flop_utilisation"] == pytest.approx(row["images_per_second"] * flops / 100e9)
+    for part in ("import", "data", "transfer", "lower", "compile", "first_step"):
+        assert measurement["cold"]["seconds"][part] > 0
+        assert one["seconds"][part] > 0
+    assert set(one["calls"]) == {"encode", "reconstruct"}
+    assert set(one["calls"]["encode"]) == {"1", "128", "4096"}
+    assert one["matmul_precision"] == "default"
+    assert result["facts"]["versions"]["jax"]
+    assert f"{row['loss']:.4f}" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epochs", 0), "--epochs is 0; it takes a whole number of at least 1"),
+        (("--batch-sizes", 128, "--examples", 100), "--batch-sizes take whole numbers from 1"),
+        (("--examples", 70000), "Fashion-MNIST has 60000 images"),
+        (("--methods", "cuda"), "--methods"),
+        (("--methods",), "--methods is empty"),
+        (("--figure", "costs.png"), "--figure has nothing to draw"),
+        (("--peak-gflops", -1), "--peak-gflops is -1.0"),
+        (("--peers", "--models", "deep"), "--models conv only"),
+    ],
+)
+def test_bad_flags(script, arguments, message):
+    assert_fails_in_one_line(script("benchmark.py", *arguments), message)
+
+
+@pytest.mark.parametrize("model", ["conv", "simple", "deep"])
+def test_flops_are_those_of_the_layers(model):
+    layers = models.build(cae_jax.TrainConfig(model=model), nnx.Rngs(0)).layers()
+    forward = [
+        2 * (layer.parameters - layer.shape[-1]) * math.prod(layer.shape[:-1])
+        for layer in layers
+        if layer.parameters
+    ]
+    assert bands.training_flops(model) == 3 * sum(forward) - forward[0]
+    if model == "conv":
+        assert bands.training_flops(model) == pytest.approx(4.284e6, rel=1e-4)
+
+
+def test_bands():
+    # A run of scripts/train.py: 0.2772 after 10 epochs of 469 steps.
+    assert bands.check_loss(0.2772, 4690) is None
+    for wrong in (0.0, 0.23, 0.30, 0.69, math.nan, math.inf):
+        assert "is outside [0.265, 0.295]" in bands.check_loss(wrong, 4690)
+    assert bands.check_loss(0.69, 4) is None
+    assert bands.check_loss(0.0, 4) is not None
+
+
+def made_up(contender: str, loss: float, seconds: float) -> dict:
+    """A measurement as a sweep gives it."""
+    calls = {"reconstruct": {str(size): {"images_per_second": size} for size in (1, 128, 4096)}}
+    for times in calls["reconstruct"].values():
+        times |= dict.fromkeys(("median_seconds", "min_seconds", "max_seconds"), 1.0)
+    one = {
+        "epoch_seconds": [seconds, 2 * seconds, 3 * seconds],
+        "losses": [loss] * 10,
+        "loss": loss,
+        "val_loss": loss,
+        "first_epoch_seconds": 1.0,
+        "start_seconds": 1.0,
+        "seconds": {"import": 0.5},
+        "evaluation_seconds": [seconds],
+        "peak_memory_bytes": 1e6,
+        "calls": calls,
+    }
+    facts = {"contender": contender, "model": "conv", "batch_size": 128, "examples": 60000}
+    return {**facts, "cold": one, "rounds": [one, one]}
+
+
+def test_a_wrong_loss_fails(monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "measure", lambda *_: [made_up("auto", 0.5, 1.0)])
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--peak-gflops", "100"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "scripts" / "benchmark.py"), run_name="__main__")
+    assert stop.value.code == 1
+    output = capsys.readouterr()
+    assert "0.5000 OUTSIDE ITS BAND" in output.out
+    assert "loss 0.5000 after 4690 steps is outside [0.265, 0.295]" in output.err
+
+
+def test_a_crash_is_marked():
+    measurement = made_up("torch", 0.28, 1.0)
+    measurement["rounds"][1] = {"failed": "exit code 1: RuntimeError"}
+    row = rows.summarise(measurement, 100)
+    assert row["failed"] == "exit code 1: RuntimeError"
+    assert "FAILED: exit code 1" in tables.training_table([row])
+
+
+def test_who_wins():
+    measurements = [made_up("auto", 0.28, 1.0), made_up("torch", 0.28, 3.0)]
+    text = tables.winners_tables([rows.summarise(m, 100) for m in measurements], "auto")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[4:]]
+    assert lines[0] == ["training, s an epoch", "2", "6", "ours, 3.00 x"]
+    measurements.append(made_up("flax", 0.28, 0.5))
+    text = tables.winners_tables([rows.summarise(m, 100) for m in measurements], "auto")[0]
+    assert "flax, 2.00 x" in text
+
+
+def test_figure(tmp_path):
+    measurements = [
+        {**made_up("auto", 0.30, n * b), "examples": n * 10**4, "batch_size": b}
+        for n in (1, 2, 4)
+        for b in (128, 512)
+    ]
+    summaries = [rows.summarise(measurement, 100) for measurement in measurements]
+    panels = rows.cost_lines(summaries)
+    assert panels["batch size"]["auto, conv, 20000 images"] == [(128, 512), (512, 2048)]
+    assert rows.growth_lines(summaries)[0].endswith(": an epoch costs images ** 1.00")
+    figures.save_costs(tmp_path / "costs.png", panels)
+    with Image.open(tmp_path / "costs.png") as figure:
+        assert figure.width > 1000
+
+
+def test_growth():
+    # by hand: y = 3 x ** 1.5
+    assert rows.growth([(x, 3 * x**1.5) for x in (1, 4, 9)]) == pytest.approx(1.5)
+
+
+def test_a_missing_peer_is_skipped(monkeypatch, capsys):
+    monkeypatch.setitem(spec.PEERS, "torch", ("no_such_module",))
+    assert sweep.installed(["torch", "flax"]) == ["flax"]
+    assert capsys.readouterr().err == (
+        'Skipped: torch needs no_such_module; pip install -e ".[peers]" installs all peers\n'
+    )
+
+
+def test_peers_share_everything_but_the_library():
+    ours = sweep.configurations(ROOT / "configs", ["conv"], ["auto"], [64, 128], [512], None)
+    both = sweep.beside_peers(ours, ["flax", "torch"])
+    assert [(s.contender, s.config["batch_size"]) for s in both] == [
+        *(("auto", 64), ("flax", 64), ("torch", 64)),
+        *(("auto", 128), ("flax", 128), ("torch", 128)),
+    ]
+    for one in both:
+        config = cae_jax.TrainConfig(**one.config)
+        assert (config.learning_rate, config.schedule, config.b2) == (1e-3, "constant", 0.999)
+        assert config.warmup_steps == 0

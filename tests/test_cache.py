@@ -1,0 +1,62 @@
+"""The cache of compiled programs that the scripts switch on."""
+
+import os
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+SHOW = """
+import jax
+from cae_jax import cache
+cache.use_compilation_cache()
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """A process without the cache that the tests share."""
+    inherited = {key: value for key, value in os.environ.items() if "CACHE" not in key}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**inherited, **environment},
+        timeout=300,
+    )
+
+
+def test_training_is_bitwise_the_same_from_the_cache(data_dir, tmp_path):
+    histories = []
+    for name, enabled in (("without", "0"), ("cold", "1"), ("warm", "1")):
+        command = ["--config", ROOT / "configs" / "simple.py", "--data-dir", data_dir]
+        command += ["--train-examples", 256, "--test-examples", 100, "--epochs", 2]
+        process = run(
+            ROOT / "scripts" / "train.py",
+            *command,
+            *("--workdir", tmp_path / name),
+            XDG_CACHE_HOME=str(tmp_path / "cache"),
+            JAX_ENABLE_COMPILATION_CACHE=enabled,
+            # a fast machine compiles these small programs below the scripts' threshold
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        )
+        assert process.returncode == 0, process.stderr
+        assert process.stderr == ""  # no word of the cache either
+        lines = (tmp_path / name / "history.csv").read_text().splitlines()
+        histories.append([line.split(",")[:4] for line in lines])  # without the seconds
+    assert histories[0][0] == ["epoch", "step", "loss", "val_loss"]
+    assert histories[0] == histories[1] == histories[2]
+    names = [file.name for file in (tmp_path / "cache" / "cae_jax" / "xla").iterdir()]
+    assert any(name.startswith("jit_run_steps") for name in names)
+
+
+def test_a_folder_of_the_users_own_is_kept(tmp_path):
+    process = run("-c", SHOW, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
+    assert process.stdout.strip() == str(tmp_path)
+
+
+def test_no_folder_no_cache():
+    process = run("-c", SHOW, XDG_CACHE_HOME="/dev/null")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "None"
+    assert process.stderr == ""

@@ -1,0 +1,173 @@
+"""Comparisons: rows, pairs, noise, curves, and the page of all."""
+
+import dataclasses
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import cae_jax
+from cae_jax import comparison, history, study
+from cae_jax.noises import NOISES
+from tests.conftest import SMALL
+
+
+@pytest.fixture(scope="module")
+def noisy_run(tmp_path_factory, data_dir):
+    """One epoch with noise, validated on all test images."""
+    folder = tmp_path_factory.mktemp("noisy") / "run"
+    config = dataclasses.replace(SMALL, noise="gaussian", epochs=1, test_examples=None)
+    cae_jax.fit(config, folder, data_dir=data_dir)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(run, noisy_run):
+    return [
+        comparison.open_runs("plain", [run, run]),
+        comparison.open_runs("denoiser", [noisy_run]),
+    ]
+
+
+@pytest.fixture(scope="module")
+def entries(trained, test_images):
+    inputs = comparison.noisy_images(test_images, "gaussian")
+    return [
+        comparison.picture_entry("noisy image", inputs, test_images),
+        *(comparison.trained_entry(each, test_images, inputs) for each in trained),
+    ]
+
+
+def test_it_measures_what_training_validated_on(noisy_run, entries):
+    row = history.read(noisy_run / "history.csv")[-1]
+    noisy, _, denoiser = comparison.rows(entries)
+    assert denoiser["bce"].mean == pytest.approx(row.val_loss, rel=1e-5)
+    assert denoiser["psnr"].mean == pytest.approx(row.val_psnr, rel=1e-5)
+    assert noisy["psnr"].mean == pytest.approx(row.val_psnr_input, rel=1e-5)
+    assert denoiser["seconds"] == pytest.approx(row.epoch_seconds)
+
+
+def test_rows_by_numpy(entries, test_images):
+    noisy, plain, _ = comparison.rows(entries)
+    clean = test_images / 255
+    pictures = entries[1].pictures.astype(np.float64)
+    assert plain["mse"].mean == pytest.approx(((pictures - clean) ** 2).mean(), rel=1e-5)
+    assert plain["runs"] == 2
+    assert (plain["parameters"], plain["code"]) == (4385, 128)
+    assert noisy["parameters"] is noisy["code"] is noisy["seconds"] is None
+    p = np.clip(entries[0].pictures.astype(np.float64), 1e-7, 1 - 1e-7)
+    bce = -(clean * np.log(p) + (1 - clean) * np.log1p(-p)).mean()
+    assert noisy["bce"].mean == pytest.approx(bce, rel=1e-2)  # 1 - 1e-7 is 1 - 1.2e-7 in float32
+
+
+def test_differences_of_all_pairs(entries):
+    pairs = comparison.differences(entries)
+    assert [pair["label"] for pair in pairs] == [
+        "noisy image - plain",
+        "noisy image - denoiser",
+        "plain - denoiser",
+    ]
+    rows = comparison.rows(entries)
+    for name in ("bce", "mse", "psnr", "ssim"):
+        mean = rows[1][name].mean - rows[2][name].mean
+        assert pairs[2][name].mean == pytest.approx(mean)
+        assert pairs[2][name].low < mean < pairs[2][name].high
+
+
+def test_tables(entries):
+    lines = comparison.table(comparison.rows(entries)).splitlines()
+    assert lines[0].split("|")[1].strip() == ""
+    assert re.search(r"\| noisy image +\| - +\| 1 +\| - +\| - +\| - ", lines[2])
+    assert re.search(r"\| plain +\| conv +\| 2 +\| 4,385 +\| 128 ", lines[3])
+    assert len({len(line) for line in lines}) == 1
+    signed = comparison.table(comparison.differences(entries), signed=True)
+    assert re.search(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", signed)
+
+
+def test_noise_depends_on_its_seed_and_on_nothing_else(test_images):
+    first = comparison.noisy_images(test_images[:50], "gaussian")
+    np.testing.assert_array_equal(first, comparison.noisy_images(test_images[:50], "gaussian", 0.5))
+    other = comparison.noisy_images(test_images[:50], "gaussian", seed=1)
+    assert (first != other).mean() > 0.4  # the others are clipped to one end
+    clean = comparison.noisy_images(test_images[:50], "none")
+    np.testing.assert_allclose(clean, test_images[:50] / 255, atol=1e-7)
+
+
+def test_runs_of_one_config_belong_together(run, noisy_run, tmp_path):
+    other = tmp_path / "seed5"
+    shutil.copytree(run, other)
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(config.replace('"seed": 0', '"seed": 5'))
+    assert comparison.group_runs([noisy_run, run, other]) == {
+        str(noisy_run): [noisy_run],
+        str(run): [run, other],
+    }
+
+
+def test_two_runs_of_one_seed_are_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "copy")
+    with pytest.raises(cae_jax.UserError, match="are the same config with the same seed"):
+        comparison.group_runs([run, tmp_path / "copy"])
+
+
+def test_robustness(trained, test_images):
+    images = test_images[:200]
+    curves = comparison.robustness(trained, images, "gaussian")
+    assert list(curves) == ["noisy image", "plain", "denoiser"]
+    levels, psnr = zip(*curves["noisy image"], strict=True)
+    assert levels == (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1.0)
+    assert list(psnr) == sorted(psnr, reverse=True)
+    noisy = comparison.noisy_images(images, "gaussian", 0.25)
+    error = trained[1].autoencoders[0].reconstruct(noisy) - images / 255
+    by_hand = (-10 * np.log10((error**2).mean(axis=(1, 2, 3)))).mean()
+    assert curves["denoiser"][1] == (0.25, pytest.approx(by_hand, rel=1e-5))
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_every_level_of_a_curve_is_one_of_the_noise(noise, test_images):
+    levels = comparison.levels_around(noise)
+    assert len(levels) >= 6
+    assert NOISES[noise].default in levels
+    for level in levels:
+        dataclasses.replace(SMALL, noise=noise, noise_level=level)  # is checked on construction
+
+
+def test_the_worst_images(entries, test_images):
+    rows = comparison.worst_rows(entries[2:], test_images, entries[0].pictures)
+    assert list(rows) == ["denoiser\nclean", "denoiser\nnoisy", "denoiser"]
+    error = ((entries[2].pictures - test_images / 255) ** 2).mean(axis=(1, 2, 3))
+    worst = np.sort(error)[-10:]
+    shown = ((rows["denoiser"] - rows["denoiser\nclean"]) ** 2).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(np.sort(shown), worst, rtol=1e-6)
+
+
+def test_the_page_of_a_small_study(tmp_path, data_dir, capsys):
+    noisy = dataclasses.replace(SMALL, noise="gaussian", epochs=1)
+    plain = dataclasses.replace(SMALL, epochs=1)
+    simple = dataclasses.replace(plain, model="simple")
+    plan = study.Plan(
+        denoising={"lab": noisy, "dense": dataclasses.replace(noisy, model="simple")},
+        mix={"mixed": dataclasses.replace(noisy, noise="mix")},
+        reconstruction={"plain": plain, "simple": simple},
+        frontier={"family": {"plain": plain}, "other": {"simple": simple}},
+        seeds=1,
+    )
+    page = tmp_path / "page.md"
+    study.run(plan, tmp_path / "runs", page, with_baselines=False, data_dir=data_dir)
+    text = page.read_text()
+    assert "Training" in capsys.readouterr().out
+    for figure in ("denoised", "worst", "robustness", "reconstructed", "frontier"):
+        assert f"(page_{figure}.png)" in text
+        assert (tmp_path / f"page_{figure}.png").stat().st_size > 5000
+    assert "lab - dense" in text
+    assert "| occlusion 12 |" in text
+    # Once more: nothing is trained, and the page comes out the same.
+    study.run(plan, tmp_path / "runs", page, with_baselines=False, data_dir=data_dir)
+    assert "Training" not in capsys.readouterr().out
+    assert page.read_text() == text
+    other = plan._replace(mix={"mixed": dataclasses.replace(noisy, noise="masking")})
+    with pytest.raises(cae_jax.UserError, match="holds a run of another config; remove it"):
+        study.run(other, tmp_path / "runs", page, with_baselines=False, data_dir=data_dir)
+    with pytest.raises(cae_jax.UserError, match="give a file in a folder that exists"):
+        study.run(plan, tmp_path / "runs", tmp_path / "no" / "page.md", with_baselines=False)

@@ -1,0 +1,296 @@
+"""Damage, full disks, missing rights, two trainers, not-a-number: one line, and nothing lost."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cae_jax
+from cae_jax import history, objective, rundir, tensorboard, train, training
+from cae_jax.checkpoint import manifest
+from tests.conftest import SMALL
+from tests.test_reliability import TRAIN_SMALL, assert_same_end, finish, start
+
+SMALL_COMMAND = (*TRAIN_SMALL, "--epochs", 3)
+
+
+def steps(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def damage(folder, step):
+    path = next((folder / "checkpoints" / str(step) / "params").rglob("d/*"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+# Damaged checkpoints
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(run, data_dir, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    before = cae_jax.fit(SMALL, folder, data_dir=data_dir).autoencoder
+    path = damage(folder, 24)
+    loaded = cae_jax.load(folder)
+    assert f"{path} has changed: taking step 16 instead" in capsys.readouterr().err
+    codes = np.ones((1, 4, 4, 8), np.float32)
+    assert (loaded.decode(codes) != before.decode(codes)).any()
+    cae_jax.fit(SMALL, folder, data_dir=data_dir)
+    captured = capsys.readouterr()
+    moved = f"moved to {folder / 'damaged' / '24-0'}, going on after step 16"
+    assert f"{path} has changed: {moved}" in captured.err
+    assert_same_end(folder, run)
+    assert steps(folder) == [8, 16, 24]
+
+
+def test_with_no_intact_checkpoint_nothing_is_overwritten(run, data_dir, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    paths = [damage(folder, step) for step in steps(folder)]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for call in (cae_jax.load, lambda folder: cae_jax.fit(SMALL, folder, data_dir=data_dir)):
+        with pytest.raises(cae_jax.UserError, match=r"no checkpoint .* is intact") as error:
+            call(folder)
+        assert all(str(path) in str(error.value) for path in paths)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    lock = folder / ".lock"
+    assert {**after, lock: b""} == {**before, lock: b""}
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 0.5}, {"features": (4, 8, 8)}])
+def test_a_config_edited_by_hand_is_refused(run, data_dir, tmp_path, changes):
+    folder, config = tmp_path / "run", dataclasses.replace(SMALL, **changes)
+    shutil.copytree(run, folder)
+    rundir.write_json(folder / "config.json", {"format": 1, **cae_jax.config.to_dict(config)})
+    for call in (cae_jax.load, lambda folder: cae_jax.fit(config, folder, data_dir=data_dir)):
+        with pytest.raises(cae_jax.UserError, match=rf"another config .*{next(iter(changes))} \("):
+            call(folder)
+
+
+def test_a_run_of_a_later_version_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2, "new": 3'))
+    with pytest.raises(cae_jax.UserError, match="has format 2 and this version reads up to 1; upd"):
+        cae_jax.load(tmp_path / "run")
+
+
+# Disks and rights
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+os.execv(sys.executable, sys.argv[1:])
+"""
+
+
+def test_a_limit_on_the_size_of_files(run, data_dir, tmp_path):
+    """The parameters take 17.5 kB, and with Adam's means 53 kB."""
+    folder = tmp_path / "run"
+    # JAX would leave half an entry in the cache that the tests share.
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    command = (sys.executable, "-c", LIMITED, *SMALL_COMMAND)
+    process = start(folder, data_dir, *command, env=environment)
+    code, _, err = finish(process)
+    assert code == 2
+    assert "Traceback" not in err
+    (line,) = err.splitlines()
+    assert f"checkpoint {folder}/checkpoints/8 cannot be written (File too large)" in line
+    assert "run the same command again" in line
+    assert steps(folder) == []
+    code, _, err = finish(start(folder, data_dir, *SMALL_COMMAND))
+    assert code == 0, err
+    assert_same_end(folder, run)
+
+
+def test_a_full_disk(run, data_dir, tmp_path):
+    """A real one, of memory; room is made and the same command goes on."""
+    driver = """
+import pathlib, shutil, subprocess, sys
+disk, copy = map(pathlib.Path, sys.argv[1:3])
+command = [*sys.argv[3:], "--workdir", str(disk / "run")]
+filler = disk / "filler"
+filler.write_bytes(bytes(200_000))  # of 400 kB
+failed = subprocess.run(command, capture_output=True, text=True)
+print(failed.stderr, failed.returncode, sep="", flush=True)
+steps = (disk / "run" / "checkpoints").iterdir()
+print(sorted(path.name for path in steps if path.name.isdecimal()), flush=True)
+filler.unlink()
+subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
+subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+shutil.copytree(disk / "run", copy)
+"""
+    inner = [sys.executable, "-c", driver, str(tmp_path / "disk"), str(tmp_path / "copy")]
+    inner += [*map(str, SMALL_COMMAND), "--data-dir", str(data_dir)]
+    script = 'mkdir "$0"; mount -t tmpfs -o size=400k disk "$0" || exit 77; exec "$@"'
+    command = ["unshare", "-rm", "sh", "-c", script, str(tmp_path / "disk"), *inner]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if process.returncode == 77 or "unshare" in process.stderr:
+        pytest.skip(f"no disk of memory can be mounted here: {process.stderr.strip()}")
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stdout
+    *_, error, code, left = process.stdout.splitlines()
+    assert code == "2"
+    assert "cannot be written (No space left on device)" in error
+    assert left in ("[]", "['8']", "['8', '16']")
+    assert_same_end(tmp_path / "copy", run)
+
+
+@pytest.mark.parametrize(
+    "where", [(history, "append"), (tensorboard.Writer, "add"), (manifest, "write")]
+)
+def test_whatever_cannot_be_written_the_same_command_goes_on(
+    where, run, data_dir, tmp_path, monkeypatch
+):
+    folder, original, calls = tmp_path / "run", getattr(*where), []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return original(*arguments)
+
+    monkeypatch.setattr(*where, full)
+    with pytest.raises(cae_jax.UserError, match=r"cannot be written .*No space left.*same command"):
+        cae_jax.fit(SMALL, folder, data_dir=data_dir)
+    assert steps(folder) == [8]
+    monkeypatch.undo()
+    cae_jax.fit(SMALL, folder, data_dir=data_dir)
+    assert_same_end(folder, run)
+
+
+def test_a_folder_without_the_right_to_write(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o555)
+    me = os.geteuid()
+    try:
+        if me == 0:  # who may write anywhere
+            os.seteuid(65534)
+        with (
+            pytest.raises(cae_jax.UserError, match=r"cannot be written .*Permission denied"),
+            rundir.open_run(tmp_path / "closed" / "run", SMALL, overwrite=False),
+        ):
+            raise AssertionError("it was opened")
+    finally:
+        os.seteuid(me)
+    assert list((tmp_path / "closed").iterdir()) == []
+
+
+# Two trainers
+
+
+def test_a_second_trainer_is_refused_and_a_dead_one_does_not_count(run, data_dir, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / ".lock").write_text("process 1 on another host\n")  # who did not tidy up
+    code = """
+import sys, pathlib, time
+from cae_jax import rundir
+with rundir.open_run(pathlib.Path(sys.argv[1]), rundir.read_config(pathlib.Path(sys.argv[1])),
+                     overwrite=False):
+    print("open", flush=True)
+    time.sleep(300)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, folder], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        first = f"process {holder.pid} on {socket.gethostname()} trains in {folder}"
+        for overwrite in (False, True):
+            with pytest.raises(cae_jax.UserError, match=first):
+                cae_jax.fit(SMALL, folder, data_dir=data_dir, overwrite=overwrite)
+        assert steps(folder) == [8, 16, 24]
+        cae_jax.load(folder)  # readers are welcome
+        holder.kill()
+    cae_jax.fit(SMALL, folder, data_dir=data_dir)
+
+
+# Not-a-number
+
+
+@pytest.fixture
+def poison(monkeypatch, data_dir):
+    """Makes the loss or the gradient of every batch with certain training images infinite."""
+    images, _ = cae_jax.datasets.load("fashion_mnist", "train", data_dir=data_dir)
+    make_loss = objective.make_loss
+
+    def plan(*places, gradient=False):
+        bad = jnp.asarray(images[list(places)])
+
+        def make_poisoned_loss(graphdef):
+            loss = make_loss(graphdef)
+
+            def poisoned(params, inputs, targets, weights_N):
+                there = (targets[:, None] == bad[None]).all(axis=(2, 3, 4)).any()
+                value = loss(params, inputs, targets, weights_N)
+                # The square root has the value 0 and an infinite derivative at 0.
+                root = jnp.sqrt(jnp.where(there, 0 * value, 1.0)) - jnp.where(there, 0.0, 1.0)
+                return value + (root if gradient else jnp.where(there, jnp.inf, 0.0))
+
+            return poisoned
+
+        monkeypatch.setattr(objective, "make_loss", make_poisoned_loss)
+
+    return plan
+
+
+def step_of(image, epoch, examples=1000):
+    """The step of an epoch, counted from 1, that takes an image."""
+    order = train.make_keys(SMALL.seed).order
+    batches = train.epoch_batches(order, epoch, examples=examples, batch_size=128)
+    return int(np.argwhere(np.asarray(batches) == image)[0, 0]) + 1
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_number_that_is_not_finite_stops_the_run_there(
+    gradient, run, data_dir, tmp_path, poison, monkeypatch
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_print_row", lambda *_: signal.raise_signal(signal.SIGINT))
+        cae_jax.fit(SMALL, folder, data_dir=data_dir)
+    poison(17, gradient=gradient)
+    step = 8 + step_of(17, 2)
+    with pytest.raises(cae_jax.UserError) as error:
+        cae_jax.fit(SMALL, folder, data_dir=data_dir)
+    text = str(error.value)
+    assert text.startswith(f"epoch 2: step {step} is the first to have a loss or gradient")
+    assert f"{folder} keeps its last good checkpoint, step 8; lower --learning-rate" in text
+    assert "--on-nan skip" in text
+    assert steps(folder) == [8]
+    assert [row.epoch for row in history.read(folder / "history.csv")] == [1]
+    monkeypatch.undo()
+    cae_jax.fit(SMALL, folder, data_dir=data_dir)  # the cause is gone
+    assert_same_end(folder, run)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_skip_leaves_that_update_out_and_counts_it(gradient, data_dir, tmp_path, poison, capsys):
+    poison(17, gradient=gradient)
+    config = dataclasses.replace(SMALL, on_nan="skip", schedule="constant", warmup_steps=0)
+    result = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
+    assert [row.skipped for row in result.history] == [1, 1, 1]
+    assert capsys.readouterr().out.count("skipped: 1") == 3
+    losses = [row.loss for row in result.history]
+    assert np.isfinite(losses).all()
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_too_many_skips_in_a_row_stop_the_run(data_dir, tmp_path, poison):
+    poison(*range(1000))
+    config = dataclasses.replace(SMALL, on_nan="skip", max_skips=10)
+    with pytest.raises(cae_jax.UserError, match=r"epoch 2: by step 16 more than 10 in a row"):
+        cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
+    # 8 of the first epoch were allowed
+    assert steps(tmp_path / "run") == [8]

@@ -1,0 +1,475 @@
+"""The native step against the plain form in float32 and against NumPy in float64."""
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import cae_jax
+from cae_jax import fused, methods, models, objective
+from cae_jax.fused import build
+from tests.conftest import needs_fused
+
+pytestmark = needs_fused
+LAB = (16, 8, 8)
+
+
+def parameters(features, seed=0):
+    """Random ones, the biases too, and spread so that no layer is dead."""
+    params = nnx.state(models.ConvAutoencoder(features, rngs=nnx.Rngs(seed)), nnx.Param)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
+
+
+@functools.cache
+def plain_step(features):
+    """The loss and its gradient by the plain form, compiled."""
+    model = models.ConvAutoencoder(features, method="conv", rngs=nnx.Rngs(0))
+    return jax.jit(
+        jax.value_and_grad(objective.make_loss(nnx.graphdef(model))),
+        compiler_options={"xla_backend_optimization_level": 0},  # compiles five times faster
+    )
+
+
+native_step = jax.jit(fused.value_and_grad)
+
+
+def pictures(test_images, count):
+    """Real images, their first and last constant: 0 everywhere, then 255."""
+    images = test_images[:count].copy()
+    images[-1], images[0] = 255, 0
+    return images
+
+
+# --- NumPy, float64, by hand ---
+
+
+def numpy_conv(x, kernel, bias, pad=1):
+    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+    return np.einsum("nhwcij,ijcf->nhwf", windows, kernel) + bias
+
+
+def numpy_pool(x):
+    odd = x.shape[1] % 2
+    x = np.pad(x, ((0, 0), (0, odd), (0, odd), (0, 0)), constant_values=-np.inf)
+    return np.maximum.reduce([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
+
+
+def numpy_up(x):
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def float64(params):
+    """Kernel and bias of each layer."""
+    return [
+        [np.asarray(params[f"conv{i}"][name][...], np.float64) for name in ("kernel", "bias")]
+        for i in range(1, 8)
+    ]
+
+
+def numpy_network(layers, x):
+    """Code and logits."""
+    for layer in layers[:3]:
+        x = np.maximum(numpy_pool(numpy_conv(x, *layer)), 0)
+    code = x
+    x = np.maximum(numpy_conv(x, *layers[3]), 0)
+    x = np.maximum(numpy_conv(numpy_up(x), *layers[4]), 0)
+    x = np.maximum(numpy_conv(numpy_up(x), *layers[5], pad=0), 0)
+    return code, numpy_conv(numpy_up(x), *layers[6])
+
+
+def numpy_losses(layers, inputs, targets):
+    _, z = numpy_network(layers, inputs / 255)
+    bce = np.maximum(z, 0) - z * (targets / 255) + np.log1p(np.exp(-np.abs(z)))
+    return bce.mean(axis=(1, 2, 3))
+
+
+def numpy_squared_errors(layers, inputs, targets):
+    _, z = numpy_network(layers, inputs / 255)
+    return ((0.5 * (1 + np.tanh(z / 2)) - targets / 255) ** 2).mean(axis=(1, 2, 3))
+
+
+# --- Values and gradients ---
+
+
+CASES = [(LAB, batch) for batch in (1, 2, 15, 16, 17, 96, 130)]
+CASES += [((3, 5, 7), batch) for batch in (1, 33)]
+
+
+@pytest.mark.parametrize(("features", "batch"), CASES)
+def test_loss_and_gradient_equal_the_plain_form(test_images, features, batch):
+    params = parameters(features, seed=batch)
+    inputs, targets = pictures(test_images, batch), test_images[batch : 2 * batch]
+    weights = np.random.default_rng(0).uniform(0, 1, batch).astype(np.float32)
+    weights[1:2] = 0
+    value, grads = native_step(params, inputs, targets, weights)
+    with jax.default_matmul_precision("highest"):
+        expected, expected_grads = plain_step(features)(params, inputs, targets, weights)
+    # The reference adds the 784 pixels one after another, in float32.
+    assert value == pytest.approx(float(expected), rel=5e-6)
+    for ours, plain in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        # Float32 sums of up to 100,000 terms of both signs, taken in another order.
+        assert np.linalg.norm(ours - plain) <= 1e-5 * np.linalg.norm(plain) + 1e-7
+
+
+@pytest.mark.parametrize("features", [LAB, (3, 5, 7)])
+def test_forward_equals_numpy(test_images, features):
+    params, images = parameters(features), pictures(test_images, 21)
+    code, logits = numpy_network(float64(params), images / 255)
+    np.testing.assert_allclose(jax.jit(fused.encode)(params, images), code, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(fused.decode)(params, code.astype(np.float32)), logits, rtol=1e-5, atol=2e-5
+    )
+    bce_N, mse_N = jax.jit(fused.losses)(params, images, test_images[:21])
+    network = (float64(params), images, test_images[:21])
+    np.testing.assert_allclose(bce_N, numpy_losses(*network), rtol=1e-6)
+    np.testing.assert_allclose(mse_N, numpy_squared_errors(*network), rtol=2e-6)
+
+
+@pytest.mark.parametrize("features", [LAB, (3, 5, 7)])
+def test_gradient_is_the_slope_of_the_loss_in_float64(test_images, features):
+    params, images = parameters(features), test_images[:20]
+    weights = np.linspace(0, 1, 20).astype(np.float32)
+    _, grads = native_step(params, images, images, weights)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        direction = [[rng.normal(size=a.shape) for a in layer] for layer in float64(params)]
+        losses = []
+        for step in (1e-6, -1e-6):
+            moved = [
+                [a + step * d for a, d in zip(*pair, strict=True)]
+                for pair in zip(float64(params), direction, strict=True)
+            ]
+            losses.append(np.average(numpy_losses(moved, images, images), weights=weights))
+        slope = sum(
+            np.vdot(d, g)
+            for pair in zip(direction, float64(grads), strict=True)
+            for d, g in zip(*pair, strict=True)
+        )
+        # A float32 gradient; the kinks of ReLU and maximum within the step are few.
+        assert slope == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-4, abs=1e-5)
+
+
+def test_ties_and_dead_units_take_the_gradient_of_the_plain_form(test_images):
+    # Constant images and one constant kernel: every window has ties. A bias of 0 makes the ReLU
+    # of a black image sit exactly at 0.
+    params = jax.tree.map(jnp.zeros_like, parameters(LAB))
+    params = jax.tree.map(lambda p: p + 0.0625 if p.ndim == 4 else p, params)
+    images = np.stack([np.full((28, 28, 1), value, np.float32) for value in (0, 0.5, 1)])
+    weights = np.ones(3, np.float32)
+    _, grads = native_step(params, images, images, weights)
+    _, expected = plain_step(LAB)(params, images, images, weights)
+    for ours, plain in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("bias", [-1e4, -100.0, 100.0, 1e4])
+def test_extreme_logits_stay_finite(test_images, bias):
+    params = parameters(LAB)
+    params["conv7"]["bias"][...] += bias
+    images, weights = test_images[:5], np.ones(5, np.float32)
+    losses, mse_N = jax.jit(fused.losses)(params, images, images)
+    network = (float64(params), images, images)
+    np.testing.assert_allclose(losses, numpy_losses(*network), rtol=1e-5)
+    np.testing.assert_allclose(mse_N, numpy_squared_errors(*network), rtol=1e-5)
+    value, grads = native_step(params, images, images, weights)
+    assert value == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("layer", range(1, 8))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_parameter_that_is_not_finite_makes_the_loss_so(test_images, layer, value):
+    params = parameters(LAB)
+    # In the kernel: minus infinity as a bias only switches a unit off, in the plain form too.
+    kernel = params[f"conv{layer}"]["kernel"]
+    kernel[...] = kernel[...].at[1, 1, 0, 0].set(value)
+    images, weights = test_images[:20], np.ones(20, np.float32)
+    loss, _ = native_step(params, images, images, weights)
+    plain, _ = plain_step(LAB)(params, images, images, weights)
+    # XLA's maximum pooling may lose a NaN; this one does not.
+    assert not np.isfinite(loss) or (np.isfinite(plain) and not np.isnan(value))
+
+
+def test_a_pixel_that_is_not_a_number_spoils_its_image_alone(test_images):
+    params = parameters(LAB)
+    images = test_images[:20].astype(np.float32) / 255
+    good, _ = jax.jit(fused.losses)(params, images, images)
+    for pixel in (0, 13 * 28 + 14, 783):
+        spoilt = images.copy()
+        spoilt[3].flat[pixel] = np.nan
+        losses, mse_N = jax.device_get(jax.jit(fused.losses)(params, spoilt, images))
+        assert np.isnan(losses[3])
+        assert np.isnan(mse_N[3])
+        np.testing.assert_array_equal(np.delete(losses, 3), np.delete(good, 3))
+
+
+def test_bytes_and_floats_are_the_same_images(test_images):
+    params, weights = parameters(LAB), np.ones(40, np.float32)
+    images = test_images[:40]
+    floats = images.astype(np.float32) / 255
+    expected = jax.tree.leaves(native_step(params, images, images, weights))
+    for inputs, targets in [(floats, images), (images, floats), (floats, floats)]:
+        for a, b in zip(
+            jax.tree.leaves(native_step(params, inputs, targets, weights)), expected, strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_no_images(test_images):
+    assert fused.encode(parameters(LAB), test_images[:0]).shape == (0, 4, 4, 8)
+
+
+def test_other_arrays_are_refused(test_images):
+    params, images = parameters(LAB), test_images[:4]
+    for wrong in (images.astype(np.float16), images.astype(np.int32), images[:, :14], images[:3]):
+        with pytest.raises(TypeError, match="takes uint8 or float32"):
+            fused.losses(params, images, wrong)
+    with pytest.raises(TypeError, match="takes float32"):
+        fused.decode(params, np.zeros((2, 4, 4, 8), np.uint8))
+
+
+# --- In JAX ---
+
+
+def test_other_derivatives_are_those_of_the_phase_form(test_images):
+    params = parameters(LAB)
+    images = test_images[:3].astype(np.float32) / 255
+    weights = np.ones(3, np.float32)
+    graphdefs = [
+        nnx.graphdef(models.ConvAutoencoder(LAB, method=method, rngs=nnx.Rngs(0)))
+        for method in ("fused", "phase")
+    ]
+    for function in (
+        lambda model, x: model.encode(x).sum(),
+        lambda model, x: (model(x) ** 2).mean(),
+        lambda model, x: objective.make_loss(nnx.graphdef(model))(params, x, images, weights),
+        lambda model, x: objective.make_losses(nnx.graphdef(model))(params, x, images)[0].max(),
+        lambda model, x: objective.make_losses(nnx.graphdef(model))(params, x, images)[1].max(),
+    ):
+        native, phase = (
+            jax.jit(
+                jax.grad(
+                    lambda params, x, g=graphdef, f=function: f(nnx.merge(g, params), x),
+                    argnums=(0, 1),
+                ),
+                compiler_options={"xla_backend_optimization_level": 0},
+            )(params, images)
+            for graphdef in graphdefs
+        )
+        for a, b in zip(jax.tree.leaves(native), jax.tree.leaves(phase), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_forward_mode_is_refused(test_images):
+    images = test_images[:2].astype(np.float32) / 255
+    model = models.ConvAutoencoder(LAB, method="fused", rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(model.encode, (images,), (images,))
+
+
+def test_vmap_over_models(test_images):
+    images, weights = test_images[:5], np.ones(5, np.float32)
+    several = [parameters(LAB, seed) for seed in (0, 1)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
+    values, _ = jax.vmap(fused.value_and_grad, (0, None, None, None))(
+        stacked, images, images, weights
+    )
+    expected = [fused.value_and_grad(params, images, images, weights)[0] for params in several]
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_calls_at_the_same_time_do_not_meet(test_images):
+    weights = np.ones(64, np.float32)
+    cases = [(parameters(LAB, seed), test_images[64 * seed :][:64]) for seed in range(4)]
+    alone = [jax.device_get(native_step(params, x, x, weights)) for params, x in cases]
+    together = [[] for _ in cases]
+
+    def call(i):
+        params, x = cases[i]
+        for _ in range(20):
+            together[i].append(jax.device_get(native_step(params, x, x, weights)))
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(cases))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for expected, results in zip(alone, together, strict=True):
+        assert len(results) == 20
+        for result in results:
+            for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def digest(features: str, *batches: int, **environment: str) -> subprocess.Popen:
+    """Starts a process that prints a digest of what all entries give for batches of some sizes."""
+    program = Path(__file__).with_name("fused_digest.py")
+    return subprocess.Popen(
+        [sys.executable, str(program), features, *map(str, batches)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    # XLA takes the size of its thread pool from NPROC.
+    processes = [digest("16,8,8", 200, NPROC=threads) for threads in ("1", "2", "7")]
+    digests = {process.communicate(timeout=120)[0] for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(digests) == 1
+
+
+# --- Compilation ---
+
+FAST = {"CAE_JAX_FUSED_FLAGS": "-O0"}  # quickly compiled
+
+
+def test_two_processes_compile_at_once(tmp_path):
+    processes = [digest("5,3,2", 20, XDG_CACHE_HOME=str(tmp_path), **FAST) for _ in range(2)]
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    assert results[0][0] == results[1][0]
+    assert (tmp_path / "cae_jax").stat().st_mode & 0o777 == 0o700
+    assert [path.suffix for path in (tmp_path / "cae_jax").iterdir()] == [".so"]
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An empty cache folder, and nothing remembered of libraries loaded before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for function in (build.target, build._register):
+        function.cache_clear()
+    yield monkeypatch
+    for function in (build.target, build._register):
+        function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"CAE_JAX_FUSED": "0"}, "CAE_JAX_FUSED=0 switches it off"),
+        ({"CXX": "no-such-compiler"}, "the compiler CXX=no-such-compiler is not found"),
+        ({"CXX": "false"}, "false fails: no message"),
+        ({"PATH": "/nowhere"}, "no C++ compiler is found"),
+        ({"XDG_CACHE_HOME": "/dev/null/folder"}, "cannot be kept"),
+    ],
+)
+def test_without_it_the_phase_form_is_taken(fresh, variables, reason):
+    for name, value in variables.items():
+        fresh.setenv(name, value)
+    choice = methods.choose(cae_jax.TrainConfig())
+    assert choice.method == "phase"
+    assert choice.reason.startswith("fused cannot be had: ")
+    assert reason in choice.reason
+    with pytest.raises(cae_jax.UserError, match="take --method phase or auto"):
+        methods.choose(cae_jax.TrainConfig(), "fused")
+
+
+def test_an_error_of_the_compiler_is_told(fresh):
+    fresh.setenv("CAE_JAX_FUSED_FLAGS", "-no-such-flag")
+    assert "no-such-flag" in methods.choose(cae_jax.TrainConfig()).reason
+
+
+def test_a_folder_that_others_can_write_to_is_not_trusted(fresh, tmp_path):
+    (tmp_path / "cae_jax").mkdir()
+    (tmp_path / "cae_jax").chmod(0o777)
+    assert "chmod 700" in methods.choose(cae_jax.TrainConfig()).reason
+
+
+def test_a_damaged_library_is_compiled_again(tmp_path):
+    sizes = []
+    for _ in range(2):
+        process = digest("5,3,2", 20, XDG_CACHE_HOME=str(tmp_path), **FAST)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+        (library,) = (tmp_path / "cae_jax").iterdir()
+        sizes.append(library.stat().st_size)
+        library.write_bytes(library.read_bytes()[:5000])
+    assert sizes[0] == sizes[1] > 5000
+
+
+def check_gradient(features, images):
+    """Loss and gradient by a native step that is compiled as the environment says."""
+    params, weights = parameters(features), np.ones(len(images), np.float32)
+    value, grads = jax.jit(lambda *args: fused.value_and_grad(*args))(
+        params, images, images, weights
+    )
+    # In float64: jax 0.7 adds the 29,008 pixels of the last bias one after another, which in
+    # float32 leaves 3e-5 of its derivative wrong.
+    jax.config.update("jax_enable_x64", True)
+    try:
+        wide = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
+        expected, expected_grads = jax.device_get(
+            plain_step(features)(wide, images / 255, images / 255, weights.astype(np.float64))
+        )
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert value == pytest.approx(float(expected), rel=5e-6)
+    for ours, plain in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        assert plain.dtype == np.float64
+        assert np.linalg.norm(ours - plain) <= 1e-5 * np.linalg.norm(plain)
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_every_width_of_vectors(fresh, test_images, lanes):
+    # Also for a machine without AVX, where this is one with it.
+    old = " -march=x86-64" if lanes == 4 and platform.machine() == "x86_64" else ""
+    fresh.setenv("CAE_JAX_FUSED_FLAGS", f"-O1 -DLANES={lanes}{old}")
+    check_gradient((5, 3, 2), test_images[:37])
+
+
+@pytest.mark.parametrize("compiler", ["g++-11", "clang++"])
+def test_other_compilers(fresh, test_images, compiler):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler}")
+    fresh.setenv("CXX", compiler)
+    fresh.setenv("CAE_JAX_FUSED_FLAGS", "-O1")
+    check_gradient((5, 3, 2), test_images[:37])
+
+
+def test_it_compiles_for_arm(tmp_path):
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("no cross-compiler for ARM")
+    flags = [flag for flag in build.FLAGS if flag != "-march=native"]
+    widths = [f"-DF{i}={width}" for i, width in enumerate((5, 3, 2), start=1)]
+    files = ["-isystem", jax.ffi.include_dir(), str(build.SOURCE), "-o", str(tmp_path / "step.so")]
+    result = subprocess.run(
+        [compiler, *flags, "-O0", *widths, *files], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[:3000]
+
+
+def test_no_address_is_wrong(tmp_path):
+    """All entries under the address and the undefined-behaviour sanitizers."""
+    libraries = [
+        subprocess.run(["c++", f"-print-file-name={name}"], capture_output=True, text=True).stdout
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    if not all(Path(library.strip()).is_absolute() for library in libraries):
+        pytest.skip("the compiler has no address sanitizer")
+    process = digest(
+        "5,3,2",
+        *(1, 16, 37),
+        LD_PRELOAD=" ".join(map(str.strip, libraries)),
+        ASAN_OPTIONS="detect_leaks=0",  # CPython and XLA keep what they have until the end
+        XDG_CACHE_HOME=str(tmp_path),
+        CAE_JAX_FUSED_FLAGS="-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
+    )
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr[:3000]
+    assert len(stdout.strip()) == 64

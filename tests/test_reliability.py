@@ -1,0 +1,236 @@
+"""Kills and signals: what the same command makes of a training that was broken off."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import cae_jax
+from cae_jax import training
+from cae_jax.interruption import Interrupted, Interruption
+from cae_jax.soak import final, soak
+from tests.conftest import ROOT, SMALL
+
+TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
+# The config SMALL by flags.
+TRAIN_SMALL = [*TRAIN, "--train-examples", "1000", "--test-examples", "300", "--warmup-steps", "4"]
+
+
+def start(workdir, data_dir, *command, **options):
+    arguments = [*command, "--workdir", workdir, "--data-dir", data_dir]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(list(map(str, arguments)), text=True, **pipes, **options)
+
+
+def finish(process):
+    """Exit code, output, error output."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def until(condition, seconds=120):
+    """Waits for a condition, looking at it as often as can be."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+def assert_same_end(folder, expected):
+    ours, wanted = final(folder), final(expected)
+    assert [name for name in wanted if ours[name] != wanted[name]] == []
+
+
+def test_the_end_that_is_compared_tells_runs_apart(run, data_dir, tmp_path):
+    cae_jax.fit(SMALL, tmp_path / "same", data_dir=data_dir)
+    assert_same_end(tmp_path / "same", run)
+    wanted = final(run)
+    assert {"history", ".step", ".losses_S"} <= set(wanted)
+    # 14 arrays of parameters; one each of Adam's count, means, and of the schedule's count
+    assert len(wanted) == 14 + 4 + 3
+    rows = (run / "history.csv").read_text().splitlines()
+    (tmp_path / "same" / "history.csv").write_text("\n".join([*rows[:-1], rows[-1][:-9]]) + "\n")
+    assert_same_end(tmp_path / "same", run)  # the seconds do not count
+    (tmp_path / "same" / "history.csv").write_text("\n".join(rows).replace("24,0", "24,1") + "\n")
+    assert final(tmp_path / "same")["history"] != wanted["history"]
+
+
+def test_ten_kills_at_random_moments_do_not_change_a_bit(data_dir, tmp_path, capsys):
+    command = [*TRAIN_SMALL, "--epochs", "20", "--data-dir", str(data_dir)]
+    soak(command, tmp_path / "soak", kills=10, fresh=False)
+    assert re.search(r"1\d kills .* all ended with the same bits", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("moment", ["save", "data preparation", "first compilation"])
+def test_killed_in_the_middle_of(moment, run, data_dir, tmp_path):
+    folder, environment = tmp_path / "run", dict(os.environ)
+    data = tmp_path / "data" if moment == "data preparation" else data_dir
+    if moment == "first compilation":
+        environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")  # of the native step
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "xla")
+    command = (folder, data, *TRAIN_SMALL, "--epochs", 3)
+    process = start(*command, env=environment)
+    if moment == "save":
+        until(lambda: any(folder.glob("checkpoints/*.tmp*")))
+    elif moment == "data preparation":
+        until(lambda: any(data.rglob("incomplete*/*record*")))
+    else:
+        assert process.stdout is not None
+        process.stdout.readline()  # "Method ...", after which it compiles
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    assert not (folder / "result.json").exists()
+    code, _, err = finish(start(*command, env=environment))
+    assert code == 0, err
+    assert_same_end(folder, run)
+    leftovers = [path for path in tmp_path.rglob("*") if re.search(r"tmp|incomplete", path.name)]
+    assert leftovers == []
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGTERM, "start"),
+        (signal.SIGINT, "data"),
+        (signal.SIGTERM, "compilation"),
+        (signal.SIGINT, "first epoch"),
+        (signal.SIGTERM, "later"),
+    ],
+)
+def test_a_signal_ends_the_script_soon_with_the_command_that_goes_on(
+    number, moment, data_dir, tmp_path
+):
+    # JAX may leave half an entry in its cache, which the tests share.
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    process = start(tmp_path / "run", data_dir, *TRAIN, "--overwrite", env=environment)
+    assert process.stdout is not None
+    if moment == "start":
+        time.sleep(1)
+    elif moment == "data":
+        until((tmp_path / "run" / ".lock").exists)
+    else:
+        for _ in range({"compilation": 1, "first epoch": 2, "later": 3}[moment]):
+            process.stdout.readline()
+        time.sleep(0.1)
+    process.send_signal(number)
+    began = time.monotonic()
+    code, out, _ = finish(process)
+    assert time.monotonic() - began < 5
+    assert code == 128 + number
+    *_, command = out.splitlines()
+    overwrite = moment in ("start", "data")  # nothing of this run is there yet
+    assert command == (
+        f"{number.name}: to go on, run python {TRAIN[1]} {'--overwrite ' * overwrite}"
+        f"--workdir {tmp_path / 'run'} --data-dir {data_dir}"
+    )
+    if moment in ("first epoch", "later"):
+        step = int(re.search(r"after step (\d+) of 9380, which .*/run keeps", out)[1])
+        assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == sorted(
+            {str(step), *(str(469 * epoch) for epoch in range(1, step // 469 + 1))}
+        )
+
+
+@pytest.fixture
+def signal_in_chunk(monkeypatch):
+    """Sends a signal while a chunk of steps, counted from 1, is checked."""
+    check, count = training._check_finite, 0
+
+    def plan(chunk):
+        nonlocal count
+        count = 0
+
+        def check_and_signal(*arguments):
+            nonlocal count
+            count += 1
+            if count == chunk:
+                signal.raise_signal(signal.SIGINT)
+            check(*arguments)
+
+        monkeypatch.setattr(training, "_check_finite", check_and_signal)
+
+    return plan
+
+
+@pytest.mark.parametrize(("chunk", "step", "rows"), [(1, 3, 0), (5, 14, 1), (6, 16, 2), (9, 24, 3)])
+def test_an_interrupt_leaves_a_usable_result_and_resumes_exactly(
+    chunk, step, rows, run, data_dir, tmp_path, signal_in_chunk, test_images, capsys
+):
+    """Three chunks of 3, 3 and 2 steps are an epoch: the step is the position."""
+    folder = tmp_path / "run"
+    signal_in_chunk(chunk)
+    result = cae_jax.fit(SMALL, folder, data_dir=data_dir, chunk_steps=3)
+    assert result.interrupted == signal.SIGINT
+    assert f"SIGINT after step {step} of 24, which {folder} keeps" in capsys.readouterr().out
+    assert [row.epoch for row in result.history] == list(range(1, rows + 1))
+    pictures = result.autoencoder.reconstruct(test_images[:2])
+    np.testing.assert_array_equal(pictures, cae_jax.load(folder).reconstruct(test_images[:2]))
+    assert not (folder / "result.json").exists()
+    signal_in_chunk(0)
+    resumed = cae_jax.fit(SMALL, folder, data_dir=data_dir)
+    assert resumed.interrupted is None
+    assert_same_end(folder, run)
+
+
+def test_a_second_signal_does_not_wait_for_the_chunk(run, data_dir, tmp_path, monkeypatch):
+    """And what was done before that chunk is kept."""
+    folder, calls = tmp_path / "run", []
+    call = Interruption.call
+
+    def two_signals(self, function, *arguments):
+        calls.append(function)
+        if len(calls) == 3:  # compilation, first chunk, second chunk
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("it goes on")
+        return call(self, function, *arguments)
+
+    monkeypatch.setattr(Interruption, "call", two_signals)
+    result = cae_jax.fit(SMALL, folder, data_dir=data_dir, chunk_steps=3)
+    assert result.interrupted == signal.SIGTERM  # the first
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["3"]
+    monkeypatch.undo()
+    cae_jax.fit(SMALL, folder, data_dir=data_dir)
+    assert_same_end(folder, run)
+
+
+def test_an_interrupt_during_compilation_does_not_wait(data_dir, tmp_path, monkeypatch):
+    def compile_for_long(_):
+        # as the system does: raise_signal would interrupt this thread, and not the waiting one
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr("cae_jax.programs.Programs.compile", compile_for_long)
+    began = time.monotonic()
+    result = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+    assert time.monotonic() - began < 4
+    assert (result.interrupted, result.history) == (signal.SIGINT, [])
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(result.autoencoder.model))) == 4385
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_signals_are_as_before_afterwards():
+    before = signal.getsignal(signal.SIGINT)
+    with Interruption() as outer:
+        with Interruption() as inner:
+            with pytest.raises(Interrupted), inner.patience(1):  # noqa: PT012
+                signal.raise_signal(signal.SIGINT)
+                with pytest.raises(Interrupted):
+                    inner.check()
+                with inner.patience():
+                    signal.raise_signal(signal.SIGINT)
+                raise AssertionError("the end of the innermost statement acts")
+            inner.ignore()
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGINT"):  # the first, should it be swallowed
+            outer.check()
+    assert signal.getsignal(signal.SIGINT) is before
+    with Interruption() as fresh:
+        fresh.check()
