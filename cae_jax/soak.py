@@ -72,16 +72,27 @@ def final(run: Path) -> dict[str, Any]:
     Args:
         run: its folder.
     """
+    rows = history.read(run / "history.csv")
+    clockless = [{k: v for k, v in row._asdict().items() if k not in _TIMING} for row in rows]
+    arrays = leaves_at(run, rows[-1].step)
+    return {**{name: leaf.tobytes() for name, leaf in arrays.items()}, "history": clockless}
+
+
+def leaves_at(run: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of the checkpoint at a step, by its place in the `train.TrainState`.
+
+    Args:
+        run: folder of a finished run.
+        step: of one of its checkpoints.
+    """
     config, rows = rundir.read_config(run), history.read(run / "history.csv")
     model = models.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, rows[-1].step)
     like = train.init_state(model, optimizer, rows[0].step)
     with open_checkpoints(rundir.checkpoint_folder(run), config) as checkpoints:
-        state = checkpoints.restore(rows[-1].step, like)
+        state = checkpoints.restore(step, like)
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    clockless = [{k: v for k, v in row._asdict().items() if k not in _TIMING} for row in rows]
-    arrays = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
-    return {**arrays, "history": clockless}
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 class _Run:
