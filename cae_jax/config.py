@@ -201,8 +201,9 @@ def load_config(path: str | Path) -> TrainConfig:
         raise UserError(f"config {path} has no get_config(); see configs/lab.py for one") from None
     except UserError as error:
         raise UserError(f"config {path}: {error}") from error
-    except Exception as error:
-        raise UserError(f"config {path} raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"config {path} raised {type(error).__name__}: {text}") from error
     if not isinstance(config, TrainConfig):
         raise UserError(
             f"config {path}: get_config() gave a {type(config).__name__}; it takes a TrainConfig"

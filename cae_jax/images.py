@@ -1,5 +1,6 @@
 """One's own pictures: PNG and .npy files in, PNG files out."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,12 @@ def read_images(path: str | Path, *, resize: bool = False) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is no file; give PNG or .npy files")
+    readers = {".npy": _read_npy, ".png": _read_png}
     try:
-        if path.suffix.lower() == ".npy":
-            images = _read_npy(path, resize)
-        elif path.suffix.lower() == ".png":
-            images = _read_png(path, resize)
-        else:
+        if path.suffix.lower() not in readers:
             raise UserError("files end in .png or .npy")
-        return prepare_images(images)
+        with warnings.catch_warnings(action="ignore"):  # they would add lines to that of the error
+            return prepare_images(readers[path.suffix.lower()](path, resize))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -59,7 +58,9 @@ def _read_png(path: Path, resize: bool) -> np.ndarray:
                 )
             grey = image.convert("L")
             return np.asarray(grey.resize((28, 28), Image.Resampling.BILINEAR))[None]
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises all kinds, by what is damaged
         raise UserError(f"no intact PNG ({error})") from error
 
 
@@ -67,8 +68,9 @@ def _read_npy(path: Path, resize: bool) -> np.ndarray:
     try:
         with path.open("rb") as file:  # np.load would open archives of any kind too
             images = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError, MemoryError) as error:
-        raise UserError(f"no array that can be read ({error}); save it with numpy.save") from error
+    except Exception as error:  # NumPy raises all kinds, by what is damaged
+        reason = " ".join(str(error).split())[:200]  # it quotes the header
+        raise UserError(f"no array that can be read ({reason}); save it with numpy.save") from error
     if images.ndim == 2:
         images = images[None]
     if not resize or images.ndim not in (3, 4) or images.shape[1:3] == (28, 28):

@@ -34,6 +34,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
         ({"epochs": True}, "epochs is True"),
         ({"train_examples": 0}, "train_examples is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it takes a positive number"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1; it takes a positive number"),
         ({"learning_rate": float("inf")}, "learning_rate is inf; it takes a finite number"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
         ({"b2": 1.0}, "b2 is 1.0; it takes a number from 0 to below 1"),
@@ -90,6 +91,8 @@ def test_unknown_key_names_its_neighbour():
         ("def get_config(): return {}['x']", "raised KeyError"),
         ("1 / 0", "raised ZeroDivisionError"),
         ("def", "raised SyntaxError"),
+        ("raise SystemExit(0)", "raised SystemExit: 0"),
+        ("raise ValueError('two\\nlines')", "raised ValueError: two lines"),
         (
             "from cae_jax import TrainConfig\ndef get_config(): return TrainConfig(epochs=0)",
             "epochs is 0",

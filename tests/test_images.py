@@ -1,9 +1,13 @@
 """Pictures from files."""
 
+import io
 import pickle
+import struct
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from cae_jax import UserError
@@ -90,6 +94,49 @@ def test_other_files_are_refused_by_name(tmp_path, name, save, message):
         read_images(path)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def file_bytes(save, *arguments):
+    file = io.BytesIO()
+    save(file, *arguments)
+    return file.getvalue()
+
+
+INTACT = {
+    "a.npy": file_bytes(np.save, np.zeros((2, 28, 28), np.uint8)),
+    "a.png": file_bytes(Image.new("L", (28, 28)).save, "PNG"),
+}
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(sorted(INTACT)), data=st.data())
+def test_any_damage_gives_the_documented_error_or_images(tmp_path, name, data):
+    content = bytearray(INTACT[name])
+    for _ in range(data.draw(st.integers(1, 5))):
+        place = data.draw(st.integers(0, 140))
+        content[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=6))
+    path = tmp_path / name
+    path.write_bytes(content)
+    for resize in (False, True):
+        message = ""
+        try:
+            assert read_images(path, resize=resize).shape[1:] == (28, 28, 1)
+        except UserError as error:
+            message = str(error)
+        assert not message or str(path) in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "shape", [(10**6, 10**6), (2**62, 4), (2**40, 28, 28), (-1, 28, 28), ("x",)]
+)
+@pytest.mark.parametrize("kind", ["|u1", "<f8", "|O", "<U999999999", "|V100"])
+def test_an_array_that_announces_what_it_does_not_hold(tmp_path, shape, kind):
+    header = repr({"descr": kind, "fortran_order": False, "shape": shape}).ljust(117) + "\n"
+    magic = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header))
+    (tmp_path / "a.npy").write_bytes(magic + header.encode() + bytes(100))
+    with pytest.raises(UserError, match="no array that can be read"):
+        read_images(tmp_path / "a.npy")
 
 
 def test_resize_refuses_other_types(tmp_path):
