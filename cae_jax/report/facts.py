@@ -41,7 +41,9 @@ def collect(
     configs = [rundir.read_config(run) for run in runs]
     names = sorted({config.dataset for config in configs})
     if len(names) > 1:
-        raise UserError(f"the runs were trained with dataset {' and '.join(names)}; give equal ones")
+        raise UserError(
+            f"the runs were trained with dataset {' and '.join(names)}; give equal ones"
+        )
     autoencoders = [inference.load(run) for run in runs]
     parameters = sum(autoencoder.parameters for autoencoder in autoencoders)
     if parameters > MAX_PARAMETERS:
@@ -155,9 +157,7 @@ def _slider(noise: str, configs: Sequence[TrainConfig]) -> dict[str, Any]:
     levels = NOISES[noise]
     step = 1.0 if levels.whole else 0.01
     trained = [
-        check_level(config.noise, config.noise_level)
-        for config in configs
-        if config.noise == noise
+        check_level(config.noise, config.noise_level) for config in configs if config.noise == noise
     ]
     return {
         "meaning": levels.meaning,

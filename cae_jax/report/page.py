@@ -11,7 +11,7 @@ from typing import Any
 from cae_jax import rundir
 from cae_jax.errors import UserError
 
-_SCRIPTS = ("network.js", "noise.js", "elements.js", "curves.js", "page.js", "live.js")
+SCRIPTS = ("network.js", "noise.js", "elements.js", "curves.js", "page.js", "live.js")
 
 
 def check(path: Path) -> None:
@@ -42,7 +42,7 @@ def render(facts: dict[str, Any]) -> str:
     Its policy allows the style and the scripts in it, by their sums, and nothing else: no
     connection, and no script that came in with a name.
     """
-    style, scripts = _read("page.css"), [_read(name) for name in _SCRIPTS]
+    style, scripts = _read("page.css"), [_read(name) for name in SCRIPTS]
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
         f"style-src {_sum(style)}; script-src {' '.join(map(_sum, scripts))}"
@@ -66,4 +66,4 @@ def _sum(content: str) -> str:
 
 
 def _read(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text("ascii")
+    return resources.files("cae_jax.report").joinpath(name).read_text("ascii")
