@@ -1,0 +1,441 @@
+"""The page of a report, in a real browser: what it shows and what its networks compute."""
+
+import base64
+import csv
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+
+import cae_jax
+from cae_jax import comparison, models
+from cae_jax.report import facts, page
+from tests.conftest import ROOT, SMALL
+
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER),
+    reason="no chromium or no chromedriver: apt-get install chromium chromium-driver",
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # Whatever a page asked of a network would fail, and be in the log.
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
+# Float32 sums of up to 784 products differ by some 1e-6 from float64 ones. The rest is room for
+# other processors, and still a fortieth of a step of an 8-bit pixel.
+TOLERANCE = 1e-4
+# Steps enough for pictures that differ.
+CONV = dataclasses.replace(SMALL, batch_size=16, epochs=2, warmup_steps=20)
+DENSE = dataclasses.replace(
+    CONV, model="simple", noise="gaussian", noise_level=0.4, learning_rate=3e-3
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data_dir) -> list[Path]:
+    """A convolutional run without noise and a fully connected one with noise."""
+    folder = tmp_path_factory.mktemp("runs")
+    cae_jax.fit(CONV, folder / "conv", data_dir=data_dir)
+    cae_jax.fit(DENSE, folder / "dense", data_dir=data_dir)
+    return [folder / "conv", folder / "dense"]
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory, data_dir) -> Path:
+    """What the command writes about both."""
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    command = [sys.executable, ROOT / "scripts" / "report.py", *runs, "--out", path]
+    process = subprocess.run(
+        [*map(str, command), "--data-dir", str(data_dir)],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith(f"{path}: ")
+    assert [each.name for each in path.parent.iterdir()] == ["page.html"]
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    # With its path given, selenium looks for no driver.
+    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser, report):
+    """The browser with the page, which has no error when it opens and none when the test ends."""
+    show(browser, report)
+    yield browser
+    assert errors(browser) == []
+
+
+def show(browser, path: Path) -> None:
+    browser.get(path.as_uri())
+    assert errors(browser) == []
+
+
+def errors(browser) -> list[str]:
+    """The messages in the console since the last call that are worse than warnings."""
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def number(text: str) -> float:
+    return float(re.search(r"-?\d[\d.]*(e-?\d+)?", text)[0])
+
+
+def array(browser, expression: str, *arguments: object) -> np.ndarray:
+    """What a JavaScript expression gives, as float64; arguments are lists."""
+    script = f"return Array.from({expression}, (x) => x.length ? Array.from(x) : x)"
+    return np.array(browser.execute_script(script, *arguments), np.float64)
+
+
+def grey(browser, box: str, i: int) -> np.ndarray:
+    """The pixels [784] of the canvas number i in a part of the page, in [0, 1]."""
+    script = """
+const canvas = document.querySelectorAll(`#${arguments[0]} canvas`)[arguments[1]];
+return Array.from(canvas.getContext("2d").getImageData(0, 0, 28, 28).data);"""
+    pixels = np.array(browser.execute_script(script, box, i)).reshape(784, 4)
+    assert (pixels[:, :3] == pixels[:, :1]).all()
+    assert (pixels[:, 3] == 255).all()
+    return pixels[:, 0] / 255
+
+
+def notes(browser, box: str) -> list[str]:
+    return [each.text for each in browser.find_elements(By.CSS_SELECTOR, f"#{box} .note")]
+
+
+def psnr(picture: np.ndarray, image: np.ndarray) -> float:
+    return -10 * np.log10(np.mean((picture - image) ** 2))
+
+
+@needs_browser
+def test_the_page_shows_what_the_runs_left(opened, runs):
+    assert opened.title == "conv, dense - cae-jax report"
+    table = opened.find_element(By.CSS_SELECTOR, "#results table").text
+    for run in runs:
+        with (run / "history.csv").open() as file:
+            last = list(csv.DictReader(file))[-1]
+        assert f"{float(last['val_loss']):.4f}" in table
+        assert f"{float(last['val_psnr']):.2f} dB" in table
+    assert "parameters 4,385 50,992" in table
+    assert "code 128 (4 x 4 x 8) 32" in table
+    assert "epochs 2 of 2, finished 2 of 2, finished" in table
+    rows = opened.find_elements(By.CSS_SELECTOR, "#configuration > .wide tbody tr")
+    assert "noise_level none 0.4 none" in [row.text for row in rows]
+    assert not any(row.text.startswith("seed") for row in rows)
+    bold = opened.find_elements(By.CSS_SELECTOR, "#configuration > .wide strong")
+    assert [each.text for each in bold].count("1000") == 2  # train_examples of both
+    # loss and val_loss of both runs with a mark for each epoch, and val_psnr
+    marks = opened.find_elements(By.CSS_SELECTOR, "#charts circle")
+    assert len(marks) == 3 * 2 * 2
+    assert number(opened.find_element(By.ID, "agreement").text) < TOLERANCE
+
+
+@needs_browser
+def test_the_networks_agree_with_jax(opened, runs, test_images):
+    rng = np.random.default_rng(0)
+    images = np.concatenate([test_images[:3], test_images[100:103]])
+    for i, run in enumerate(runs):
+        autoencoder = cae_jax.load(run)
+        codes = autoencoder.encode(images).reshape(6, -1)
+        given = (images.reshape(6, 784) / 255).tolist()
+        by_browser = array(opened, f"arguments[0].map((x) => encode(networks[{i}], x))", given)
+        np.testing.assert_allclose(by_browser, codes, rtol=TOLERANCE, atol=TOLERANCE)
+        # also codes that no image has
+        codes = np.concatenate([codes, rng.uniform(0, codes.max(), codes.shape).astype("f")])
+        expected = autoencoder.decode(codes.reshape(-1, *autoencoder.code_shape))
+        pictures = array(
+            opened,
+            f"arguments[0].map((x) => decode(networks[{i}], Float32Array.from(x)))",
+            codes.tolist(),
+        )
+        np.testing.assert_allclose(pictures, expected.reshape(-1, 784), atol=TOLERANCE)
+        pictures = array(
+            opened,
+            f"arguments[0].map((x) => reconstruct(networks[{i}], Float32Array.from(x)))",
+            given,
+        )
+        expected = autoencoder.reconstruct(images)
+        np.testing.assert_allclose(pictures, expected.reshape(-1, 784), atol=TOLERANCE)
+
+
+@needs_browser
+@pytest.mark.parametrize("architecture", [{"features": (5, 4, 3)}, {"model": "deep"}])
+def test_any_architecture(opened, test_images, architecture):
+    config = dataclasses.replace(SMALL, **architecture)
+    model = nnx.eval_shape(lambda: models.build(config, nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+
+    def draw(leaf) -> np.ndarray:
+        """Weights large enough for pictures of some contrast, and biases."""
+        scale = np.sqrt(4 / np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.2
+        return rng.normal(0, scale, leaf.shape).astype(np.float32)
+
+    nnx.update(model, jax.tree.map(draw, nnx.state(model, nnx.Param)))
+    autoencoder = cae_jax.Autoencoder(config, model)
+    codes = autoencoder.encode(test_images[:2]).reshape(2, -1)
+    assert codes.std() > 0.1
+    packed = facts.network(autoencoder)
+    given = (test_images[:2].reshape(2, 784) / 255).tolist()
+    code = "arguments[1].map((x) => encode(readNetwork(arguments[0]), Float32Array.from(x)))"
+    np.testing.assert_allclose(array(opened, code, packed, given), codes, atol=TOLERANCE)
+    picture = code.replace("encode", "reconstruct")
+    expected = autoencoder.reconstruct(test_images[:2]).reshape(2, 784)
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(array(opened, picture, packed, given), expected, atol=TOLERANCE)
+
+
+@needs_browser
+def test_the_slider_walks_through_code_space(opened, runs, test_images):
+    slider = opened.find_element(By.ID, "walk-t")
+    opened.find_element(By.CSS_SELECTOR, "input[name=walk-from][value='2']").send_keys(Keys.SPACE)
+    opened.find_element(By.CSS_SELECTOR, "input[name=walk-to][value='7']").send_keys(Keys.SPACE)
+    autoencoders = [cae_jax.load(run) for run in runs]
+    before = None
+    for keys, t in ((Keys.HOME, 0.0), (Keys.ARROW_RIGHT * 30, 0.3), (Keys.END, 1.0)):
+        slider.send_keys(keys)
+        assert opened.find_element(By.ID, "walk-t-value").text == f"{t:.2f}"
+        for i, autoencoder in enumerate(autoencoders):
+            start, end = autoencoder.encode(test_images[[2, 7]])
+            (expected,) = autoencoder.decode(((1 - t) * start + t * end)[None])
+            shown = array(opened, f"walk.pictures[{i}]")
+            np.testing.assert_allclose(shown, expected.ravel(), atol=TOLERANCE)
+            # An 8-bit canvas rounds by up to half a step.
+            np.testing.assert_allclose(grey(opened, "walk-boxes", i), shown, atol=0.51 / 255)
+        faded = (1 - t) * test_images[2] / 255 + t * (test_images[7] / 255)
+        np.testing.assert_allclose(grey(opened, "walk-boxes", 2), faded.ravel(), atol=0.51 / 255)
+        now = grey(opened, "walk-boxes", 0)
+        assert before is None or np.abs(now - before).mean() > 0.01
+        before = now
+
+
+@needs_browser
+def test_noise_is_added_and_removed(opened, runs, test_images):
+    level, kind = (
+        opened.find_element(By.ID, "noise-level"),
+        opened.find_element(By.ID, "noise-kind"),
+    )
+    # The noise of the run that was trained with any.
+    assert (kind.get_attribute("value"), level.get_attribute("value")) == ("gaussian", "0.4")
+    opened.find_element(By.CSS_SELECTOR, "input[name=noise-image][value='3']").send_keys(Keys.SPACE)
+    image = test_images[3].ravel() / 255
+    autoencoders = [cae_jax.load(run) for run in runs]
+
+    def check() -> float:
+        noisy = array(opened, "denoising.noisy")
+        pictures = array(opened, "denoising.pictures")
+        for picture, autoencoder in zip(pictures, autoencoders, strict=True):
+            expected = autoencoder.reconstruct(noisy.reshape(1, 28, 28)).ravel()
+            np.testing.assert_allclose(picture, expected, atol=TOLERANCE)
+        for i, shown in enumerate([image, noisy, *pictures]):
+            np.testing.assert_allclose(grey(opened, "noise-boxes", i), shown, atol=0.51 / 255)
+        texts = notes(opened, "noise-boxes")[1:]
+        for text, shown in zip(texts, [noisy, *pictures], strict=True):
+            assert number(text) == pytest.approx(psnr(shown, image), abs=0.0051)  # two decimals
+        return number(texts[0])
+
+    first = check()
+    level.send_keys(Keys.ARROW_RIGHT * 20)
+    assert opened.find_element(By.ID, "noise-level-value").text == "0.6"
+    assert check() < first - 0.5
+    drawn = array(opened, "denoising.noisy")
+    opened.find_element(By.ID, "noise-again").click()
+    check()
+    assert np.mean(array(opened, "denoising.noisy") != drawn) > 0.5
+    for name in ("salt_and_pepper", "masking", "speckle", "poisson", "occlusion"):
+        Select(kind).select_by_value(name)
+        assert check() < 40
+
+
+# Grey of 0.5; 40,000 pixels, so that four standard errors are about 0.02 of a standard deviation.
+@needs_browser
+@pytest.mark.parametrize(
+    ("kind", "level", "mean", "std"),
+    [
+        ("gaussian", 0.1, 0.5, 0.1),
+        ("speckle", 0.2, 0.5, 0.1),  # the factor's deviation times the grey
+        ("poisson", 30, 0.5, np.sqrt(15) / 30),  # variance of a count = its mean
+        ("salt_and_pepper", 0.3, 0.5, np.sqrt(0.3 * 0.25)),  # 0.15 each at a distance of 0.5
+        ("masking", 0.3, 0.35, 0.5 * np.sqrt(0.3 * 0.7)),
+    ],
+)
+def test_the_noise_has_its_level(opened, kind, level, mean, std):
+    drawn = f"corrupt(new Float32Array(40000).fill(0.5), '{kind}', {level}, 7)"
+    noisy = array(opened, drawn)
+    assert noisy.mean() == pytest.approx(mean, abs=4 * std / 200)
+    assert noisy.std() == pytest.approx(std, rel=0.02)
+    np.testing.assert_array_equal(array(opened, drawn), noisy)
+    # neighbours have nothing to do with each other: within four standard errors of 0
+    assert abs(np.corrcoef(noisy[:-1], noisy[1:])[0, 1]) < 4 / 200
+
+
+@needs_browser
+def test_the_square_lies_within_the_image(opened):
+    corners = []
+    for seed in range(20):
+        noisy = array(opened, f"corrupt(new Float32Array(784).fill(1), 'occlusion', 12, {seed})")
+        rows, columns = np.nonzero(noisy.reshape(28, 28) == 0)
+        assert len(rows) == 144
+        assert np.ptp(rows) == np.ptp(columns) == 11
+        corners.append((rows[0], columns[0]))
+    assert np.ptp(corners, axis=0).min() >= 10  # of 16, the corners being 0 to 16
+
+
+def test_the_inputs_are_those_of_the_validation(runs, test_images, data_dir):
+    collected = facts.collect(runs, data_dir=data_dir)
+    assert collected["runs"][0]["inputs"] is None
+    inputs = np.frombuffer(base64.b64decode(collected["runs"][1]["inputs"]), "<f4")
+    noisy = comparison.noisy_images(test_images, "gaussian", 0.4, DENSE.seed)[:10]
+    # All 10,000 at once may be rounded in another way.
+    np.testing.assert_allclose(inputs, noisy.ravel(), atol=1e-6)
+
+
+@needs_browser
+def test_it_needs_nothing_else_and_may_have_nothing_else(browser, report):
+    text = report.read_text("ascii")
+    namespaces = {"http://www.w3.org/2000/svg"}
+    assert set(re.findall(r"\w+://[^\"'\s`]*", text)) == namespaces
+    assert not re.search(r"\b(src|srcset|action)\s*=|@import|url\(|<link(?! rel=\"icon\")", text)
+    show(browser, report)
+    entries = "return performance.getEntriesByType('resource').length"
+    assert browser.execute_script(entries) == 0
+    refused = """
+const done = arguments[0];
+document.addEventListener("securitypolicyviolation", (event) => done(event.violatedDirective));
+fetch("http://127.0.0.1:1/").catch(() => {});"""
+    assert browser.execute_async_script(refused) == "connect-src"
+    # which also shows that the console is heard
+    assert any("Content Security Policy" in message for message in errors(browser))
+
+
+@needs_browser
+def test_it_can_be_read_by_all(opened):
+    unlabelled = """
+return [...document.querySelectorAll("input, select, canvas, svg:not([aria-hidden])")].filter(
+  (node) => !node.getAttribute("aria-label") && !node.labels?.[0]?.textContent.trim()
+).length"""
+    assert opened.execute_script(unlabelled) == 0
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    brightness = {}
+    for theme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": theme}]
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        brightness[theme] = number(opened.execute_script(paper))
+    assert brightness["dark"] < 60 < 200 < brightness["light"]
+    phone = {"width": 360, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    width = "return document.documentElement.scrollWidth"
+    assert opened.execute_script(width) == 360
+    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@needs_browser
+def test_names_stay_text(browser, run, tmp_path, data_dir):
+    # Where two folders have one name, the paths stand in for it.
+    paths = [tmp_path / "a<" / "script><b id=broken>$facts&amp;" / "same", tmp_path / "b" / "same"]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.symlink_to(run)
+    page.write(tmp_path / "page.html", facts.collect(paths, data_dir=data_dir))
+    assert (tmp_path / "page.html").read_text().count("</script>") == 1 + len(page.SCRIPTS)
+    show(browser, tmp_path / "page.html")
+    assert browser.find_elements(By.ID, "broken") == []
+    assert f"{paths[0]}, {paths[1]}: trained" in browser.find_element(By.ID, "summary").text
+
+
+@needs_browser
+def test_a_run_that_is_not_finished(browser, run, tmp_path, data_dir):
+    shutil.copytree(run, tmp_path / "begun", ignore=shutil.ignore_patterns("result.json"))
+    history = tmp_path / "begun" / "history.csv"
+    header, first, second, _ = history.read_text().splitlines(keepends=True)
+    lost = second.split(",")
+    lost[2] = "nan"
+    pages = {"1 of 3, unfinished": header + first, "2 of 3": header + first + ",".join(lost)}
+    for state, text in ({"0 of 3, unfinished": header} | pages).items():
+        history.write_text(text)
+        page.write(tmp_path / "page.html", facts.collect([tmp_path / "begun"], data_dir=data_dir))
+        show(browser, tmp_path / "page.html")
+        assert state in browser.find_element(By.CSS_SELECTOR, "#results table").text
+        marks = browser.find_elements(By.CSS_SELECTOR, "#charts circle")
+        assert len(marks) == {"0": 0, "1": 3, "2": 5}[state[0]]  # one less: a loss is lost
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#walk-boxes canvas")) == 2
+
+
+def test_the_command_refuses_in_one_line(script, tmp_path):
+    process = script("report.py", "nowhere")
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr == (
+        "report.py: error: nowhere is no run (it has no config.json); give a folder of train.py\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_that_cannot_be_shown(run, tmp_path, data_dir, monkeypatch):
+    with pytest.raises(cae_jax.UserError, match="no RUNS given"):
+        facts.collect([])
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "result.json").write_text("[]")
+    with pytest.raises(cae_jax.UserError, match=r"result\.json cannot be used .*holds no object"):
+        facts.collect([copy], data_dir=data_dir)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(cae_jax.UserError, match="no checkpoint yet"):
+        facts.collect([copy], data_dir=data_dir)
+    config = (run / "config.json").read_text().replace("fashion_mnist", "kmnist")
+    (copy / "config.json").write_text(config)
+    with pytest.raises(cae_jax.UserError, match="dataset fashion_mnist and kmnist; give equal"):
+        facts.collect([run, copy], data_dir=data_dir)
+    monkeypatch.setattr(facts, "MAX_PARAMETERS", 8769)
+    with pytest.raises(cae_jax.UserError, match="8,770 parameters; a page takes 8,769"):
+        facts.collect([run, run], data_dir=data_dir)
+
+
+@pytest.mark.parametrize("name", [".", "/dev/null", "nowhere/page.html"])
+def test_a_page_is_a_file(name):
+    with pytest.raises(cae_jax.UserError, match=f"--out {name} cannot be written; give a file"):
+        page.check(Path(name))
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(self, text):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "page.html").touch()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(cae_jax.UserError, match="No space left"):
+        page.write(tmp_path / "page.html", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
