@@ -1,5 +1,6 @@
 """What the scripts share: typed flags, and errors as one line with exit code 2."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -35,6 +36,13 @@ def parse(flags: type[Flags], **options: Any) -> Flags:
         if not stop.code:
             raise
     fail(f"{_one_line(stderr.getvalue())}; see --help")
+
+
+def config_path(default: Path) -> Path:
+    """The value of --config, which is needed before the other flags know their defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?", type=Path, default=default)
+    return parser.parse_known_args()[0].config or default
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ def fit(
     workdir = Path(workdir)
     with Interruption() as interruption:
         choice = methods.choose(config, method)
-        images = _load_images(config, data_dir, archives)
+        images = load_images(config, data_dir, archives)
         interruption.check()
         with rundir.open_run(workdir, config, overwrite=overwrite):
             init_key = train.make_keys(config.seed).init
@@ -123,7 +123,7 @@ def _autoencoder(training: Training, model: models.Model) -> Autoencoder:
     return Autoencoder(training.programs.config, model)
 
 
-def _load_images(
+def load_images(
     config: TrainConfig, data_dir: str | Path | None, archives: str | Path | None
 ) -> tuple[np.ndarray, np.ndarray]:
     train_images, test_images = (

@@ -5,7 +5,6 @@
 Every field of the config is a flag too and overrides it: --epochs 50 --seed 1.
 """
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -51,7 +50,7 @@ class Flags:
 
 def main() -> None:
     with cli.user_errors(), cli.interruptible():
-        flags = cli.parse(Flags, default=Flags(train=load_config(config_path())))
+        flags = cli.parse(Flags, default=Flags(train=load_config(cli.config_path(DEFAULT_CONFIG))))
         cache.use_compilation_cache()
         result = cae_jax.fit(
             flags.train,
@@ -65,13 +64,6 @@ def main() -> None:
         if result.interrupted is not None:
             sys.argv = [argument for argument in sys.argv if argument != "--overwrite"]
             raise Interrupted(result.interrupted)
-
-
-def config_path() -> Path:
-    """The value of --config, which is needed before the other flags know their defaults."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?", type=Path, default=DEFAULT_CONFIG)
-    return parser.parse_known_args()[0].config or DEFAULT_CONFIG
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""Writes the project's networks as archives that ``keras.models.load_model`` opens.
+
+Neither Keras nor code of one's own is needed: they are Sequential models of Keras's own layers.
+"""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from flax import nnx
+
+from cae_jax import keras_config, keras_file
+from cae_jax.errors import UserError
+from cae_jax.inference import Autoencoder
+from cae_jax.keras_layers import Features, Kind, stored_names, weight_shapes
+
+
+def write(path: str | Path, autoencoder: Autoencoder) -> None:
+    """Writes a ``.keras`` archive of Keras 3, atomically; equal weights give equal bytes.
+
+    The model takes images in [0, 1] ``[N, 28, 28, 1]``, a fully connected one ``[N, 784]``, and
+    gives images of the same shape.
+
+    Args:
+        path: ends in ``.keras``.
+        autoencoder: what to write.
+
+    Raises:
+        UserError: another suffix, or a file that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".keras":
+        raise UserError(f"{path} does not end in .keras, as Keras wants it; name it so")
+    config = autoencoder.config
+    params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
+    content = _archive(config.model, config.features, params)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}); give another file") from error
+
+
+def _archive(kind: Kind, features: Features, params: dict[str, Any]) -> bytes:
+    weights = io.BytesIO()
+    stored = [name for name in stored_names(kind) if name.startswith(("conv2d", "dense"))]
+    with h5py.File(weights, "w") as file:
+        for name, layer in zip(stored, weight_shapes(kind, features), strict=True):
+            for number, which in enumerate(("kernel", "bias")):
+                file[f"layers/{name}/vars/{number}"] = np.asarray(params[layer][which])
+    members = {
+        # Who can read it, not who wrote it: the format is what it was in that version.
+        keras_file.METADATA: json.dumps({"keras_version": "3.0.0"}),
+        keras_file.CONFIG: json.dumps(keras_config.write_model(kind, features)),
+        keras_file.WEIGHTS: weights.getvalue(),
+    }
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, content in members.items():
+            file.writestr(zipfile.ZipInfo(name), content)  # dated 1980, as Keras does it
+    return archive.getvalue()

@@ -1,0 +1,426 @@
+"""Files exchanged with Keras 3, Keras itself being the judge; runs made of them."""
+
+import dataclasses
+import functools
+import gzip
+import json
+import os
+import shlex
+import shutil
+import zipfile
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import cae_jax
+from cae_jax import history, keras_archive, keras_run, keras_weights, models, train
+from cae_jax.inference import Autoencoder
+from cae_jax.optimizer import build_optimizer
+from tests.conftest import ARCHIVES, SMALL
+from tests.test_scripts import assert_fails_in_one_line
+
+# Read when Keras is imported; neither TensorFlow nor what a user has set in ~/.keras counts.
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ["KERAS_HOME"] = os.environ["XDG_CACHE_HOME"]
+keras = pytest.importorskip("keras")
+layers = keras.layers
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+WIDTHS = {"simple": (32,), "deep": (128, 64, 32, 64, 128)}
+# JAX compiles a program for every shape that Keras draws random numbers of.
+ZEROS = {"kernel_initializer": "zeros"}
+RELU = {**ZEROS, "activation": "relu", "padding": "same"}
+SIGMOID = {**ZEROS, "activation": "sigmoid", "padding": "same"}
+
+
+@pytest.fixture(autouse=True)
+def rank_promotion():
+    """Keras relies on it; the project's own tests forbid it."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def conv_layers(f1=16, f2=8, f3=8):
+    """The lab's network as its table has it."""
+    return [
+        *(layers.Conv2D(f1, 3, **RELU), layers.MaxPooling2D(2, padding="same")),
+        *(layers.Conv2D(f2, 3, **RELU), layers.MaxPooling2D(2, padding="same")),
+        *(layers.Conv2D(f3, 3, **RELU), layers.MaxPooling2D(2, padding="same")),
+        *(layers.Conv2D(f3, 3, **RELU), layers.UpSampling2D(2)),
+        *(layers.Conv2D(f2, 3, **RELU), layers.UpSampling2D(2)),
+        *(layers.Conv2D(f1, 3, activation="relu", **ZEROS), layers.UpSampling2D(2)),
+        layers.Conv2D(1, 3, **SIGMOID),
+    ]
+
+
+def dense_layers(*widths):
+    hidden = [layers.Dense(width, activation="relu", **ZEROS) for width in widths]
+    return [*hidden, layers.Dense(784, activation="sigmoid", **ZEROS)]
+
+
+def sequential(parts, shape=(28, 28, 1)):
+    return keras.Sequential([keras.Input(shape), *parts])
+
+
+def functional(parts, shape=(28, 28, 1), name="image"):
+    x = inputs = keras.Input(shape, name=name)
+    for layer in parts:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+def network(kind, form=sequential):
+    """A network in Keras with random weights, the biases too."""
+    shape = (28, 28, 1) if kind == "conv" else (784,)
+    parts = conv_layers() if kind == "conv" else dense_layers(*WIDTHS[kind])
+    return randomised(form(parts, shape))
+
+
+def randomised(model):
+    rng = np.random.default_rng(7)
+    shapes = [weight.shape for weight in model.weights]
+    scales = [0.1 if len(shape) == 1 else (2 / np.prod(shape[:-1])) ** 0.5 for shape in shapes]
+    model.set_weights(
+        [rng.normal(0, scale, shape) for scale, shape in zip(scales, shapes, strict=True)]
+    )
+    return model
+
+
+def save(model, path):
+    (model.save_weights if path.name.endswith(".weights.h5") else model.save)(path)
+    return path
+
+
+def flat(params):
+    """Arrays in the order of Keras: the layers' own, not that of their names."""
+    ordered = sorted(params.items(), key=lambda item: int(item[0].lstrip("convdes")))
+    return [np.asarray(layer[which]) for _, layer in ordered for which in ("kernel", "bias")]
+
+
+def assert_same_weights(model, params):
+    for theirs, ours in zip(model.get_weights(), flat(params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def build(weights, method="phase", **changes):
+    config = keras_run.matching(dataclasses.replace(SMALL, **changes), weights)
+    model = models.build(config, nnx.Rngs(0), method)
+    state = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(state, weights.params)
+    nnx.update(model, state)
+    return config, model
+
+
+def predict(model, images):
+    x = (images / 255).astype(np.float32).reshape(-1, *model.input_shape[1:])
+    return model.predict_on_batch(x).reshape(images.shape)
+
+
+# Sums of at most 784 products, and through all layers: they are rounded in another order.
+SAME_OUTPUTS = {"rtol": 0, "atol": 1e-5}
+
+# Into cae-jax
+
+
+@pytest.mark.parametrize("kind", ["conv", "simple", "deep"])
+@pytest.mark.parametrize("form", [sequential, functional])
+def test_what_keras_saves_is_read_bit_for_bit(kind, form, tmp_path):
+    network(kind)  # so that the names of the layers go on with other numbers
+    model = network(kind, form)
+    for name, whole in (("m.keras", True), ("m.h5", True), ("m.weights.h5", False)):
+        weights = keras_weights.read(save(model, tmp_path / name))
+        assert (weights.kind, weights.features, weights.whole) == (kind, (16, 8, 8), whole)
+        assert_same_weights(model, weights.params)
+
+
+@pytest.mark.parametrize("kind", ["conv", "simple", "deep"])
+def test_outputs_are_those_of_keras(kind, tmp_path, test_images):
+    model = network(kind)
+    weights = keras_weights.read(save(model, tmp_path / "m.keras"))
+    ours = Autoencoder(*build(weights)).reconstruct(test_images[:200])
+    theirs = predict(model, test_images[:200])
+    assert theirs.std() > 0.01
+    np.testing.assert_allclose(ours, theirs, **SAME_OUTPUTS)
+
+
+@pytest.mark.parametrize("suffix", ["keras", "weights.h5", "h5"])
+def test_features_and_what_an_optimizer_keeps(suffix, tmp_path):
+    model = randomised(sequential(conv_layers(5, 4, 3)))
+    model.compile("adam", "binary_crossentropy")
+    model.train_on_batch(np.zeros((1, 28, 28, 1)), np.zeros((1, 28, 28, 1)))
+    weights = keras_weights.read(save(model, tmp_path / f"m.{suffix}"))
+    assert weights.features == (5, 4, 3)
+    assert_same_weights(model, weights.params)
+
+
+def test_fully_connected_ones_may_flatten_and_reshape(tmp_path):
+    parts = [layers.Flatten(), *dense_layers(32), layers.Reshape((28, 28))]
+    model = randomised(sequential(parts, (28, 28)))
+    for name in ("m.keras", "m.h5", "m.weights.h5"):
+        assert_same_weights(model, keras_weights.read(save(model, tmp_path / name)).params)
+
+
+def test_a_recompressed_archive(tmp_path):
+    path = save(network("conv"), tmp_path / "m.keras")
+    with (
+        zipfile.ZipFile(path) as old,
+        zipfile.ZipFile(tmp_path / "n.keras", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in reversed(old.namelist()):
+            new.writestr(name, old.read(name))
+    np.testing.assert_equal(
+        keras_weights.read(tmp_path / "n.keras").params, keras_weights.read(path).params
+    )
+
+
+def keras_2_file(path, model, attribute=np.bytes_, whole=True):
+    """An HDF5 file as Keras 2 wrote it: byte strings, ``kernel:0``, nodes as lists."""
+    x = keras_2_config(model)
+    with h5py.File(path, "w") as file:
+        if whole:
+            file.attrs["model_config"] = json.dumps(x)
+        top = file.create_group("model_weights") if whole else file
+        top.attrs["layer_names"] = np.array([layer.name for layer in model.layers], attribute)
+        for layer in model.layers:
+            group, names = top.create_group(layer.name), []
+            for which, array in zip(("kernel:0", "bias:0"), layer.get_weights(), strict=False):
+                names.append(f"{layer.name}/{which}")
+                group[names[-1]] = array
+            group.attrs["weight_names"] = np.array(names, attribute)
+    return path
+
+
+def keras_2_config(model):
+    entries, before = [], None
+    for layer in model.layers:
+        settings = {**layer.get_config(), "dtype": "float32"}
+        if before is None:
+            settings["batch_input_shape"] = settings.pop("batch_shape")
+        entries.append(
+            {
+                "class_name": type(layer).__name__,
+                "config": settings,
+                "name": layer.name,
+                "inbound_nodes": [[[before, 0, 0, {}]]] if before else [],
+            }
+        )
+        before = layer.name
+    ends = {
+        "input_layers": [[model.layers[0].name, 0, 0]],
+        "output_layers": [[model.layers[-1].name, 0, 0]],
+    }
+    return {"class_name": "Model", "config": {"layers": entries, **ends}}
+
+
+@pytest.mark.parametrize("kind", ["conv", "simple"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_files_of_keras_2(kind, whole, tmp_path):
+    model = network(kind, functools.partial(functional, name="input_3"))
+    weights = keras_weights.read(keras_2_file(tmp_path / "m.h5", model, whole=whole))
+    assert (weights.kind, weights.whole) == (kind, whole)
+    assert_same_weights(model, weights.params)
+
+
+# Out of cae-jax
+
+
+def test_a_trained_run_goes_to_keras_and_back(run, tmp_path, test_images):
+    autoencoder = cae_jax.load(run, method="conv")
+    path = tmp_path / "m.keras"
+    keras_archive.write(path, autoencoder)
+    content = path.read_bytes()
+    model = keras.models.load_model(path)
+    params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
+    assert_same_weights(model, params)
+    ours, theirs = autoencoder.reconstruct(test_images[:200]), predict(model, test_images[:200])
+    np.testing.assert_allclose(theirs, ours, **SAME_OUTPUTS)
+    back = keras_weights.read(path)
+    assert_same_weights(model, back.params)
+    assert (back.kind, back.features) == (SMALL.model, SMALL.features)
+    again = keras_weights.read(save(model, tmp_path / "again.keras"))
+    np.testing.assert_equal(again, back)
+    keras_archive.write(path, autoencoder)
+    assert path.read_bytes() == content
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.keras", "m.keras"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model": "simple"}, {"model": "deep"}, {"features": (6, 4, 2)}]
+)
+def test_every_network_goes_to_keras_and_back(changes, tmp_path, test_images):
+    config = dataclasses.replace(SMALL, **changes)
+    autoencoder = Autoencoder(config, models.build(config, nnx.Rngs(3)))
+    keras_archive.write(tmp_path / "m.keras", autoencoder)
+    model = keras.models.load_model(tmp_path / "m.keras")
+    params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
+    assert_same_weights(model, params)
+    np.testing.assert_allclose(
+        predict(model, test_images[:50]), autoencoder.reconstruct(test_images[:50]), **SAME_OUTPUTS
+    )
+    back = keras_weights.read(tmp_path / "m.keras")
+    np.testing.assert_equal(flat(back.params), flat(params))
+    assert (back.kind, back.features) == (config.model, config.features)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("m.h5", "does not end in .keras"), ("nowhere/m.keras", r"cannot be written \(.*No such")],
+)
+def test_other_outputs_are_refused(name, message, tmp_path):
+    autoencoder = Autoencoder(SMALL, models.build(SMALL, nnx.Rngs(0)))
+    with pytest.raises(cae_jax.UserError, match=message):
+        keras_archive.write(tmp_path / name, autoencoder)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def train_images():
+    """The first 1,280 training images uint8 [N, 28, 28, 1], read without the code under test."""
+    raw = gzip.decompress((ARCHIVES / "train-images-idx3-ubyte.gz").read_bytes())
+    return np.frombuffer(raw[16:], np.uint8).reshape(-1, 28, 28, 1)[:1280]
+
+
+@pytest.mark.parametrize("kind", ["conv", "simple", "deep"])
+@pytest.mark.parametrize("optimizer", ["adadelta", "adam"])
+def test_ten_training_steps_stay_together(kind, optimizer, tmp_path, train_images):
+    """The losses fall by 0.04 to 0.09 and stay together to 1e-5, rounding being 1e-7.
+
+    So do all parameters with Adadelta, the lab's optimizer (5e-6 apart at the most). Adam divides
+    by the root of the mean squared gradient: a gradient of the size of its own rounding moves a
+    parameter as far as any other, which sets 0.2 % of them apart. Its epsilon, which Keras adds
+    before the correction of the bias and Optax after it, is chosen too small to matter.
+    """
+    settings, theirs, exceptions = {
+        "adadelta": ({"rho": 0.95, "eps": 1e-7}, keras.optimizers.Adadelta(1.0, 0.95, 1e-7), 0),
+        "adam": ({"b2": 0.999, "eps": 1e-12}, keras.optimizers.Adam(1e-3, 0.9, 0.999, 1e-12), 0.01),
+    }[optimizer]
+    model = network(kind)
+    weights = keras_weights.read(save(model, tmp_path / "m.keras"))
+    rate = 1.0 if optimizer == "adadelta" else 1e-3
+    schedule = {"learning_rate": rate, "schedule": "constant", "warmup_steps": 0}
+    config, ours = build(weights, optimizer=optimizer, **settings, **schedule)
+    transformation = build_optimizer(config, 10)
+    run_steps = train.make_run_steps(nnx.split(ours, nnx.Param)[0], transformation)
+    batches_SxB = np.arange(1280, dtype=np.int32).reshape(10, 128)
+    state = run_steps(
+        *(train.init_state(ours, transformation, 10), jnp.asarray(train_images), batches_SxB),
+        *(jax.random.key(0), 0, 10),
+    )
+    model.compile(theirs, "binary_crossentropy")
+    images = (train_images / 255).astype(np.float32).reshape(10, 128, *model.input_shape[1:])
+    losses = [float(model.train_on_batch(x, x)) for x in images]
+    pairs = list(zip(flat(nnx.to_pure_dict(state.params)), model.get_weights(), strict=True))
+    apart = np.concatenate([np.abs(a - b).ravel() for a, b in pairs])
+    np.testing.assert_allclose(state.losses_S, losses, rtol=0, atol=1e-5)
+    assert losses[0] - losses[-1] > 0.03
+    assert (apart > 1e-5).mean() <= exceptions
+
+
+# As a run
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory, data_dir):
+    """A model of Keras, its weights, and the run that was made of them."""
+    folder = tmp_path_factory.mktemp("imported")
+    model = network("conv")
+    weights = keras_weights.read(save(model, folder / "m.keras"))
+    # So slow that an epoch leaves the parameters as they are.
+    config = dataclasses.replace(SMALL, optimizer="sgd", learning_rate=1e-12, epochs=1)
+    val_loss = keras_run.write_run(weights, config, folder / "run", data_dir=data_dir)
+    return model, weights, config, folder / "run", val_loss
+
+
+def test_the_run_is_the_model(imported, test_images):
+    model, _, _, folder, val_loss = imported
+    images = test_images[: SMALL.test_examples]
+    expected = predict(model, images)
+    for best in (False, True):
+        ours = cae_jax.load(folder, best=best).reconstruct(images)
+        np.testing.assert_allclose(ours, expected, **SAME_OUTPUTS)
+    model.compile(loss="binary_crossentropy")
+    x = (images / 255).astype(np.float32)
+    assert val_loss == pytest.approx(model.evaluate(x, x, verbose=0), abs=1e-5)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "checkpoints", "config.json"]
+
+
+def test_training_goes_on_from_the_weights(imported, data_dir, tmp_path, capsys):
+    _, weights, config, folder, val_loss = imported
+    shutil.copytree(folder, tmp_path / "run")
+    result = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
+    assert "resumes after step 0" in capsys.readouterr().out
+    params = nnx.to_pure_dict(nnx.state(result.autoencoder.model, nnx.Param))
+    for ours, theirs in zip(flat(params), flat(weights.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
+    assert result.history[0].val_loss == pytest.approx(val_loss, abs=1e-6)
+
+
+def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
+    _, weights, config, folder, _ = imported
+    with pytest.raises(cae_jax.UserError, match="holds a run; give another --out, or --overwrite"):
+        keras_run.write_run(weights, config, folder, data_dir=data_dir)
+    other = dataclasses.replace(config, features=(4, 4, 4))
+    with pytest.raises(cae_jax.UserError, match=r"features \(4, 4, 4\); the weights are of conv"):
+        keras_run.write_run(weights, other, tmp_path / "run", data_dir=data_dir)
+
+    def full(*_):
+        raise cae_jax.UserError("no space left")
+
+    monkeypatch.setattr("cae_jax.checkpoint.Checkpoints.save", full)
+    with pytest.raises(cae_jax.UserError, match="no space left"):
+        keras_run.write_run(weights, config, tmp_path / "run", data_dir=data_dir)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_import_refuses_in_one_line(script, run, tmp_path):
+    (tmp_path / "text.keras").write_text("no archive")
+    save(network("simple"), tmp_path / "simple.keras")
+    save(sequential(dense_layers(64), (784,)), tmp_path / "other.keras")
+    keras_archive.write(tmp_path / "m.keras", cae_jax.load(run, method="conv"))
+    before = sorted(tmp_path.iterdir())
+    for arguments, message in (
+        (("nowhere.keras", "--out", "x"), "nowhere.keras is no file"),
+        (("text.keras", "--out", "x"), "text.keras: it is neither a .keras archive nor HDF5"),
+        (("other.keras", "--out", "x"), "other.keras: layer 1 (dense"),
+        (("simple.keras", "--out", "x"), "give --config configs/simple.py"),
+        (("m.keras", "--out", "x", "--features", 4, 4, 4), "leave them out"),
+        (("m.keras", "--out", run), "holds a run; give another --out"),
+        (("m.keras",), "--out"),
+    ):
+        assert_fails_in_one_line(script("import_keras.py", *arguments), message)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_the_commands_one_after_the_other(script, tmp_path, test_images):
+    model = randomised(sequential(conv_layers(6, 4, 2)))
+    save(model, tmp_path / "m.weights.h5")
+    small = ("--train-examples", 256, "--test-examples", 100, "--epochs", 1, "--seed", 5)
+    process = script("import_keras.py", "m.weights.h5", "--out", "a run", *small)
+    assert process.returncode == 0, process.stderr
+    first, second, loss, last = process.stdout.splitlines()
+    assert first == "a run: conv with features (6, 4, 2), 745 parameters from m.weights.h5"
+    assert model.count_params() == 745
+    assert second.startswith("The file has no padding and no activations")
+    assert loss.startswith("val_loss: ")
+    assert script("evaluate.py", "a run").returncode == 0
+    Image.fromarray(test_images[0, :, :, 0]).save(tmp_path / "boot.png")
+    assert script("reconstruct.py", "a run", "boot.png", "--out", "out").returncode == 0
+    assert script("export_keras.py", "a run", "back.keras").returncode == 0
+    back = keras.models.load_model(tmp_path / "back.keras")
+    np.testing.assert_equal(back.get_weights(), model.get_weights())
+    python, command, *arguments = shlex.split(last.partition(", run ")[2])
+    assert (python, command) == ("python", "scripts/train.py")
+    process = script("train.py", *arguments)
+    assert process.returncode == 0, process.stderr
+    assert "a run resumes after step 0" in process.stdout
+    assert len(history.read(tmp_path / "a run" / "history.csv")) == 1

@@ -1,0 +1,379 @@
+"""What cannot become a run, of Keras and of others: one line each, and nothing written."""
+
+import io
+import json
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+from flax import nnx
+
+import cae_jax
+from cae_jax import keras_archive, keras_weights, models
+from cae_jax.inference import Autoencoder
+from tests.conftest import SMALL
+from tests.test_keras import (
+    RELU,
+    ZEROS,
+    conv_layers,
+    dense_layers,
+    keras,
+    layers,
+    pytestmark,  # noqa: F401
+    rank_promotion,  # noqa: F401
+    save,
+    sequential,
+)
+
+# Networks that are not the project's
+
+
+def conv_with(number, *others, shape=(28, 28, 1)):
+    """The lab's network, a layer of it, counted from 1, replaced."""
+    parts = conv_layers()
+    parts[number - 1 : number] = others
+    return sequential(parts, shape)
+
+
+def two_outputs():
+    x = inputs = keras.Input((28, 28, 1))
+    outputs = [x := layer(x) for layer in conv_layers()]
+    return keras.Model(inputs, [outputs[6], outputs[-1]])
+
+
+def a_layer_used_twice():
+    inputs = keras.Input((28, 28, 1))
+    first, *rest, last = conv_layers()
+    x = first(inputs)
+    for layer in rest:
+        x = layer(x)
+    again = first(last(x))
+    return keras.Model(inputs, [last(x), again])
+
+
+def in_half_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        return sequential(conv_layers())
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@keras.saving.register_keras_serializable("Mine")
+class Conv2D(layers.Conv2D):
+    def call(self, inputs):
+        return -super().call(inputs)
+
+
+@keras.saving.register_keras_serializable("Mine")
+class Mine(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = sequential(conv_layers())
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+def of_ones_own():
+    model = Mine()
+    model(np.zeros((1, 28, 28, 1)))
+    return model
+
+
+OTHERS = {
+    "extra layer": (
+        lambda: conv_with(3, layers.Dropout(0.5), conv_layers()[2]),
+        r"layer 3 \(dropout\w*\) is Dropout; the network has Conv2D there",
+    ),
+    "layer at the end": (
+        lambda: sequential([*conv_layers(), layers.ReLU()]),
+        r"layer 14 \(re_lu\w*\) is ReLU; the network ends before it",
+    ),
+    "ends early": (
+        lambda: sequential(conv_layers()[:-1]),
+        "it has 12 layers; the network goes on with Conv2D",
+    ),
+    "kernel size": (
+        lambda: conv_with(3, layers.Conv2D(8, 5, **RELU)),
+        r"layer 3 \(conv2d\w*\): kernel_size is \[5, 5\]; the network has \[3, 3\] there",
+    ),
+    "padding": (
+        lambda: conv_with(11, layers.Conv2D(16, 3, **RELU)),
+        r"layer 11 \(conv2d\w*\): padding is same; the network has valid there",
+    ),
+    "features that do not mirror": (
+        lambda: conv_with(9, layers.Conv2D(4, 3, **RELU)),
+        r"layer 9 \(conv2d\w*\): filters is 4; the network has 8 there",
+    ),
+    "activation": (
+        lambda: conv_with(5, layers.Conv2D(8, 3, padding="same", activation="tanh", **ZEROS)),
+        r"layer 5 \(conv2d\w*\): activation is tanh; the network has relu there",
+    ),
+    "logits": (
+        lambda: conv_with(13, layers.Conv2D(1, 3, padding="same", **ZEROS)),
+        r"layer 13 \(conv2d\w*\): activation is linear; the network has sigmoid there",
+    ),
+    "activation with settings": (
+        lambda: conv_with(5, layers.Conv2D(8, 3, padding="same", activation=layers.ReLU(6))),
+        r"layer 5 \(conv2d\w*\): activation is .*; the network has relu there",
+    ),
+    "no bias": (
+        lambda: conv_with(1, layers.Conv2D(16, 3, use_bias=False, **RELU)),
+        r"layer 1 \(conv2d\w*\): use_bias is false; the network has true there",
+    ),
+    "strides": (
+        lambda: conv_with(2, layers.MaxPooling2D(3, strides=2, padding="same")),
+        r"layer 2 \(max_pooling2d\w*\): pool_size is \[3, 3\]; the network has \[2, 2\] there",
+    ),
+    "mean pooling": (
+        lambda: conv_with(2, layers.AveragePooling2D(2, padding="same")),
+        r"layer 2 \(average_pooling2d\w*\) is AveragePooling2D; the network has MaxPooling2D there",
+    ),
+    "interpolation": (
+        lambda: conv_with(8, layers.UpSampling2D(2, interpolation="bilinear")),
+        r"layer 8 \(up_sampling2d\w*\): interpolation is bilinear; the network has nearest there",
+    ),
+    "image size": (
+        lambda: sequential(conv_layers(), (32, 32, 1)),
+        r"the input has shape \[null, 32, 32, 1\]; the network takes \[null, 28, 28, 1\]",
+    ),
+    "colour": (
+        lambda: sequential(conv_layers(), (28, 28, 3)),
+        r"the input has shape \[null, 28, 28, 3\]",
+    ),
+    "simple of another width": (
+        lambda: sequential(dense_layers(64), (784,)),
+        r"layer 1 \(dense\w*\): units is 64; the network has 32 there",
+    ),
+    "deep of other widths": (
+        lambda: sequential(dense_layers(128, 64, 16, 64, 128), (784,)),
+        r"layer 3 \(dense\w*\): units is 16; the network has 32 there",
+    ),
+    "reshape to something else": (
+        lambda: sequential([*dense_layers(32), layers.Reshape((14, 56))], (784,)),
+        r"the last layer reshapes to \[14, 56\]",
+    ),
+    "half precision": (in_half_precision, "has dtype mixed_float16; the network computes in float"),
+    "code of one's own": (
+        lambda: conv_with(8, layers.Lambda(lambda x: x.repeat(2, 1).repeat(2, 2))),
+        r"layer 8 \(lambda\w*\) is Lambda; the network has UpSampling2D there",
+    ),
+    "class of one's own": (
+        lambda: conv_with(1, Conv2D(16, 3, **RELU)),
+        "is of class Mine>Conv2D, which is none of Keras|is Mine>Conv2D; the network has Conv2D",
+    ),
+    "model in a model": (
+        lambda: sequential([sequential(conv_layers()[:6]), *conv_layers()[6:]]),
+        r"layer 1 \(sequential\w*\) is Sequential; the network has Conv2D there",
+    ),
+    "two outputs": (two_outputs, "output_layers of the model are"),
+    "shared layer": (a_layer_used_twice, r"layer conv2d\w* takes .*, conv2d\w*; the network is a"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.parametrize("which", OTHERS)
+def test_the_first_difference_is_named(which, suffix, tmp_path):
+    make, message = OTHERS[which]
+    path = save(make(), tmp_path / f"m.{suffix}")
+    with pytest.raises(cae_jax.UserError, match=message) as error:
+        keras_weights.read(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_of_ones_own_class_is_refused(tmp_path):
+    path = save(of_ones_own(), tmp_path / "m.keras")
+    with pytest.raises(cae_jax.UserError, match="the model is of class Mine>Mine; it takes a Seq"):
+        keras_weights.read(path)
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        ("extra layer", "it names a layer dropout where the network has Conv2D; if it is the"),
+        ("mean pooling", "it names a layer average_pooling2d where the network has"),
+        ("ends early", "it has 12 layers; the network has 13"),
+        ("kernel size", r"0 has shape \(5, 5, 16, 8\); the network takes \(3, 3, 16, 8\)"),
+        ("features that do not mirror", r"0 has shape \(3, 3, 8, 4\); the network takes \(3, 3, 8"),
+        ("no bias", "layer conv2d has 1 arrays; it takes a kernel and a bias"),
+        ("colour", r"0 has shape \(3, 3, 3, 16\); the network takes \(3, 3, 1, 16\)"),
+        ("simple of another width", r"has shape \(784, 64\); the network takes \(784, 32\)"),
+    ],
+)
+def test_weights_of_another_network(which, message, tmp_path):
+    path = save(OTHERS[which][0](), tmp_path / "m.weights.h5")
+    with pytest.raises(cae_jax.UserError, match=message):
+        keras_weights.read(path)
+
+
+# Damage and malice, without Keras
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The bytes of an intact archive."""
+    path = tmp_path_factory.mktemp("archive") / "m.keras"
+    keras_archive.write(path, Autoencoder(SMALL, models.build(SMALL, nnx.Rngs(0))))
+    assert keras_weights.read(path).kind == "conv"
+    return path.read_bytes()
+
+
+def members(archive):
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def write_members(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+def refused(path, message):
+    with pytest.raises(cae_jax.UserError, match=message) as error:
+        keras_weights.read(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_none_of_keras(tmp_path):
+    path = tmp_path / "m.keras"
+    refused(path, "is no file; give a .keras, .weights.h5 or .h5 file of Keras")
+    refused(tmp_path, "is no file")
+    for content in (b"", b"a text\n", b"PK", b"\x89HDF", b"\x80\x04]\x94."):
+        path.write_bytes(content)
+        refused(path, "it is neither a .keras archive nor HDF5; save the model with model.save")
+    with h5py.File(path, "w") as file:
+        file["data"] = np.arange(3)
+    refused(path, "it is HDF5, but not of Keras")
+    write_members(path, {"a.txt": b"a"})
+    refused(path, "the archive has no config.json")
+
+
+@pytest.mark.parametrize("config", ["", "[]", "{}", "null", "7", "[" * 100_000, '"\\ud800', "\xff"])
+def test_a_damaged_config(config, archive, tmp_path):
+    path = write_members(tmp_path / "m.keras", {**members(archive), "config.json": config})
+    refused(path, "cannot be read .*; save it anew in Keras")
+
+
+def test_an_archive_cut_short_or_changed(archive, tmp_path):
+    path = tmp_path / "m.keras"
+    for length in range(4, len(archive), 997):
+        path.write_bytes(archive[:length])
+        refused(path, "cannot be read")
+    start = archive.index(b"\x89HDF")
+    end = start + len(members(archive)["model.weights.h5"])
+    for place in range(start, end, 997):  # the archive has a checksum of each of its files
+        path.write_bytes(archive[:place] + bytes([archive[place] ^ 1]) + archive[place + 1 :])
+        refused(path, "cannot be read .*CRC")
+
+
+def test_archives_that_would_fill_the_memory(archive, tmp_path):
+    path, parts = tmp_path / "m.keras", members(archive)
+    bomb = bytes(100_000_000)
+    for name in ("config.json", "model.weights.h5"):
+        write_members(path, {**parts, name: bomb}, zipfile.ZIP_DEFLATED)
+        assert path.stat().st_size < 200_000
+        refused(path, f"{name} in it would take 100000000 bytes; the network needs at most")
+    # As much as its layers announce, and yet not in the file
+    layers = json.loads(parts["config.json"])
+    for number, entry in enumerate(layers["config"]["layers"]):
+        if entry["class_name"] == "Conv2D" and number < 13:
+            entry["config"]["filters"] = 100_000
+    write_members(
+        path,
+        {"config.json": json.dumps(layers), "model.weights.h5": bomb},
+        zipfile.ZIP_DEFLATED,
+    )
+    refused(path, "model.weights.h5 in it would take")
+
+
+def change_weights(archive, tmp_path, change):
+    """The archive with changes to its HDF5 file, which lies beside it as well."""
+    parts = members(archive)
+    weights = io.BytesIO(parts["model.weights.h5"])
+    with h5py.File(weights, "a") as file:
+        change(file)
+    parts["model.weights.h5"] = weights.getvalue()
+    (tmp_path / "m.weights.h5").write_bytes(weights.getvalue())
+    return write_members(tmp_path / "m.keras", parts)
+
+
+def replace(path, **options):
+    def change(file):
+        del file[path]
+        file.create_dataset(path, **options)
+
+    return change
+
+
+def link(path, target):
+    def change(file):
+        del file[path]
+        file[path] = target
+
+    return change
+
+
+KERNEL = "layers/conv2d_1/vars/0"
+SHAPE = (3, 3, 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (replace(KERNEL, shape=(10**6, 10**6), dtype="f4"), r"0 has shape \(1000000, 1000000\)"),
+        (replace(KERNEL, shape=SHAPE, dtype="f4"), "does not lie in the file in one piece"),
+        (
+            replace(KERNEL, data=np.zeros(SHAPE, "f4"), compression="gzip"),
+            "does not lie in the file in one piece",
+        ),
+        (
+            replace(KERNEL, shape=SHAPE, dtype="f4", external=[("/etc/passwd", 0, 4608)]),
+            "does not lie in the file in one piece",
+        ),
+        (replace(KERNEL, data=np.zeros(SHAPE, "f2")), "is of float16; the network takes float32"),
+        (replace(KERNEL, data=np.zeros(SHAPE, "i4")), "is of int32"),
+        (replace(KERNEL, shape=SHAPE, dtype=h5py.string_dtype()), "is of object"),
+        (replace(KERNEL, data=np.full(SHAPE, np.nan, "f4")), "has values that are not finite"),
+        (link(KERNEL, h5py.SoftLink("/layers/conv2d_3/vars/0")), "is a link, which Keras does not"),
+        (link(KERNEL, h5py.ExternalLink("/etc/passwd", "/")), "is a link, which Keras does not"),
+        (link("layers/conv2d_1/vars", h5py.SoftLink("/layers/conv2d_3/vars")), "is a link"),
+        (lambda file: file.pop(KERNEL), "layer conv2d_1 has 1 arrays"),
+        (lambda file: file.create_group("layers/conv2d_1/vars/2"), "layer conv2d_1 has 3 arrays"),
+        (
+            lambda file: [file.create_group(f"layers/conv2d/vars/{i}") for i in range(2, 200)],
+            "has 200 entries",
+        ),
+        (lambda file: [file.pop(KERNEL), file.create_group(KERNEL)], "0 in it is no array"),
+    ],
+)
+def test_weights_that_are_not_what_they_should_be(change, message, archive, tmp_path):
+    refused(change_weights(archive, tmp_path, change), message)
+
+
+def outcome(path):
+    try:
+        return str(keras_weights.read(path).features)
+    except cae_jax.UserError as error:
+        return str(error)
+
+
+def test_bytes_changed_at_random(archive, tmp_path):
+    """HDF5 has no checksum of its data: what can be read has changed numbers at the most."""
+    rng = np.random.default_rng(0)
+    content = bytearray(members(archive)["model.weights.h5"])
+    path = tmp_path / "m.weights.h5"
+    outcomes = []
+    for _ in range(200):
+        changed = content.copy()
+        for place in rng.integers(0, len(content), 3 if rng.random() < 0.5 else 300):
+            changed[place] = rng.integers(256)
+        path.write_bytes(changed[: rng.integers(len(content))] if rng.random() < 0.1 else changed)
+        outcomes.append(outcome(path))
+    assert all(text == "(16, 8, 8)" or str(path) in text for text in outcomes)
+    assert len(set(outcomes)) > 2
