@@ -10,13 +10,14 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-# One cache of compiled programs for all tests and the processes they start; JAX reads the
-# variables when it is imported.
-_CACHE = tempfile.mkdtemp()
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-os.environ["XDG_CACHE_HOME"] = _CACHE  # the native step
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# One cache of compiled programs for all tests, pytest-xdist's workers, and the processes they start;
+# JAX reads the variables when it is imported.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+    os.environ["XDG_CACHE_HOME"] = _CACHE  # the native step
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import numpy as np
