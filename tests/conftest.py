@@ -10,8 +10,8 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-# One cache of compiled programs for all tests, pytest-xdist's workers, and the processes they start;
-# JAX reads the variables when it is imported.
+# One cache of compiled programs for all tests, in both of pytest-xdist's workers, and the processes
+# they start; JAX reads the variables when it is imported.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
