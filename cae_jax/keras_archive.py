@@ -16,7 +16,7 @@ from flax import nnx
 from cae_jax import keras_config, keras_file
 from cae_jax.errors import UserError
 from cae_jax.inference import Autoencoder
-from cae_jax.keras_layers import Features, Kind, stored_names, weight_shapes
+from cae_jax.keras_layers import Features, Kind, network, stored_names
 
 
 def write(path: str | Path, autoencoder: Autoencoder) -> None:
@@ -51,11 +51,11 @@ def write(path: str | Path, autoencoder: Autoencoder) -> None:
 
 def _archive(kind: Kind, features: Features, params: dict[str, Any]) -> bytes:
     weights = io.BytesIO()
-    stored = [name for name in stored_names(kind) if name.startswith(("conv2d", "dense"))]
     with h5py.File(weights, "w") as file:
-        for name, layer in zip(stored, weight_shapes(kind, features), strict=True):
-            for number, which in enumerate(("kernel", "bias")):
-                file[f"layers/{name}/vars/{number}"] = np.asarray(params[layer][which])
+        for name, layer in zip(stored_names(kind), network(kind, features), strict=True):
+            group = file.create_group(f"layers/{name}/vars")  # empty for those without weights
+            for number, array in enumerate(_arrays(params.get(layer.name, {}))):
+                group[str(number)] = array
     members = {
         # Who can read it, not who wrote it: the format is what it was in that version.
         keras_file.METADATA: json.dumps({"keras_version": "3.0.0"}),
@@ -67,3 +67,7 @@ def _archive(kind: Kind, features: Features, params: dict[str, Any]) -> bytes:
         for name, content in members.items():
             file.writestr(zipfile.ZipInfo(name), content)  # dated 1980, as Keras does it
     return archive.getvalue()
+
+
+def _arrays(layer: dict[str, Any]) -> list[np.ndarray]:
+    return [np.asarray(layer[which]) for which in ("kernel", "bias") if which in layer]

@@ -72,6 +72,8 @@ class _Place(NamedTuple):
 def read(path: str | Path) -> Weights:
     """The weights of one of the project's networks, as Keras has saved it.
 
+    For files from others there is `cae_jax.keras_isolated`: HDF5 may crash on damaged ones.
+
     Raises:
         UserError: a file that is missing, damaged or none of Keras's, or one of another network,
             naming the first difference.

@@ -13,8 +13,9 @@ from typing import Any
 import tyro
 
 import cae_jax
-from cae_jax import cache, cli, keras_weights
+from cae_jax import cache, cli, keras_isolated
 from cae_jax.config import load_config, to_dict
+from cae_jax.keras_weights import Weights
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "fashion_mnist.py"
 
@@ -53,7 +54,7 @@ def main() -> None:
         base = load_config(cli.config_path(DEFAULT_CONFIG))
         missing: Any = tyro.MISSING
         flags = cli.parse(Flags, default=Flags(train=base, file=missing, out=missing))
-        weights = keras_weights.read(flags.file)
+        weights = keras_isolated.read(flags.file)
         config = check_network(flags, base, weights)
         from cae_jax import keras_run  # takes seconds, which a file that is refused should not cost
 
@@ -65,9 +66,7 @@ def main() -> None:
         report(flags, base, weights, config, val_loss)
 
 
-def check_network(
-    flags: Flags, base: cae_jax.TrainConfig, weights: keras_weights.Weights
-) -> cae_jax.TrainConfig:
+def check_network(flags: Flags, base: cae_jax.TrainConfig, weights: Weights) -> cae_jax.TrainConfig:
     """The config of the flags, with the features of the file if the flags tell nothing of them."""
     config = flags.train
     if config.model != weights.kind:
@@ -87,7 +86,7 @@ def check_network(
 def report(
     flags: Flags,
     base: cae_jax.TrainConfig,
-    weights: keras_weights.Weights,
+    weights: Weights,
     config: cae_jax.TrainConfig,
     val_loss: float,
 ) -> None:

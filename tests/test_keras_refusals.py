@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import zipfile
 
 import h5py
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from cae_jax import keras_archive, keras_weights, models
+from cae_jax import keras_archive, keras_isolated, keras_layers, keras_weights, models
 from cae_jax.inference import Autoencoder
 from tests.conftest import SMALL
 from tests.test_keras import (
@@ -293,13 +294,12 @@ def test_archives_that_would_fill_the_memory(archive, tmp_path):
 
 
 def change_weights(archive, tmp_path, change):
-    """The archive with changes to its HDF5 file, which lies beside it as well."""
+    """The archive with changes to its HDF5 file."""
     parts = members(archive)
     weights = io.BytesIO(parts["model.weights.h5"])
     with h5py.File(weights, "a") as file:
         change(file)
     parts["model.weights.h5"] = weights.getvalue()
-    (tmp_path / "m.weights.h5").write_bytes(weights.getvalue())
     return write_members(tmp_path / "m.keras", parts)
 
 
@@ -356,24 +356,72 @@ def test_weights_that_are_not_what_they_should_be(change, message, archive, tmp_
     refused(change_weights(archive, tmp_path, change), message)
 
 
+# In a process of its own
+
+
 def outcome(path):
     try:
-        return str(keras_weights.read(path).features)
+        return str(keras_isolated.read(path).features)
     except cae_jax.UserError as error:
         return str(error)
+
+
+def test_an_intact_file_comes_through_as_it_is(archive, tmp_path):
+    path = tmp_path / "m.keras"
+    path.write_bytes(archive)
+    np.testing.assert_equal(keras_isolated.read(path), keras_weights.read(path))
+    path.write_text("a text")
+    assert outcome(path).startswith(f"{path}: it is neither a .keras archive nor HDF5; save")
+
+
+def legacy_file(archive):
+    """The weights as Keras 2 kept them, the names in HDF5's heap."""
+    content = io.BytesIO()
+    with (
+        h5py.File(io.BytesIO(members(archive)["model.weights.h5"])) as old,
+        h5py.File(content, "w") as file,
+    ):
+        stems = [layer.type for layer in keras_layers.network("conv", (16, 8, 8))]
+        names = keras_layers.stored_names("conv")
+        file.attrs["layer_names"] = names
+        for name, stem in zip(names, stems, strict=True):
+            group = file.create_group(name)
+            group.attrs["weight_names"] = ["kernel", "bias"] if stem == "Conv2D" else []
+            if stem == "Conv2D":
+                for number, which in enumerate(("kernel", "bias")):
+                    group[which] = old[f"layers/{name}/vars/{number}"][()]
+    return content.getvalue()
 
 
 def test_bytes_changed_at_random(archive, tmp_path):
     """HDF5 has no checksum of its data: what can be read has changed numbers at the most."""
     rng = np.random.default_rng(0)
-    content = bytearray(members(archive)["model.weights.h5"])
-    path = tmp_path / "m.weights.h5"
+    path = tmp_path / "m.h5"
     outcomes = []
-    for _ in range(200):
-        changed = content.copy()
-        for place in rng.integers(0, len(content), 3 if rng.random() < 0.5 else 300):
+    for content in [members(archive)["model.weights.h5"], legacy_file(archive)] * 8:
+        path.write_bytes(content)
+        assert outcome(path) == "(16, 8, 8)"
+        changed = bytearray(content)
+        for place in rng.integers(0, len(content), rng.choice([3, 300])):
             changed[place] = rng.integers(256)
-        path.write_bytes(changed[: rng.integers(len(content))] if rng.random() < 0.1 else changed)
+        path.write_bytes(changed)
         outcomes.append(outcome(path))
     assert all(text == "(16, 8, 8)" or str(path) in text for text in outcomes)
     assert len(set(outcomes)) > 2
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("kill -SEGV $$", "cannot be read .it ends HDF5 with signal 11.; save it anew in Keras"),
+        ("sleep 60", "cannot be read in 0.5 s; save it anew in Keras"),
+    ],
+)
+def test_a_crash_or_a_stall_of_hdf5_is_one_line(command, message, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{'exec ' if 'sleep' in command else ''}{command}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(keras_isolated, "_SECONDS", 0.5)
+    with pytest.raises(cae_jax.UserError, match=message):
+        keras_isolated.read(tmp_path / "m.h5")
