@@ -1,5 +1,6 @@
 """`fit`: a whole training run, from the config to the files that it leaves."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ def fit(
     archives: str | Path | None = None,
     chunk_steps: int = 67,
     method: str = "auto",
+    on_epoch: Callable[[list[history.Row]], None] | None = None,
 ) -> FitResult:
     """Trains an autoencoder; called again with the same folder, it resumes.
 
@@ -57,6 +59,8 @@ def fit(
             without effect on the result.
         method: how the network is computed, see `cae_jax.methods`. The methods agree up to
             rounding; a run may be resumed by another one.
+        on_epoch: called after each epoch with the history so far, for a live picture of it, say;
+            its checkpoint is under way by then. What it raises ends the training.
 
     Raises:
         UserError: data or folder cannot be used, the folder holds a run of another config or is
@@ -77,15 +81,16 @@ def fit(
             programs = Programs(config, model, *images)
             with open_checkpoints(rundir.checkpoint_folder(workdir), config) as checkpoints:
                 training = resume(workdir, programs, checkpoints)
-                return _finish(training, model, choice, chunk_steps, interruption)
+                return _finish(training, model, choice, interruption, chunk_steps, on_epoch)
 
 
 def _finish(
     training: Training,
     model: models.Model,
     choice: methods.Choice,
-    chunk_steps: int,
     interruption: Interruption,
+    chunk_steps: int,
+    on_epoch: Callable[[list[history.Row]], None] | None,
 ) -> FitResult:
     """Does what is left of a run, as far as no signal interrupts it."""
     workdir, programs = training.workdir, training.programs
@@ -96,7 +101,7 @@ def _finish(
             (workdir / "result.json").unlink(missing_ok=True)
             print(f"Method {choice.method}: {choice.reason}")
             compile_seconds = interruption.call(programs.compile)
-            run_epochs(training, chunk_steps, interruption)
+            run_epochs(training, chunk_steps, interruption, on_epoch)
             training.checkpoints.wait()
         interruption.check()
         autoencoder = _autoencoder(training, model)

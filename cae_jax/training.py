@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -85,7 +86,12 @@ def _read_rows(workdir: Path, epochs: int) -> list[history.Row]:
     return rows
 
 
-def run_epochs(training: Training, chunk_steps: int, interruption: Interruption) -> None:
+def run_epochs(
+    training: Training,
+    chunk_steps: int,
+    interruption: Interruption,
+    on_epoch: Callable[[list[history.Row]], None] | None = None,
+) -> None:
     """Trains the epochs that are left.
 
     A first signal waits for the chunk at hand, or for what follows the last one of an epoch; a
@@ -112,6 +118,8 @@ def run_epochs(training: Training, chunk_steps: int, interruption: Interruption)
                 writer.add(epoch, {name: getattr(row, name) for name in _SCALARS})
                 training.save(row.val_loss)
                 _print_row(row, training.programs.config.epochs)
+            if on_epoch is not None:
+                on_epoch(list(training.rows))
             interruption.check()
 
 
