@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 from tests.test_scripts import assert_fails_in_one_line
 
 
+@pytest.mark.slow
 def test_a_small_run(script, tmp_path):
     flags = ("--models", "simple", "--examples", 200, "--epochs", 2, "--discard", 0)
     files = ("--peak-gflops", 100, "--json", "table.json")

@@ -26,6 +26,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_training_is_bitwise_the_same_from_the_cache(data_dir, tmp_path):
     histories = []
     for name, enabled in (("without", "0"), ("cold", "1"), ("warm", "1")):

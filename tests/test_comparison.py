@@ -142,6 +142,7 @@ def test_the_worst_images(entries, test_images):
     np.testing.assert_allclose(np.sort(shown), worst, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_small_study(tmp_path, data_dir, capsys):
     noisy = dataclasses.replace(SMALL, noise="gaussian", epochs=1)
     plain = dataclasses.replace(SMALL, epochs=1)

@@ -221,6 +221,7 @@ def test_onnx_in_onnx_runtime(each_run, images):
             np.testing.assert_allclose(value, wanted[:n], **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [{"features": (5, 3, 2)}, {"features": (2, 3, 9)}, {"model": "simple"}]
 )

@@ -454,6 +454,7 @@ def test_it_compiles_for_arm(tmp_path):
     assert result.returncode == 0, result.stderr[:3000]
 
 
+@pytest.mark.slow
 def test_no_address_is_wrong(tmp_path):
     """All entries under the address and the undefined-behaviour sanitizers."""
     libraries = [

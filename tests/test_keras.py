@@ -251,7 +251,12 @@ def test_a_trained_run_goes_to_keras_and_back(run, tmp_path, test_images):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"model": "simple"}, {"model": "deep"}, {"features": (6, 4, 2)}]
+    "changes",
+    [
+        {"model": "simple"},
+        {"model": "deep"},
+        pytest.param({"features": (6, 4, 2)}, marks=pytest.mark.slow),
+    ],
 )
 def test_every_network_goes_to_keras_and_back(changes, tmp_path, test_images):
     config = dataclasses.replace(SMALL, **changes)
@@ -290,7 +295,7 @@ def train_images():
 
 
 @pytest.mark.parametrize("kind", ["conv", "simple", "deep"])
-@pytest.mark.parametrize("optimizer", ["adadelta", "adam"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adadelta", marks=pytest.mark.slow), "adam"])
 def test_ten_training_steps_stay_together(kind, optimizer, tmp_path, train_images):
     """The losses fall by 0.04 to 0.09 and stay together to 1e-5, rounding being 1e-7.
 

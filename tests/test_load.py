@@ -52,6 +52,7 @@ cae_jax.fit(config, sys.argv[1], data_dir=sys.argv[2])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
 def test_two_hundred_epochs_leak_nothing(data_dir, tmp_path):
     # With an arena of memory for each thread the C library takes some MiB more as threads meet.

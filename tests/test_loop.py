@@ -3,11 +3,7 @@
 import csv
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from unittest.mock import Mock
 
 import jax
@@ -20,7 +16,7 @@ import cae_jax
 from cae_jax import history, train, training
 from cae_jax.checkpoint import Checkpoints
 from cae_jax.corruption import build_corruption
-from tests.conftest import ROOT, SMALL
+from tests.conftest import SMALL
 
 
 def parameters(result):
@@ -164,21 +160,6 @@ def test_a_run_that_broke_off_resumes_exactly(
     resumed = cae_jax.fit(SMALL, folder, data_dir=data_dir)
     assert_same_run(resumed, folder, finished, run)
     assert [row.epoch for row in resumed.history] == [1, 2, 3]
-
-
-def test_kill_9_then_the_same_command_ends_with_the_same_bits(run, finished, data_dir, tmp_path):
-    command = [sys.executable, ROOT / "scripts" / "train.py", "--workdir", tmp_path / "run"]
-    command += ["--train-examples", 1000, "--test-examples", 300, "--epochs", 3]
-    command += ["--warmup-steps", 4, "--data-dir", data_dir]
-    with subprocess.Popen(map(str, command), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Epoch 2/3"):
-                os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    subprocess.run(list(map(str, command)), check=True, timeout=300)
-    ours = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
-    assert_same_run(ours, tmp_path / "run", finished, run)
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(run, data_dir, capsys):

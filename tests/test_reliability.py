@@ -69,7 +69,14 @@ def test_ten_kills_at_random_moments_do_not_change_a_bit(data_dir, tmp_path, cap
     assert re.search(r"1\d kills .* all ended with the same bits", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("moment", ["save", "data preparation", "first compilation"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "save",
+        pytest.param("data preparation", marks=pytest.mark.slow),
+        pytest.param("first compilation", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_in_the_middle_of(moment, run, data_dir, tmp_path):
     folder, environment = tmp_path / "run", dict(os.environ)
     data = tmp_path / "data" if moment == "data preparation" else data_dir
