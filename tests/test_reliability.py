@@ -63,6 +63,7 @@ def test_the_end_that_is_compared_tells_runs_apart(run, data_dir, tmp_path):
     assert final(tmp_path / "same")["history"] != wanted["history"]
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments_do_not_change_a_bit(data_dir, tmp_path, capsys):
     command = [*TRAIN_SMALL, "--epochs", "20", "--data-dir", str(data_dir)]
     soak(command, tmp_path / "soak", kills=10, fresh=False)
