@@ -286,5 +286,5 @@ def _unraisable(hook: Callable[[Any], None], problem: Any) -> None:
 
 def _reason(error: Exception) -> str:
     """One line; of what TensorStore tells in ten, the system's own words."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
+    code = re.search(r"(?:os_error_code='|\[Errno )(\d+)", str(error))
     return os.strerror(int(code[1])) if code else " ".join(str(error).split())[:200]

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import export as jax_export
 
-from cae_jax import models
+from cae_jax import files, models
 from cae_jax.config import to_dict
 from cae_jax.errors import UserError
 from cae_jax.inference import Autoencoder
@@ -156,13 +156,9 @@ def write(path: Path, content: bytes) -> None:
         UserError: it cannot be written.
     """
     check_path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        files.write_atomically(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path} cannot be written ({error}); give another file, or free space"
         ) from error

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from flax import nnx
 
-from cae_jax import keras_config, keras_file
+from cae_jax import files, keras_config, keras_file
 from cae_jax.errors import UserError
 from cae_jax.inference import Autoencoder
 from cae_jax.keras_layers import Features, Kind, network, stored_names
@@ -38,13 +38,8 @@ def write(path: str | Path, autoencoder: Autoencoder) -> None:
     config = autoencoder.config
     params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     content = _archive(config.model, config.features, params)
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.write_atomically(path, content)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}); give another file") from error
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cae_jax import manifest
+from cae_jax import files, manifest
 from cae_jax.config import TrainConfig, from_dict, to_dict
 from cae_jax.errors import UserError
 
@@ -127,12 +127,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_atomically(path, text.encode())
 
 
 def _clear(run: Path) -> None:

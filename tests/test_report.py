@@ -435,7 +435,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     (tmp_path / "page.html").touch()
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(cae_jax.UserError, match="No space left"):
         page.write(tmp_path / "page.html", {})
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
