@@ -6,11 +6,11 @@ for its removal it is renamed first: a folder named after a step is whole, or da
 """
 
 import contextlib
+import errno
 import itertools
 import logging
 import math
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -57,8 +57,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, config: TrainConfig):
-        # Orbax tells of every save, and of every error that it raises as well.
+        # Orbax tells of every save, and of every error that it raises as well; asyncio of those
+        # that are not raised, because another write of the same save failed before.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        logging.getLogger("asyncio").addFilter(_not_of_a_save)
         self.folder = Path(folder).absolute()
         self._config = to_dict(config)
         self._pool = ThreadPoolExecutor(max_workers=1)
@@ -284,7 +286,12 @@ def _unraisable(hook: Callable[[Any], None], problem: Any) -> None:
         hook(problem)
 
 
+def _not_of_a_save(record: logging.LogRecord) -> bool:
+    return f"{_TEMPORARY}.orbax-checkpoint" not in record.getMessage()
+
+
 def _reason(error: Exception) -> str:
     """One line; of what TensorStore tells in ten, the system's own words."""
-    code = re.search(r"(?:os_error_code='|\[Errno )(\d+)", str(error))
-    return os.strerror(int(code[1])) if code else " ".join(str(error).split())[:200]
+    text = " ".join(str(error).split())
+    known = map(os.strerror, errno.errorcode)
+    return next((words for words in known if words in text), text[:200])

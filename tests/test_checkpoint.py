@@ -1,5 +1,7 @@
 """Which checkpoints stay, that they give back what was saved, and what is done about damage."""
 
+import asyncio
+import gc
 import hashlib
 import json
 import shutil
@@ -7,6 +9,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -239,3 +242,34 @@ def test_a_save_that_failed_is_told_at_the_next_and_not_trusted(tmp_path, monkey
         monkeypatch.undo()
         checkpoints.save(state_at(3), 0.3)
     assert names(tmp_path) == ["1", "3"]
+
+
+# As TensorStore words it: it may leave out the number of the error.
+FULL = (
+    'RESOURCE_EXHAUSTED: Error writing "conv1.bias/0" in OCDBT database at local file '
+    '"{path}/params.orbax-checkpoint-tmp/ocdbt.process_0/": Failed writing: "{path}/d/69": '
+    "Failed to write 287 bytes to file 8: No space left on device{end}"
+)
+
+
+def test_of_all_writes_that_fail_one_is_told(tmp_path, monkeypatch, caplog):
+    """The others stay behind in asyncio's futures, which tell when they are removed."""
+
+    def save(_, path, *args):
+        futures = [loop.create_future() for _ in range(3)]
+        for future, place in zip(futures, (path, path, "elsewhere"), strict=True):
+            name = f"{place}.orbax-checkpoint-tmp"
+            future.set_exception(ValueError(FULL.format(path=name, end=" [os_error_code='28']")))
+        raise ValueError(FULL.format(path=path, end=' [tensorstore_spec={"context": {}}]'))
+
+    loop = asyncio.new_event_loop()
+    monkeypatch.setattr(ocp.Checkpointer, "save", save)
+    with (
+        pytest.raises(cae_jax.UserError, match=r"cannot be written \(No space left on device\); "),
+        open_checkpoints(tmp_path, CONFIG) as checkpoints,
+    ):
+        checkpoints.save(state_at(1), None)
+    gc.collect()
+    loop.close()
+    (record,) = caplog.records
+    assert "elsewhere" in record.getMessage()

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import cae_jax
-from cae_jax import history, objective, rundir, tensorboard, train, training
-from cae_jax.checkpoint import manifest
+from cae_jax import history, manifest, objective, rundir, tensorboard, train, training
 from tests.conftest import SMALL
 from tests.test_reliability import TRAIN_SMALL, assert_same_end, finish, start
 
@@ -117,8 +116,6 @@ def test_a_limit_on_the_size_of_files(run, data_dir, tmp_path):
     assert all(path.name.isdecimal() for path in (folder / "checkpoints").iterdir())
 
 
-# One time in ten or so a library's traceback stands before the line: not found yet, see docs.
-@pytest.mark.slow
 def test_a_full_disk(run, data_dir, tmp_path):
     """A real one, of memory; room is made and the same command goes on."""
     driver = """
