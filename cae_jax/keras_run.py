@@ -59,14 +59,11 @@ def write_run(
     nnx.update(model, params)
     programs = Programs(config, model, *load_images(config, data_dir, archives))
     val_loss = _val_loss(programs, model)
-    with rundir.open_run(workdir, config, overwrite=overwrite):
-        try:
-            with open_checkpoints(rundir.checkpoint_folder(workdir), config) as checkpoints:
-                checkpoints.save(programs.init_state, val_loss)
-        except BaseException:
-            # A config alone would be taken for a run that starts from random parameters.
-            (workdir / "config.json").unlink()
-            raise
+    with rundir.open_folder(workdir, overwrite=overwrite):
+        with open_checkpoints(rundir.checkpoint_folder(workdir), config) as checkpoints:
+            checkpoints.save(programs.init_state, val_loss)
+        # Last: a config alone would be taken for a run that starts from random parameters.
+        rundir.write_config(workdir, config)
     return val_loss
 
 

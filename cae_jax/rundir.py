@@ -73,6 +73,21 @@ def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> Iterator[Non
         UserError: another process trains there; it holds a run of another config, naming the keys
             that differ; or it cannot be written, also while it is open.
     """
+    with open_folder(run, overwrite=overwrite):
+        if (run / "config.json").exists():
+            _check_same(run, read_config(run), config)
+        else:
+            write_config(run, config)
+        yield
+
+
+@contextlib.contextmanager
+def open_folder(run: Path, *, overwrite: bool) -> Iterator[None]:
+    """The folder of a run that may not have begun yet, for this process alone.
+
+    Raises:
+        UserError: another process trains there; or it cannot be written, also while it is open.
+    """
     try:
         if run.exists() and not run.is_dir():
             raise UserError(f"workdir {run} is a file; give a folder")
@@ -80,16 +95,17 @@ def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> Iterator[Non
         with _locked(run):
             if overwrite:
                 _clear(run)
-            if (run / "config.json").exists():
-                _check_same(run, read_config(run), config)
-            else:
-                write_json(run / "config.json", {"format": manifest.FORMAT, **to_dict(config)})
             yield
     except OSError as error:
         raise UserError(
             f"workdir {run} cannot be written ({error}); give another one, or free space or give "
             "the right to write and run the same command again"
         ) from error
+
+
+def write_config(run: Path, config: TrainConfig) -> None:
+    """Makes a folder a run."""
+    write_json(run / "config.json", {"format": manifest.FORMAT, **to_dict(config)})
 
 
 @contextlib.contextmanager

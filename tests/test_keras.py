@@ -386,6 +386,29 @@ def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.parametrize("where", ["checkpoint.Checkpoints.save", "rundir.write_config"])
+def test_killed_at_any_moment_no_run_starts_from_other_weights(
+    where, imported, data_dir, tmp_path, monkeypatch
+):
+    _, weights, config, folder, val_loss = imported
+
+    def killed(*_):
+        raise SystemExit
+
+    monkeypatch.setattr(f"cae_jax.{where}", killed)
+    with pytest.raises(SystemExit):
+        keras_run.write_run(weights, config, tmp_path / "run", data_dir=data_dir)
+    assert not (tmp_path / "run" / "config.json").exists()
+    monkeypatch.undo()
+    assert keras_run.write_run(weights, config, tmp_path / "run", data_dir=data_dir) == val_loss
+    ours, theirs = (
+        jax.tree.leaves(nnx.state(cae_jax.load(run, method="conv").model, nnx.Param))
+        for run in (tmp_path / "run", folder)
+    )
+    for left, right in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
 def test_import_refuses_in_one_line(script, run, tmp_path):
     (tmp_path / "text.keras").write_text("no archive")
     save(network("simple"), tmp_path / "simple.keras")
