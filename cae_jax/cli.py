@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import itertools
 import os
 import re
 import shlex
@@ -75,14 +76,13 @@ def fail(message: str) -> NoReturn:
 def _one_line(box: str) -> str:
     """The text of a box, without its frame, its colours and what stands below its first rule.
 
+    Where stdout is not in UTF-8 a title with a rule stands in place of the frame.
     "Error parsing train:" in front of what `TrainConfig` says goes too: it is no flag.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     rows = [row.strip().strip("│|").strip() for row in text.splitlines()]
-    rows = [row for row in rows if row and not re.fullmatch(r"[╭╰+].*[╮╯+]", row)]
-    message = []
-    for row in rows:
-        if re.fullmatch(r"[─-]{3,}", row):
-            break
-        message.append(row)
+    rows = [row for row in rows if row]
+    framed = [row for row in rows if not re.fullmatch(r"[╭╰+].*[╮╯+]", row)]
+    rows = framed if len(framed) < len(rows) else rows[2:]
+    message = itertools.takewhile(lambda row: not re.fullmatch(r"[─-]{3,}", row), rows)
     return re.sub(r"^Error parsing \w+: ", "", " ".join(message)).rstrip(".")

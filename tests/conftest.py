@@ -3,6 +3,7 @@
 import atexit
 import gzip
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -74,5 +75,23 @@ def script(data_dir, tmp_path):
             env={**os.environ, "TFDS_DATA_DIR": str(data_dir)},
             timeout=900,  # the slow ones take minutes on a busy machine
         )
+
+    return call
+
+
+@pytest.fixture
+def refuse(data_dir, tmp_path, monkeypatch, capsys):
+    """Like `script` for one that ends early: in this process, which has imported everything."""
+
+    def call(name: str, *arguments: object) -> subprocess.CompletedProcess:
+        command = [str(ROOT / "scripts" / name), *map(str, arguments)]
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setenv("TFDS_DATA_DIR", str(data_dir))
+            patch.syspath_prepend(ROOT / "scripts")
+            patch.setattr(sys, "argv", command)
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_path(command[0], run_name="__main__")
+        return subprocess.CompletedProcess(command, stop.value.code or 0, *capsys.readouterr())
 
     return call

@@ -57,8 +57,8 @@ def test_a_small_run(script, tmp_path):
         (("--peers", "--models", "deep"), "--models conv only"),
     ],
 )
-def test_bad_flags(script, arguments, message):
-    assert_fails_in_one_line(script("benchmark.py", *arguments), message)
+def test_bad_flags(refuse, arguments, message):
+    assert_fails_in_one_line(refuse("benchmark.py", *arguments), message)
 
 
 @pytest.mark.parametrize("model", ["conv", "simple", "deep"])

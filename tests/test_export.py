@@ -343,9 +343,9 @@ def test_best(script, tmp_path):
         (("RUN", "--format", "onnx", "--out", "nowhere/x.onnx"), "in a folder that exists"),
     ],
 )
-def test_the_script_refuses(script, run, tmp_path, arguments, message):
+def test_the_script_refuses(refuse, run, tmp_path, arguments, message):
     arguments = [run if argument == "RUN" else argument for argument in arguments]
-    assert_fails_in_one_line(script("export.py", *arguments), message)
+    assert_fails_in_one_line(refuse("export.py", *arguments), message)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -409,7 +409,7 @@ def test_killed_at_any_moment_no_run_starts_from_other_weights(
         np.testing.assert_array_equal(left, right)
 
 
-def test_import_refuses_in_one_line(script, run, tmp_path):
+def test_import_refuses_in_one_line(refuse, run, tmp_path):
     (tmp_path / "text.keras").write_text("no archive")
     save(network("simple"), tmp_path / "simple.keras")
     save(sequential(dense_layers(64), (784,)), tmp_path / "other.keras")
@@ -424,7 +424,7 @@ def test_import_refuses_in_one_line(script, run, tmp_path):
         (("m.keras", "--out", run), "holds a run; give another --out"),
         (("m.keras",), "--out"),
     ):
-        assert_fails_in_one_line(script("import_keras.py", *arguments), message)
+        assert_fails_in_one_line(refuse("import_keras.py", *arguments), message)
     assert sorted(tmp_path.iterdir()) == before
 
 

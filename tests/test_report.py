@@ -393,8 +393,8 @@ def test_a_run_that_is_not_finished(browser, run, tmp_path, data_dir):
         assert len(browser.find_elements(By.CSS_SELECTOR, "#walk-boxes canvas")) == 2
 
 
-def test_the_command_refuses_in_one_line(script, tmp_path):
-    process = script("report.py", "nowhere")
+def test_the_command_refuses_in_one_line(refuse, tmp_path):
+    process = refuse("report.py", "nowhere")
     assert process.returncode == 2
     assert process.stdout == ""
     assert process.stderr == (
