@@ -432,6 +432,7 @@ def test_every_width_of_vectors(fresh, test_images, lanes):
     check_gradient((5, 3, 2), test_images[:37])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["g++-11", "clang++"])
 def test_other_compilers(fresh, test_images, compiler):
     if shutil.which(compiler) is None:
@@ -441,6 +442,7 @@ def test_other_compilers(fresh, test_images, compiler):
     check_gradient((5, 3, 2), test_images[:37])
 
 
+@pytest.mark.slow
 def test_it_compiles_for_arm(tmp_path):
     compiler = shutil.which("aarch64-linux-gnu-g++")
     if compiler is None:
