@@ -1,6 +1,7 @@
 """Fixtures: the real data set, prepared once, and one small trained run."""
 
 import atexit
+import fcntl
 import gzip
 import os
 import runpy
@@ -41,9 +42,13 @@ METHODS = ("conv", "phase", pytest.param("fused", marks=needs_fused))
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
-    """A folder with Fashion-MNIST, prepared from the shipped archives."""
-    folder = tmp_path_factory.mktemp("tfds")
-    datasets.load("fashion_mnist", "train", data_dir=folder)
+    """A folder with Fashion-MNIST, prepared from the shipped archives by the first worker here."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "tfds"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        datasets.load("fashion_mnist", "train", data_dir=folder)
     return folder
 
 

@@ -60,12 +60,13 @@ def damage_middle(path):
     ],
     ids=["flipped bit", "truncated", "empty", "missing", "stale"],
 )
-def test_bad_cache_is_rebuilt(data_dir, test_images, damage):
-    cache = data_dir / "idx_images" / "fashion_mnist" / "1.0.0" / "test.cache.npz"
-    datasets.load("fashion_mnist", "test", data_dir=data_dir)
+def test_bad_cache_is_rebuilt(data_dir, test_images, tmp_path, damage):
+    copy = shutil.copytree(data_dir, tmp_path / "data", ignore=shutil.ignore_patterns("*train*"))
+    cache = copy / "idx_images" / "fashion_mnist" / "1.0.0" / "test.cache.npz"
+    datasets.load("fashion_mnist", "test", data_dir=copy)
     intact = cache.read_bytes()
     damage(cache)
-    images, _ = datasets.load("fashion_mnist", "test", data_dir=data_dir)
+    images, _ = datasets.load("fashion_mnist", "test", data_dir=copy)
     np.testing.assert_array_equal(images, test_images)
     assert cache.read_bytes() == intact
 

@@ -424,6 +424,7 @@ def check_gradient(features, images):
         assert np.linalg.norm(ours - plain) <= 1e-5 * np.linalg.norm(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_every_width_of_vectors(fresh, test_images, lanes):
     # Also for a machine without AVX, where this is one with it.

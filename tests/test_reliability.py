@@ -110,7 +110,7 @@ def test_killed_in_the_middle_of(moment, run, data_dir, tmp_path):
         (signal.SIGINT, "data"),
         (signal.SIGTERM, "compilation"),
         (signal.SIGINT, "first epoch"),
-        (signal.SIGTERM, "later"),
+        pytest.param(signal.SIGTERM, "later", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_the_script_soon_with_the_command_that_goes_on(

@@ -112,6 +112,7 @@ def test_evaluate(script, run, tmp_path, test_images):
         assert figure.width > 800
 
 
+@pytest.mark.slow
 def test_evaluate_with_noise(script, run, tmp_path):
     files = ("--figure", "rows.png", "--worst", "worst.png", "--robustness", "curve.png")
     process = script("evaluate.py", run, "--noise", "occlusion", *files)
