@@ -157,7 +157,7 @@ def write(path: Path, content: bytes) -> None:
     """
     check_path(path)
     try:
-        files.write_atomically(path, content)
+        files.write_bytes(path, content)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error}); give another file, or free space"

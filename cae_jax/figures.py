@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from cae_jax import files
+
 
 def save_rows(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
     """Rows of images one above the other, each with its label on the left.
@@ -111,6 +113,5 @@ def save_lines(
 
 def _save(figure: Figure, path: Path) -> None:
     """Writes a PNG whatever the name ends in, atomically."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

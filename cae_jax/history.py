@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cae_jax import files
 from cae_jax.errors import UserError
 
 
@@ -77,11 +78,10 @@ def _parse(line: str) -> Row:
 
 def rewrite(path: Path, rows: list[Row]) -> None:
     """Replaces the file by these rows, atomically."""
-    temporary = path.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
-    for row in rows:
-        append(temporary, row)
-    if rows:
-        temporary.replace(path)
-    else:
+    if not rows:
         path.unlink(missing_ok=True)
+        return
+    with files.replacing(path) as temporary:
+        temporary.unlink(missing_ok=True)  # of a process that was killed
+        for row in rows:
+            append(temporary, row)

@@ -39,7 +39,7 @@ def write(path: str | Path, autoencoder: Autoencoder) -> None:
     params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     content = _archive(config.model, config.features, params)
     try:
-        files.write_atomically(path, content)
+        files.write_bytes(path, content)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}); give another file") from error
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cae_jax import datasets, history, methods, models, results, rundir, train
+from cae_jax import datasets, files, history, methods, models, results, rundir, train
 from cae_jax.checkpoint import open_checkpoints
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
@@ -77,7 +77,7 @@ def fit(
         with rundir.open_run(workdir, config, overwrite=overwrite):
             init_key = train.make_keys(config.seed).init
             model = models.build(config, nnx.Rngs(params=init_key), choice.method)
-            rundir.write_text(workdir / "summary.txt", layer_table(model) + "\n")
+            files.write_text(workdir / "summary.txt", layer_table(model) + "\n")
             programs = Programs(config, model, *images)
             with open_checkpoints(rundir.checkpoint_folder(workdir), config) as checkpoints:
                 training = resume(workdir, programs, checkpoints)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cae_jax import figures, history, models, rundir
+from cae_jax import figures, files, history, models
 from cae_jax.config import to_dict
 from cae_jax.inference import Autoencoder
 from cae_jax.programs import Programs, device_name
@@ -40,7 +40,7 @@ def write(
     columns = {name: [getattr(row, name) for row in rows] for name in history.Row._fields}
     figures.save_curves(workdir / "history.png", {workdir.name: columns})
     best = min(rows, key=lambda row: row.val_loss)
-    rundir.write_json(
+    files.write_json(
         workdir / "result.json",
         {
             "final": rows[-1]._asdict(),

@@ -20,7 +20,6 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cae_jax import files, manifest
 from cae_jax.config import TrainConfig, from_dict, to_dict
@@ -105,7 +104,7 @@ def open_folder(run: Path, *, overwrite: bool) -> Iterator[None]:
 
 def write_config(run: Path, config: TrainConfig) -> None:
     """Makes a folder a run."""
-    write_json(run / "config.json", {"format": manifest.FORMAT, **to_dict(config)})
+    files.write_json(run / "config.json", {"format": manifest.FORMAT, **to_dict(config)})
 
 
 @contextlib.contextmanager
@@ -134,16 +133,6 @@ def _check_same(run: Path, there: TrainConfig, now: TrainConfig) -> None:
             f"workdir {run} holds a run that differs in {', '.join(differing)}; "
             "give another --workdir, or --overwrite to start anew"
         )
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file atomically."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    files.write_atomically(path, text.encode())
 
 
 def _clear(run: Path) -> None:

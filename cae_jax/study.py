@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cae_jax import baselines, comparison, datasets, figures, loop, rundir
+from cae_jax import baselines, comparison, datasets, figures, files, loop, rundir
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.interruption import Interrupted
@@ -74,7 +74,7 @@ class Page:
         figures.save_lines(self._figure(name), lines, x_label=x_label, y_label=y_label, **options)
 
     def write(self) -> None:
-        rundir.write_text(self.path, "\n\n".join(self._parts) + "\n")
+        files.write_text(self.path, "\n\n".join(self._parts) + "\n")
 
     def _figure(self, name: str) -> Path:
         path = self.path.with_name(f"{self.path.stem}_{name}.png")

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from cae_jax import UserError, cli, rundir
+from cae_jax import UserError, cli, files
 from cae_jax.benchmark import facts, rows, sweep, tables, whole
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -147,7 +147,7 @@ def write(flags: Flags, result: dict) -> None:
     """The files that were asked for."""
     try:
         if flags.json:
-            rundir.write_json(flags.json, result)
+            files.write_json(flags.json, result)
         if flags.figure:
             from cae_jax import figures  # matplotlib takes a second
 

@@ -4,14 +4,13 @@ python scripts/evaluate.py runs/denoise runs/denoise_deep --figure comparison.pn
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
-from cae_jax import UserError, cache, cli, comparison, datasets, figures, rundir
+from cae_jax import UserError, cache, cli, comparison, datasets, figures, files, rundir
 from cae_jax.config import Noise, TrainConfig
 from cae_jax.noises import NOISES, check_level
 
@@ -152,7 +151,7 @@ def report(
     try:
         if flags.json:
             tables = {**facts, "rows": rows, "differences": differences}
-            rundir.write_text(flags.json, json.dumps(tables, indent=2) + "\n")
+            files.write_json(flags.json, tables)
         if flags.figure:
             figures.save_rows(flags.figure, comparison.picture_rows(entries, images))
         if flags.worst:

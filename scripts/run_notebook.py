@@ -14,8 +14,7 @@ from typing import Any
 
 import tyro
 
-from cae_jax import UserError, cli, datasets
-from cae_jax.rundir import write_text
+from cae_jax import UserError, cli, datasets, files
 
 ROOT = Path(__file__).resolve().parent.parent
 # Progress bars: what is left of them without the process that drew them is nothing to look at.
@@ -62,7 +61,7 @@ def main() -> None:
             ).execute()
         strip(notebook)
         nbformat.validate(notebook)
-        write_text(flags.notebook, nbformat.writes(notebook) + "\n")
+        files.write_text(flags.notebook, nbformat.writes(notebook) + "\n")
         print(f"{flags.notebook}: {flags.notebook.stat().st_size / 1e6:.2f} MB")
 
 

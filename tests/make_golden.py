@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import cae_jax
-from cae_jax import manifest, rundir
+from cae_jax import files, manifest
 from cae_jax.soak import leaves_at
 
 FOLDER = Path(__file__).parent / "golden" / f"format{manifest.FORMAT}"
@@ -24,4 +24,4 @@ if __name__ == "__main__":
         cae_jax.fit(CONFIG, folder, method="conv")
         shutil.copytree(folder, FOLDER, ignore=shutil.ignore_patterns("tensorboard", "*.png", ".*"))
     values = {step: [leaf.tolist() for leaf in leaves_at(FOLDER, step).values()] for step in (2, 4)}
-    rundir.write_text(FOLDER.with_suffix(".json"), json.dumps(values) + "\n")
+    files.write_text(FOLDER.with_suffix(".json"), json.dumps(values) + "\n")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cae_jax
-from cae_jax import history, manifest, objective, rundir, tensorboard, train, training
+from cae_jax import files, history, manifest, objective, rundir, tensorboard, train, training
 from tests.conftest import SMALL
 from tests.test_reliability import TRAIN_SMALL, assert_same_end, finish, start
 
@@ -72,7 +72,7 @@ def test_with_no_intact_checkpoint_nothing_is_overwritten(run, data_dir, tmp_pat
 def test_a_config_edited_by_hand_is_refused(run, data_dir, tmp_path, changes):
     folder, config = tmp_path / "run", dataclasses.replace(SMALL, **changes)
     shutil.copytree(run, folder)
-    rundir.write_json(folder / "config.json", {"format": 1, **cae_jax.config.to_dict(config)})
+    files.write_json(folder / "config.json", {"format": 1, **cae_jax.config.to_dict(config)})
     calls = (cae_jax.load, lambda *at, **by: cae_jax.fit(config, *at, data_dir=data_dir, **by))
     for call in calls:
         with pytest.raises(cae_jax.UserError, match=rf"another config .*{next(iter(changes))} \("):

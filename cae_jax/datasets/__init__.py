@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 
+from cae_jax import files
 from cae_jax.datasets import idx_images
 from cae_jax.errors import UserError
 
@@ -159,8 +160,13 @@ def _read_cached(builder: idx_images.IdxImages, split: str) -> tuple[np.ndarray,
         pass
     images, labels = _read_records(builder, split)
     # A cache that cannot be written (full disk, read-only folder) costs time, nothing else.
-    with contextlib.suppress(OSError), _locked(builder):
-        _write_atomically(cache, fingerprint=fingerprint, images=images, labels=labels)
+    with (
+        contextlib.suppress(OSError),
+        _locked(builder),
+        files.replacing(cache) as temporary,
+        temporary.open("wb") as file,
+    ):
+        np.savez(file, fingerprint=fingerprint, images=images, labels=labels)
     return images, labels
 
 
@@ -176,16 +182,6 @@ def _read_records(builder: idx_images.IdxImages, split: str) -> tuple[np.ndarray
 
 def _fingerprint(builder: idx_images.IdxImages, split: str) -> str:
     """Changes whenever the records that the cache was read from do."""
-    files = [Path(name) for name in builder.info.splits[split].filepaths]
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    paths = [Path(name) for name in builder.info.splits[split].filepaths]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return repr((builder.info.full_name, stats))
-
-
-def _write_atomically(path: Path, **arrays) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
