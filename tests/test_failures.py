@@ -1,6 +1,7 @@
 """Damage, full disks, missing rights, two trainers, not-a-number: one line, and nothing lost."""
 
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -73,8 +74,7 @@ def test_a_config_edited_by_hand_is_refused(run, data_dir, tmp_path, changes):
     folder, config = tmp_path / "run", dataclasses.replace(SMALL, **changes)
     shutil.copytree(run, folder)
     files.write_json(folder / "config.json", {"format": 1, **cae_jax.config.to_dict(config)})
-    calls = (cae_jax.load, lambda *at, **by: cae_jax.fit(config, *at, data_dir=data_dir, **by))
-    for call in calls:
+    for call in (cae_jax.load, functools.partial(cae_jax.fit, config, data_dir=data_dir)):
         with pytest.raises(cae_jax.UserError, match=rf"another config .*{next(iter(changes))} \("):
             call(folder, method="phase")  # without the native step's compilation
 
