@@ -1,4 +1,4 @@
-"""Saving and restoring of training states: the one module that knows Orbax.
+"""The checkpoints of a run: which there are, which stay, and that they are intact.
 
 A checkpoint is a folder named after its step with two Orbax items, the parameters and what only
 training needs, and a manifest. It is written under another name, the manifest last, and renamed;
@@ -6,31 +6,25 @@ for its removal it is renamed first: a folder named after a step is whole, or da
 """
 
 import contextlib
-import errno
 import itertools
-import logging
 import math
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 
-from cae_jax import manifest
+from cae_jax import manifest, orbax_io
 from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 from cae_jax.train import TrainState
 
 KEEP_NEWEST = 3
-_TEMPORARY = ".tmp"
+_Like = TypeVar("_Like", TrainState, nnx.State)
 
 
 class Checkpoint(NamedTuple):
@@ -57,10 +51,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, config: TrainConfig):
-        # Orbax tells of every save, and of every error that it raises as well; asyncio of those
-        # that are not raised, because another write of the same save failed before.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        logging.getLogger("asyncio").addFilter(_not_of_a_save)
+        orbax_io.silence()
         self.folder = Path(folder).absolute()
         self._config = to_dict(config)
         self._pool = ThreadPoolExecutor(max_workers=1)
@@ -68,7 +59,7 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Removes what a process that was killed has left half-written or half-removed."""
-        for path in self.folder.glob(f"*{_TEMPORARY}*"):
+        for path in self.folder.glob(f"*{orbax_io.TEMPORARY}*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def save(self, state: TrainState, val_loss: float | None) -> None:
@@ -141,8 +132,7 @@ class Checkpoints:
         Raises:
             UserError: it cannot be restored, or not into this structure.
         """
-        items = self._restore(step, params=nnx.to_pure_dict(like.params), training=_rest(like))
-        return TrainState(_to_state(like.params, items["params"]), **items["training"])
+        return self._restore(orbax_io.read, step, like)
 
     def restore_params(self, step: int, like: nnx.State) -> nnx.State:
         """The parameters at a step; `like` gives their structure and their devices.
@@ -150,7 +140,7 @@ class Checkpoints:
         Raises:
             UserError: they cannot be restored, or not into this structure.
         """
-        return _to_state(like, self._restore(step, params=nnx.to_pure_dict(like))["params"])
+        return self._restore(orbax_io.read_params, step, like)
 
     def set_aside(self, step: int, folder: Path) -> Path:
         """Moves a damaged checkpoint into a folder, out of the way of those to come."""
@@ -160,17 +150,9 @@ class Checkpoints:
 
     def _save(self, state: TrainState, val_loss: float | None) -> None:
         path = self.folder / str(state.step)
-        temporary = path.with_suffix(_TEMPORARY)
-        hook, sys.unraisablehook = sys.unraisablehook, partial(_unraisable, sys.unraisablehook)
+        temporary = path.with_suffix(orbax_io.TEMPORARY)
         try:
-            with _checkpointer("params", "training") as checkpointer:
-                checkpointer.save(
-                    temporary,
-                    ocp.args.Composite(
-                        params=ocp.args.StandardSave(nnx.to_pure_dict(state.params)),
-                        training=ocp.args.StandardSave(_rest(state)),
-                    ),
-                )
+            orbax_io.write(temporary, state)
             facts = {**Checkpoint(int(state.step), val_loss)._asdict(), "config": self._config}
             manifest.write(temporary, facts)
             if path.exists():  # saved by an interruption before the loss was known
@@ -178,12 +160,12 @@ class Checkpoints:
             temporary.rename(path)
             for step in self._superseded():
                 self._remove(self.folder / str(step))
-            sys.unraisablehook = hook
         except Exception as error:  # Orbax and TensorStore raise all kinds
             self.clean()
             raise UserError(
-                f"checkpoint {path} cannot be written ({_reason(error)}); free space or give "
-                "the right to write, and run the same command again: it goes on after the last one"
+                f"checkpoint {path} cannot be written ({orbax_io.reason(error)}); free space or "
+                "give the right to write, and run the same command again: it goes on after the "
+                "last one"
             ) from error
 
     def _verify(self, step: int) -> Checkpoint:
@@ -235,21 +217,16 @@ class Checkpoints:
         return [step for step in steps if step not in keep]
 
     def _remove(self, path: Path) -> None:
-        shutil.rmtree(path.rename(path.with_suffix(f"{_TEMPORARY}-removed")))
+        shutil.rmtree(path.rename(path.with_suffix(f"{orbax_io.TEMPORARY}-removed")))
 
-    def _restore(self, step: int, **like: Any) -> Any:
-        targets = {
-            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
-            for name, tree in like.items()
-        }
+    def _restore(self, read: Callable[[Path, _Like], _Like], step: int, like: _Like) -> _Like:
         path = self.folder / str(step)
         try:
-            with _checkpointer(*like) as checkpointer:
-                return checkpointer.restore(path, ocp.args.Composite(**targets))
+            return read(path, like)
         except Exception as error:  # Orbax and TensorStore raise all kinds
             raise UserError(
-                f"checkpoint {path} does not fit this model ({_reason(error)}); put back that "
-                "of the run, or start anew with --overwrite"
+                f"checkpoint {path} does not fit this model ({orbax_io.reason(error)}); put back "
+                "that of the run, or start anew with --overwrite"
             ) from error
 
 
@@ -261,37 +238,3 @@ def open_checkpoints(folder: str | Path, config: TrainConfig) -> Iterator[Checkp
         yield checkpoints
     finally:
         checkpoints.close()
-
-
-def _checkpointer(*items: str) -> ocp.Checkpointer:
-    handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in items}
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
-
-
-def _rest(state: TrainState) -> dict[str, Any]:
-    """What only training needs."""
-    return {name: value for name, value in state._asdict().items() if name != "params"}
-
-
-def _to_state(like: nnx.State, values: dict[str, Any]) -> nnx.State:
-    # A copy, because replacing writes into the State it is given.
-    state = jax.tree.map(lambda leaf: leaf, like)
-    nnx.replace_by_pure_dict(state, values)
-    return state
-
-
-def _unraisable(hook: Callable[[Any], None], problem: Any) -> None:
-    """Keeps quiet of the writes that Orbax leaves behind when one of them fails."""
-    if str(problem.exc_value) != "Event loop is closed":
-        hook(problem)
-
-
-def _not_of_a_save(record: logging.LogRecord) -> bool:
-    return f"{_TEMPORARY}.orbax-checkpoint" not in record.getMessage()
-
-
-def _reason(error: Exception) -> str:
-    """One line; of what TensorStore tells in ten, the system's own words."""
-    text = " ".join(str(error).split())
-    known = map(os.strerror, errno.errorcode)
-    return next((words for words in known if words in text), text[:200])
