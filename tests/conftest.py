@@ -67,17 +67,22 @@ def run(tmp_path_factory, data_dir) -> Path:
     return folder
 
 
+def program(name: str) -> list[str]:
+    """How Python runs a script of the project, or a module such as benchmarks.study."""
+    return [str(ROOT / "scripts" / name)] if name.endswith(".py") else ["-m", name]
+
+
 @pytest.fixture
 def script(data_dir, tmp_path):
     """Runs a script of the project in a new process, in an empty folder."""
 
     def call(name: str, *arguments: object) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)],
+            [sys.executable, *program(name), *map(str, arguments)],
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, "TFDS_DATA_DIR": str(data_dir)},
+            env={**os.environ, "TFDS_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)},
             timeout=900,  # the slow ones take minutes on a busy machine
         )
 
@@ -89,14 +94,15 @@ def refuse(data_dir, tmp_path, monkeypatch, capsys):
     """Like `script` for one that ends early: in this process, which has imported everything."""
 
     def call(name: str, *arguments: object) -> subprocess.CompletedProcess:
-        command = [str(ROOT / "scripts" / name), *map(str, arguments)]
+        command = [program(name)[-1], *map(str, arguments)]
         with monkeypatch.context() as patch:
             patch.chdir(tmp_path)
             patch.setenv("TFDS_DATA_DIR", str(data_dir))
             patch.syspath_prepend(ROOT / "scripts")
             patch.setattr(sys, "argv", command)
+            run = runpy.run_path if name.endswith(".py") else runpy.run_module
             with pytest.raises(SystemExit) as stop:
-                runpy.run_path(command[0], run_name="__main__")
+                run(command[0], run_name="__main__")
         return subprocess.CompletedProcess(command, stop.value.code or 0, *capsys.readouterr())
 
     return call

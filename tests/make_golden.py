@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 import cae_jax
+from benchmarks.kill_and_resume import leaves_at
 from cae_jax import files, manifest
-from cae_jax.soak import leaves_at
 
 FOLDER = Path(__file__).parent / "golden" / f"format{manifest.FORMAT}"
 CONFIG = cae_jax.TrainConfig(

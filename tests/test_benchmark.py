@@ -10,8 +10,8 @@ from flax import nnx
 from PIL import Image
 
 import cae_jax
+from benchmarks.frameworks import bands, rows, spec, sweep, tables
 from cae_jax import figures, models
-from cae_jax.benchmark import bands, rows, spec, sweep, tables
 from tests.conftest import ROOT
 from tests.test_scripts import assert_fails_in_one_line
 
@@ -20,7 +20,7 @@ from tests.test_scripts import assert_fails_in_one_line
 def test_a_small_run(script, tmp_path):
     flags = ("--models", "simple", "--examples", 200, "--epochs", 2, "--discard", 0)
     files = ("--peak-gflops", 100, "--json", "table.json")
-    process = script("benchmark.py", *flags, *files)
+    process = script("benchmarks.frameworks", *flags, *files)
     assert process.returncode == 0, process.stderr
     result = json.loads((tmp_path / "table.json").read_text())
     (row,) = result["rows"]
@@ -58,7 +58,7 @@ def test_a_small_run(script, tmp_path):
     ],
 )
 def test_bad_flags(refuse, arguments, message):
-    assert_fails_in_one_line(refuse("benchmark.py", *arguments), message)
+    assert_fails_in_one_line(refuse("benchmarks.frameworks", *arguments), message)
 
 
 @pytest.mark.parametrize("model", ["conv", "simple", "deep"])
@@ -108,7 +108,7 @@ def test_a_wrong_loss_fails(monkeypatch, capsys):
     monkeypatch.setattr(sweep, "measure", lambda *_: [made_up("auto", 0.5, 1.0)])
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--peak-gflops", "100"])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "scripts" / "benchmark.py"), run_name="__main__")
+        runpy.run_module("benchmarks.frameworks", run_name="__main__")
     assert stop.value.code == 1
     output = capsys.readouterr()
     assert "0.5000 OUTSIDE ITS BAND" in output.out

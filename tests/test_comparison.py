@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import cae_jax
-from cae_jax import comparison, history, study
+from benchmarks import study
+from cae_jax import comparison, history
 from cae_jax.noises import NOISES
 from tests.conftest import SMALL
 

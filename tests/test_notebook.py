@@ -35,8 +35,8 @@ def notebook() -> Any:
 
 @pytest.fixture(scope="module")
 def run_notebook() -> dict[str, Any]:
-    """What scripts/run_notebook.py defines."""
-    return runpy.run_path(str(ROOT / "scripts" / "run_notebook.py"))
+    """What benchmarks/run_notebook.py defines."""
+    return runpy.run_path(str(ROOT / "benchmarks" / "run_notebook.py"))
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_the_notebook_is_valid(notebook):
 def test_the_stored_outputs_are_of_this_code(notebook, run_notebook):
     code = "\0".join(cell.source for cell in code_cells(notebook))
     assert notebook.metadata.code_sha256 == hashlib.sha256(code.encode()).hexdigest(), (
-        "run scripts/run_notebook.py"
+        "run python -m benchmarks.run_notebook"
     )
     assert run_notebook["digest"](notebook) == notebook.metadata.code_sha256
     edited = nbformat.from_dict(notebook)

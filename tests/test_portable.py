@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import cae_jax
+from benchmarks.kill_and_resume import leaves_at
 from cae_jax import history, rundir
 from cae_jax.checkpoint import open_checkpoints
-from cae_jax.soak import leaves_at
 from tests.conftest import ROOT
 from tests.test_checkpoint import CONFIG, state_at
 

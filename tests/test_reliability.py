@@ -14,9 +14,9 @@ import pytest
 from flax import nnx
 
 import cae_jax
+from benchmarks.kill_and_resume import final, soak
 from cae_jax import training
 from cae_jax.interruption import Interrupted, Interruption
-from cae_jax.soak import final, soak
 from tests.conftest import ROOT, SMALL
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]

@@ -160,7 +160,7 @@ def test_evaluate_takes_runs_with_the_same_noise_only(refuse, run, tmp_path):
 @pytest.mark.slow
 def test_compare(script, tmp_path):
     small = ("--epochs", 1, "--train-examples", 256, "--seeds", 1)
-    command = ("compare.py", *small, "--no-baselines", "--page", "page.md")
+    command = ("benchmarks.study", *small, "--no-baselines", "--page", "page.md")
     process = script(*command)
     assert process.returncode == 0, process.stderr
     text = (tmp_path / "page.md").read_text()
@@ -170,7 +170,9 @@ def test_compare(script, tmp_path):
     again = script(*command)
     assert again.returncode == 0
     assert "Training" not in again.stdout
-    assert_fails_in_one_line(script("compare.py", "--seeds", 0), "seeds is 0; it takes a whole")
+    assert_fails_in_one_line(
+        script("benchmarks.study", "--seeds", 0), "seeds is 0; it takes a whole"
+    )
     assert (tmp_path / "page.md").read_text() == text
 
 

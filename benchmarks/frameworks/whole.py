@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cae_jax.benchmark import spec, sweep
-from cae_jax.benchmark.bands import check_loss
-from cae_jax.benchmark.spec import Spec
+from benchmarks.frameworks import spec, sweep
+from benchmarks.frameworks.bands import check_loss
+from benchmarks.frameworks.spec import Spec
 from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 

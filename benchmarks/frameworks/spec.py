@@ -59,7 +59,7 @@ def run(spec: Spec, cache: Path) -> dict[str, Any]:
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     arguments = [json.dumps(dataclasses.asdict(spec)), repr(time.time())]
     process = subprocess.run(
-        [sys.executable, "-m", "cae_jax.benchmark.worker", *arguments],
+        [sys.executable, "-m", "benchmarks.frameworks.worker", *arguments],
         capture_output=True,
         text=True,
         env=environment,

@@ -1,6 +1,6 @@
 """Runs the lesson from top to bottom and stores it with its outputs.
 
-python scripts/run_notebook.py
+python -m benchmarks.run_notebook
 """
 
 import dataclasses

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cae_jax.benchmark import spec
-from cae_jax.benchmark.spec import Spec
+from benchmarks.frameworks import spec
+from benchmarks.frameworks.spec import Spec
 from cae_jax.config import TrainConfig, load_config, to_dict
 
 _CONFIG_FILES = {"conv": "fashion_mnist.py", "simple": "simple.py", "deep": "deep.py"}
@@ -96,7 +96,7 @@ def measure(specs: Sequence[Spec], epochs: int, discard: int, rounds: int) -> li
 
 
 def matmul_gflops() -> float:
-    """See `cae_jax.benchmark.worker.matmul_gflops`."""
+    """See `benchmarks.frameworks.worker.matmul_gflops`."""
     one = Spec(contender="auto", config={}, work="matmul")
     with tempfile.TemporaryDirectory() as folder:
         result = spec.run(one, Path(folder))

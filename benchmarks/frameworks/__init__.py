@@ -13,5 +13,5 @@
     facts           versions, flags, load: what a number depends on
     rows, tables    from measurements to numbers to compare, and to Markdown
 
-``scripts/benchmark.py`` is the command line.
+``python -m benchmarks.frameworks`` is the command line.
 """

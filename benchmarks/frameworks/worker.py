@@ -1,6 +1,6 @@
 """The process that measures one contender: start, epochs, evaluation, reconstruction.
 
-    python -m cae_jax.benchmark.worker SPEC STARTED
+    python -m benchmarks.frameworks.worker SPEC STARTED
 
 SPEC is a `Spec` as JSON, STARTED the time at which the command was given. The result is the last
 line of the output, as JSON.
@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cae_jax.benchmark.contender import Contender, Stopwatch, read_images
-from cae_jax.benchmark.spec import Spec
+from benchmarks.frameworks.contender import Contender, Stopwatch, read_images
+from benchmarks.frameworks.spec import Spec
 from cae_jax.config import from_dict
 from cae_jax.errors import UserError
 
@@ -57,18 +57,18 @@ def open_contender(spec: Spec, watch: Stopwatch) -> Any:
     """The contender, its imports and its data included."""
     config = from_dict(spec.config)
     if spec.contender.startswith("keras"):
-        from cae_jax.benchmark.keras_peer import Keras
+        from benchmarks.frameworks.keras_peer import Keras
 
         return Keras(spec.contender, config, watch)
     if spec.contender.startswith("torch"):
-        from cae_jax.benchmark.torch_peer import Torch
+        from benchmarks.frameworks.torch_peer import Torch
 
         return Torch(config, watch, compiled=spec.contender == "torch-compiled")
     if spec.contender in ("flax", "per-step"):
-        from cae_jax.benchmark.flax_peer import Flax
+        from benchmarks.frameworks.flax_peer import Flax
 
         return Flax(config, watch)
-    from cae_jax.benchmark.ours import Ours
+    from benchmarks.frameworks.ours import Ours
 
     return Ours(spec, config, watch)
 

@@ -2,8 +2,8 @@
 
 import time
 
-from cae_jax.benchmark.contender import Stopwatch
-from cae_jax.benchmark.spec import Spec
+from benchmarks.frameworks.contender import Stopwatch
+from benchmarks.frameworks.spec import Spec
 from cae_jax.config import TrainConfig
 
 # Steps between two updates of the progress bar, the default of scripts/train.py.

@@ -146,7 +146,7 @@ def _train(config: TrainConfig, seed: int, folder: Path, data_dir: str | Path | 
 
 
 def _head(plan: Plan, device: str, images: int) -> str:
-    return f"""Written by `python scripts/compare.py` on {device}, jax {jax.__version__}.
+    return f"""Written by `python -m benchmarks.study` on {device}, jax {jax.__version__}.
 
 Everything is measured on the {images:,} test images, each network with {plan.seeds} seeds. Numbers
 in brackets are a 95 % interval over the images (bootstrap) and, where there are several, over the

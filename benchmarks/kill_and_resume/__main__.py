@@ -1,6 +1,6 @@
 """Kills trainings at random moments, resumes them, and compares what they end with bit by bit.
 
-python scripts/soak.py --kills 100
+python -m benchmarks.kill_and_resume --kills 100
 """
 
 import dataclasses
@@ -8,8 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.kill_and_resume import soak
 from cae_jax import UserError, cli
-from cae_jax.soak import soak
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Flags:
     kills: int = 100
     """Signals to send: mostly SIGKILL, some SIGTERM and SIGINT."""
 
-    config: Path = Path(__file__).parent.parent / "configs" / "fashion_mnist.py"
+    config: Path = ROOT / "configs" / "fashion_mnist.py"
     """Python file with get_config()."""
 
     train_examples: int = 5000
@@ -40,7 +42,7 @@ def main() -> None:
         flags = cli.parse(Flags)
         if flags.kills < 1:
             raise UserError(f"kills is {flags.kills}; it takes a whole number of at least 1")
-        train = Path(__file__).with_name("train.py")
+        train = ROOT / "scripts" / "train.py"
         command = [sys.executable, str(train), "--config", str(flags.config)]
         command += ["--train-examples", str(flags.train_examples), "--epochs", str(flags.epochs)]
         soak(command, Path(folder) / "soak", flags.kills, fresh=flags.fresh, seed=flags.seed)

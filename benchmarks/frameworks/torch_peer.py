@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 
-from cae_jax.benchmark.contender import LARGEST_CALL, Stopwatch, peer_images
-from cae_jax.benchmark.facts import cpu_count
+from benchmarks.frameworks.contender import LARGEST_CALL, Stopwatch, peer_images
+from benchmarks.frameworks.facts import cpu_count
 from cae_jax.config import TrainConfig
 
 

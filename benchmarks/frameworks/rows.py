@@ -5,14 +5,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cae_jax.benchmark.bands import check_loss, training_flops
+from benchmarks.frameworks.bands import check_loss, training_flops
 
 
 def summarise(measurement: Mapping[str, Any], peak_gflops: float) -> dict[str, Any]:
     """One row of the tables.
 
     Args:
-        measurement: as `cae_jax.benchmark.sweep.measure` gives it.
+        measurement: as `benchmarks.frameworks.sweep.measure` gives it.
         peak_gflops: to compare the arithmetic with.
 
     Returns:

@@ -1,6 +1,6 @@
 """Trains all that docs/comparison.md compares, as far as it is missing, and writes that page.
 
-python scripts/compare.py
+python -m benchmarks.study
 
 It can be broken off at any time and goes on where it was.
 """
@@ -9,10 +9,11 @@ import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
-from cae_jax import UserError, cache, cli, study
+from benchmarks import study
+from cae_jax import UserError, cache, cli
 from cae_jax.config import TrainConfig, load_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 # Encoder features of the convolutional family; 16 times the last number is the size of the code.
 FAMILIES = {
     "convolutional, code 128": ((8, 8, 8), (32, 16, 8)),

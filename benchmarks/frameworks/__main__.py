@@ -1,9 +1,9 @@
 """Times training and use of the networks, alone or beside other libraries.
 
-    python scripts/benchmark.py --batch-sizes 128 512 4096 --methods fused phase conv per-step
-    python scripts/benchmark.py --examples 7500 15000 30000 60000 --figure costs.png
-    python scripts/benchmark.py --peers --json peers.json
-    python scripts/benchmark.py --whole-process --epochs 20
+    python -m benchmarks.frameworks --batch-sizes 128 512 4096 --methods fused phase conv per-step
+    python -m benchmarks.frameworks --examples 7500 15000 30000 60000 --figure costs.png
+    python -m benchmarks.frameworks --peers --json peers.json
+    python -m benchmarks.frameworks --whole-process --epochs 20
 
 Every configuration has processes of its own, one after the other; all of them on Fashion-MNIST.
 Exit code 1 where a measurement failed or ended with a loss outside its band.
@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.frameworks import facts, rows, sweep, tables, whole
 from cae_jax import UserError, cli, files
-from cae_jax.benchmark import facts, rows, sweep, tables, whole
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONFIGS = ROOT / "configs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def main() -> None:
         write(flags, {"facts": machine, **result})
     failed = [f"{row['contender']}: {row['failed']}" for row in result["rows"] if row["failed"]]
     if failed:
-        print(f"benchmark.py: failed: {'; '.join(failed)}", file=sys.stderr)
+        print(f"benchmarks.frameworks: failed: {'; '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)
 
 
@@ -137,7 +138,7 @@ def measure(flags: Flags) -> dict:
 
 def measure_whole(flags: Flags) -> dict:
     """Measures whole processes and prints their table."""
-    train = Path(__file__).with_name("train.py")
+    train = ROOT / "scripts" / "train.py"
     summaries = whole.measure(train, flags.epochs, flags.rounds, flags.data_dir)
     print(f"\n{flags.epochs} epochs:\n\n{tables.whole_table(summaries)}")
     return {"epochs": flags.epochs, "rows": summaries}
