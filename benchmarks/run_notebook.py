@@ -14,7 +14,9 @@ from typing import Any
 
 import tyro
 
-from cae_jax import UserError, cli, datasets, files
+from cae_jax import UserError, files
+from cae_jax.cli import common
+from cae_jax.data import store
 
 ROOT = Path(__file__).resolve().parent.parent
 # Progress bars: what is left of them without the process that drew them is nothing to look at.
@@ -35,8 +37,8 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors():
-        flags = cli.parse(Flags)
+    with common.user_errors():
+        flags = common.parse(Flags)
         try:
             import nbclient
             import nbformat
@@ -49,7 +51,7 @@ def main() -> None:
         os.environ.pop("CAE_JAX_NOTEBOOK_QUICK", None)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         for split in ("train", "test"):
-            datasets.load("fashion_mnist", split)  # its preparation is not announced in a cell then
+            store.load("fashion_mnist", split)  # its preparation is not announced in a cell then
         with tempfile.TemporaryDirectory() as folder:
             nbclient.NotebookClient(
                 notebook,

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cae_jax.config import TrainConfig
     from cae_jax.errors import UserError
-    from cae_jax.inference import Autoencoder, load
-    from cae_jax.loop import FitResult, fit
+    from cae_jax.models.inference import Autoencoder, load
+    from cae_jax.runs.loop import FitResult, fit
 
 __all__ = ["Autoencoder", "FitResult", "TrainConfig", "UserError", "fit", "load"]
 
 _MODULES = {
-    "Autoencoder": "inference",
-    "FitResult": "loop",
+    "Autoencoder": "models.inference",
+    "FitResult": "runs.loop",
     "TrainConfig": "config",
     "UserError": "errors",
-    "fit": "loop",
-    "load": "inference",
+    "fit": "runs.loop",
+    "load": "models.inference",
 }
 
 

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from cae_jax import UserError, cli, figures
+from cae_jax import UserError, figures
+from cae_jax.cli import common
 
 COLUMNS = ("epoch", "loss", "val_loss")
 
@@ -27,8 +28,8 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors():
-        flags = cli.parse(Flags)
+    with common.user_errors():
+        flags = common.parse(Flags)
         if not flags.runs:
             raise UserError("no RUNS given; give folders that train.py wrote, or CSV files")
         curves = {run.stem: read_curve(run) for run in flags.runs}

@@ -10,9 +10,14 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from cae_jax import UserError, cache, cli, comparison, datasets, figures, files, rundir
+from cae_jax import UserError, figures, files
+from cae_jax.cli import common
 from cae_jax.config import Noise, TrainConfig
+from cae_jax.data import store
+from cae_jax.evaluation import comparison
 from cae_jax.noises import NOISES, check_level
+from cae_jax.ops import cache
+from cae_jax.runs import rundir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +64,8 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors():
-        flags = cli.parse(Flags)
+    with common.user_errors():
+        flags = common.parse(Flags)
         if not flags.runs:
             raise UserError("no RUNS given; give folders that train.py wrote")
         cache.use_compilation_cache()
@@ -129,7 +134,7 @@ def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[str, Noise, fl
 
 
 def load(flags: Flags, dataset: str, split: str) -> np.ndarray:
-    images, _ = datasets.load(dataset, split, data_dir=flags.data_dir, archives=flags.archives)
+    images, _ = store.load(dataset, split, data_dir=flags.data_dir, archives=flags.archives)
     return images
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import tyro
 
 import cae_jax
-from cae_jax import cache, cli, export
+from cae_jax.cli import common
+from cae_jax.interop import export
+from cae_jax.ops import cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors():
-        flags = cli.parse(Flags)
+    with common.user_errors():
+        flags = common.parse(Flags)
         out = flags.out or default_path(flags)
         export.check(flags.format, flags.function)
         export.check_path(out)

@@ -9,7 +9,8 @@ from pathlib import Path
 import tyro
 
 import cae_jax
-from cae_jax import cli, keras_archive
+from cae_jax.cli import common
+from cae_jax.interop.keras import keras_archive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors():
-        flags = cli.parse(Flags)
+    with common.user_errors():
+        flags = common.parse(Flags)
         autoencoder = cae_jax.load(flags.run, best=flags.best, method="conv")
         keras_archive.write(flags.file, autoencoder)
         print(f"{flags.file}: {autoencoder.parameters:,} parameters of {flags.run}")

@@ -13,9 +13,11 @@ from typing import Any
 import tyro
 
 import cae_jax
-from cae_jax import cache, cli, keras_isolated
+from cae_jax.cli import common
 from cae_jax.config import load_config, to_dict
-from cae_jax.keras_weights import Weights
+from cae_jax.interop.keras import keras_isolated
+from cae_jax.interop.keras.keras_weights import Weights
+from cae_jax.ops import cache
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "fashion_mnist.py"
 
@@ -50,13 +52,15 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors():
-        base = load_config(cli.config_path(DEFAULT_CONFIG))
+    with common.user_errors():
+        base = load_config(common.config_path(DEFAULT_CONFIG))
         missing: Any = tyro.MISSING
-        flags = cli.parse(Flags, default=Flags(train=base, file=missing, out=missing))
+        flags = common.parse(Flags, default=Flags(train=base, file=missing, out=missing))
         weights = keras_isolated.read(flags.file)
         config = check_network(flags, base, weights)
-        from cae_jax import keras_run  # takes seconds, which a file that is refused should not cost
+        from cae_jax.interop.keras import (
+            keras_run,  # takes seconds, which a file that is refused should not cost
+        )
 
         cache.use_compilation_cache()
         places = {"data_dir": flags.data_dir, "archives": flags.archives}

@@ -12,8 +12,9 @@ import numpy as np
 import tyro
 
 import cae_jax
-from cae_jax import cache, cli
-from cae_jax.images import read_images, write_png
+from cae_jax.cli import common
+from cae_jax.data.images import read_images, write_png
+from cae_jax.ops import cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors():
-        flags = cli.parse(Flags)
+    with common.user_errors():
+        flags = common.parse(Flags)
         if not flags.files:
             raise cae_jax.UserError("no FILES given; give PNG or .npy files")
         names, pictures = [], []

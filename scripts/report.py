@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from cae_jax import cache, cli
+from cae_jax.cli import common
+from cae_jax.ops import cache
 from cae_jax.report import facts, page
 
 
@@ -34,8 +35,8 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors():
-        flags = cli.parse(Flags)
+    with common.user_errors():
+        flags = common.parse(Flags)
         page.check(flags.out)
         cache.use_compilation_cache()
         page.write(

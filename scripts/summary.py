@@ -8,9 +8,10 @@ from pathlib import Path
 
 from flax import nnx
 
-from cae_jax import cli, models
+from cae_jax.cli import common
 from cae_jax.config import load_config
-from cae_jax.summary import layer_table
+from cae_jax.models import autoencoders
+from cae_jax.models.summary import layer_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors():
-        config = load_config(cli.parse(Flags).config)
-        print(layer_table(models.build(config, nnx.Rngs(0))))
+    with common.user_errors():
+        config = load_config(common.parse(Flags).config)
+        print(layer_table(autoencoders.build(config, nnx.Rngs(0))))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from typing import Literal
 import tyro
 
 import cae_jax
-from cae_jax import cache, cli
+from cae_jax.cli import common
 from cae_jax.config import load_config
-from cae_jax.interruption import Interrupted
+from cae_jax.ops import cache
+from cae_jax.runs.interruption import Interrupted
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "fashion_mnist.py"
 
@@ -49,8 +50,10 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors(), cli.interruptible():
-        flags = cli.parse(Flags, default=Flags(train=load_config(cli.config_path(DEFAULT_CONFIG))))
+    with common.user_errors(), common.interruptible():
+        flags = common.parse(
+            Flags, default=Flags(train=load_config(common.config_path(DEFAULT_CONFIG)))
+        )
         cache.use_compilation_cache()
         result = cae_jax.fit(
             flags.train,

@@ -26,12 +26,13 @@ import numpy as np
 import pytest
 
 import cae_jax
-from cae_jax import datasets, methods
+from cae_jax.data import store
+from cae_jax.ops import methods
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parent.parent
-ARCHIVES = Path(str(resources.files("cae_jax.datasets"))) / "archives" / "fashion_mnist"
+ARCHIVES = Path(str(resources.files("cae_jax.data"))) / "archives" / "fashion_mnist"
 SMALL = cae_jax.TrainConfig(train_examples=1000, test_examples=300, epochs=3, warmup_steps=4)
 
 # Compiles the native step, unless the cache already has it.
@@ -48,7 +49,7 @@ def data_dir(tmp_path_factory) -> Path:
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        datasets.load("fashion_mnist", "train", data_dir=folder)
+        store.load("fashion_mnist", "train", data_dir=folder)
     return folder
 
 

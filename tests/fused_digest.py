@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cae_jax import fused, models
+from cae_jax.models import autoencoders
+from cae_jax.ops import fused
 
 features, *batches = sys.argv[1:]
-model = models.ConvAutoencoder(tuple(map(int, features.split(","))), rngs=nnx.Rngs(0))
+model = autoencoders.ConvAutoencoder(tuple(map(int, features.split(","))), rngs=nnx.Rngs(0))
 params = nnx.state(model, nnx.Param)
 results = []
 for batch in map(int, batches):

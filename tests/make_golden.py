@@ -12,7 +12,8 @@ from pathlib import Path
 
 import cae_jax
 from benchmarks.kill_and_resume import leaves_at
-from cae_jax import files, manifest
+from cae_jax import files
+from cae_jax.runs import manifest
 
 FOLDER = Path(__file__).parent / "golden" / f"format{manifest.FORMAT}"
 CONFIG = cae_jax.TrainConfig(

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 from skimage import metrics, restoration
 
-from cae_jax import baselines
+from cae_jax.evaluation import baselines
 
 
 class InThisProcess:

@@ -11,7 +11,8 @@ from PIL import Image
 
 import cae_jax
 from benchmarks.frameworks import bands, rows, spec, sweep, tables
-from cae_jax import figures, models
+from cae_jax import figures
+from cae_jax.models import autoencoders
 from tests.conftest import ROOT
 from tests.test_scripts import assert_fails_in_one_line
 
@@ -63,7 +64,7 @@ def test_bad_flags(refuse, arguments, message):
 
 @pytest.mark.parametrize("model", ["conv", "simple", "deep"])
 def test_flops_are_those_of_the_layers(model):
-    layers = models.build(cae_jax.TrainConfig(model=model), nnx.Rngs(0)).layers()
+    layers = autoencoders.build(cae_jax.TrainConfig(model=model), nnx.Rngs(0)).layers()
     forward = [
         2 * (layer.parameters - layer.shape[-1]) * math.prod(layer.shape[:-1])
         for layer in layers

@@ -14,16 +14,18 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from cae_jax import checkpoint, manifest, models, train
-from cae_jax.checkpoint import Checkpoint, open_checkpoints
-from cae_jax.optimizer import build_optimizer
+from cae_jax.models import autoencoders
+from cae_jax.runs import checkpoint, manifest
+from cae_jax.runs.checkpoint import Checkpoint, open_checkpoints
+from cae_jax.training import train
+from cae_jax.training.optimizer import build_optimizer
 
 CONFIG = cae_jax.TrainConfig(features=(2, 2, 2))
 
 
 def state_at(step):
     """A state whose every value tells its step."""
-    model = models.build(CONFIG, nnx.Rngs(0))
+    model = autoencoders.build(CONFIG, nnx.Rngs(0))
     state = train.init_state(model, build_optimizer(CONFIG, total_steps=10), steps=5)
     filled = jax.tree.map(lambda leaf: jnp.full_like(leaf, step), state)
     return filled._replace(step=jnp.int32(step))
@@ -95,7 +97,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
             cae_jax.TrainConfig(model="simple"),
             cae_jax.TrainConfig(features=(4, 2, 2)),
         ):
-            like = nnx.state(models.build(config, nnx.Rngs(0)), nnx.Param)
+            like = nnx.state(autoencoders.build(config, nnx.Rngs(0)), nnx.Param)
             with pytest.raises(cae_jax.UserError, match=r"checkpoint .*/1 does not fit this model"):
                 checkpoints.restore_params(1, like)
 

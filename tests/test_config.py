@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from cae_jax import models, train
 from cae_jax.config import TrainConfig, from_dict, load_config, to_dict
-from cae_jax.corruption import build_corruption
+from cae_jax.models import autoencoders
 from cae_jax.noises import MIX, NOISES
-from cae_jax.optimizer import build_optimizer
+from cae_jax.training import train
+from cae_jax.training.corruption import build_corruption
+from cae_jax.training.optimizer import build_optimizer
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -124,7 +125,7 @@ def test_every_config_tells_its_command_and_runs_a_step(path, test_images):
     assert f"python scripts/train.py --config configs/{path.name}" in source
     assert "Result: " in source
     assert "@" not in source
-    model = models.build(config, nnx.Rngs(0))
+    model = autoencoders.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, total_steps=10)
     corrupt = build_corruption(config.noise, config.noise_level)
     run_steps = train.make_run_steps(nnx.graphdef(model), optimizer, corrupt)

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import requests
 
-from cae_jax import UserError, datasets
-from cae_jax.datasets.idx_images import ARCHIVES, IdxImages
+from cae_jax import UserError
+from cae_jax.data import store
+from cae_jax.data.idx_images import ARCHIVES, IdxImages
 from tests import conftest
 
 
 def test_arrays_are_those_of_the_archives(data_dir, test_images):
-    images, labels = datasets.load("fashion_mnist", "test", data_dir=data_dir)
+    images, labels = store.load("fashion_mnist", "test", data_dir=data_dir)
     raw = gzip.decompress((conftest.ARCHIVES / "t10k-labels-idx1-ubyte.gz").read_bytes())
     assert images.dtype == np.uint8
     assert labels.dtype == np.int32
@@ -26,7 +27,7 @@ def test_arrays_are_those_of_the_archives(data_dir, test_images):
 
 
 def test_training_images_in_their_original_order(data_dir):
-    images, labels = datasets.load("fashion_mnist", "train", data_dir=data_dir)
+    images, labels = store.load("fashion_mnist", "train", data_dir=data_dir)
     raw = gzip.decompress((conftest.ARCHIVES / "train-images-idx3-ubyte.gz").read_bytes())
     assert images.shape == (60000, 28, 28, 1)
     assert images.tobytes() == raw[16:]
@@ -34,10 +35,10 @@ def test_training_images_in_their_original_order(data_dir):
 
 
 def test_second_start_reads_the_cache_alone(data_dir, monkeypatch):
-    images, _ = datasets.load("fashion_mnist", "train", data_dir=data_dir)
-    monkeypatch.delattr(datasets, "_read_records")
+    images, _ = store.load("fashion_mnist", "train", data_dir=data_dir)
+    monkeypatch.delattr(store, "_read_records")
     started = time.perf_counter()
-    again, _ = datasets.load("fashion_mnist", "train", data_dir=data_dir)
+    again, _ = store.load("fashion_mnist", "train", data_dir=data_dir)
     # 0.05 s on two cores with nothing else running; the bound is for machines that are busy.
     assert time.perf_counter() - started < 2
     np.testing.assert_array_equal(again, images)
@@ -63,10 +64,10 @@ def damage_middle(path):
 def test_bad_cache_is_rebuilt(data_dir, test_images, tmp_path, damage):
     copy = shutil.copytree(data_dir, tmp_path / "data", ignore=shutil.ignore_patterns("*train*"))
     cache = copy / "idx_images" / "fashion_mnist" / "1.0.0" / "test.cache.npz"
-    datasets.load("fashion_mnist", "test", data_dir=copy)
+    store.load("fashion_mnist", "test", data_dir=copy)
     intact = cache.read_bytes()
     damage(cache)
-    images, _ = datasets.load("fashion_mnist", "test", data_dir=copy)
+    images, _ = store.load("fashion_mnist", "test", data_dir=copy)
     np.testing.assert_array_equal(images, test_images)
     assert cache.read_bytes() == intact
 
@@ -96,25 +97,25 @@ def tiny_mnist(tmp_path, monkeypatch):
 
 
 def test_archives_from_a_folder(tiny_mnist, tmp_path):
-    images, labels = datasets.load("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    images, labels = store.load("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
     raw = gzip.decompress((tiny_mnist / ARCHIVES["train"][0]).read_bytes())
     assert images.tobytes() == raw[16:]
     assert labels.shape == (30,)
-    assert len(datasets.load("mnist", "test", data_dir=tmp_path)[0]) == 20
+    assert len(store.load("mnist", "test", data_dir=tmp_path)[0]) == 20
 
 
 def test_an_archive_that_is_not_the_original_is_refused(tiny_mnist, tmp_path):
     path = tiny_mnist / ARCHIVES["train"][0]
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
     with pytest.raises(UserError, match=r"not the original .*train-images.*wrong checksum"):
-        datasets.load("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+        store.load("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
     assert not (tmp_path / "idx_images" / "mnist" / "1.0.0").exists()
 
 
 def test_missing_archives_are_named(tmp_path):
     (tmp_path / ARCHIVES["test"][1]).touch()
     with pytest.raises(UserError, match=r"has no train-images.*t10k-images-idx3-ubyte\.gz; it"):
-        datasets.load("mnist", "train", data_dir=tmp_path / "data", archives=tmp_path)
+        store.load("mnist", "train", data_dir=tmp_path / "data", archives=tmp_path)
 
 
 def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):
@@ -123,7 +124,7 @@ def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(requests, "head", refuse)
     with pytest.raises(UserError, match=r"storage\.googleapis\.com .*--archives.*fashion_mnist"):
-        datasets.load("mnist", "train", data_dir=tmp_path)
+        store.load("mnist", "train", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -135,27 +136,27 @@ def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):
 )
 def test_unknown_names_are_refused(config, split, message):
     with pytest.raises(UserError, match=message):
-        datasets.load(config, split)
+        store.load(config, split)
 
 
 def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--data-dir"):
-        datasets.load("fashion_mnist", "test", data_dir=tmp_path / "file")
+        store.load("fashion_mnist", "test", data_dir=tmp_path / "file")
 
 
 def test_a_damaged_data_set_is_named(tiny_mnist, tmp_path):
-    datasets.load("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    store.load("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
     folder = tmp_path / "idx_images" / "mnist" / "1.0.0"
     for path in folder.glob("*train*"):
         path.unlink()
     with pytest.raises(UserError, match=r"mnist/1\.0\.0 is damaged .*delete that folder"):
-        datasets.load("mnist", "train", data_dir=tmp_path)
+        store.load("mnist", "train", data_dir=tmp_path)
 
 
 def _sum_of_pixels(folder, barrier, queue):
     barrier.wait()
-    queue.put(int(datasets.load("fashion_mnist", "test", data_dir=folder)[0].sum()))
+    queue.put(int(store.load("fashion_mnist", "test", data_dir=folder)[0].sum()))
 
 
 def test_two_processes_may_prepare_at_once(tmp_path, test_images):

@@ -20,11 +20,13 @@ from jax import export as jax_export
 from safetensors.numpy import load as read_safetensors
 
 import cae_jax
-from cae_jax import export, models, train
-from cae_jax.checkpoint import open_checkpoints
 from cae_jax.config import to_dict
-from cae_jax.inference import Autoencoder
-from cae_jax.optimizer import build_optimizer
+from cae_jax.interop import export
+from cae_jax.models import autoencoders
+from cae_jax.models.inference import Autoencoder
+from cae_jax.runs.checkpoint import open_checkpoints
+from cae_jax.training import train
+from cae_jax.training.optimizer import build_optimizer
 from tests.conftest import ROOT, SMALL
 from tests.test_scripts import assert_fails_in_one_line
 
@@ -227,7 +229,7 @@ def test_onnx_in_onnx_runtime(each_run, images):
 )
 def test_other_networks(config, images):
     config = cae_jax.TrainConfig(**config)
-    model = models.build(config, nnx.Rngs(0))
+    model = autoencoders.build(config, nnx.Rngs(0))
     # Biases start at 0, where a missing one would not be seen.
     noise = np.random.default_rng(0)
     for row in model.layers():
@@ -258,7 +260,7 @@ def documented_shapes(heading):
 @pytest.mark.parametrize("name", ["fashion_mnist", "simple", "deep"])
 def test_documented_names_and_shapes(name):
     config = cae_jax.TrainConfig(model="conv" if name == "fashion_mnist" else name)
-    autoencoder = Autoencoder(config, models.build(config, nnx.Rngs(0)))
+    autoencoder = Autoencoder(config, autoencoders.build(config, nnx.Rngs(0)))
     parameters = read_safetensors(export.to_safetensors(autoencoder))
     shapes = {name: list(array.shape) for name, array in parameters.items()}
     assert shapes == documented_shapes(f"`{name}`")
@@ -322,7 +324,7 @@ def test_best(script, tmp_path):
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"format": 1, **to_dict(config)}))
     state = train.init_state(
-        models.build(config, nnx.Rngs(0)), build_optimizer(config, total_steps=2), steps=1
+        autoencoders.build(config, nnx.Rngs(0)), build_optimizer(config, total_steps=2), steps=1
     )
     with open_checkpoints(run / "checkpoints", config) as checkpoints:
         for step, loss in {1: 0.1, 2: 0.5}.items():

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 import cae_jax
-from cae_jax import files, history, manifest, objective, rundir, tensorboard, train, training
+from cae_jax import files
+from cae_jax.runs import history, manifest, rundir, tensorboard, training
+from cae_jax.training import objective, train
 from tests.conftest import SMALL
 from tests.test_reliability import TRAIN_SMALL, assert_same_end, finish, start
 
@@ -225,7 +227,7 @@ with rundir.open_run(pathlib.Path(sys.argv[1]), rundir.read_config(pathlib.Path(
 @pytest.fixture
 def poison(monkeypatch, data_dir):
     """Makes the loss or the gradient of every batch with certain training images infinite."""
-    images, _ = cae_jax.datasets.load("fashion_mnist", "train", data_dir=data_dir)
+    images, _ = cae_jax.data.store.load("fashion_mnist", "train", data_dir=data_dir)
     make_loss = objective.make_loss
 
     def plan(*places, gradient=False):

@@ -16,8 +16,10 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from cae_jax import fused, methods, models, objective
-from cae_jax.fused import build
+from cae_jax.models import autoencoders
+from cae_jax.ops import fused, methods
+from cae_jax.ops.fused import build
+from cae_jax.training import objective
 from tests.conftest import needs_fused
 
 pytestmark = needs_fused
@@ -26,7 +28,7 @@ LAB = (16, 8, 8)
 
 def parameters(features, seed=0):
     """Random ones, the biases too, and spread so that no layer is dead."""
-    params = nnx.state(models.ConvAutoencoder(features, rngs=nnx.Rngs(seed)), nnx.Param)
+    params = nnx.state(autoencoders.ConvAutoencoder(features, rngs=nnx.Rngs(seed)), nnx.Param)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
 
@@ -34,7 +36,7 @@ def parameters(features, seed=0):
 @functools.cache
 def plain_step(features):
     """The loss and its gradient by the plain form, compiled."""
-    model = models.ConvAutoencoder(features, method="conv", rngs=nnx.Rngs(0))
+    model = autoencoders.ConvAutoencoder(features, method="conv", rngs=nnx.Rngs(0))
     return jax.jit(
         jax.value_and_grad(objective.make_loss(nnx.graphdef(model))),
         compiler_options={"xla_backend_optimization_level": 0},  # compiles five times faster
@@ -248,7 +250,7 @@ def test_other_derivatives_are_those_of_the_phase_form(test_images):
     images = test_images[:3].astype(np.float32) / 255
     weights = np.ones(3, np.float32)
     graphdefs = [
-        nnx.graphdef(models.ConvAutoencoder(LAB, method=method, rngs=nnx.Rngs(0)))
+        nnx.graphdef(autoencoders.ConvAutoencoder(LAB, method=method, rngs=nnx.Rngs(0)))
         for method in ("fused", "phase")
     ]
     for function in (
@@ -274,7 +276,7 @@ def test_other_derivatives_are_those_of_the_phase_form(test_images):
 
 def test_forward_mode_is_refused(test_images):
     images = test_images[:2].astype(np.float32) / 255
-    model = models.ConvAutoencoder(LAB, method="fused", rngs=nnx.Rngs(0))
+    model = autoencoders.ConvAutoencoder(LAB, method="fused", rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(model.encode, (images,), (images,))
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cae_jax import UserError
-from cae_jax.datasets import idx
+from cae_jax.data import idx
 
 # Without the time, which would be in the names of the tests, so that two workers' may differ.
 pack = partial(gzip.compress, mtime=0)

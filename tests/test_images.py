@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cae_jax import UserError
-from cae_jax.images import read_images, write_png
+from cae_jax.data.images import read_images, write_png
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cae_jax.intervals import difference_interval, mean_interval
+from cae_jax.evaluation.intervals import difference_interval, mean_interval
 
 
 def test_one_run_as_scipy_and_as_normal_theory():

@@ -18,9 +18,12 @@ from flax import nnx
 from PIL import Image
 
 import cae_jax
-from cae_jax import history, keras_archive, keras_run, keras_weights, models, train
-from cae_jax.inference import Autoencoder
-from cae_jax.optimizer import build_optimizer
+from cae_jax.interop.keras import keras_archive, keras_run, keras_weights
+from cae_jax.models import autoencoders
+from cae_jax.models.inference import Autoencoder
+from cae_jax.runs import history
+from cae_jax.training import train
+from cae_jax.training.optimizer import build_optimizer
 from tests.conftest import ARCHIVES, SMALL
 from tests.test_scripts import assert_fails_in_one_line
 
@@ -110,7 +113,7 @@ def assert_same_weights(model, params):
 
 def build(weights, method="phase", **changes):
     config = keras_run.matching(dataclasses.replace(SMALL, **changes), weights)
-    model = models.build(config, nnx.Rngs(0), method)
+    model = autoencoders.build(config, nnx.Rngs(0), method)
     state = nnx.state(model, nnx.Param)
     nnx.replace_by_pure_dict(state, weights.params)
     nnx.update(model, state)
@@ -260,7 +263,7 @@ def test_a_trained_run_goes_to_keras_and_back(run, tmp_path, test_images):
 )
 def test_every_network_goes_to_keras_and_back(changes, tmp_path, test_images):
     config = dataclasses.replace(SMALL, **changes)
-    autoencoder = Autoencoder(config, models.build(config, nnx.Rngs(3)))
+    autoencoder = Autoencoder(config, autoencoders.build(config, nnx.Rngs(3)))
     keras_archive.write(tmp_path / "m.keras", autoencoder)
     model = keras.models.load_model(tmp_path / "m.keras")
     params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
@@ -278,7 +281,7 @@ def test_every_network_goes_to_keras_and_back(changes, tmp_path, test_images):
     [("m.h5", "does not end in .keras"), ("nowhere/m.keras", r"cannot be written \(.*No such")],
 )
 def test_other_outputs_are_refused(name, message, tmp_path):
-    autoencoder = Autoencoder(SMALL, models.build(SMALL, nnx.Rngs(0)))
+    autoencoder = Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0)))
     with pytest.raises(cae_jax.UserError, match=message):
         keras_archive.write(tmp_path / name, autoencoder)
     assert list(tmp_path.iterdir()) == []
@@ -380,7 +383,7 @@ def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     def full(*_):
         raise cae_jax.UserError("no space left")
 
-    monkeypatch.setattr("cae_jax.checkpoint.Checkpoints.save", full)
+    monkeypatch.setattr("cae_jax.runs.checkpoint.Checkpoints.save", full)
     with pytest.raises(cae_jax.UserError, match="no space left"):
         keras_run.write_run(weights, config, tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run" / "config.json").exists()

@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from cae_jax import keras_archive, keras_isolated, keras_layers, keras_weights, models
-from cae_jax.inference import Autoencoder
+from cae_jax.interop.keras import keras_archive, keras_isolated, keras_layers, keras_weights
+from cae_jax.models import autoencoders
+from cae_jax.models.inference import Autoencoder
 from tests.conftest import SMALL
 from tests.test_keras import (
     RELU,
@@ -217,7 +218,7 @@ def test_weights_of_another_network(which, message, tmp_path):
 def archive(tmp_path_factory):
     """The bytes of an intact archive."""
     path = tmp_path_factory.mktemp("archive") / "m.keras"
-    keras_archive.write(path, Autoencoder(SMALL, models.build(SMALL, nnx.Rngs(0))))
+    keras_archive.write(path, Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0))))
     assert keras_weights.read(path).kind == "conv"
     return path.read_bytes()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cae_jax import history
+from cae_jax.runs import history
 from tests.conftest import ROOT
 from tests.test_reliability import TRAIN, finish, start, until
 

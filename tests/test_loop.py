@@ -13,9 +13,10 @@ from flax import nnx
 from PIL import Image
 
 import cae_jax
-from cae_jax import history, train, training
-from cae_jax.checkpoint import Checkpoints
-from cae_jax.corruption import build_corruption
+from cae_jax.runs import history, training
+from cae_jax.runs.checkpoint import Checkpoints
+from cae_jax.training import train
+from cae_jax.training.corruption import build_corruption
 from tests.conftest import SMALL
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cae_jax
-from cae_jax import methods
+from cae_jax.ops import methods
 from tests.conftest import CHOICE, METHODS, SMALL, needs_fused
 from tests.test_loop import parameters
 

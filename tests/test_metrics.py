@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from skimage import metrics as skimage_metrics
 
-from cae_jax import metrics
+from cae_jax.training import metrics
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from flax import nnx
 from jax import lax
 
 import cae_jax
-from cae_jax import models
-from cae_jax.summary import layer_table
+from cae_jax.models import autoencoders
+from cae_jax.models.summary import layer_table
 
 # The lab's table: type, output shape, parameters.
 LAB = """
@@ -34,7 +34,7 @@ Conv2D (None, 28, 28, 1) 145
 
 
 def build(**values):
-    return models.build(cae_jax.TrainConfig(**values), nnx.Rngs(0))
+    return autoencoders.build(cae_jax.TrainConfig(**values), nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("values", [{}, {"model": "simple"}, {"model": "deep"}])
@@ -116,7 +116,7 @@ def test_sizes(values, count, code):
     x = jax.ShapeDtypeStruct((3, 28, 28, 1), jnp.float32)
     assert parameters(model) == count
     assert f"Total params: {count:,}" in layer_table(model)
-    assert models.code_shape(model) == code
+    assert autoencoders.code_shape(model) == code
     codes = jax.eval_shape(model.encode, x)
     assert codes.shape == (3, *code)
     assert jax.eval_shape(model.decode, codes).shape == (3, 28, 28, 1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from cae_jax import phase, plain
+from cae_jax.ops import phase, plain
 
 # float32 sums of at most 144 terms of size 1, taken in another order
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}

@@ -13,8 +13,8 @@ import pytest
 
 import cae_jax
 from benchmarks.kill_and_resume import leaves_at
-from cae_jax import history, rundir
-from cae_jax.checkpoint import open_checkpoints
+from cae_jax.runs import history, rundir
+from cae_jax.runs.checkpoint import open_checkpoints
 from tests.conftest import ROOT
 from tests.test_checkpoint import CONFIG, state_at
 
@@ -48,7 +48,7 @@ MANY = """
 import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from cae_jax.checkpoint import open_checkpoints
+from cae_jax.runs.checkpoint import open_checkpoints
 from tests.test_checkpoint import CONFIG, state_at
 
 def spread(state, count):

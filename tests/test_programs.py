@@ -9,9 +9,11 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from cae_jax import history, models, train
-from cae_jax.corruption import build_corruption
-from cae_jax.optimizer import build_optimizer
+from cae_jax.models import autoencoders
+from cae_jax.runs import history
+from cae_jax.training import train
+from cae_jax.training.corruption import build_corruption
+from cae_jax.training.optimizer import build_optimizer
 from tests.conftest import METHODS, SMALL
 
 EXAMPLES, BATCH, STEPS = 60_000, 128, 469
@@ -20,7 +22,7 @@ EXAMPLES, BATCH, STEPS = 60_000, 128, 469
 def compile_steps(method):
     """The loop over the steps of an epoch at its real size, compiled."""
     config = cae_jax.TrainConfig()
-    model = models.build(config, nnx.Rngs(0), method)
+    model = autoencoders.build(config, nnx.Rngs(0), method)
     optimizer = build_optimizer(config, 20 * STEPS)
     return (
         train.make_run_steps(nnx.graphdef(model), optimizer)
@@ -63,7 +65,7 @@ def test_the_plain_form_does_convolve():
 
 @pytest.mark.parametrize("noise", ["none", "mix"])
 def test_nothing_crosses_to_or_from_the_host_within_an_epoch(test_images, noise):
-    model = models.build(cae_jax.TrainConfig(), nnx.Rngs(0), "phase")
+    model = autoencoders.build(cae_jax.TrainConfig(), nnx.Rngs(0), "phase")
     optimizer = build_optimizer(cae_jax.TrainConfig(), 10)
     run_steps = train.make_run_steps(nnx.graphdef(model), optimizer, build_corruption(noise))
     key, epoch, images, start, stop = jax.device_put(

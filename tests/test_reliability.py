@@ -15,8 +15,8 @@ from flax import nnx
 
 import cae_jax
 from benchmarks.kill_and_resume import final, soak
-from cae_jax import training
-from cae_jax.interruption import Interrupted, Interruption
+from cae_jax.runs import training
+from cae_jax.runs.interruption import Interrupted, Interruption
 from tests.conftest import ROOT, SMALL
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
@@ -215,7 +215,7 @@ def test_an_interrupt_during_compilation_does_not_wait(data_dir, tmp_path, monke
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         time.sleep(5)
 
-    monkeypatch.setattr("cae_jax.programs.Programs.compile", compile_for_long)
+    monkeypatch.setattr("cae_jax.training.programs.Programs.compile", compile_for_long)
     began = time.monotonic()
     result = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
     assert time.monotonic() - began < 4

@@ -21,7 +21,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 import cae_jax
-from cae_jax import comparison, models
+from cae_jax.evaluation import comparison
+from cae_jax.models import autoencoders
 from cae_jax.report import facts, page
 from tests.conftest import ROOT, SMALL
 
@@ -195,7 +196,7 @@ def test_the_networks_agree_with_jax(opened, runs, test_images):
 @pytest.mark.parametrize("architecture", [{"features": (5, 4, 3)}, {"model": "deep"}])
 def test_any_architecture(opened, test_images, architecture):
     config = dataclasses.replace(SMALL, **architecture)
-    model = nnx.eval_shape(lambda: models.build(config, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: autoencoders.build(config, nnx.Rngs(0)))
     rng = np.random.default_rng(0)
 
     def draw(leaf) -> np.ndarray:

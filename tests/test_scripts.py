@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import cae_jax
-from cae_jax import history
+from cae_jax.runs import history
 from tests.conftest import CHOICE, ROOT, SMALL
 
 HEADS = ["BCE", "MSE", "PSNR (dB)", "SSIM"]

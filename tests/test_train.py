@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from cae_jax import models, objective, train
-from cae_jax.corruption import build_corruption
-from cae_jax.optimizer import build_optimizer, build_schedule
+from cae_jax.models import autoencoders
+from cae_jax.training import objective, train
+from cae_jax.training.corruption import build_corruption
+from cae_jax.training.optimizer import build_optimizer, build_schedule
 
 EXAMPLES, BATCH = 300, 128
 NOISE_KEY = jax.random.key(7)
@@ -24,7 +25,7 @@ def setup(test_images):
     config = cae_jax.TrainConfig(
         optimizer="sgd", learning_rate=0.5, warmup_steps=0, features=(4, 2, 2)
     )
-    model = models.build(config, nnx.Rngs(0))
+    model = autoencoders.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, total_steps=30)
     batches = train.epoch_batches(
         jax.random.key(0), jnp.int32(1), examples=EXAMPLES, batch_size=BATCH
@@ -114,7 +115,7 @@ def test_places_without_an_image_weigh_nothing(setup):
     model, _, images, _ = setup
     gradient = jax.jit(jax.grad(objective.make_loss(nnx.graphdef(model))))
     params = nnx.state(model, nnx.Param)
-    x = models.scale(images[:8])
+    x = autoencoders.scale(images[:8])
     expected = gradient(params, x[:5], x[:5], jnp.ones(5))
     weights = jnp.array([1.0, 1, 1, 1, 1, 0, 0, 0])
     for ours, wanted in zip(

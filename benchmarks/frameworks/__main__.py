@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.frameworks import facts, rows, sweep, tables, whole
-from cae_jax import UserError, cli, files
+from cae_jax import UserError, files
+from cae_jax.cli import common
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIGS = ROOT / "configs"
@@ -71,8 +72,8 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors():
-        flags = cli.parse(Flags)
+    with common.user_errors():
+        flags = common.parse(Flags)
         check(flags)
         machine = facts.collect()
         for name, value in machine.items():

@@ -66,11 +66,11 @@ def read_images(split: str) -> "np.ndarray":
     """Fashion-MNIST, ``train`` or ``t10k``, float32 ``[N, 28, 28, 1]`` in [0, 1].
 
     From its archive, as Keras and torchvision read it: the peers must not wait for what
-    `cae_jax.datasets` imports.
+    `cae_jax.data.store` imports.
     """
     import numpy as np
 
-    folder = resources.files("cae_jax") / "datasets" / "archives" / "fashion_mnist"
+    folder = resources.files("cae_jax") / "data" / "archives" / "fashion_mnist"
     with (folder / f"{split}-images-idx3-ubyte.gz").open("rb") as file:
         raw = gzip.decompress(file.read())
     return np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28, 1).astype(np.float32) / 255

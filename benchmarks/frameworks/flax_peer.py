@@ -17,8 +17,8 @@ class Flax:
             import jax
             from flax import nnx
 
-            from cae_jax import models
-            from cae_jax.optimizer import build_optimizer
+            from cae_jax.models import autoencoders
+            from cae_jax.training.optimizer import build_optimizer
         with watch("data"):
             train_images, test_images = peer_images(config)
         with watch("transfer"):
@@ -28,7 +28,7 @@ class Flax:
         with watch("initialise"):
             rngs = nnx.Rngs(config.seed)
             # The fully connected models are nothing but Flax's own layers anyway.
-            model = conv_model(rngs) if config.model == "conv" else models.build(config, rngs)
+            model = conv_model(rngs) if config.model == "conv" else autoencoders.build(config, rngs)
             self.graphdef, self.params = nnx.split(model, nnx.Param)
             steps = -(-len(train_images) // config.batch_size)
             optimizer = build_optimizer(config, steps * config.epochs)

@@ -19,13 +19,16 @@ class Ours:
             import jax.numpy as jnp
             from flax import nnx
 
-            import cae_jax.loop  # noqa: F401 - all that a training imports
-            from cae_jax import cache, datasets, methods, models, train
-            from cae_jax.programs import Programs
+            import cae_jax.runs.loop  # noqa: F401 - all that a training imports
+            from cae_jax.data import store
+            from cae_jax.models import autoencoders
+            from cae_jax.ops import cache, methods
+            from cae_jax.training import train
+            from cae_jax.training.programs import Programs
         cache.use_compilation_cache()
         with watch("data"):
             train_images, test_images = (
-                datasets.load(config.dataset, split, data_dir=spec.data_dir)[0][:examples]
+                store.load(config.dataset, split, data_dir=spec.data_dir)[0][:examples]
                 for split, examples in (
                     ("train", config.train_examples),
                     ("test", config.test_examples),
@@ -41,7 +44,7 @@ class Ours:
             )
         with watch("initialise"):
             init_key = train.make_keys(config.seed).init
-            self.model = models.build(config, nnx.Rngs(params=init_key), self.method)
+            self.model = autoencoders.build(config, nnx.Rngs(params=init_key), self.method)
             self.programs = Programs(config, self.model, train_images, test_images)
             self.state = self.programs.init_state
             self.another_state = jax.block_until_ready(jax.tree.map(jnp.copy, self.state))
@@ -72,7 +75,7 @@ class Ours:
     def _open_autoencoder(self) -> None:
         from flax import nnx
 
-        from cae_jax.inference import Autoencoder
+        from cae_jax.models.inference import Autoencoder
 
         nnx.update(self.model, self.state.params)
         self._autoencoder = Autoencoder(self.config, self.model)

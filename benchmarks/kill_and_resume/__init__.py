@@ -14,9 +14,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cae_jax import history, models, rundir, train
-from cae_jax.checkpoint import open_checkpoints
-from cae_jax.optimizer import build_optimizer
+from cae_jax.models import autoencoders
+from cae_jax.runs import history, rundir
+from cae_jax.runs.checkpoint import open_checkpoints
+from cae_jax.training import train
+from cae_jax.training.optimizer import build_optimizer
 
 # Mostly the one that no process can catch.
 _SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
@@ -86,7 +88,7 @@ def leaves_at(run: Path, step: int) -> dict[str, np.ndarray]:
         step: of one of its checkpoints.
     """
     config, rows = rundir.read_config(run), history.read(run / "history.csv")
-    model = models.build(config, nnx.Rngs(0))
+    model = autoencoders.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, rows[-1].step)
     like = train.init_state(model, optimizer, rows[0].step)
     with open_checkpoints(rundir.checkpoint_folder(run), config) as checkpoints:

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.kill_and_resume import soak
-from cae_jax import UserError, cli
+from cae_jax import UserError
+from cae_jax.cli import common
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -38,8 +39,8 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors(), tempfile.TemporaryDirectory() as folder:
-        flags = cli.parse(Flags)
+    with common.user_errors(), tempfile.TemporaryDirectory() as folder:
+        flags = common.parse(Flags)
         if flags.kills < 1:
             raise UserError(f"kills is {flags.kills}; it takes a whole number of at least 1")
         train = ROOT / "scripts" / "train.py"

@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cae_jax import baselines, comparison, datasets, figures, files, loop, rundir
+from cae_jax import figures, files
 from cae_jax.config import TrainConfig
+from cae_jax.data import store
 from cae_jax.errors import UserError
-from cae_jax.interruption import Interrupted
+from cae_jax.evaluation import baselines, comparison
 from cae_jax.noises import NOISES, check_level
-from cae_jax.programs import device_name
+from cae_jax.runs import loop, rundir
+from cae_jax.runs.interruption import Interrupted
+from cae_jax.training.programs import device_name
 
 
 class Plan(NamedTuple):
@@ -97,7 +100,7 @@ def run(
         folder: of the runs; what is finished there is taken as it is.
         path: of the page, a Markdown file; its figures stand beside it.
         with_baselines: whether to add the classical denoisers.
-        data_dir: see `cae_jax.datasets.load`.
+        data_dir: see `cae_jax.data.store.load`.
 
     Raises:
         UserError: as of `cae_jax.fit`, or the page cannot be written.
@@ -116,7 +119,7 @@ def run(
         trained[name] = comparison.open_runs(name, runs)
     some = next(iter(configs.values()))
     data = Data(
-        *(datasets.load(some.dataset, split, data_dir=data_dir)[0] for split in ("train", "test"))
+        *(store.load(some.dataset, split, data_dir=data_dir)[0] for split in ("train", "test"))
     )
     data = data._replace(test=data.test[: some.test_examples])
     page = Page(path)

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import study
-from cae_jax import UserError, cache, cli
+from cae_jax import UserError
+from cae_jax.cli import common
 from cae_jax.config import TrainConfig, load_config
+from cae_jax.ops import cache
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Encoder features of the convolutional family; 16 times the last number is the size of the code.
@@ -48,8 +50,8 @@ class Flags:
 
 
 def main() -> None:
-    with cli.user_errors(), cli.interruptible():
-        flags = cli.parse(Flags)
+    with common.user_errors(), common.interruptible():
+        flags = common.parse(Flags)
         if flags.seeds < 1:
             raise UserError(f"seeds is {flags.seeds}; it takes a whole number of at least 1")
         cache.use_compilation_cache()

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from cae_jax import comparison, datasets, history, inference, rundir
 from cae_jax.config import TrainConfig, to_dict
-from cae_jax.datasets.idx_images import IdxImages
+from cae_jax.data import store
+from cae_jax.data.idx_images import IdxImages
 from cae_jax.errors import UserError
-from cae_jax.inference import Autoencoder
+from cae_jax.evaluation import comparison
+from cae_jax.models import inference
+from cae_jax.models.inference import Autoencoder
 from cae_jax.noises import NOISES, check_level
+from cae_jax.runs import history, rundir
 
 IMAGES = 10
 # Of all runs of a report together, which take 27 MB of the page.
@@ -30,7 +33,7 @@ def collect(
 
     Args:
         runs: folders that training wrote, all on one data set.
-        data_dir, archives: as in `datasets.load`, for the first test images.
+        data_dir, archives: as in `store.load`, for the first test images.
 
     Raises:
         UserError: no runs, a folder that is no run or has no checkpoint or a damaged file, several
@@ -50,7 +53,7 @@ def collect(
         raise UserError(
             f"the runs have {parameters:,} parameters; a page takes {MAX_PARAMETERS:,}: give fewer"
         )
-    images, labels = datasets.load(names[0], "test", data_dir=data_dir, archives=archives)
+    images, labels = store.load(names[0], "test", data_dir=data_dir, archives=archives)
     images, labels = images[:IMAGES], labels[:IMAGES]
     (classes,) = (known.classes for known in IdxImages.BUILDER_CONFIGS if known.name == names[0])
     return {

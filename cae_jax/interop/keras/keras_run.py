@@ -1,0 +1,82 @@
+"""A run that starts from the weights of a network that Keras has saved."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cae_jax.config import TrainConfig
+from cae_jax.errors import UserError
+from cae_jax.interop.keras.keras_weights import Weights
+from cae_jax.models import autoencoders
+from cae_jax.runs import rundir
+from cae_jax.runs.checkpoint import open_checkpoints
+from cae_jax.runs.loop import load_images
+from cae_jax.training import train
+from cae_jax.training.programs import Programs
+
+
+def write_run(
+    weights: Weights,
+    config: TrainConfig,
+    workdir: str | Path,
+    *,
+    overwrite: bool = False,
+    data_dir: str | Path | None = None,
+    archives: str | Path | None = None,
+) -> float:
+    """Writes a run whose checkpoint before the first step has the weights, and a fresh optimizer.
+
+    It can be loaded and evaluated, and ``fit`` with the same config goes on training.
+
+    Args:
+        weights: of `cae_jax.interop.keras.keras_weights.read`.
+        config: of the training; its model and features are those of the weights.
+        workdir: folder of the run.
+        overwrite: replace a run that is there.
+        data_dir: see `cae_jax.data.store.load`.
+        archives: see `cae_jax.data.store.load`.
+
+    Returns:
+        the mean binary cross-entropy of the test images, by which the checkpoint ranks among those
+        that training will add.
+
+    Raises:
+        UserError: a config for another network, a run that is there, or data or a folder that
+            cannot be used.
+    """
+    workdir = Path(workdir)
+    if config != matching(config, weights):
+        raise UserError(
+            f"the config is of the model {config.model} with features {config.features}; the "
+            f"weights are of {weights.kind} with features {weights.features}"
+        )
+    if (workdir / "config.json").exists() and not overwrite:
+        raise UserError(f"{workdir} holds a run; give another --out, or --overwrite to replace it")
+    model = autoencoders.build(config, nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(params, weights.params)
+    nnx.update(model, params)
+    programs = Programs(config, model, *load_images(config, data_dir, archives))
+    val_loss = _val_loss(programs, model)
+    with rundir.open_folder(workdir, overwrite=overwrite):
+        with open_checkpoints(rundir.checkpoint_folder(workdir), config) as checkpoints:
+            checkpoints.save(programs.init_state, val_loss)
+        # Last: a config alone would be taken for a run that starts from random parameters.
+        rundir.write_config(workdir, config)
+    return val_loss
+
+
+def matching(config: TrainConfig, weights: Weights) -> TrainConfig:
+    """A config with the network of the weights."""
+    features = weights.features if weights.kind == "conv" else config.features
+    return dataclasses.replace(config, model=weights.kind, features=features)
+
+
+def _val_loss(programs: Programs, model: autoencoders.Model) -> float:
+    graphdef, params = nnx.split(model, nnx.Param)
+    images = (programs.test_inputs, programs.test_images)
+    bce_N, _ = train.make_evaluate(graphdef)(jax.device_put(params), *images)
+    return float(np.asarray(bce_N, np.float64).mean())

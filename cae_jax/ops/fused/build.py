@@ -1,0 +1,122 @@
+"""Compiles the native step for this machine, once, and hands it to JAX."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+from cae_jax.ops.cache import cache_folder
+
+SOURCE = Path(__file__).with_name("step.cpp")
+# No -ffast-math: a value that is not finite must stay so. What it would bring here is in the two
+# flags that drop errno and floating-point traps, which nobody reads, and in fused multiply-adds.
+FLAGS = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-Wno-psabi"]
+FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+ENTRIES = ("value_and_grad", "losses", "encode", "decode")
+
+
+class UnavailableError(RuntimeError):
+    """The native step cannot be had here; the message says why, in one line."""
+
+
+@functools.cache
+def target(entry: str, features: tuple[int, int, int]) -> str:
+    """The name under which JAX knows an entry of the native step, compiled for some features.
+
+    Raises:
+        UnavailableError: switched off, unknown platform, no compiler, or one that fails.
+    """
+    return f"{_register(features)}_{entry}"
+
+
+@functools.cache
+def _register(features: tuple[int, int, int]) -> str:
+    library, key = _load(features)
+    name = f"cae_jax_{key}"
+    for entry in ENTRIES:
+        function = jax.ffi.pycapsule(getattr(library, f"cae_{entry}"))
+        jax.ffi.register_ffi_target(f"{name}_{entry}", function, platform="cpu")
+    return name
+
+
+def _load(features: tuple[int, int, int]) -> tuple[ctypes.CDLL, str]:
+    if os.environ.get("CAE_JAX_FUSED") == "0":
+        raise UnavailableError("CAE_JAX_FUSED=0 switches it off")
+    if platform.system() not in ("Linux", "Darwin"):
+        raise UnavailableError(f"it is not known to work on {platform.system()}")
+    compiler = _compiler()
+    flags = [*FLAGS, *(f"-DF{i}={width}" for i, width in enumerate(features, start=1))]
+    flags += shlex.split(os.environ.get("CAE_JAX_FUSED_FLAGS", ""))
+    parts = (SOURCE.read_bytes(), _version(compiler), flags, _cpu(), metadata.version("jaxlib"))
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    command = [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE)]
+    try:
+        path = cache_folder() / f"step-{key}.so"
+        if not _is_whole(path):
+            _compile(command, path)
+        return ctypes.CDLL(str(path)), key
+    except OSError as error:
+        raise UnavailableError(f"its library cannot be kept or loaded ({error})") from error
+
+
+def _compiler() -> list[str]:
+    """CXX if it is set, else the system's compiler, as the beginning of a command."""
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(chosen[0]) is None:
+            raise UnavailableError(f"the compiler CXX={chosen[0]} is not found")
+        return chosen
+    for name in ("c++", "g++", "clang++"):
+        if path := shutil.which(name):
+            return [path]
+    raise UnavailableError("no C++ compiler is found (c++, g++, clang++ or CXX)")
+
+
+def _version(compiler: list[str]) -> str:
+    command = [*compiler, "--version"]
+    return f"{compiler} {subprocess.run(command, capture_output=True, text=True).stdout}"
+
+
+def _cpu() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return "\n".join(line for line in lines if line.startswith(names))
+
+
+def _compile(command: list[str], path: Path) -> None:
+    """Writes the library in one step, so that two processes at once do not meet."""
+    print("Compiling the fused step (once, some seconds)", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # private, on the same disk
+        output = Path(folder) / path.name
+        result = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
+        if result.returncode != 0 or not output.exists():
+            lines = [line for line in result.stderr.splitlines() if "error" in line]
+            message = " ".join((lines or ["no message"])[0].split())
+            raise UnavailableError(f"{command[0]} fails: {message}")
+        content = output.read_bytes()
+        output.write_bytes(content + hashlib.sha256(content).digest())
+        output.replace(path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the library is there as it was written; a damaged one would crash the process.
+
+    Its SHA-256 stands at its end, which the loader does not look at.
+    """
+    if not path.exists():
+        return False
+    content = path.read_bytes()
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]

@@ -1,0 +1,181 @@
+"""The training step, the epoch as one compiled loop over it, and the evaluation.
+
+Everything here is pure and compiled; `cae_jax.runs.loop` calls it and deals with files and time.
+
+The images live on the device as uint8. An epoch is a permutation of their indices, cut into
+batches, and a loop on the device that gathers, scales and steps. The loop's bounds are arguments:
+one compiled program serves an epoch in one piece or in any number of chunks, so that the result
+cannot depend on the chunk length.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+
+from cae_jax.models import autoencoders
+from cae_jax.training import objective
+from cae_jax.training.corruption import Corruption
+
+# Test images in a step of the evaluation: few enough for their activations to stay in the cache.
+EVAL_BATCH = 250
+
+
+class TrainState(NamedTuple):
+    """All that a step changes; a pytree.
+
+    Attributes:
+        params: parameters of the model, an `nnx.State`.
+        opt_state: state of the optimizer.
+        step: int32 scalar, steps done since the start of training.
+        losses_S: of the steps of the epoch at hand, as far as they are done; then of the one
+            before. Not finite where the gradient was not.
+    """
+
+    params: nnx.State
+    opt_state: optax.OptState
+    step: jax.Array
+    losses_S: jax.Array
+
+
+class Keys(NamedTuple):
+    """The roots of all randomness of a run.
+
+    Attributes:
+        init: of the parameters.
+        order: of the images' order; folded with the epoch.
+        noise: of the noise in training; folded with the step, so that it is fresh every step and
+            the same whatever the chunks or a resumption.
+        test_noise: of the noise on the test images, drawn once: it is equal for all epochs, and for
+            all models of one seed.
+    """
+
+    init: jax.Array
+    order: jax.Array
+    noise: jax.Array
+    test_noise: jax.Array
+
+
+def make_keys(seed: int) -> Keys:
+    """The keys of a seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def init_state(
+    model: autoencoders.Model, optimizer: optax.GradientTransformation, steps: int
+) -> TrainState:
+    """The state before the first step; an epoch has so many steps."""
+    params = nnx.state(model, nnx.Param)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros(steps))
+
+
+@partial(jax.jit, static_argnames=("examples", "batch_size"))
+def epoch_batches(key: jax.Array, epoch: jax.Array, *, examples: int, batch_size: int) -> jax.Array:
+    """The order of one epoch: a permutation of all indices, cut into batches.
+
+    Args:
+        key: root of the order, the same for all epochs.
+        epoch: number of the epoch.
+        examples: N, number of training images.
+        batch_size: B.
+
+    Returns:
+        int32 ``[ceil(N / B), B]``; every index below N once, the last batch filled up with N.
+    """
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+    steps = -(-examples // batch_size)
+    order = jnp.pad(order, (0, steps * batch_size - examples), constant_values=examples)
+    return order.reshape(steps, batch_size)
+
+
+def make_run_steps(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    corrupt: Corruption | None = None,
+) -> jax.stages.Wrapped:
+    """The compiled loop over training steps.
+
+    Args:
+        graphdef: of the model.
+        optimizer: what updates its parameters.
+        corrupt: puts noise on the inputs; the targets stay clean.
+
+    Returns:
+        ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
+        steps ``start <= i < stop`` of an epoch and gives the new state. The state is donated.
+    """
+    value_and_grad = jax.value_and_grad(objective.make_loss(graphdef))
+
+    def train_step(
+        i: jax.Array,
+        state: TrainState,
+        images_NxHxWxC: jax.Array,
+        batch_B: jax.Array,
+        noise_key: jax.Array,
+    ) -> TrainState:
+        # Places of the last batch that hold no image get a weight of 0.
+        weights_B = (batch_B < images_NxHxWxC.shape[0]).astype(jnp.float32)
+        inputs_BxHxWxC = targets_BxHxWxC = images_NxHxWxC.at[batch_B].get(mode="clip")
+        if corrupt is not None:
+            key = jax.random.fold_in(noise_key, state.step)
+            inputs_BxHxWxC = corrupt(key, autoencoders.scale(targets_BxHxWxC))
+        loss, grads = value_and_grad(state.params, inputs_BxHxWxC, targets_BxHxWxC, weights_B)
+        # The losses tell which step went wrong, and the optimizer sees it whichever it was.
+        vector, unravel = ravel_pytree(grads)  # as the optimizer has them: one kernel, not 14
+        finite = jnp.isfinite(loss + vector.sum())
+        grads = unravel(jnp.where(finite, vector, jnp.nan))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        assert isinstance(params, nnx.State)
+        losses_S = state.losses_S.at[i].set(jnp.where(finite, loss, jnp.nan))
+        return TrainState(params, opt_state, state.step + 1, losses_S)
+
+    @partial(jax.jit, donate_argnames=("state",))
+    def run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop):
+        def body(i, state):
+            return train_step(i, state, images_NxHxWxC, batches_SxB[i], noise_key)
+
+        return jax.lax.fori_loop(start, stop, body, state)
+
+    return run_steps
+
+
+def make_evaluate(graphdef: nnx.GraphDef) -> jax.stages.Wrapped:
+    """``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, compiled.
+
+    Returns:
+        a function that gives ``(bce_N, mse_N)``, see `cae_jax.training.objective.make_losses`.
+    """
+    losses = objective.make_losses(graphdef)
+
+    @jax.jit
+    def evaluate(
+        params: nnx.State, inputs_NxHxWxC: jax.Array, targets_NxHxWxC: jax.Array
+    ) -> objective.Losses:
+        images = (inputs_NxHxWxC, targets_NxHxWxC)
+        whole = len(inputs_NxHxWxC) // EVAL_BATCH * EVAL_BATCH
+        batches = [x[:whole].reshape(-1, EVAL_BATCH, *x.shape[1:]) for x in images]
+        most = jax.lax.map(lambda batch: losses(params, *batch), batches)
+        rest = losses(params, *(x[whole:] for x in images))
+        return jax.tree.map(lambda a, b: jnp.concatenate([a.reshape(-1), b]), most, rest)
+
+    return evaluate
+
+
+def epoch_loss(losses_S: np.ndarray, examples: int, batch_size: int) -> float:
+    """The mean over an epoch's examples of the losses that its steps saw, as Keras reports it.
+
+    Steps whose loss is not finite are left out; NaN if there is no other.
+    """
+    weights_S = np.full(len(losses_S), batch_size)
+    weights_S[-1] = examples - batch_size * (len(losses_S) - 1)
+    finite_S = np.isfinite(losses_S)
+    if not finite_S.any():
+        return math.nan
+    return float(np.average(losses_S[finite_S].astype(np.float64), weights=weights_S[finite_S]))
