@@ -200,7 +200,7 @@ def test_a_second_trainer_is_refused_and_a_dead_one_does_not_count(run, data_dir
     (folder / ".lock").write_text("process 1 on another host\n")  # who did not tidy up
     code = """
 import sys, pathlib, time
-from cae_jax import rundir
+from cae_jax.runs import rundir
 with rundir.open_run(pathlib.Path(sys.argv[1]), rundir.read_config(pathlib.Path(sys.argv[1])),
                      overwrite=False):
     print("open", flush=True)

@@ -389,7 +389,7 @@ def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-@pytest.mark.parametrize("where", ["checkpoint.Checkpoints.save", "rundir.write_config"])
+@pytest.mark.parametrize("where", ["checkpoints.Checkpoints.save", "folder.write_config"])
 def test_killed_at_any_moment_no_run_starts_from_other_weights(
     where, imported, data_dir, tmp_path, monkeypatch
 ):
@@ -398,7 +398,7 @@ def test_killed_at_any_moment_no_run_starts_from_other_weights(
     def killed(*_):
         raise SystemExit
 
-    monkeypatch.setattr(f"cae_jax.{where}", killed)
+    monkeypatch.setattr(f"cae_jax.runs.{where}", killed)
     with pytest.raises(SystemExit):
         keras_run.write_run(weights, config, tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run" / "config.json").exists()

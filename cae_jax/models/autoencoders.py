@@ -2,8 +2,8 @@
 
 All models map images ``[N, 28, 28, 1]``, uint8 or float32 in [0, 1], to a code (`encode`) and a
 code to logits ``[N, 28, 28, 1]`` (`decode`); the sigmoid of the logits is the image.
-`cae_jax.ops.methods` lists the ways to compute them; the parameters and, up to rounding, the results
-are the same for all.
+`cae_jax.ops` has the ways to compute them; the parameters and, up to rounding, the results are the
+same for all.
 """
 
 import itertools

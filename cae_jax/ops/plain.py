@@ -1,6 +1,6 @@
 """Convolution, convolution + max pooling and upsampling + convolution as XLA has them.
 
-The same three functions as `cae_jax.ops.phase`, written as one would write them first: the reference
+The same three functions as `phase`, written as one would write them first: the reference
 that the other methods are tested and timed against. Shapes are explained there.
 
 Only the derivatives of the convolution are spelled out. The ones that autodiff writes exchange

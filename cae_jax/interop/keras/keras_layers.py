@@ -59,7 +59,7 @@ class Layer(NamedTuple):
 
 
 def network(kind: Kind, features: Features) -> list[Layer]:
-    """The layers of one of the networks after the input, with their names in `cae_jax.models.autoencoders`.
+    """The layers of one of the networks after the input, with their names in `cae_jax.models`.
 
     Args:
         kind: ``TrainConfig.model``.
@@ -84,7 +84,7 @@ def input_shape(kind: Kind) -> tuple[int, ...]:
 def weight_shapes(
     kind: Kind, features: Features
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shapes of the kernel and the bias by the name that the layer has in `cae_jax.models.autoencoders`."""
+    """Shapes of the kernel and the bias by the name that the layer has in `cae_jax.models`."""
     shapes, n_in = {}, input_shape(kind)[-1]
     for layer in network(kind, features):
         if layer.type in WEIGHTED:

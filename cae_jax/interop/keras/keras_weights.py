@@ -8,7 +8,7 @@ What `read` takes, told apart by its content and not by its name:
   the layers, but neither padding nor activation
 
 Kernels have the same layouts in Keras and in Flax. A model in Keras ends with the sigmoid, which
-the models of `cae_jax.models.autoencoders` leave to those who use their logits.
+the models of `cae_jax.models` leave to those who use their logits.
 """
 
 import math
@@ -51,7 +51,7 @@ class Weights(NamedTuple):
     Attributes:
         kind: ``TrainConfig.model``.
         features: ``TrainConfig.features``; of a fully connected network the default.
-        params: float32, kernel and bias of each layer, by the layer's name in `cae_jax.models.autoencoders`.
+        params: float32, kernel and bias of each layer, by the layer's name in `cae_jax.models`.
         whole: whether the settings of the layers were in the file, and so were compared.
     """
 
@@ -72,7 +72,7 @@ class _Place(NamedTuple):
 def read(path: str | Path) -> Weights:
     """The weights of one of the project's networks, as Keras has saved it.
 
-    For files from others there is `cae_jax.interop.keras.keras_isolated`: HDF5 may crash on damaged ones.
+    For files from others there is `keras_isolated`: HDF5 may crash on damaged ones.
 
     Raises:
         UserError: a file that is missing, damaged or none of Keras's, or one of another network,
