@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from cae_jax import UserError, files
+from cae_jax import UserError, atomic
 from cae_jax.cli import common
 from cae_jax.data import store
 
@@ -63,7 +63,7 @@ def main() -> None:
             ).execute()
         strip(notebook)
         nbformat.validate(notebook)
-        files.write_text(flags.notebook, nbformat.writes(notebook) + "\n")
+        atomic.write_text(flags.notebook, nbformat.writes(notebook) + "\n")
         print(f"{flags.notebook}: {flags.notebook.stat().st_size / 1e6:.2f} MB")
 
 

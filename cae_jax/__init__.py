@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from cae_jax.config import TrainConfig
     from cae_jax.errors import UserError
     from cae_jax.models.inference import Autoencoder, load
-    from cae_jax.runs.loop import FitResult, fit
+    from cae_jax.runs.fit import FitResult, fit
 
 __all__ = ["Autoencoder", "FitResult", "TrainConfig", "UserError", "fit", "load"]
 
 _MODULES = {
     "Autoencoder": "models.inference",
-    "FitResult": "runs.loop",
+    "FitResult": "runs.fit",
     "TrainConfig": "config",
     "UserError": "errors",
-    "fit": "runs.loop",
+    "fit": "runs.fit",
     "load": "models.inference",
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from cae_jax import files
+from cae_jax import atomic
 
 
 def save_rows(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
@@ -113,5 +113,5 @@ def save_lines(
 
 def _save(figure: Figure, path: Path) -> None:
     """Writes a PNG whatever the name ends in, atomically."""
-    with files.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

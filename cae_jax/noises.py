@@ -1,4 +1,4 @@
-"""The kinds of noise and the levels that they take; `cae_jax.training.corruption` draws them."""
+"""The kinds of noise and the levels that they take; `cae_jax.training.noise` draws them."""
 
 from typing import NamedTuple
 

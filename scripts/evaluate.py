@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from cae_jax import UserError, figures, files
+from cae_jax import UserError, atomic, figures
 from cae_jax.cli import common
 from cae_jax.config import Noise, TrainConfig
 from cae_jax.data import store
 from cae_jax.evaluation import comparison
 from cae_jax.noises import NOISES, check_level
 from cae_jax.ops import cache
-from cae_jax.runs import rundir
+from cae_jax.runs.folder import read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def main() -> None:
             raise UserError("no RUNS given; give folders that train.py wrote")
         cache.use_compilation_cache()
         check_files(flags)
-        configs = [rundir.read_config(run) for run in flags.runs]
+        configs = [read_config(run) for run in flags.runs]
         dataset, noise, level = conditions(flags, configs)
         images = load(flags, dataset, "test")
         inputs = comparison.noisy_images(images, noise, level, flags.noise_seed)
@@ -156,7 +156,7 @@ def report(
     try:
         if flags.json:
             tables = {**facts, "rows": rows, "differences": differences}
-            files.write_json(flags.json, tables)
+            atomic.write_json(flags.json, tables)
         if flags.figure:
             figures.save_rows(flags.figure, comparison.picture_rows(entries, images))
         if flags.worst:

@@ -11,7 +11,7 @@ import tyro
 
 from cae_jax.cli import common
 from cae_jax.ops import cache
-from cae_jax.report import facts, page
+from cae_jax.report import collect, page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ def main() -> None:
         page.check(flags.out)
         cache.use_compilation_cache()
         page.write(
-            flags.out, facts.collect(flags.runs, data_dir=flags.data_dir, archives=flags.archives)
+            flags.out, collect.collect(flags.runs, data_dir=flags.data_dir, archives=flags.archives)
         )
         print(f"{flags.out}: {flags.out.stat().st_size / 1e6:.1f} MB; open it in a browser")
 

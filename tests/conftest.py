@@ -27,7 +27,7 @@ import pytest
 
 import cae_jax
 from cae_jax.data import store
-from cae_jax.ops import methods
+from cae_jax.ops import backend
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -36,7 +36,7 @@ ARCHIVES = Path(str(resources.files("cae_jax.data"))) / "archives" / "fashion_mn
 SMALL = cae_jax.TrainConfig(train_examples=1000, test_examples=300, epochs=3, warmup_steps=4)
 
 # Compiles the native step, unless the cache already has it.
-CHOICE = methods.choose(SMALL)
+CHOICE = backend.choose(SMALL)
 needs_fused = pytest.mark.skipif(CHOICE.method != "fused", reason=CHOICE.reason)
 METHODS = ("conv", "phase", pytest.param("fused", marks=needs_fused))
 

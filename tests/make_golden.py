@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cae_jax
 from benchmarks.kill_and_resume import leaves_at
-from cae_jax import files
+from cae_jax import atomic
 from cae_jax.runs import manifest
 
 FOLDER = Path(__file__).parent / "golden" / f"format{manifest.FORMAT}"
@@ -25,4 +25,4 @@ if __name__ == "__main__":
         cae_jax.fit(CONFIG, folder, method="conv")
         shutil.copytree(folder, FOLDER, ignore=shutil.ignore_patterns("tensorboard", "*.png", ".*"))
     values = {step: [leaf.tolist() for leaf in leaves_at(FOLDER, step).values()] for step in (2, 4)}
-    files.write_text(FOLDER.with_suffix(".json"), json.dumps(values) + "\n")
+    atomic.write_text(FOLDER.with_suffix(".json"), json.dumps(values) + "\n")

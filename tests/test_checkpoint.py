@@ -15,9 +15,8 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.models import autoencoders
-from cae_jax.runs import checkpoint, manifest
-from cae_jax.runs.checkpoint import Checkpoint, open_checkpoints
-from cae_jax.training import train
+from cae_jax.runs import manifest
+from cae_jax.runs.checkpoints import Checkpoint, open_checkpoints
 from cae_jax.training.optimizer import build_optimizer
 
 CONFIG = cae_jax.TrainConfig(features=(2, 2, 2))
@@ -26,7 +25,7 @@ CONFIG = cae_jax.TrainConfig(features=(2, 2, 2))
 def state_at(step):
     """A state whose every value tells its step."""
     model = autoencoders.build(CONFIG, nnx.Rngs(0))
-    state = train.init_state(model, build_optimizer(CONFIG, total_steps=10), steps=5)
+    state = step.init_state(model, build_optimizer(CONFIG, total_steps=10), steps=5)
     filled = jax.tree.map(lambda leaf: jnp.full_like(leaf, step), state)
     return filled._replace(step=jnp.int32(step))
 
@@ -201,7 +200,7 @@ def test_a_save_that_was_killed_leaves_the_one_before(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt  # not an error: nothing tidies up
 
-    monkeypatch.setattr(checkpoint.manifest, "write", killed)
+    monkeypatch.setattr(manifest, "write", killed)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, {2: 0.4})
     monkeypatch.undo()
@@ -220,7 +219,7 @@ def test_a_removal_that_was_killed_leaves_no_half_checkpoint(tmp_path, monkeypat
         (path / "manifest.json").unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
+    monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, {5: 0.1})
     monkeypatch.undo()
@@ -237,7 +236,7 @@ def test_a_save_that_failed_is_told_at_the_next_and_not_trusted(tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     with open_checkpoints(tmp_path, CONFIG) as checkpoints:
-        monkeypatch.setattr(checkpoint.manifest, "write", full)
+        monkeypatch.setattr(manifest, "write", full)
         checkpoints.save(state_at(2), 0.4)
         with pytest.raises(cae_jax.UserError, match=r"checkpoint .*/2 cannot be .*No space left"):
             checkpoints.save(state_at(3), 0.3)

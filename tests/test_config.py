@@ -13,9 +13,9 @@ import cae_jax
 from cae_jax.config import TrainConfig, from_dict, load_config, to_dict
 from cae_jax.models import autoencoders
 from cae_jax.noises import MIX, NOISES
-from cae_jax.training import train
-from cae_jax.training.corruption import build_corruption
+from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer
+from cae_jax.training.step import init_state, make_run_steps
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -128,9 +128,9 @@ def test_every_config_tells_its_command_and_runs_a_step(path, test_images):
     model = autoencoders.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, total_steps=10)
     corrupt = build_corruption(config.noise, config.noise_level)
-    run_steps = train.make_run_steps(nnx.graphdef(model), optimizer, corrupt)
+    run_steps = make_run_steps(nnx.graphdef(model), optimizer, corrupt)
     batches = jnp.arange(config.batch_size).reshape(1, -1)
-    arguments = (train.init_state(model, optimizer, steps=1), test_images, batches)
+    arguments = (init_state(model, optimizer, steps=1), test_images, batches)
     arguments += (jax.random.key(0), 0, 1)
     quickly = {"xla_backend_optimization_level": 0}
     state = run_steps.lower(*arguments).compile(compiler_options=quickly)(*arguments)

@@ -7,7 +7,7 @@ import pytest
 
 import cae_jax
 from cae_jax.noises import NOISES
-from cae_jax.training.corruption import build_corruption
+from cae_jax.training.noise import build_corruption
 
 GREYS = np.linspace(0, 1, 6, dtype=np.float32)
 

@@ -13,7 +13,7 @@ import requests
 
 from cae_jax import UserError
 from cae_jax.data import store
-from cae_jax.data.idx_images import ARCHIVES, IdxImages
+from cae_jax.data.tfds_builder import ARCHIVES, IdxImages
 from tests import conftest
 
 

@@ -24,9 +24,9 @@ from cae_jax.config import to_dict
 from cae_jax.interop import export
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
-from cae_jax.runs.checkpoint import open_checkpoints
-from cae_jax.training import train
+from cae_jax.runs.checkpoints import open_checkpoints
 from cae_jax.training.optimizer import build_optimizer
+from cae_jax.training.step import init_state
 from tests.conftest import ROOT, SMALL
 from tests.test_scripts import assert_fails_in_one_line
 
@@ -323,7 +323,7 @@ def test_best(script, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"format": 1, **to_dict(config)}))
-    state = train.init_state(
+    state = init_state(
         autoencoders.build(config, nnx.Rngs(0)), build_optimizer(config, total_steps=2), steps=1
     )
     with open_checkpoints(run / "checkpoints", config) as checkpoints:

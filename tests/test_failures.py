@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 import cae_jax
-from cae_jax import files
-from cae_jax.runs import history, manifest, rundir, tensorboard, training
-from cae_jax.training import objective, train
+from cae_jax import atomic
+from cae_jax.runs import epochs, history, manifest, tensorboard
+from cae_jax.runs.folder import open_run
+from cae_jax.training import loss
+from cae_jax.training.step import epoch_batches, make_keys
 from tests.conftest import SMALL
 from tests.test_reliability import TRAIN_SMALL, assert_same_end, finish, start
 
@@ -75,7 +77,7 @@ def test_with_no_intact_checkpoint_nothing_is_overwritten(run, data_dir, tmp_pat
 def test_a_config_edited_by_hand_is_refused(run, data_dir, tmp_path, changes):
     folder, config = tmp_path / "run", dataclasses.replace(SMALL, **changes)
     shutil.copytree(run, folder)
-    files.write_json(folder / "config.json", {"format": 1, **cae_jax.config.to_dict(config)})
+    atomic.write_json(folder / "config.json", {"format": 1, **cae_jax.config.to_dict(config)})
     for call in (cae_jax.load, functools.partial(cae_jax.fit, config, data_dir=data_dir)):
         with pytest.raises(cae_jax.UserError, match=rf"another config .*{next(iter(changes))} \("):
             call(folder, method="phase")  # without the native step's compilation
@@ -183,7 +185,7 @@ def test_a_folder_without_the_right_to_write(tmp_path):
             os.seteuid(65534)
         with (
             pytest.raises(cae_jax.UserError, match=r"cannot be written .*Permission denied"),
-            rundir.open_run(tmp_path / "closed" / "run", SMALL, overwrite=False),
+            open_run(tmp_path / "closed" / "run", SMALL, overwrite=False),
         ):
             raise AssertionError("it was opened")
     finally:
@@ -200,8 +202,8 @@ def test_a_second_trainer_is_refused_and_a_dead_one_does_not_count(run, data_dir
     (folder / ".lock").write_text("process 1 on another host\n")  # who did not tidy up
     code = """
 import sys, pathlib, time
-from cae_jax.runs import rundir
-with rundir.open_run(pathlib.Path(sys.argv[1]), rundir.read_config(pathlib.Path(sys.argv[1])),
+from cae_jax.runs import folder as run_folder, read_config
+with open_run(pathlib.Path(sys.argv[1]), read_config(pathlib.Path(sys.argv[1])),
                      overwrite=False):
     print("open", flush=True)
     time.sleep(300)
@@ -228,7 +230,7 @@ with rundir.open_run(pathlib.Path(sys.argv[1]), rundir.read_config(pathlib.Path(
 def poison(monkeypatch, data_dir):
     """Makes the loss or the gradient of every batch with certain training images infinite."""
     images, _ = cae_jax.data.store.load("fashion_mnist", "train", data_dir=data_dir)
-    make_loss = objective.make_loss
+    make_loss = loss.make_loss
 
     def plan(*places, gradient=False):
         bad = jnp.asarray(images[list(places)])
@@ -245,15 +247,15 @@ def poison(monkeypatch, data_dir):
 
             return poisoned
 
-        monkeypatch.setattr(objective, "make_loss", make_poisoned_loss)
+        monkeypatch.setattr(loss, "make_loss", make_poisoned_loss)
 
     return plan
 
 
 def step_of(image, epoch, examples=1000):
     """The step of an epoch, counted from 1, that takes an image."""
-    order = train.make_keys(SMALL.seed).order
-    batches = train.epoch_batches(order, epoch, examples=examples, batch_size=128)
+    order = make_keys(SMALL.seed).order
+    batches = epoch_batches(order, epoch, examples=examples, batch_size=128)
     return int(np.argwhere(np.asarray(batches) == image)[0, 0]) + 1
 
 
@@ -263,7 +265,7 @@ def test_a_number_that_is_not_finite_stops_the_run_there(
 ):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_print_row", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(epochs, "_print_row", lambda *_: signal.raise_signal(signal.SIGINT))
         cae_jax.fit(SMALL, folder, data_dir=data_dir)
     poison(17, gradient=gradient)
     step = 8 + step_of(17, 2)

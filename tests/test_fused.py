@@ -17,9 +17,9 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.models import autoencoders
-from cae_jax.ops import fused, methods
-from cae_jax.ops.fused import build
-from cae_jax.training import objective
+from cae_jax.ops import backend, native
+from cae_jax.ops.native import build
+from cae_jax.training import loss
 from tests.conftest import needs_fused
 
 pytestmark = needs_fused
@@ -38,12 +38,12 @@ def plain_step(features):
     """The loss and its gradient by the plain form, compiled."""
     model = autoencoders.ConvAutoencoder(features, method="conv", rngs=nnx.Rngs(0))
     return jax.jit(
-        jax.value_and_grad(objective.make_loss(nnx.graphdef(model))),
+        jax.value_and_grad(loss.make_loss(nnx.graphdef(model))),
         compiler_options={"xla_backend_optimization_level": 0},  # compiles five times faster
     )
 
 
-native_step = jax.jit(fused.value_and_grad)
+native_step = jax.jit(native.value_and_grad)
 
 
 def pictures(test_images, count):
@@ -129,11 +129,11 @@ def test_loss_and_gradient_equal_the_plain_form(test_images, features, batch):
 def test_forward_equals_numpy(test_images, features):
     params, images = parameters(features), pictures(test_images, 21)
     code, logits = numpy_network(float64(params), images / 255)
-    np.testing.assert_allclose(jax.jit(fused.encode)(params, images), code, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(native.encode)(params, images), code, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
-        jax.jit(fused.decode)(params, code.astype(np.float32)), logits, rtol=1e-5, atol=2e-5
+        jax.jit(native.decode)(params, code.astype(np.float32)), logits, rtol=1e-5, atol=2e-5
     )
-    bce_N, mse_N = jax.jit(fused.losses)(params, images, test_images[:21])
+    bce_N, mse_N = jax.jit(native.losses)(params, images, test_images[:21])
     network = (float64(params), images, test_images[:21])
     np.testing.assert_allclose(bce_N, numpy_losses(*network), rtol=1e-6)
     np.testing.assert_allclose(mse_N, numpy_squared_errors(*network), rtol=2e-6)
@@ -181,7 +181,7 @@ def test_extreme_logits_stay_finite(test_images, bias):
     params = parameters(LAB)
     params["conv7"]["bias"][...] += bias
     images, weights = test_images[:5], np.ones(5, np.float32)
-    losses, mse_N = jax.jit(fused.losses)(params, images, images)
+    losses, mse_N = jax.jit(native.losses)(params, images, images)
     network = (float64(params), images, images)
     np.testing.assert_allclose(losses, numpy_losses(*network), rtol=1e-5)
     np.testing.assert_allclose(mse_N, numpy_squared_errors(*network), rtol=1e-5)
@@ -207,11 +207,11 @@ def test_a_parameter_that_is_not_finite_makes_the_loss_so(test_images, layer, va
 def test_a_pixel_that_is_not_a_number_spoils_its_image_alone(test_images):
     params = parameters(LAB)
     images = test_images[:20].astype(np.float32) / 255
-    good, _ = jax.jit(fused.losses)(params, images, images)
+    good, _ = jax.jit(native.losses)(params, images, images)
     for pixel in (0, 13 * 28 + 14, 783):
         spoilt = images.copy()
         spoilt[3].flat[pixel] = np.nan
-        losses, mse_N = jax.device_get(jax.jit(fused.losses)(params, spoilt, images))
+        losses, mse_N = jax.device_get(jax.jit(native.losses)(params, spoilt, images))
         assert np.isnan(losses[3])
         assert np.isnan(mse_N[3])
         np.testing.assert_array_equal(np.delete(losses, 3), np.delete(good, 3))
@@ -230,16 +230,16 @@ def test_bytes_and_floats_are_the_same_images(test_images):
 
 
 def test_no_images(test_images):
-    assert fused.encode(parameters(LAB), test_images[:0]).shape == (0, 4, 4, 8)
+    assert native.encode(parameters(LAB), test_images[:0]).shape == (0, 4, 4, 8)
 
 
 def test_other_arrays_are_refused(test_images):
     params, images = parameters(LAB), test_images[:4]
     for wrong in (images.astype(np.float16), images.astype(np.int32), images[:, :14], images[:3]):
         with pytest.raises(TypeError, match="takes uint8 or float32"):
-            fused.losses(params, images, wrong)
+            native.losses(params, images, wrong)
     with pytest.raises(TypeError, match="takes float32"):
-        fused.decode(params, np.zeros((2, 4, 4, 8), np.uint8))
+        native.decode(params, np.zeros((2, 4, 4, 8), np.uint8))
 
 
 # --- In JAX ---
@@ -256,9 +256,9 @@ def test_other_derivatives_are_those_of_the_phase_form(test_images):
     for function in (
         lambda model, x: model.encode(x).sum(),
         lambda model, x: (model(x) ** 2).mean(),
-        lambda model, x: objective.make_loss(nnx.graphdef(model))(params, x, images, weights),
-        lambda model, x: objective.make_losses(nnx.graphdef(model))(params, x, images)[0].max(),
-        lambda model, x: objective.make_losses(nnx.graphdef(model))(params, x, images)[1].max(),
+        lambda model, x: loss.make_loss(nnx.graphdef(model))(params, x, images, weights),
+        lambda model, x: loss.make_losses(nnx.graphdef(model))(params, x, images)[0].max(),
+        lambda model, x: loss.make_losses(nnx.graphdef(model))(params, x, images)[1].max(),
     ):
         native, phase = (
             jax.jit(
@@ -285,10 +285,10 @@ def test_vmap_over_models(test_images):
     images, weights = test_images[:5], np.ones(5, np.float32)
     several = [parameters(LAB, seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-    values, _ = jax.vmap(fused.value_and_grad, (0, None, None, None))(
+    values, _ = jax.vmap(native.value_and_grad, (0, None, None, None))(
         stacked, images, images, weights
     )
-    expected = [fused.value_and_grad(params, images, images, weights)[0] for params in several]
+    expected = [native.value_and_grad(params, images, images, weights)[0] for params in several]
     np.testing.assert_array_equal(values, expected)
 
 
@@ -373,23 +373,23 @@ def fresh(monkeypatch, tmp_path):
 def test_without_it_the_phase_form_is_taken(fresh, variables, reason):
     for name, value in variables.items():
         fresh.setenv(name, value)
-    choice = methods.choose(cae_jax.TrainConfig())
+    choice = backend.choose(cae_jax.TrainConfig())
     assert choice.method == "phase"
     assert choice.reason.startswith("fused cannot be had: ")
     assert reason in choice.reason
     with pytest.raises(cae_jax.UserError, match="take --method phase or auto"):
-        methods.choose(cae_jax.TrainConfig(), "fused")
+        backend.choose(cae_jax.TrainConfig(), "fused")
 
 
 def test_an_error_of_the_compiler_is_told(fresh):
     fresh.setenv("CAE_JAX_FUSED_FLAGS", "-no-such-flag")
-    assert "no-such-flag" in methods.choose(cae_jax.TrainConfig()).reason
+    assert "no-such-flag" in backend.choose(cae_jax.TrainConfig()).reason
 
 
 def test_a_folder_that_others_can_write_to_is_not_trusted(fresh, tmp_path):
     (tmp_path / "cae_jax").mkdir()
     (tmp_path / "cae_jax").chmod(0o777)
-    assert "chmod 700" in methods.choose(cae_jax.TrainConfig()).reason
+    assert "chmod 700" in backend.choose(cae_jax.TrainConfig()).reason
 
 
 def test_a_damaged_library_is_compiled_again(tmp_path):
@@ -407,7 +407,7 @@ def test_a_damaged_library_is_compiled_again(tmp_path):
 def check_gradient(features, images):
     """Loss and gradient by a native step that is compiled as the environment says."""
     params, weights = parameters(features), np.ones(len(images), np.float32)
-    value, grads = jax.jit(lambda *args: fused.value_and_grad(*args))(
+    value, grads = jax.jit(lambda *args: native.value_and_grad(*args))(
         params, images, images, weights
     )
     # In float64: jax 0.7 adds the 29,008 pixels of the last bias one after another, which in

@@ -22,8 +22,8 @@ from cae_jax.interop.keras import keras_archive, keras_run, keras_weights
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
-from cae_jax.training import train
 from cae_jax.training.optimizer import build_optimizer
+from cae_jax.training.step import init_state, make_run_steps
 from tests.conftest import ARCHIVES, SMALL
 from tests.test_scripts import assert_fails_in_one_line
 
@@ -317,10 +317,10 @@ def test_ten_training_steps_stay_together(kind, optimizer, tmp_path, train_image
     schedule = {"learning_rate": rate, "schedule": "constant", "warmup_steps": 0}
     config, ours = build(weights, optimizer=optimizer, **settings, **schedule)
     transformation = build_optimizer(config, 10)
-    run_steps = train.make_run_steps(nnx.split(ours, nnx.Param)[0], transformation)
+    run_steps = make_run_steps(nnx.split(ours, nnx.Param)[0], transformation)
     batches_SxB = np.arange(1280, dtype=np.int32).reshape(10, 128)
     state = run_steps(
-        *(train.init_state(ours, transformation, 10), jnp.asarray(train_images), batches_SxB),
+        *(init_state(ours, transformation, 10), jnp.asarray(train_images), batches_SxB),
         *(jax.random.key(0), 0, 10),
     )
     model.compile(theirs, "binary_crossentropy")
@@ -383,7 +383,7 @@ def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     def full(*_):
         raise cae_jax.UserError("no space left")
 
-    monkeypatch.setattr("cae_jax.runs.checkpoint.Checkpoints.save", full)
+    monkeypatch.setattr("cae_jax.runs.checkpoints.Checkpoints.save", full)
     with pytest.raises(cae_jax.UserError, match="no space left"):
         keras_run.write_run(weights, config, tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run" / "config.json").exists()

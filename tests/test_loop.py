@@ -13,10 +13,10 @@ from flax import nnx
 from PIL import Image
 
 import cae_jax
-from cae_jax.runs import history, training
-from cae_jax.runs.checkpoint import Checkpoints
-from cae_jax.training import train
-from cae_jax.training.corruption import build_corruption
+from cae_jax.runs import epochs, history
+from cae_jax.runs.checkpoints import Checkpoints
+from cae_jax.training.noise import build_corruption
+from cae_jax.training.step import make_keys
 from tests.conftest import SMALL
 
 
@@ -101,7 +101,7 @@ def test_training_with_noise(data_dir, tmp_path, test_images):
     small = dataclasses.replace(SMALL, noise="gaussian", train_examples=5000, epochs=3)
     clean = test_images[:300] / 255
     noisy = np.asarray(
-        build_corruption("gaussian")(train.make_keys(0).test_noise, clean.astype(np.float32))
+        build_corruption("gaussian")(make_keys(0).test_noise, clean.astype(np.float32))
     )
     psnr_input = (-10 * np.log10(((noisy - clean) ** 2).mean(axis=(1, 2, 3)))).mean()
     for model in ("conv", "simple"):
@@ -123,7 +123,7 @@ def test_a_noisy_run_that_broke_off_resumes_exactly(data_dir, tmp_path, monkeypa
     config = dataclasses.replace(SMALL, noise="mix")
     expected = cae_jax.fit(config, tmp_path / "whole", data_dir=data_dir)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_print_row", Mock(side_effect=[None, KeyboardInterrupt]))
+        patch.setattr(epochs, "_print_row", Mock(side_effect=[None, KeyboardInterrupt]))
         with pytest.raises(KeyboardInterrupt):
             cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
     resumed = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
@@ -144,7 +144,7 @@ def test_a_run_that_broke_off_resumes_exactly(
     with monkeypatch.context() as patch:
         where = {
             "after history": (Checkpoints, "save"),
-            "after checkpoint": (training, "_print_row"),
+            "after checkpoint": (epochs, "_print_row"),
         }[moment]
         original, calls = getattr(*where), []
 

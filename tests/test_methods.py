@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cae_jax
-from cae_jax.ops import methods
+from cae_jax.ops import backend
 from tests.conftest import CHOICE, METHODS, SMALL, needs_fused
 from tests.test_loop import parameters
 
@@ -58,23 +58,23 @@ def test_a_run_is_used_by_any_method(runs, method, test_images):
 
 @needs_fused
 def test_a_cpu_takes_the_fused_step():
-    assert methods.choose(cae_jax.TrainConfig()) == ("fused", "a CPU with a C++ compiler")
+    assert backend.choose(cae_jax.TrainConfig()) == ("fused", "a CPU with a C++ compiler")
 
 
 def test_choices():
     conv = cae_jax.TrainConfig()
     deep = cae_jax.TrainConfig(model="deep")
-    assert methods.choose(conv, "conv") == ("conv", "as asked for")
-    assert methods.choose(deep) == ("phase", "every layer of the model deep is a matmul")
+    assert backend.choose(conv, "conv") == ("conv", "as asked for")
+    assert backend.choose(deep) == ("phase", "every layer of the model deep is a matmul")
     with pytest.raises(cae_jax.UserError, match="takes auto, conv, phase, fused"):
-        methods.choose(conv, "winograd")
+        backend.choose(conv, "winograd")
     for method in ("conv", "fused"):
         with pytest.raises(cae_jax.UserError, match="model deep takes auto or phase"):
-            methods.choose(deep, method)
+            backend.choose(deep, method)
 
 
 def test_a_gpu_takes_the_phase_form(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert methods.choose(cae_jax.TrainConfig()) == ("phase", "the device is a gpu")
+    assert backend.choose(cae_jax.TrainConfig()) == ("phase", "the device is a gpu")
     with pytest.raises(cae_jax.UserError, match="for the CPU, and the device is a gpu"):
-        methods.choose(cae_jax.TrainConfig(), "fused")
+        backend.choose(cae_jax.TrainConfig(), "fused")

@@ -21,7 +21,7 @@ from jupyter_client.manager import start_new_kernel
 from PIL import Image
 
 import cae_jax
-from cae_jax.training.programs import device_name
+from cae_jax.training.trainer import device_name
 from tests.conftest import ROOT, SMALL
 
 NOTEBOOK = ROOT / "notebooks" / "convolutional_autoencoders.ipynb"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from cae_jax.ops import phase, plain
+from cae_jax.ops import matmul, xla
 
 # float32 sums of at most 144 terms of size 1, taken in another order
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
@@ -34,7 +34,7 @@ def upsample(x):
 def ours(name, padding=None):
     """A layer as both modules have it."""
     options = {} if padding is None else {"padding": padding}
-    return [functools.partial(getattr(module, name), **options) for module in (phase, plain)]
+    return [functools.partial(getattr(module, name), **options) for module in (matmul, xla)]
 
 
 FORMS = {
@@ -136,7 +136,7 @@ def test_not_a_number_stays_visible(form):
         assert jnp.isnan(function(x, kernel, bias))[expected].all()
 
 
-@pytest.mark.parametrize("module", [phase, plain])
+@pytest.mark.parametrize("module", [matmul, xla])
 def test_unknown_padding_is_refused(module):
     with pytest.raises(ValueError, match="'same' or 'valid'"):
         module.upsample_conv(*random_layer(0, 1, 4, 4, 1, 1), padding="full")

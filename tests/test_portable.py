@@ -13,8 +13,8 @@ import pytest
 
 import cae_jax
 from benchmarks.kill_and_resume import leaves_at
-from cae_jax.runs import history, rundir
-from cae_jax.runs.checkpoint import open_checkpoints
+from cae_jax.runs import history
+from cae_jax.runs.checkpoints import open_checkpoints
 from tests.conftest import ROOT
 from tests.test_checkpoint import CONFIG, state_at
 
@@ -36,7 +36,7 @@ def test_a_golden_run_is_used_and_goes_on(data_dir, tmp_path, capsys):
     shutil.copytree(FORMAT1, folder)
     shutil.rmtree(folder / "checkpoints" / "4")
     wanted = history.read(FORMAT1 / "history.csv")
-    result = cae_jax.fit(rundir.read_config(folder), folder, data_dir=data_dir, method="conv")
+    result = cae_jax.fit(folder.read_config(folder), folder, data_dir=data_dir, method="conv")
     assert "resumes after step 2" in capsys.readouterr().out
     assert result.history[0] == wanted[0]
     # Another machine, or version, may draw and round otherwise.
@@ -48,7 +48,7 @@ MANY = """
 import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from cae_jax.runs.checkpoint import open_checkpoints
+from cae_jax.runs.checkpoints import open_checkpoints
 from tests.test_checkpoint import CONFIG, state_at
 
 def spread(state, count):

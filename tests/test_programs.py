@@ -11,9 +11,9 @@ from flax import nnx
 import cae_jax
 from cae_jax.models import autoencoders
 from cae_jax.runs import history
-from cae_jax.training import train
-from cae_jax.training.corruption import build_corruption
+from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer
+from cae_jax.training.step import epoch_batches, init_state, make_run_steps
 from tests.conftest import METHODS, SMALL
 
 EXAMPLES, BATCH, STEPS = 60_000, 128, 469
@@ -25,9 +25,9 @@ def compile_steps(method):
     model = autoencoders.build(config, nnx.Rngs(0), method)
     optimizer = build_optimizer(config, 20 * STEPS)
     return (
-        train.make_run_steps(nnx.graphdef(model), optimizer)
+        make_run_steps(nnx.graphdef(model), optimizer)
         .lower(
-            train.init_state(model, optimizer, STEPS),
+            init_state(model, optimizer, STEPS),
             jax.ShapeDtypeStruct((EXAMPLES, 28, 28, 1), jnp.uint8),
             jax.ShapeDtypeStruct((STEPS, BATCH), jnp.int32),
             jax.random.key(0),
@@ -67,13 +67,13 @@ def test_the_plain_form_does_convolve():
 def test_nothing_crosses_to_or_from_the_host_within_an_epoch(test_images, noise):
     model = autoencoders.build(cae_jax.TrainConfig(), nnx.Rngs(0), "phase")
     optimizer = build_optimizer(cae_jax.TrainConfig(), 10)
-    run_steps = train.make_run_steps(nnx.graphdef(model), optimizer, build_corruption(noise))
+    run_steps = make_run_steps(nnx.graphdef(model), optimizer, build_corruption(noise))
     key, epoch, images, start, stop = jax.device_put(
         (jax.random.key(0), np.int32(1), test_images[:300], 0, 3)
     )
-    state = train.init_state(model, optimizer, steps=3)
+    state = init_state(model, optimizer, steps=3)
     with jax.transfer_guard("disallow"):
-        batches = train.epoch_batches(key, epoch, examples=300, batch_size=BATCH)
+        batches = epoch_batches(key, epoch, examples=300, batch_size=BATCH)
         state = run_steps(state, images, batches, key, start, stop)
     assert (np.asarray(state.losses_S) > 0).all()
     with pytest.raises(Exception, match="transfer"), jax.transfer_guard("disallow"):

@@ -15,7 +15,7 @@ from flax import nnx
 
 import cae_jax
 from benchmarks.kill_and_resume import final, soak
-from cae_jax.runs import training
+from cae_jax.runs import epochs
 from cae_jax.runs.interruption import Interrupted, Interruption
 from tests.conftest import ROOT, SMALL
 
@@ -149,7 +149,7 @@ def test_a_signal_ends_the_script_soon_with_the_command_that_goes_on(
 @pytest.fixture
 def signal_in_chunk(monkeypatch):
     """Sends a signal while a chunk of steps, counted from 1, is checked."""
-    check, count = training._check_finite, 0
+    check, count = epochs._check_finite, 0
 
     def plan(chunk):
         nonlocal count
@@ -162,7 +162,7 @@ def signal_in_chunk(monkeypatch):
                 signal.raise_signal(signal.SIGINT)
             check(*arguments)
 
-        monkeypatch.setattr(training, "_check_finite", check_and_signal)
+        monkeypatch.setattr(epochs, "_check_finite", check_and_signal)
 
     return plan
 
@@ -215,7 +215,7 @@ def test_an_interrupt_during_compilation_does_not_wait(data_dir, tmp_path, monke
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         time.sleep(5)
 
-    monkeypatch.setattr("cae_jax.training.programs.Programs.compile", compile_for_long)
+    monkeypatch.setattr("cae_jax.training.trainer.Programs.compile", compile_for_long)
     began = time.monotonic()
     result = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
     assert time.monotonic() - began < 4

@@ -23,7 +23,7 @@ from selenium.webdriver.support.ui import Select
 import cae_jax
 from cae_jax.evaluation import comparison
 from cae_jax.models import autoencoders
-from cae_jax.report import facts, page
+from cae_jax.report import collect, page
 from tests.conftest import ROOT, SMALL
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -208,7 +208,7 @@ def test_any_architecture(opened, test_images, architecture):
     autoencoder = cae_jax.Autoencoder(config, model)
     codes = autoencoder.encode(test_images[:2]).reshape(2, -1)
     assert codes.std() > 0.1
-    packed = facts.network(autoencoder)
+    packed = collect.network(autoencoder)
     given = (test_images[:2].reshape(2, 784) / 255).tolist()
     code = "arguments[1].map((x) => encode(readNetwork(arguments[0]), Float32Array.from(x)))"
     np.testing.assert_allclose(array(opened, code, packed, given), codes, atol=TOLERANCE)
@@ -315,7 +315,7 @@ def test_the_square_lies_within_the_image(opened):
 
 
 def test_the_inputs_are_those_of_the_validation(runs, test_images, data_dir):
-    collected = facts.collect(runs, data_dir=data_dir)
+    collected = collect.collect(runs, data_dir=data_dir)
     assert collected["runs"][0]["inputs"] is None
     inputs = np.frombuffer(base64.b64decode(collected["runs"][1]["inputs"]), "<f4")
     noisy = comparison.noisy_images(test_images, "gaussian", 0.4, DENSE.seed)[:10]
@@ -369,7 +369,7 @@ def test_names_stay_text(browser, run, tmp_path, data_dir):
     for path in paths:
         path.parent.mkdir(parents=True)
         path.symlink_to(run)
-    page.write(tmp_path / "page.html", facts.collect(paths, data_dir=data_dir))
+    page.write(tmp_path / "page.html", collect.collect(paths, data_dir=data_dir))
     assert (tmp_path / "page.html").read_text().count("</script>") == 1 + len(page.SCRIPTS)
     show(browser, tmp_path / "page.html")
     assert browser.find_elements(By.ID, "broken") == []
@@ -386,7 +386,7 @@ def test_a_run_that_is_not_finished(browser, run, tmp_path, data_dir):
     pages = {"1 of 3, unfinished": header + first, "2 of 3": header + first + ",".join(lost)}
     for state, text in ({"0 of 3, unfinished": header} | pages).items():
         history.write_text(text)
-        page.write(tmp_path / "page.html", facts.collect([tmp_path / "begun"], data_dir=data_dir))
+        page.write(tmp_path / "page.html", collect.collect([tmp_path / "begun"], data_dir=data_dir))
         show(browser, tmp_path / "page.html")
         assert state in browser.find_element(By.CSS_SELECTOR, "#results table").text
         marks = browser.find_elements(By.CSS_SELECTOR, "#charts circle")
@@ -406,22 +406,22 @@ def test_the_command_refuses_in_one_line(refuse, tmp_path):
 
 def test_runs_that_cannot_be_shown(run, tmp_path, data_dir, monkeypatch):
     with pytest.raises(cae_jax.UserError, match="no RUNS given"):
-        facts.collect([])
+        collect.collect([])
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "result.json").write_text("[]")
     with pytest.raises(cae_jax.UserError, match=r"result\.json cannot be used .*holds no object"):
-        facts.collect([copy], data_dir=data_dir)
+        collect.collect([copy], data_dir=data_dir)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(cae_jax.UserError, match="no checkpoint yet"):
-        facts.collect([copy], data_dir=data_dir)
+        collect.collect([copy], data_dir=data_dir)
     config = (run / "config.json").read_text().replace("fashion_mnist", "kmnist")
     (copy / "config.json").write_text(config)
     with pytest.raises(cae_jax.UserError, match="dataset fashion_mnist and kmnist; give equal"):
-        facts.collect([run, copy], data_dir=data_dir)
-    monkeypatch.setattr(facts, "MAX_PARAMETERS", 8769)
+        collect.collect([run, copy], data_dir=data_dir)
+    monkeypatch.setattr(collect, "MAX_PARAMETERS", 8769)
     with pytest.raises(cae_jax.UserError, match="8,770 parameters; a page takes 8,769"):
-        facts.collect([run, run], data_dir=data_dir)
+        collect.collect([run, run], data_dir=data_dir)
 
 
 @pytest.mark.parametrize("name", [".", "/dev/null", "nowhere/page.html"])

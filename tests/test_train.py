@@ -11,9 +11,16 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.models import autoencoders
-from cae_jax.training import objective, train
-from cae_jax.training.corruption import build_corruption
+from cae_jax.training import loss
+from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer, build_schedule
+from cae_jax.training.step import (
+    epoch_batches,
+    epoch_loss,
+    init_state,
+    make_evaluate,
+    make_run_steps,
+)
 
 EXAMPLES, BATCH = 300, 128
 NOISE_KEY = jax.random.key(7)
@@ -27,14 +34,12 @@ def setup(test_images):
     )
     model = autoencoders.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, total_steps=30)
-    batches = train.epoch_batches(
-        jax.random.key(0), jnp.int32(1), examples=EXAMPLES, batch_size=BATCH
-    )
+    batches = epoch_batches(jax.random.key(0), jnp.int32(1), examples=EXAMPLES, batch_size=BATCH)
     return model, optimizer, jnp.asarray(test_images[:EXAMPLES]), batches
 
 
 def fresh_state(model, optimizer):
-    return jax.tree.map(jnp.copy, train.init_state(model, optimizer, steps=3))
+    return jax.tree.map(jnp.copy, init_state(model, optimizer, steps=3))
 
 
 def assert_bitwise_equal(a, b):
@@ -44,7 +49,7 @@ def assert_bitwise_equal(a, b):
 
 def test_an_epoch_takes_every_image_once_and_each_time_in_another_order():
     orders = [
-        np.asarray(train.epoch_batches(jax.random.key(0), epoch, examples=60000, batch_size=128))
+        np.asarray(epoch_batches(jax.random.key(0), epoch, examples=60000, batch_size=128))
         for epoch in (1, 2)
     ]
     for order in orders:
@@ -58,7 +63,7 @@ def test_an_epoch_takes_every_image_once_and_each_time_in_another_order():
 def test_the_compiled_loop_equals_a_python_loop_of_steps(setup, noise):
     model, optimizer, images, batches = setup
     corrupt = build_corruption(noise)
-    run_steps = train.make_run_steps(nnx.graphdef(model), optimizer, corrupt)
+    run_steps = make_run_steps(nnx.graphdef(model), optimizer, corrupt)
     state = run_steps(fresh_state(model, optimizer), images, batches, NOISE_KEY, 0, 3)
 
     # Batch by batch with the plain mean of the loss, and the last batch at its own size.
@@ -86,7 +91,7 @@ def test_the_compiled_loop_equals_a_python_loop_of_steps(setup, noise):
 @pytest.mark.parametrize(("noise", "chunk"), [("none", 1), ("none", 2), ("mix", 2)])
 def test_chunks_do_not_change_a_bit(setup, noise, chunk):
     model, optimizer, images, batches = setup
-    run_steps = train.make_run_steps(nnx.graphdef(model), optimizer, build_corruption(noise))
+    run_steps = make_run_steps(nnx.graphdef(model), optimizer, build_corruption(noise))
     whole = run_steps(fresh_state(model, optimizer), images, batches, NOISE_KEY, 0, 3)
     state = fresh_state(model, optimizer)
     for start in range(0, 3, chunk):
@@ -98,7 +103,7 @@ def test_chunks_do_not_change_a_bit(setup, noise, chunk):
 def test_the_noise_is_fresh_in_every_step_and_the_same_again(setup):
     model, _, images, _ = setup
     still = optax.sgd(0.0)
-    run_steps = train.make_run_steps(nnx.graphdef(model), still, build_corruption("gaussian"))
+    run_steps = make_run_steps(nnx.graphdef(model), still, build_corruption("gaussian"))
     same_images = jnp.tile(jnp.arange(BATCH), (3, 1))
 
     def losses(key):
@@ -113,7 +118,7 @@ def test_the_noise_is_fresh_in_every_step_and_the_same_again(setup):
 
 def test_places_without_an_image_weigh_nothing(setup):
     model, _, images, _ = setup
-    gradient = jax.jit(jax.grad(objective.make_loss(nnx.graphdef(model))))
+    gradient = jax.jit(jax.grad(loss.make_loss(nnx.graphdef(model))))
     params = nnx.state(model, nnx.Param)
     x = autoencoders.scale(images[:8])
     expected = gradient(params, x[:5], x[:5], jnp.ones(5))
@@ -129,7 +134,7 @@ def test_places_without_an_image_weigh_nothing(setup):
 @pytest.mark.parametrize("count", [250, 300])
 def test_evaluation_gives_each_image_its_own_losses(setup, count):
     model, _, images, _ = setup
-    evaluate = train.make_evaluate(nnx.graphdef(model))
+    evaluate = make_evaluate(nnx.graphdef(model))
     inputs = jax.random.uniform(jax.random.key(0), (count, 28, 28, 1))
     bce_N, mse_N = evaluate(nnx.state(model, nnx.Param), inputs, images[:count])
     x = np.asarray(images[:count], np.float64) / 255
@@ -142,10 +147,10 @@ def test_evaluation_gives_each_image_its_own_losses(setup, count):
 
 def test_epoch_loss_weighs_steps_by_their_images():
     losses = np.array([1.0, 2.0, 4.0], np.float32)
-    assert train.epoch_loss(losses, 300, 128) == (128 * 1 + 128 * 2 + 44 * 4) / 300
+    assert epoch_loss(losses, 300, 128) == (128 * 1 + 128 * 2 + 44 * 4) / 300
     losses[1] = np.inf  # a step that was skipped
-    assert train.epoch_loss(losses, 300, 128) == (128 * 1 + 44 * 4) / 172
-    assert np.isnan(train.epoch_loss(np.full(3, np.nan), 300, 128))
+    assert epoch_loss(losses, 300, 128) == (128 * 1 + 44 * 4) / 172
+    assert np.isnan(epoch_loss(np.full(3, np.nan), 300, 128))
 
 
 def update_by_optax(config, gradients):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.frameworks import facts, rows, sweep, tables, whole
-from cae_jax import UserError, files
+from cae_jax import UserError, atomic
 from cae_jax.cli import common
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -149,7 +149,7 @@ def write(flags: Flags, result: dict) -> None:
     """The files that were asked for."""
     try:
         if flags.json:
-            files.write_json(flags.json, result)
+            atomic.write_json(flags.json, result)
         if flags.figure:
             from cae_jax import figures  # matplotlib takes a second
 

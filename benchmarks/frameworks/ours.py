@@ -19,12 +19,12 @@ class Ours:
             import jax.numpy as jnp
             from flax import nnx
 
-            import cae_jax.runs.loop  # noqa: F401 - all that a training imports
+            import cae_jax.runs.fit  # noqa: F401 - all that a training imports
             from cae_jax.data import store
             from cae_jax.models import autoencoders
-            from cae_jax.ops import cache, methods
-            from cae_jax.training import train
-            from cae_jax.training.programs import Programs
+            from cae_jax.ops import backend, cache
+            from cae_jax.training.step import make_keys
+            from cae_jax.training.trainer import Programs
         cache.use_compilation_cache()
         with watch("data"):
             train_images, test_images = (
@@ -37,13 +37,13 @@ class Ours:
         with watch("backend"):
             jax.devices()
         with watch("native"):  # compiles the library of the fused method, if it has to
-            self.method = methods.choose(config, spec.contender).method
+            self.method = backend.choose(config, spec.contender).method
         with watch("transfer"):
             train_images, test_images = jax.block_until_ready(
                 jax.device_put((train_images, test_images))
             )
         with watch("initialise"):
-            init_key = train.make_keys(config.seed).init
+            init_key = make_keys(config.seed).init
             self.model = autoencoders.build(config, nnx.Rngs(params=init_key), self.method)
             self.programs = Programs(config, self.model, train_images, test_images)
             self.state = self.programs.init_state

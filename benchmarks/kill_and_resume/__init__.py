@@ -15,10 +15,11 @@ import numpy as np
 from flax import nnx
 
 from cae_jax.models import autoencoders
-from cae_jax.runs import history, rundir
-from cae_jax.runs.checkpoint import open_checkpoints
-from cae_jax.training import train
+from cae_jax.runs import history
+from cae_jax.runs.checkpoints import open_checkpoints
+from cae_jax.runs.folder import checkpoint_folder, read_config
 from cae_jax.training.optimizer import build_optimizer
+from cae_jax.training.step import init_state
 
 # Mostly the one that no process can catch.
 _SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
@@ -81,17 +82,17 @@ def final(run: Path) -> dict[str, Any]:
 
 
 def leaves_at(run: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of the checkpoint at a step, by its place in the `train.TrainState`.
+    """Every array of the checkpoint at a step, by its place in the `TrainState`.
 
     Args:
         run: folder of a finished run.
         step: of one of its checkpoints.
     """
-    config, rows = rundir.read_config(run), history.read(run / "history.csv")
+    config, rows = read_config(run), history.read(run / "history.csv")
     model = autoencoders.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, rows[-1].step)
-    like = train.init_state(model, optimizer, rows[0].step)
-    with open_checkpoints(rundir.checkpoint_folder(run), config) as checkpoints:
+    like = init_state(model, optimizer, rows[0].step)
+    with open_checkpoints(checkpoint_folder(run), config) as checkpoints:
         state = checkpoints.restore(step, like)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

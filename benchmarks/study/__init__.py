@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cae_jax import figures, files
+from cae_jax import atomic, figures
 from cae_jax.config import TrainConfig
 from cae_jax.data import store
 from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines, comparison
 from cae_jax.noises import NOISES, check_level
-from cae_jax.runs import loop, rundir
+from cae_jax.runs import fit
+from cae_jax.runs.folder import read_config
 from cae_jax.runs.interruption import Interrupted
-from cae_jax.training.programs import device_name
+from cae_jax.training.trainer import device_name
 
 
 class Plan(NamedTuple):
@@ -77,7 +78,7 @@ class Page:
         figures.save_lines(self._figure(name), lines, x_label=x_label, y_label=y_label, **options)
 
     def write(self) -> None:
-        files.write_text(self.path, "\n\n".join(self._parts) + "\n")
+        atomic.write_text(self.path, "\n\n".join(self._parts) + "\n")
 
     def _figure(self, name: str) -> Path:
         path = self.path.with_name(f"{self.path.stem}_{name}.png")
@@ -138,11 +139,11 @@ def run(
 
 def _train(config: TrainConfig, seed: int, folder: Path, data_dir: str | Path | None) -> Path:
     run, config = folder / f"seed{seed}", dataclasses.replace(config, seed=seed)
-    if (run / "config.json").exists() and rundir.read_config(run) != config:
+    if (run / "config.json").exists() and read_config(run) != config:
         raise UserError(f"{run} holds a run of another config; remove it or give another --workdir")
     if not (run / "result.json").exists():
         print(f"Training {run}", flush=True)
-        interrupted = loop.fit(config, run, data_dir=data_dir).interrupted
+        interrupted = fit.fit(config, run, data_dir=data_dir).interrupted
         if interrupted is not None:
             raise Interrupted(interrupted)
     return run

@@ -13,8 +13,8 @@ from urllib.parse import urlparse
 
 import numpy as np
 
-from cae_jax import files
-from cae_jax.data import idx_images
+from cae_jax import atomic
+from cae_jax.data import tfds_builder
 from cae_jax.errors import UserError
 
 # Data sets whose archives travel with the package.
@@ -43,18 +43,18 @@ def load(
     Raises:
         UserError: unknown name, damaged or missing archive, host out of reach, folder not writable.
     """
-    names = [known.name for known in idx_images.IdxImages.BUILDER_CONFIGS]
+    names = [known.name for known in tfds_builder.IdxImages.BUILDER_CONFIGS]
     if config not in names:
         raise UserError(f"data set is {config!r}; it takes {', '.join(names)}")
-    if split not in idx_images.ARCHIVES:
-        raise UserError(f"split is {split!r}; it takes {', '.join(idx_images.ARCHIVES)}")
+    if split not in tfds_builder.ARCHIVES:
+        raise UserError(f"split is {split!r}; it takes {', '.join(tfds_builder.ARCHIVES)}")
     try:
-        builder = idx_images.IdxImages(config=config, data_dir=_expand(data_dir))
+        builder = tfds_builder.IdxImages(config=config, data_dir=_expand(data_dir))
         if not builder.data_path.exists():
             with _locked(builder):
                 if not builder.data_path.exists():  # no other process has been faster
                     _prepare(builder, archives)
-            builder = idx_images.IdxImages(config=config, data_dir=_expand(data_dir))
+            builder = tfds_builder.IdxImages(config=config, data_dir=_expand(data_dir))
     except OSError as error:
         raise UserError(
             f"data set {config} cannot be prepared ({error}); give a writable --data-dir"
@@ -73,7 +73,7 @@ def _expand(path: str | Path | None) -> str | None:
 
 
 @contextlib.contextmanager
-def _locked(builder: idx_images.IdxImages) -> Iterator[None]:
+def _locked(builder: tfds_builder.IdxImages) -> Iterator[None]:
     """Only one process at a time writes a data set, and removes what a killed one left of it."""
     folder = Path(builder.data_path).parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def _locked(builder: idx_images.IdxImages) -> Iterator[None]:
         yield
 
 
-def _prepare(builder: idx_images.IdxImages, archives: str | Path | None) -> None:
+def _prepare(builder: tfds_builder.IdxImages, archives: str | Path | None) -> None:
     """Writes the data set below its data_dir, atomically."""
     import requests  # what TFDS downloads with
     import tensorflow_datasets as tfds
@@ -92,7 +92,7 @@ def _prepare(builder: idx_images.IdxImages, archives: str | Path | None) -> None
     from tensorflow_datasets.core.download.util import DownloadError
 
     config = builder.builder_config
-    assert isinstance(config, idx_images.IdxImagesConfig)
+    assert isinstance(config, tfds_builder.IdxImagesConfig)
     with contextlib.ExitStack() as stack:
         if archives is None and config.name in SHIPPED:
             shipped = resources.files("cae_jax.data") / "archives" / config.name
@@ -120,7 +120,7 @@ def _prepare(builder: idx_images.IdxImages, archives: str | Path | None) -> None
 
 
 def _check_archives(folder: Path) -> None:
-    names = [name for pair in idx_images.ARCHIVES.values() for name in pair]
+    names = [name for pair in tfds_builder.ARCHIVES.values() for name in pair]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(
@@ -129,7 +129,7 @@ def _check_archives(folder: Path) -> None:
         )
 
 
-def _check_host(config: idx_images.IdxImagesConfig) -> None:
+def _check_host(config: tfds_builder.IdxImagesConfig) -> None:
     """One quick request, because TFDS tries for minutes before it gives up."""
     import requests
 
@@ -139,7 +139,7 @@ def _check_host(config: idx_images.IdxImagesConfig) -> None:
         raise _unreachable(config) from error
 
 
-def _unreachable(config: idx_images.IdxImagesConfig) -> UserError:
+def _unreachable(config: tfds_builder.IdxImagesConfig) -> UserError:
     return UserError(
         f"{urlparse(config.url).hostname} cannot be reached to download {config.name}; get the "
         f"four archives from {config.homepage} and give their folder with --archives, or take "
@@ -147,7 +147,7 @@ def _unreachable(config: idx_images.IdxImagesConfig) -> UserError:
     )
 
 
-def _read_cached(builder: idx_images.IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_cached(builder: tfds_builder.IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The split from its cache, which is rebuilt where it is missing, stale or damaged."""
     cache = Path(builder.data_dir) / f"{split}.cache.npz"
     fingerprint = _fingerprint(builder, split)
@@ -163,14 +163,14 @@ def _read_cached(builder: idx_images.IdxImages, split: str) -> tuple[np.ndarray,
     with (
         contextlib.suppress(OSError),
         _locked(builder),
-        files.replacing(cache) as temporary,
+        atomic.replacing(cache) as temporary,
         temporary.open("wb") as file,
     ):
         np.savez(file, fingerprint=fingerprint, images=images, labels=labels)
     return images, labels
 
 
-def _read_records(builder: idx_images.IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_records(builder: tfds_builder.IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
     source: Any = builder.as_data_source(split)  # pyright: ignore[reportCallIssue] - hidden by TFDS's decorator
     images = np.empty((len(source), 28, 28, 1), np.uint8)
     labels = np.empty(len(source), np.int32)
@@ -180,7 +180,7 @@ def _read_records(builder: idx_images.IdxImages, split: str) -> tuple[np.ndarray
     return images, labels
 
 
-def _fingerprint(builder: idx_images.IdxImages, split: str) -> str:
+def _fingerprint(builder: tfds_builder.IdxImages, split: str) -> str:
     """Changes whenever the records that the cache was read from do."""
     paths = [Path(name) for name in builder.info.splits[split].filepaths]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cae_jax import files
+from cae_jax import atomic
 from cae_jax.errors import UserError
 
 # As many of the training images tell the parameters apart.
@@ -196,7 +196,7 @@ def denoise_all(
 def _save(path: Path, tuned: Tuned, pictures: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, pictures=pictures, tuned=json.dumps(tuned._asdict()))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}); give another --baselines") from error

@@ -14,14 +14,16 @@ import numpy as np
 
 from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines
-from cae_jax.evaluation.evaluate import Quality, evaluate, measure
 from cae_jax.evaluation.intervals import Interval, difference_interval, mean_interval
+from cae_jax.evaluation.quality import Quality, evaluate, measure
 from cae_jax.models import autoencoders, inference
 from cae_jax.models.inference import Autoencoder
 from cae_jax.noises import NOISES
-from cae_jax.runs import history, rundir
-from cae_jax.training import metrics, train
-from cae_jax.training.corruption import build_corruption
+from cae_jax.runs import history
+from cae_jax.runs.folder import read_config
+from cae_jax.training import metrics
+from cae_jax.training.noise import build_corruption
+from cae_jax.training.step import make_keys
 
 # Levels of a robustness curve, as shares of the kind's default level.
 _SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -84,7 +86,7 @@ def group_runs(runs: Iterable[Path]) -> dict[str, list[Path]]:
     """
     groups: dict[str, dict[int, Path]] = {}
     for run in runs:
-        config = rundir.read_config(run)
+        config = read_config(run)
         group = groups.setdefault(repr(dataclasses.replace(config, seed=0)), {})
         if config.seed in group:
             raise UserError(
@@ -107,7 +109,7 @@ def noisy_images(
     """
     noisy, corrupt = autoencoders.scale(jnp.asarray(images)), build_corruption(noise, level)
     if corrupt is not None:
-        noisy = jax.jit(corrupt)(train.make_keys(seed).test_noise, noisy)
+        noisy = jax.jit(corrupt)(make_keys(seed).test_noise, noisy)
     return np.asarray(noisy)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import export as jax_export
 
-from cae_jax import files
+from cae_jax import atomic
 from cae_jax.config import to_dict
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
@@ -100,10 +100,10 @@ def to_stablehlo(autoencoder: Autoencoder, function: Function = "reconstruct") -
 
 
 def to_onnx(autoencoder: Autoencoder, function: Function = "reconstruct") -> bytes:
-    """One function as an ONNX model, see `cae_jax.interop.onnx_graph`, with `metadata`."""
-    from cae_jax.interop import onnx_graph  # here, since onnx is an extra
+    """One function as an ONNX model, see `cae_jax.interop.onnx`, with `metadata`."""
+    from cae_jax.interop import onnx  # here, since onnx is an extra
 
-    return onnx_graph.to_onnx(
+    return onnx.to_onnx(
         autoencoder.model.layers(),
         parameters(autoencoder),
         autoencoder.code_shape,
@@ -158,7 +158,7 @@ def write(path: Path, content: bytes) -> None:
     """
     check_path(path)
     try:
-        files.write_bytes(path, content)
+        atomic.write_bytes(path, content)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error}); give another file, or free space"

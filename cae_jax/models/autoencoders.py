@@ -16,7 +16,8 @@ from flax import nnx
 
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
-from cae_jax.ops import fused, phase, plain
+from cae_jax.ops import matmul, xla
+from cae_jax.ops import native as native_kernel
 
 IMAGE_SHAPE = (28, 28, 1)
 
@@ -39,7 +40,7 @@ class ConvAutoencoder(nnx.Module):
 
     Args:
         features: of the three encoder convolutions; the decoder mirrors them.
-        method: how it is computed, see `cae_jax.ops.methods`; the parameters are the same for all.
+        method: how it is computed, see `cae_jax.ops.backend`; the parameters are the same for all.
         rngs: stream ``params`` draws the kernels.
     """
 
@@ -64,13 +65,13 @@ class ConvAutoencoder(nnx.Module):
         """Images ``[N, 28, 28, 1]`` to codes ``[N, 4, 4, features[2]]``, at least 0."""
         _check_shape(x_NxHxWxC)
         if is_fused(self):
-            return self._native(fused.encode, ConvAutoencoder._encode, x_NxHxWxC)
+            return self._native(native_kernel.encode, ConvAutoencoder._encode, x_NxHxWxC)
         return self._encode(x_NxHxWxC)
 
     def decode(self, code_NxHxWxC: jax.Array) -> jax.Array:
         """Codes ``[N, 4, 4, features[2]]`` to logits ``[N, 28, 28, 1]``."""
         if is_fused(self):
-            return self._native(fused.decode, ConvAutoencoder._decode, code_NxHxWxC)
+            return self._native(native_kernel.decode, ConvAutoencoder._decode, code_NxHxWxC)
         return self._decode(code_NxHxWxC)
 
     def __call__(self, x_NxHxWxC: jax.Array) -> jax.Array:
@@ -78,13 +79,13 @@ class ConvAutoencoder(nnx.Module):
         return self.decode(self.encode(x_NxHxWxC))
 
     def _encode(self, x: jax.Array) -> jax.Array:
-        form = plain if self.method == "conv" else phase
+        form = xla if self.method == "conv" else matmul
         x = nnx.relu(form.conv_pool(scale(x), *_weights(self.conv1)))  # 28 -> 14
         x = nnx.relu(form.conv_pool(x, *_weights(self.conv2)))  # 14 -> 7
         return nnx.relu(form.conv_pool(x, *_weights(self.conv3)))  # 7 -> 4
 
     def _decode(self, x: jax.Array) -> jax.Array:
-        form = plain if self.method == "conv" else phase
+        form = xla if self.method == "conv" else matmul
         x = nnx.relu(form.conv(x, *_weights(self.conv4)))  # 4
         x = nnx.relu(form.upsample_conv(x, *_weights(self.conv5)))  # 4 -> 8
         x = nnx.relu(form.upsample_conv(x, *_weights(self.conv6), padding="valid"))  # 8->16->14
@@ -92,7 +93,7 @@ class ConvAutoencoder(nnx.Module):
 
     def _native(self, native: Callable, layers: Callable, x: jax.Array) -> jax.Array:
         graphdef, params = nnx.split(self, nnx.Param)
-        return fused.differentiable(
+        return native_kernel.differentiable(
             native, lambda params, x: layers(nnx.merge(graphdef, params), x), params, x
         )
 
@@ -174,7 +175,7 @@ def build(config: TrainConfig, rngs: nnx.Rngs, method: str = "phase") -> Model:
 
 
 def is_fused(model: Model) -> bool:
-    """Whether the native step of `cae_jax.ops.fused` computes the model."""
+    """Whether the native step of `cae_jax.ops.native` computes the model."""
     return isinstance(model, ConvAutoencoder) and model.method == "fused"
 
 

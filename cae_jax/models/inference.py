@@ -14,9 +14,9 @@ from flax import nnx
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
-from cae_jax.ops import methods
-from cae_jax.runs import rundir
-from cae_jax.runs.checkpoint import open_checkpoints
+from cae_jax.ops import backend
+from cae_jax.runs.checkpoints import open_checkpoints
+from cae_jax.runs.folder import checkpoint_folder, read_config
 
 # The most images that go to the device at once. With twice as many the phase form on a CPU takes
 # twice as long for an image; the native step keeps its cache in order by itself, and a call costs.
@@ -124,14 +124,14 @@ def load(run: str | Path, *, best: bool = False, method: str = "auto") -> Autoen
     Args:
         run: folder that training wrote, such as ``runs/fashion_mnist``.
         best: take the checkpoint of the lowest ``val_loss`` instead of the newest one.
-        method: how the network is computed, see `cae_jax.ops.methods`.
+        method: how the network is computed, see `cae_jax.ops.backend`.
 
     Raises:
         UserError: no such run, or one without a checkpoint.
     """
     run = Path(run)
-    config = rundir.read_config(run)
-    model = autoencoders.build(config, nnx.Rngs(0), methods.choose(config, method).method)
+    config = read_config(run)
+    model = autoencoders.build(config, nnx.Rngs(0), backend.choose(config, method).method)
     for _ in range(_TRIES):
         # The training that goes on may remove a checkpoint while it is read.
         with contextlib.suppress(FileNotFoundError):
@@ -146,7 +146,7 @@ def _read_params(run: Path, config: TrainConfig, best: bool, like: nnx.State) ->
     Raises:
         FileNotFoundError: it was removed meanwhile.
     """
-    with open_checkpoints(rundir.checkpoint_folder(run), config) as checkpoints:
+    with open_checkpoints(checkpoint_folder(run), config) as checkpoints:
         found, damage = checkpoints.find(best=best)
         if found is None:
             raise UserError(f"run {run} has no checkpoint yet; train it for at least one epoch")

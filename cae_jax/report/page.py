@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from cae_jax import files
+from cae_jax import atomic
 from cae_jax.errors import UserError
 
 SCRIPTS = ("network.js", "noise.js", "elements.js", "curves.js", "page.js", "live.js")
@@ -31,7 +31,7 @@ def write(path: Path, facts: dict[str, Any]) -> None:
         UserError: the file cannot be written.
     """
     try:
-        files.write_text(path, render(facts))
+        atomic.write_text(path, render(facts))
     except OSError as error:
         raise UserError(f"--out {path} cannot be written ({error})") from error
 

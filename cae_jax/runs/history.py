@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cae_jax import files
+from cae_jax import atomic
 from cae_jax.errors import UserError
 
 
@@ -81,7 +81,7 @@ def rewrite(path: Path, rows: list[Row]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    with files.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary:
         temporary.unlink(missing_ok=True)  # of a process that was killed
         for row in rows:
             append(temporary, row)

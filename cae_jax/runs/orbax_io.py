@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from cae_jax.training.train import TrainState
+from cae_jax.training.step import TrainState
 
 # What the name of a folder ends in while it is written.
 TEMPORARY = ".tmp"

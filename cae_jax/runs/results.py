@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from cae_jax import figures, files
+from cae_jax import atomic, figures
 from cae_jax.config import to_dict
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
-from cae_jax.training.programs import Programs, device_name
+from cae_jax.training.trainer import Programs, device_name
 
 _PACKAGES = ("cae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -42,7 +42,7 @@ def write(
     columns = {name: [getattr(row, name) for row in rows] for name in history.Row._fields}
     figures.save_curves(workdir / "history.png", {workdir.name: columns})
     best = min(rows, key=lambda row: row.val_loss)
-    files.write_json(
+    atomic.write_json(
         workdir / "result.json",
         {
             "final": rows[-1]._asdict(),

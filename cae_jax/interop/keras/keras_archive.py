@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from flax import nnx
 
-from cae_jax import files
+from cae_jax import atomic
 from cae_jax.errors import UserError
 from cae_jax.interop.keras import keras_config, keras_file
 from cae_jax.interop.keras.keras_layers import Features, Kind, network, stored_names
@@ -40,7 +40,7 @@ def write(path: str | Path, autoencoder: Autoencoder) -> None:
     params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     content = _archive(config.model, config.features, params)
     try:
-        files.write_bytes(path, content)
+        atomic.write_bytes(path, content)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}); give another file") from error
 

@@ -11,11 +11,11 @@ from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.interop.keras.keras_weights import Weights
 from cae_jax.models import autoencoders
-from cae_jax.runs import rundir
-from cae_jax.runs.checkpoint import open_checkpoints
-from cae_jax.runs.loop import load_images
-from cae_jax.training import train
-from cae_jax.training.programs import Programs
+from cae_jax.runs.checkpoints import open_checkpoints
+from cae_jax.runs.fit import load_images
+from cae_jax.runs.folder import checkpoint_folder, open_folder, write_config
+from cae_jax.training.step import make_evaluate
+from cae_jax.training.trainer import Programs
 
 
 def write_run(
@@ -61,11 +61,11 @@ def write_run(
     nnx.update(model, params)
     programs = Programs(config, model, *load_images(config, data_dir, archives))
     val_loss = _val_loss(programs, model)
-    with rundir.open_folder(workdir, overwrite=overwrite):
-        with open_checkpoints(rundir.checkpoint_folder(workdir), config) as checkpoints:
+    with open_folder(workdir, overwrite=overwrite):
+        with open_checkpoints(checkpoint_folder(workdir), config) as checkpoints:
             checkpoints.save(programs.init_state, val_loss)
         # Last: a config alone would be taken for a run that starts from random parameters.
-        rundir.write_config(workdir, config)
+        write_config(workdir, config)
     return val_loss
 
 
@@ -78,5 +78,5 @@ def matching(config: TrainConfig, weights: Weights) -> TrainConfig:
 def _val_loss(programs: Programs, model: autoencoders.Model) -> float:
     graphdef, params = nnx.split(model, nnx.Param)
     images = (programs.test_inputs, programs.test_images)
-    bce_N, _ = train.make_evaluate(graphdef)(jax.device_put(params), *images)
+    bce_N, _ = make_evaluate(graphdef)(jax.device_put(params), *images)
     return float(np.asarray(bce_N, np.float64).mean())

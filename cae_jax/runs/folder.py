@@ -21,7 +21,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from cae_jax import files
+from cae_jax import atomic
 from cae_jax.config import TrainConfig, from_dict, to_dict
 from cae_jax.errors import UserError
 from cae_jax.runs import manifest
@@ -105,7 +105,7 @@ def open_folder(run: Path, *, overwrite: bool) -> Iterator[None]:
 
 def write_config(run: Path, config: TrainConfig) -> None:
     """Makes a folder a run."""
-    files.write_json(run / "config.json", {"format": manifest.FORMAT, **to_dict(config)})
+    atomic.write_json(run / "config.json", {"format": manifest.FORMAT, **to_dict(config)})
 
 
 @contextlib.contextmanager

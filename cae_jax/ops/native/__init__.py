@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from cae_jax.ops.fused.build import UnavailableError, target
+from cae_jax.ops.native.build import UnavailableError, target
 
 __all__ = ["UnavailableError", "decode", "differentiable", "encode", "losses", "value_and_grad"]
 

@@ -8,19 +8,21 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cae_jax import files
+from cae_jax import atomic
 from cae_jax.config import TrainConfig
 from cae_jax.data import store
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from cae_jax.models.summary import layer_table
-from cae_jax.ops import methods
-from cae_jax.runs import history, results, rundir
-from cae_jax.runs.checkpoint import open_checkpoints
+from cae_jax.ops import backend
+from cae_jax.runs import history, results
+from cae_jax.runs.checkpoints import open_checkpoints
+from cae_jax.runs.epochs import Training, resume, run_epochs
+from cae_jax.runs.folder import checkpoint_folder, open_run
 from cae_jax.runs.interruption import Interrupted, Interruption
-from cae_jax.runs.training import Training, resume, run_epochs, train
-from cae_jax.training.programs import Programs
+from cae_jax.training.step import make_keys
+from cae_jax.training.trainer import Programs
 
 
 class FitResult(NamedTuple):
@@ -55,13 +57,13 @@ def fit(
 
     Args:
         config: what to train.
-        workdir: folder of the run; `cae_jax.runs.rundir` lists its files.
+        workdir: folder of the run; `cae_jax.runs.folder` lists its files.
         overwrite: start anew where a run exists.
         data_dir: see `cae_jax.data.store.load`.
         archives: see `cae_jax.data.store.load`.
         chunk_steps: steps between two looks for signals and two updates of the progress bar;
             without effect on the result.
-        method: how the network is computed, see `cae_jax.ops.methods`. The methods agree up to
+        method: how the network is computed, see `cae_jax.ops.backend`. The methods agree up to
             rounding; a run may be resumed by another one.
         on_epoch: called after each epoch with the history so far, for a live picture of it, say;
             its checkpoint is under way by then. What it raises ends the training.
@@ -75,15 +77,15 @@ def fit(
         raise UserError(f"chunk_steps is {chunk_steps}; it takes a whole number of at least 1")
     workdir = Path(workdir)
     with Interruption() as interruption:
-        choice = methods.choose(config, method)
+        choice = backend.choose(config, method)
         images = load_images(config, data_dir, archives)
         interruption.check()
-        with rundir.open_run(workdir, config, overwrite=overwrite):
-            init_key = train.make_keys(config.seed).init
+        with open_run(workdir, config, overwrite=overwrite):
+            init_key = make_keys(config.seed).init
             model = autoencoders.build(config, nnx.Rngs(params=init_key), choice.method)
-            files.write_text(workdir / "summary.txt", layer_table(model) + "\n")
+            atomic.write_text(workdir / "summary.txt", layer_table(model) + "\n")
             programs = Programs(config, model, *images)
-            with open_checkpoints(rundir.checkpoint_folder(workdir), config) as checkpoints:
+            with open_checkpoints(checkpoint_folder(workdir), config) as checkpoints:
                 training = resume(workdir, programs, checkpoints)
                 return _finish(training, model, choice, interruption, chunk_steps, on_epoch)
 
@@ -91,7 +93,7 @@ def fit(
 def _finish(
     training: Training,
     model: autoencoders.Model,
-    choice: methods.Choice,
+    choice: backend.Choice,
     interruption: Interruption,
     chunk_steps: int,
     on_epoch: Callable[[list[history.Row]], None] | None,

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from cae_jax.models import autoencoders
-from cae_jax.ops import fused
+from cae_jax.ops import native
 from cae_jax.training import metrics
 
 Losses = tuple[jax.Array, jax.Array]
@@ -28,7 +28,7 @@ def make_losses(graphdef: nnx.GraphDef) -> Callable[..., Losses]:
 
     def losses(params: nnx.State, inputs: jax.Array, targets: jax.Array) -> Losses:
         if autoencoders.is_fused(nnx.merge(graphdef, params)):
-            return fused.differentiable(fused.losses, reference, params, inputs, targets)
+            return native.differentiable(native.losses, reference, params, inputs, targets)
         return reference(params, inputs, targets)
 
     return losses
@@ -45,11 +45,11 @@ def make_loss(graphdef: nnx.GraphDef) -> Callable[..., jax.Array]:
     # The native step gives the gradient by the parameters together with the loss. The compiler
     # drops the other derivatives where, as in training, nobody asks for them.
     @jax.custom_vjp
-    def native(params, *arrays):
-        return fused.value_and_grad(params, *arrays)[0]
+    def native_loss(params, *arrays):
+        return native.value_and_grad(params, *arrays)[0]
 
     def forward(params, *arrays):
-        value, grads = fused.value_and_grad(params, *arrays)
+        value, grads = native.value_and_grad(params, *arrays)
         return value, (grads, params, arrays)
 
     def backward(residuals, dy):
@@ -57,12 +57,12 @@ def make_loss(graphdef: nnx.GraphDef) -> Callable[..., jax.Array]:
         _, vjp = jax.vjp(lambda *arrays: reference(params, *arrays), *arrays)
         return jax.tree.map(lambda grad: grad * dy, grads), *vjp(dy)
 
-    native.defvjp(forward, backward)
+    native_loss.defvjp(forward, backward)
 
     def loss(
         params: nnx.State, inputs: jax.Array, targets: jax.Array, weights_N: jax.Array
     ) -> jax.Array:
         fused_model = autoencoders.is_fused(nnx.merge(graphdef, params))
-        return (native if fused_model else reference)(params, inputs, targets, weights_N)
+        return (native_loss if fused_model else reference)(params, inputs, targets, weights_N)
 
     return loss

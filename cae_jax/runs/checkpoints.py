@@ -21,7 +21,7 @@ from flax import nnx
 from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 from cae_jax.runs import manifest, orbax_io
-from cae_jax.training.train import TrainState
+from cae_jax.training.step import TrainState
 
 KEEP_NEWEST = 3
 _Like = TypeVar("_Like", TrainState, nnx.State)

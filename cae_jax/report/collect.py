@@ -13,13 +13,14 @@ from flax import nnx
 
 from cae_jax.config import TrainConfig, to_dict
 from cae_jax.data import store
-from cae_jax.data.idx_images import IdxImages
+from cae_jax.data.tfds_builder import IdxImages
 from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison
 from cae_jax.models import inference
 from cae_jax.models.inference import Autoencoder
 from cae_jax.noises import NOISES, check_level
-from cae_jax.runs import history, rundir
+from cae_jax.runs import history
+from cae_jax.runs.folder import read_config
 
 IMAGES = 10
 # Of all runs of a report together, which take 27 MB of the page.
@@ -41,7 +42,7 @@ def collect(
     """
     if not runs:
         raise UserError("no RUNS given; give folders that train.py wrote")
-    configs = [rundir.read_config(run) for run in runs]
+    configs = [read_config(run) for run in runs]
     names = sorted({config.dataset for config in configs})
     if len(names) > 1:
         raise UserError(

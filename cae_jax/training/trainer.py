@@ -11,9 +11,18 @@ from tqdm.auto import tqdm
 
 from cae_jax.config import TrainConfig
 from cae_jax.models import autoencoders
-from cae_jax.training import metrics, train
-from cae_jax.training.corruption import build_corruption
+from cae_jax.training import metrics
+from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer
+from cae_jax.training.step import (
+    TrainState,
+    epoch_batches,
+    epoch_loss,
+    init_state,
+    make_evaluate,
+    make_keys,
+    make_run_steps,
+)
 
 
 class Programs:
@@ -30,14 +39,14 @@ class Programs:
         self.examples = len(train_images)
         self.steps = -(-self.examples // config.batch_size)
         self.train_images, self.test_images = jax.device_put((train_images, test_images))
-        self.keys = train.make_keys(config.seed)
+        self.keys = make_keys(config.seed)
         optimizer = build_optimizer(config, self.steps * config.epochs)
         graphdef, _ = nnx.split(model, nnx.Param)
-        self.init_state = train.init_state(model, optimizer, self.steps)
+        self.init_state = init_state(model, optimizer, self.steps)
         corrupt = build_corruption(config.noise, config.noise_level)
         self._jitted = (
-            train.make_run_steps(graphdef, optimizer, corrupt),
-            train.make_evaluate(graphdef),
+            make_run_steps(graphdef, optimizer, corrupt),
+            make_evaluate(graphdef),
         )
         # What the model is given to reconstruct the test images from, and how good it is already.
         self.test_inputs, self.psnr_input = self.test_images, None
@@ -53,7 +62,7 @@ class Programs:
         step = np.int32(0)
         run_steps, evaluate = self._jitted
         return (
-            train.epoch_batches.lower(self.keys.order, step, **sizes),
+            epoch_batches.lower(self.keys.order, step, **sizes),
             run_steps.lower(
                 *(self.init_state, self.train_images, batches, self.keys.noise, step, step)
             ),
@@ -75,13 +84,13 @@ class Programs:
 
     def train_epoch(
         self,
-        state: train.TrainState,
+        state: TrainState,
         epoch: int,
         chunk_steps: int,
         *,
         steps: int | None = None,
-        after_chunk: Callable[[train.TrainState], None] = jax.block_until_ready,
-    ) -> train.TrainState:
+        after_chunk: Callable[[TrainState], None] = jax.block_until_ready,
+    ) -> TrainState:
         """Trains what is left of an epoch, in chunks.
 
         Args:
@@ -108,10 +117,10 @@ class Programs:
                 bar.update(stop - start)
         return state
 
-    def epoch_loss(self, state: train.TrainState) -> float:
+    def epoch_loss(self, state: TrainState) -> float:
         """Mean loss over the training images after an epoch, each as its step saw it."""
         losses_S = np.asarray(state.losses_S)
-        return train.epoch_loss(losses_S, self.examples, self.config.batch_size)
+        return epoch_loss(losses_S, self.examples, self.config.batch_size)
 
     def evaluate(self, params: nnx.State) -> tuple[float, float]:
         """Means over the test images: binary cross-entropy and peak signal-to-noise ratio in dB."""

@@ -11,10 +11,10 @@ import numpy as np
 
 from cae_jax.errors import UserError
 from cae_jax.runs import history, tensorboard
-from cae_jax.runs.checkpoint import Checkpoints
+from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.interruption import Interruption
-from cae_jax.training import train
-from cae_jax.training.programs import Programs
+from cae_jax.training.step import TrainState
+from cae_jax.training.trainer import Programs
 
 _SCALARS = ("loss", "val_loss", "val_psnr", "images_per_second")
 
@@ -32,7 +32,7 @@ class Training:
     workdir: Path
     programs: Programs
     checkpoints: Checkpoints
-    state: train.TrainState
+    state: TrainState
     rows: list[history.Row]
     saved_step: int | None
 
@@ -126,15 +126,15 @@ def run_epochs(
 
 def _run_epoch(
     training: Training,
-    state: train.TrainState,
+    state: TrainState,
     epoch: int,
     chunk_steps: int,
     interruption: Interruption,
-) -> tuple[train.TrainState, history.Row]:
+) -> tuple[TrainState, history.Row]:
     """Trains what is left of an epoch and evaluates; `state` is `training.state` on the device."""
     programs = training.programs
 
-    def after_chunk(state: train.TrainState) -> None:
+    def after_chunk(state: TrainState) -> None:
         interruption.call(jax.block_until_ready, state)
         training.state = jax.tree.map(np.array, state)
         _check_finite(training, epoch)

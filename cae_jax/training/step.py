@@ -1,6 +1,6 @@
 """The training step, the epoch as one compiled loop over it, and the evaluation.
 
-Everything here is pure and compiled; `cae_jax.runs.loop` calls it and deals with files and time.
+Everything here is pure and compiled; `cae_jax.runs.fit` calls it and deals with files and time.
 
 The images live on the device as uint8. An epoch is a permutation of their indices, cut into
 batches, and a loop on the device that gathers, scales and steps. The loop's bounds are arguments:
@@ -20,8 +20,8 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from cae_jax.models import autoencoders
-from cae_jax.training import objective
-from cae_jax.training.corruption import Corruption
+from cae_jax.training import loss
+from cae_jax.training.noise import Corruption
 
 # Test images in a step of the evaluation: few enough for their activations to stay in the cache.
 EVAL_BATCH = 250
@@ -110,7 +110,7 @@ def make_run_steps(
         ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
         steps ``start <= i < stop`` of an epoch and gives the new state. The state is donated.
     """
-    value_and_grad = jax.value_and_grad(objective.make_loss(graphdef))
+    value_and_grad = jax.value_and_grad(loss.make_loss(graphdef))
 
     def train_step(
         i: jax.Array,
@@ -150,14 +150,14 @@ def make_evaluate(graphdef: nnx.GraphDef) -> jax.stages.Wrapped:
     """``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, compiled.
 
     Returns:
-        a function that gives ``(bce_N, mse_N)``, see `cae_jax.training.objective.make_losses`.
+        a function that gives ``(bce_N, mse_N)``, see `cae_jax.training.loss.make_losses`.
     """
-    losses = objective.make_losses(graphdef)
+    losses = loss.make_losses(graphdef)
 
     @jax.jit
     def evaluate(
         params: nnx.State, inputs_NxHxWxC: jax.Array, targets_NxHxWxC: jax.Array
-    ) -> objective.Losses:
+    ) -> loss.Losses:
         images = (inputs_NxHxWxC, targets_NxHxWxC)
         whole = len(inputs_NxHxWxC) // EVAL_BATCH * EVAL_BATCH
         batches = [x[:whole].reshape(-1, EVAL_BATCH, *x.shape[1:]) for x in images]

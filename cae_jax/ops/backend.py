@@ -6,8 +6,8 @@ import jax
 
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
-from cae_jax.ops.fused import UnavailableError
-from cae_jax.ops.fused.build import target
+from cae_jax.ops.native import UnavailableError
+from cae_jax.ops.native.build import target
 
 Method = Literal["conv", "phase", "fused"]
 
