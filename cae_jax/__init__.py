@@ -8,6 +8,8 @@ F output features.
 """
 
 import importlib
+import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +28,26 @@ _MODULES = {
     "fit": "runs.fit",
     "load": "models.inference",
 }
+
+
+class _Console(logging.Handler):
+    """Shows the library's messages as plain lines: information on stdout, warnings on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # The streams of this moment: a notebook or a test may have replaced them.
+        print(
+            self.format(record),
+            file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout,
+            flush=True,
+        )
+
+
+# A training of seconds to minutes without a word looks like one that hangs. One line silences it:
+# logging.getLogger("cae_jax").setLevel(logging.WARNING)
+_logger = logging.getLogger("cae_jax")
+_logger.addHandler(_Console())
+_logger.setLevel(logging.INFO)
+_logger.propagate = False  # whoever has configured the root logger would see each line twice
 
 
 def __getattr__(name: str) -> Any:

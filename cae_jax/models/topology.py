@@ -1,0 +1,200 @@
+"""The one table of layers: sizes, padding, channels, parameters and FLOPs of every network.
+
+The layer table, the Keras model, the ONNX graph, the FLOP counts, the native kernel's sizes and the
+network of the HTML report are derived from it; `cae_jax.models.autoencoders` holds the parameters.
+
+The convolutional network closes for any height and width. Pooling halves a size and rounds up. On
+the way back each stage upsamples by two and convolves with 'same' padding, except where the
+upsampled size exceeds the mirrored encoder size by two or more, where it convolves with 'valid'
+padding; what is still too large after the last layer is cropped. For 28 pixels this is the
+tutorial's network: 28, 14, 7, 4 and back 4, 8, 16 -> 14, 28.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from cae_jax.config import TrainConfig
+
+Kind = Literal["input", "conv", "pool", "upsample", "crop", "dense"]
+Padding = Literal["same", "valid"]
+
+IMAGE_SHAPE = (28, 28, 1)
+KERNEL = 3  # rows and columns of every convolution's kernel
+# Hidden layers up to and with the code of the fully connected networks; the decoder mirrors them.
+WIDTHS = {"simple": (32,), "deep": (128, 64, 32)}
+
+
+class Layer(NamedTuple):
+    """One layer.
+
+    Attributes:
+        name: of the layer, and of its parameters in the model.
+        kind: what it does.
+        shape: of its output, without the batch.
+        kernel: shape of its kernel, ``[3, 3, in, out]`` or ``[in, out]``; None without parameters.
+        padding: of a convolution, for rows and for columns.
+        activation: applied to its output.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    kernel: tuple[int, ...] | None = None
+    padding: tuple[Padding, Padding] = ("same", "same")
+    activation: Literal["relu", "sigmoid"] | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return 0 if self.kernel is None else math.prod(self.kernel) + self.kernel[-1]
+
+    @property
+    def flops(self) -> int:
+        """Operations of the forward pass for one image; a multiply-add counts 2, biases 0."""
+        places = math.prod(self.shape[:-1])  # 1 for a dense layer
+        return 0 if self.kernel is None else 2 * places * math.prod(self.kernel)
+
+
+class Topology(NamedTuple):
+    """A network as its layers, in order.
+
+    Attributes:
+        model: ``TrainConfig.model``.
+        image_shape: ``(height, width, channels)``.
+        features: of the encoder's convolutions; empty for a fully connected network.
+        layers: the first one is the input; the last one's sigmoid is the reconstruction.
+        code: index of the layer whose output is the code.
+    """
+
+    model: str
+    image_shape: tuple[int, int, int]
+    features: tuple[int, ...]
+    layers: tuple[Layer, ...]
+    code: int
+
+    @property
+    def encoder(self) -> tuple[Layer, ...]:
+        """The layers from the image to the code, without the input."""
+        return self.layers[1 : self.code + 1]
+
+    @property
+    def decoder(self) -> tuple[Layer, ...]:
+        """The layers from the code to the logits."""
+        return self.layers[self.code + 1 :]
+
+    @property
+    def weighted(self) -> tuple[Layer, ...]:
+        """The layers that have parameters."""
+        return tuple(layer for layer in self.layers if layer.kernel is not None)
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Shape of one image's code."""
+        return self.layers[self.code].shape
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases of all layers."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def training_flops(self) -> int:
+        """Operations of one image's forward and backward pass.
+
+        The backward pass costs twice the forward one, except for the derivative by the images,
+        which training does not need.
+        """
+        return 3 * sum(layer.flops for layer in self.layers) - self.weighted[0].flops
+
+
+def of_config(config: TrainConfig) -> Topology:
+    """The network that a config describes."""
+    if config.model == "conv":
+        return convolutional(IMAGE_SHAPE, config.features)
+    return dense(IMAGE_SHAPE, config.model)
+
+
+def convolutional(image_shape: tuple[int, int, int], features: Sequence[int]) -> Topology:
+    """The convolutional autoencoder.
+
+    Args:
+        image_shape: ``(height, width, channels)``, each at least 1.
+        features: of the encoder's convolutions, one pooling stage each; the decoder mirrors them.
+    """
+    *size, channels = image_shape
+    layers, sizes = [Layer("input", "input", image_shape)], [tuple(size)]
+    for i, width in enumerate(features, start=1):
+        layers.append(_conv(f"conv{i}", layers[-1], sizes[-1], width))
+        sizes.append(tuple(-(-n // 2) for n in sizes[-1]))
+        layers.append(Layer(f"pool{i}", "pool", (*sizes[-1], width)))
+    code = len(layers) - 1
+    depth = len(features)
+    layers.append(_conv(f"conv{depth + 1}", layers[-1], sizes[-1], features[-1]))
+    outputs = (*features[-2::-1], channels)
+    for i, (width, mirrored) in enumerate(zip(outputs, sizes[-2::-1], strict=True), start=1):
+        *rows_columns, n_in = layers[-1].shape
+        upsampled = tuple(2 * n for n in rows_columns)
+        layers.append(Layer(f"upsample{i}", "upsample", (*upsampled, n_in)))
+        padding = tuple(
+            "valid" if up - aim >= 2 else "same"
+            for up, aim in zip(upsampled, mirrored, strict=True)
+        )
+        shape = tuple(n - 2 * (p == "valid") for n, p in zip(upsampled, padding, strict=True))
+        layers.append(_conv(f"conv{depth + 1 + i}", layers[-1], shape, width, padding))
+    layers[-1] = layers[-1]._replace(activation="sigmoid")
+    if layers[-1].shape != image_shape:
+        layers[-1] = layers[-1]._replace(activation=None)
+        layers.append(Layer("crop", "crop", image_shape, activation="sigmoid"))
+    return Topology("conv", image_shape, tuple(features), tuple(layers), code)
+
+
+def dense(image_shape: tuple[int, int, int], model: str) -> Topology:
+    """A fully connected autoencoder, ``"simple"`` or ``"deep"``; its input is the flat image."""
+    widths, pixels = WIDTHS[model], math.prod(image_shape)
+    sizes = (pixels, *widths, *widths[-2::-1], pixels)
+    layers = [Layer("input", "input", (pixels,))]
+    for i, kernel in enumerate(itertools.pairwise(sizes), start=1):
+        layers.append(Layer(f"dense{i}", "dense", kernel[-1:], kernel, activation="relu"))
+    layers[-1] = layers[-1]._replace(activation="sigmoid")
+    return Topology(model, image_shape, (), tuple(layers), len(widths))
+
+
+def _conv(name, before, size, width, padding=("same", "same")) -> Layer:
+    kernel = (KERNEL, KERNEL, before.shape[-1], width)
+    return Layer(name, "conv", (*size, width), kernel, padding, "relu")
+
+
+_COLUMNS = (32, 26, 10)
+# Keras's names of the layers, by which readers of the tutorial know them.
+KERAS_TYPES = {
+    "input": "InputLayer",
+    "conv": "Conv2D",
+    "pool": "MaxPooling2D",
+    "upsample": "UpSampling2D",
+    "crop": "Cropping2D",
+    "dense": "Dense",
+}
+
+
+def layer_table(topology: Topology) -> str:
+    """The layers, output shapes and parameters as text, laid out like Keras's ``summary()``."""
+    rule = "_" * sum(_COLUMNS)
+    lines = [rule, _line("Layer (type)", "Output Shape", "Param #"), "=" * sum(_COLUMNS)]
+    for layer in topology.layers:
+        shape = f"(None, {', '.join(map(str, layer.shape))})"
+        title = f"{layer.name} ({KERAS_TYPES[layer.kind]})"
+        lines += [_line(title, shape, str(layer.parameters)), rule]
+    lines[-1] = "=" * sum(_COLUMNS)
+    lines += [
+        f"Total params: {topology.parameters:,}",
+        f"Trainable params: {topology.parameters:,}",
+        "Non-trainable params: 0",
+        rule,
+    ]
+    return "\n".join(lines)
+
+
+def _line(*cells: str) -> str:
+    return "".join(f"{cell:<{width}}" for cell, width in zip(cells, _COLUMNS, strict=True)).rstrip()
