@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cae_jax.config import TrainConfig
     from cae_jax.errors import UserError
-    from cae_jax.models.inference import Autoencoder, load
+    from cae_jax.models.inference import Autoencoder
+    from cae_jax.runs.load import load
     from cae_jax.runs.fit import FitResult, fit
 
 __all__ = ["Autoencoder", "FitResult", "TrainConfig", "UserError", "fit", "load"]
@@ -26,7 +27,7 @@ _MODULES = {
     "TrainConfig": "config",
     "UserError": "errors",
     "fit": "runs.fit",
-    "load": "models.inference",
+    "load": "runs.load",
 }
 
 

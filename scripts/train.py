@@ -45,7 +45,7 @@ class Flags:
     chunk_steps: int = 67
     """Steps between two updates of the progress bar; the result does not depend on it."""
 
-    method: Literal["auto", "conv", "phase", "fused"] = "auto"
+    backend: Literal["auto", "xla", "matmul", "native"] = "auto"
     """How the network is computed: plain convolutions, matmuls, or one native call (CPU only)."""
 
 
@@ -62,7 +62,7 @@ def main() -> None:
             data_dir=flags.data_dir,
             archives=flags.archives,
             chunk_steps=flags.chunk_steps,
-            method=flags.method,
+            backend=flags.backend,
         )
         if result.interrupted is not None:
             sys.argv = [argument for argument in sys.argv if argument != "--overwrite"]

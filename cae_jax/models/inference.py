@@ -1,10 +1,7 @@
-"""A trained autoencoder on NumPy images."""
+"""A trained autoencoder as functions of NumPy images."""
 
-import contextlib
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,49 +10,56 @@ from flax import nnx
 
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
-from cae_jax.models import autoencoders
-from cae_jax.ops import backend
-from cae_jax.runs.checkpoints import open_checkpoints
-from cae_jax.runs.folder import checkpoint_folder, read_config
-
-# The most images that go to the device at once. With twice as many the phase form on a CPU takes
-# twice as long for an image; the native step keeps its cache in order by itself, and a call costs.
-MAX_BATCH, _MAX_BATCH_FUSED = 256, 4096
-# To read a checkpoint before the trainer that is still at work removes it.
-_TRIES = 5
+from cae_jax.models import autoencoders, topology
+from cae_jax.ops.backend import MATMUL, Backend
 
 
 class Autoencoder:
     """A trained autoencoder: `encode`, `decode` and `reconstruct`.
 
-    Images may be uint8, or floats in [0, 1], of shape ``[N, 28, 28]`` or ``[N, 28, 28, 1]`` with
-    any N including 0. Results are float32 NumPy arrays. At most 256 images, 4096 by the fused
-    method, go to the device at once; each batch size is compiled once.
+    Images are uint8, or floats in [0, 1], of shape ``[N, height, width]`` or ``[N, height, width,
+    channels]`` with any N including 0. Results are float32 NumPy arrays. At most
+    ``backend.max_batch`` images go to the device in one call; each batch size is compiled once.
 
     Attributes:
-        config: what it was trained with.
+        config: the config that it was trained with.
         model: the Flax NNX module with the trained parameters.
-        code_shape: shape of one image's code.
-        parameters: number of parameters.
+        topology: the table of its layers.
+        params: its parameters, an `nnx.State`.
     """
 
-    def __init__(self, config: TrainConfig, model: autoencoders.Model):
+    def __init__(
+        self, config: TrainConfig, model: autoencoders.Model, backend: Backend = MATMUL
+    ) -> None:
         self.config = config
         self.model = model
-        self.code_shape = autoencoders.code_shape(model)
-        graphdef, self._params = nnx.split(model, nnx.Param)
-        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._params))
-        self._encode = jax.jit(lambda params, x: nnx.merge(graphdef, params).encode(x))
-        self._decode = jax.jit(lambda params, x: nnx.sigmoid(nnx.merge(graphdef, params).decode(x)))
-        self._logits = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x))
-        self._reconstruct = jax.jit(lambda params, x: nnx.sigmoid(nnx.merge(graphdef, params)(x)))
+        self.topology = topology.of_config(config)
+        graphdef, self.params = nnx.split(model, nnx.Param)
+        self._max_batch = backend.max_batch
+        encode, decode = autoencoders.make_passes(graphdef, backend)
+        self._encode = jax.jit(encode)
+        self._decode = jax.jit(lambda params, x: nnx.sigmoid(decode(params, x)))
+        self._logits = jax.jit(lambda params, x: decode(params, encode(params, x)))
+        self._reconstruct = jax.jit(
+            lambda params, x: nnx.sigmoid(decode(params, encode(params, x)))
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return self.topology.parameters
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Shape of one image's code."""
+        return self.topology.code_shape
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Codes ``[N, *code_shape]`` of images, each value at least 0."""
         return self._batched(self._encode, prepare_images(images), self.code_shape)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Images ``[N, 28, 28, 1]`` in [0, 1] of codes ``[N, *code_shape]``.
+        """Images ``[N, *image_shape]`` in [0, 1] of codes ``[N, *code_shape]``.
 
         Raises:
             UserError: codes of another shape, or not finite numbers.
@@ -68,23 +72,23 @@ class Autoencoder:
             )
         if not np.issubdtype(codes.dtype, np.floating) or not np.isfinite(codes).all():
             raise UserError(f"codes ({codes.dtype}) must be finite floats, as encode gives")
-        return self._batched(self._decode, codes.astype(np.float32), autoencoders.IMAGE_SHAPE)
+        return self._batched(self._decode, codes.astype(np.float32), self.topology.image_shape)
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
-        """Images ``[N, 28, 28, 1]`` in [0, 1]: those given, through the code and back."""
-        return self._batched(self._reconstruct, prepare_images(images), autoencoders.IMAGE_SHAPE)
+        """Images ``[N, *image_shape]`` in [0, 1]: those given, encoded and decoded."""
+        return self._batched(self._reconstruct, prepare_images(images), self.topology.image_shape)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """What `reconstruct` gives before the sigmoid: ``[N, 28, 28, 1]``, unbounded."""
-        return self._batched(self._logits, prepare_images(images), autoencoders.IMAGE_SHAPE)
+        """The output of `reconstruct` before the sigmoid: ``[N, *image_shape]``, unbounded."""
+        return self._batched(self._logits, prepare_images(images), self.topology.image_shape)
 
     def _batched(
         self, function: Callable, inputs: np.ndarray, shape: tuple[int, ...]
     ) -> np.ndarray:
         outputs = [np.zeros((0, *shape), np.float32)]
-        most = _MAX_BATCH_FUSED if autoencoders.is_fused(self.model) else MAX_BATCH
-        for start in range(0, len(inputs), most):
-            outputs.append(function(self._params, jnp.asarray(inputs[start : start + most])))
+        for start in range(0, len(inputs), self._max_batch):
+            batch = jnp.asarray(inputs[start : start + self._max_batch])
+            outputs.append(function(self.params, batch))
         return np.concatenate([np.asarray(output) for output in outputs])
 
 
@@ -100,7 +104,7 @@ def prepare_images(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.shape[1:] != autoencoders.IMAGE_SHAPE:
+    if images.ndim != 4 or images.shape[1:] != topology.IMAGE_SHAPE:
         raise UserError(
             f"images have shape {list(images.shape)}; "
             "they take [N, 28, 28] or [N, 28, 28, 1], gray and 28 x 28 pixels"
@@ -116,45 +120,3 @@ def prepare_images(images: np.ndarray) -> np.ndarray:
             "divide by their white, or give uint8"
         )
     return images.astype(np.float32)
-
-
-def load(run: str | Path, *, best: bool = False, method: str = "auto") -> Autoencoder:
-    """The autoencoder of a run, also while it is being trained.
-
-    Args:
-        run: folder that training wrote, such as ``runs/fashion_mnist``.
-        best: take the checkpoint of the lowest ``val_loss`` instead of the newest one.
-        method: how the network is computed, see `cae_jax.ops.backend`.
-
-    Raises:
-        UserError: no such run, or one without a checkpoint.
-    """
-    run = Path(run)
-    config = read_config(run)
-    model = autoencoders.build(config, nnx.Rngs(0), backend.choose(config, method).method)
-    for _ in range(_TRIES):
-        # The training that goes on may remove a checkpoint while it is read.
-        with contextlib.suppress(FileNotFoundError):
-            nnx.update(model, _read_params(run, config, best, nnx.state(model, nnx.Param)))
-            return Autoencoder(config, model)
-    raise UserError(f"run {run} is trained too fast to read a checkpoint of it; wait and try again")
-
-
-def _read_params(run: Path, config: TrainConfig, best: bool, like: nnx.State) -> nnx.State:
-    """The parameters of the newest or best intact checkpoint.
-
-    Raises:
-        FileNotFoundError: it was removed meanwhile.
-    """
-    with open_checkpoints(checkpoint_folder(run), config) as checkpoints:
-        found, damage = checkpoints.find(best=best)
-        if found is None:
-            raise UserError(f"run {run} has no checkpoint yet; train it for at least one epoch")
-        for what in damage.values():
-            print(f"{what}: taking step {found.step} instead", file=sys.stderr)
-        try:
-            return checkpoints.restore_params(found.step, like)
-        except UserError:
-            if found in checkpoints:
-                raise
-            raise FileNotFoundError(found.step) from None

@@ -108,6 +108,13 @@ class Topology(NamedTuple):
         """
         return 3 * sum(layer.flops for layer in self.layers) - self.weighted[0].flops
 
+    @property
+    def native_sizes(self) -> tuple[tuple[str, int], ...] | None:
+        """Compile-time sizes of the native kernel; None for a network that it does not compute."""
+        if self.model != "conv" or self.image_shape != IMAGE_SHAPE or len(self.features) != 3:
+            return None
+        return tuple((f"F{i}", width) for i, width in enumerate(self.features, start=1))
+
 
 def of_config(config: TrainConfig) -> Topology:
     """The network that a config describes."""

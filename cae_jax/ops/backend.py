@@ -1,57 +1,137 @@
-"""Three ways of computing one network, and which of them to take."""
+"""The ways to compute a network, and the choice between them.
 
-from typing import Literal, NamedTuple, get_args
+A backend has the three layers of the convolutional network as functions (`Backend.layers`), and
+may have a kernel that computes the whole network in one call. Adding one takes a file in this
+folder and a line in `choose`.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 
-from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
-from cae_jax.ops.native import UnavailableError
-from cae_jax.ops.native.build import target
+from cae_jax.ops import matmul, native, xla
 
-Method = Literal["conv", "phase", "fused"]
+Name = Literal["xla", "matmul", "native"]
 
 
-class Choice(NamedTuple):
-    """A method and the reason for it, the end of a sentence."""
+class Network(Protocol):
+    """What the choice depends on; `cae_jax.models.topology.Topology` has it."""
 
-    method: Method
+    @property
+    def model(self) -> str: ...
+    @property
+    def image_shape(self) -> tuple[int, ...]: ...
+    @property
+    def code_shape(self) -> tuple[int, ...]: ...
+    @property
+    def native_sizes(self) -> native.Sizes | None: ...
+
+
+class Backend(NamedTuple):
+    """One way to compute a network.
+
+    Attributes:
+        name: as in `choose`.
+        reason: why it was chosen, the end of a sentence.
+        layers: module with ``conv_pool``, ``conv`` and ``upsample_conv``.
+        max_batch: the most images that inference sends to the device in one call.
+        kernel: may have ``value_and_grad``, ``losses``, ``encode`` and ``decode`` of the whole
+            network, each a function of the parameters and arrays.
+    """
+
+    name: Name
     reason: str
+    layers: ModuleType
+    max_batch: int
+    kernel: Any = None
+
+    def call(self, entry: str, reference: Callable, params: Any, *arrays: jax.Array) -> Any:
+        """``reference(params, *arrays)``, computed by the kernel's `entry` where it has one.
+
+        The derivative is that of the reference.
+        """
+        function = getattr(self.kernel, entry, None)
+        if function is None:
+            return reference(params, *arrays)
+        differentiable = jax.custom_vjp(function)
+        differentiable.defvjp(
+            lambda *args: (function(*args), args), lambda args, dy: jax.vjp(reference, *args)[1](dy)
+        )
+        return differentiable(params, *arrays)
+
+    def with_gradient(self, loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """A loss ``loss(params, *arrays)`` whose gradient by `params` comes from the kernel."""
+        value_and_grad = getattr(self.kernel, "value_and_grad", None)
+        if value_and_grad is None:
+            return loss
+
+        # The kernel computes value and gradient together. The compiler drops the other derivatives
+        # where, as in training, they are unused.
+        def forward(params, *arrays):
+            value, grads = value_and_grad(params, *arrays)
+            return value, (grads, params, arrays)
+
+        def backward(residuals, dy):
+            grads, params, arrays = residuals
+            _, vjp = jax.vjp(lambda *arrays: loss(params, *arrays), *arrays)
+            return jax.tree.map(lambda grad: grad * dy, grads), *vjp(dy)
+
+        fused = jax.custom_vjp(lambda *args: value_and_grad(*args)[0])
+        fused.defvjp(forward, backward)
+        return fused
 
 
-def choose(config: TrainConfig, method: str = "auto") -> Choice:
-    """The method that a config is computed by on the device at hand.
+# With twice as many images in a call, the matmul form on a CPU takes twice as long for each.
+XLA = Backend("xla", "requested", xla, max_batch=256)
+MATMUL = Backend("matmul", "requested", matmul, max_batch=256)
+
+
+def choose(network: Network, name: str = "auto") -> Backend:
+    """Chooses the backend that computes a network on the default device.
 
     Args:
-        config: its model and features count.
-        method: one of `Method`, or ``"auto"``: the fused step on a CPU where it can be had, else
-            the phase form.
+        network: its topology.
+        name: a `Name`, or ``"auto"``: the native kernel on a CPU where it is available, else
+            matmul.
 
     Raises:
-        UserError: no such method, or one that this device or model cannot have.
+        UserError: an unknown name, or a backend that this device or network does not have.
     """
-    known = get_args(Method)
-    if method not in (*known, "auto"):
-        raise UserError(f"method is {method!r}; it takes auto, {', '.join(known)}")
-    if config.model != "conv":
-        if method not in ("auto", "phase"):
+    names = get_args(Name)
+    if name not in (*names, "auto"):
+        raise UserError(f"`backend` is {name!r}; it takes auto, {', '.join(names)}")
+    if network.model != "conv":
+        if name not in ("auto", "matmul"):
             raise UserError(
-                f"method is {method}; the fully connected model {config.model} takes auto or phase"
+                f"`backend` is {name}; the fully connected model {network.model} takes auto or "
+                "matmul"
             )
-        return Choice("phase", f"every layer of the model {config.model} is a matmul")
-    if method in ("conv", "phase"):
-        return Choice(method, "as asked for")
-    device = jax.default_backend()
-    if method == "auto" and device != "cpu":
-        return Choice("phase", f"the device is a {device}")
+        return MATMUL._replace(reason=f"every layer of the model {network.model} is a matmul")
+    if name in ("xla", "matmul"):
+        return XLA if name == "xla" else MATMUL
     try:
-        if device != "cpu":
-            raise UnavailableError(f"it is for the CPU, and the device is a {device}")
-        target("losses", config.features)
-    except UnavailableError as reason:
-        if method == "fused":
+        kernel = _native_kernel(network)
+    except native.UnavailableError as error:
+        if name == "native":
             raise UserError(
-                f"method fused cannot be had: {reason}; take --method phase or auto"
+                f"the native backend is unavailable: {error}; set `backend='matmul'` or "
+                "`backend='auto'`"
             ) from None
-        return Choice("phase", f"fused cannot be had: {reason}")
-    return Choice("fused", "as asked for" if method == "fused" else "a CPU with a C++ compiler")
+        return MATMUL._replace(reason=f"native is unavailable: {error}")
+    reason = "requested" if name == "native" else "a CPU with a C++ compiler"
+    # The kernel keeps its own working set in the cache, and every call has a cost.
+    return Backend("native", reason, matmul, max_batch=4096, kernel=kernel)
+
+
+def _native_kernel(network: Network) -> native.Kernel:
+    device = jax.default_backend()
+    if device != "cpu":
+        raise native.UnavailableError(f"it is for the CPU, and the device is a {device}")
+    if network.native_sizes is None:
+        raise native.UnavailableError(
+            f"it computes images of another shape than {list(network.image_shape)}"
+        )
+    return native.Kernel(network.native_sizes, network.image_shape, network.code_shape)

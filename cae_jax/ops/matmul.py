@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cae_jax.ops.xla import same_edges
+
 
 def conv(x_BxHxWxC: jax.Array, kernel_3x3xCxF: jax.Array, bias_F: jax.Array) -> jax.Array:
     """Convolves with 'same' padding and adds the bias: ``[B, H, W, C] -> [B, H, W, F]``."""
@@ -65,7 +67,7 @@ def upsample_conv(
     kernel_3x3xCxF: jax.Array,
     bias_F: jax.Array,
     *,
-    padding: str = "same",
+    padding: str | tuple[str, str] = "same",
 ) -> jax.Array:
     """Repeats every pixel 2x2 times, convolves, adds the bias.
 
@@ -73,31 +75,31 @@ def upsample_conv(
         x_BxHxWxC: input at the low resolution.
         kernel_3x3xCxF: kernel.
         bias_F: one value per output feature.
-        padding: of the convolution, ``"same"`` or ``"valid"``.
+        padding: of the convolution, ``"same"`` or ``"valid"``; a pair for rows and columns.
 
     Returns:
         ``[B, 2 H, 2 W, F]`` for ``"same"``, ``[B, 2 H - 2, 2 W - 2, F]`` for ``"valid"``.
     """
-    if padding not in ("same", "valid"):
-        raise ValueError(f"padding is {padding!r}; it takes 'same' or 'valid'")
+    edges = same_edges(padding)
     channels, features = kernel_3x3xCxF.shape[2:]
     # Two exact ways, one large array each: 2x2 windows before the matmul, or 3x3 taps after it.
     if 4 * channels <= 9 * features:
-        return _upsample_conv_windows(x_BxHxWxC, kernel_3x3xCxF, padding) + _channel(bias_F)
-    return _upsample_conv_taps(x_BxHxWxC, kernel_3x3xCxF, padding) + _channel(bias_F)
+        return _upsample_conv_windows(x_BxHxWxC, kernel_3x3xCxF, edges) + _channel(bias_F)
+    return _upsample_conv_taps(x_BxHxWxC, kernel_3x3xCxF, edges) + _channel(bias_F)
 
 
-def _upsample_conv_windows(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
+def _upsample_conv_windows(x: jax.Array, kernel: jax.Array, edges: tuple[int, int]) -> jax.Array:
     # One zero at the low resolution is two at the high one, so with 'same' the result is one
     # pixel too wide on each side, and every output still needs no more than a 2x2 window.
-    x = _pad(x, 1, 1) if padding == "same" else x
+    rows, columns = edges
+    x = jnp.pad(x, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
     matrix = jnp.einsum("aik,bjl,klcf->ijcabf", _TAPS, _TAPS, kernel)
     y = _matmul(_windows(x, 2, stride=1), matrix.reshape(-1, 4 * kernel.shape[-1]))
     y = _depth_to_space(y)
-    return y[:, 1:-1, 1:-1] if padding == "same" else y
+    return _inner(y, rows, columns)
 
 
-def _upsample_conv_taps(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
+def _upsample_conv_taps(x: jax.Array, kernel: jax.Array, edges: tuple[int, int]) -> jax.Array:
     # The matmul multiplies every pixel by every tap. In one direction, output 2p and 2p + 1 then
     # both get the middle tap of pixel p; beside it, 2p gets the last tap of p and the first of
     # p - 1, and 2p + 1 the first tap of p and the last of p + 1.
@@ -109,7 +111,12 @@ def _upsample_conv_taps(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Ar
     y = jnp.stack([even, odd], axis=-2)  # row phase, B, H, W, column phase, F
     batch, height, width = x.shape[:3]
     y = y.transpose(1, 2, 0, 3, 4, 5).reshape(batch, 2 * height, 2 * width, features)
-    return y[:, 1:-1, 1:-1] if padding == "valid" else y
+    return _inner(y, 1 - edges[0], 1 - edges[1])
+
+
+def _inner(y: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Drops pixels at each side."""
+    return y[:, rows : y.shape[1] - rows, columns : y.shape[2] - columns]
 
 
 def _even_and_odd(

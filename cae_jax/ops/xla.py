@@ -34,18 +34,30 @@ def upsample_conv(
     kernel_3x3xCxF: jax.Array,
     bias_F: jax.Array,
     *,
-    padding: str = "same",
+    padding: str | tuple[str, str] = "same",
 ) -> jax.Array:
     """Repeats every pixel 2x2 times, convolves, adds the bias.
+
+    Args:
+        x_BxHxWxC: input at the low resolution.
+        kernel_3x3xCxF: kernel.
+        bias_F: one value per output feature.
+        padding: of the convolution, ``"same"`` or ``"valid"``; a pair for rows and columns.
 
     Returns:
         ``[B, 2 H, 2 W, F]`` for padding ``"same"``, ``[B, 2 H - 2, 2 W - 2, F]`` for ``"valid"``.
     """
-    if padding not in ("same", "valid"):
-        raise ValueError(f"padding is {padding!r}; it takes 'same' or 'valid'")
     x = jnp.repeat(jnp.repeat(x_BxHxWxC, 2, axis=1), 2, axis=2)
-    x = _pad(x) if padding == "same" else x
-    return _convolve(x, kernel_3x3xCxF) + bias_F[None, None, None, :]
+    return _convolve(_pad(x, same_edges(padding)), kernel_3x3xCxF) + bias_F[None, None, None, :]
+
+
+def same_edges(padding: str | tuple[str, str]) -> tuple[int, int]:
+    """Pixels that a padding adds on each side of rows and columns: 1 for 'same', 0 for 'valid'."""
+    rows, columns = (padding, padding) if isinstance(padding, str) else padding
+    for name in (rows, columns):
+        if name not in ("same", "valid"):
+            raise ValueError(f"padding is {name!r}; it takes 'same' or 'valid'")
+    return int(rows == "same"), int(columns == "same")
 
 
 @jax.custom_vjp

@@ -1,195 +1,201 @@
-"""Training with its files: epochs in chunks, the history, checkpoints, interruption, resumption."""
+"""Trains epochs in chunks of steps, with history, checkpoints, interruption and resumption."""
 
 import dataclasses
-import sys
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
+from tqdm.auto import tqdm
 
 from cae_jax.errors import UserError
 from cae_jax.runs import history, tensorboard
 from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.interruption import Interruption
 from cae_jax.training.step import TrainState
-from cae_jax.training.trainer import Programs
+from cae_jax.training.trainer import Trainer
 
+logger = logging.getLogger(__name__)
 _SCALARS = ("loss", "val_loss", "val_psnr", "images_per_second")
 
 
 @dataclasses.dataclass
-class Training:
-    """A run in training: what it works with, and how far it is.
+class Progress:
+    """How far a run is.
 
     Attributes:
-        state: after the last chunk of steps, on the host; before the first one, on the device.
-        rows: of the history.
-        saved_step: of the newest checkpoint; None if there is none.
+        state: after the last chunk of steps, on the device.
+        rows: of the history, one an epoch.
+        saved_step: step of the newest checkpoint; None if there is none.
     """
 
     workdir: Path
-    programs: Programs
     checkpoints: Checkpoints
     state: TrainState
     rows: list[history.Row]
     saved_step: int | None
 
     @property
-    def finished(self) -> bool:
-        return len(self.rows) == self.programs.config.epochs
+    def step(self) -> int:
+        return int(self.state.step)
 
     def save(self, val_loss: float | None = None) -> None:
         """Starts to save the state, unless it is saved already."""
-        step = int(self.state.step)
-        if step != self.saved_step and step > 0:
+        if self.step != self.saved_step and self.step > 0:
             self.checkpoints.save(self.state, val_loss)
-            self.saved_step = step
+            self.saved_step = self.step
 
 
-def resume(workdir: Path, programs: Programs, checkpoints: Checkpoints) -> Training:
-    """The run as its newest intact checkpoint has it, or before its first step.
+def resume(
+    workdir: Path, checkpoints: Checkpoints, initial_state: TrainState, steps: int
+) -> Progress:
+    """Restores the newest intact checkpoint, or starts before the first step.
+
+    Args:
+        workdir: directory of the run.
+        checkpoints: of the run.
+        initial_state: the state before the first step.
+        steps: steps in an epoch.
 
     Raises:
         UserError: all checkpoints are damaged, or they and the history do not belong together.
     """
     checkpoints.clean()
     newest, damage = checkpoints.find()
-    for step, what in damage.items():
+    for step, problem in damage.items():
         assert newest is not None
         moved = checkpoints.set_aside(step, workdir / "damaged")
-        print(f"{what}: moved to {moved}, going on after step {newest.step}", file=sys.stderr)
-    state = programs.init_state
-    epochs, saved_step = 0, None
+        logger.warning("%s: moved to %s, resuming after step %d", problem, moved, newest.step)
+    state, epochs, saved_step = initial_state, 0, None
     if newest is not None:
         state, saved_step = checkpoints.restore(newest.step, like=state), newest.step
-        # Where the loss is not known, the last epoch has at least its evaluation ahead.
+        # Where the loss is unknown, the last epoch has at least its evaluation ahead.
         known = newest.val_loss is not None
-        epochs = (newest.step if known else max(newest.step - 1, 0)) // programs.steps
-    return Training(workdir, programs, checkpoints, state, _read_rows(workdir, epochs), saved_step)
+        epochs = (newest.step if known else max(newest.step - 1, 0)) // steps
+    return Progress(workdir, checkpoints, state, _read_rows(workdir, epochs), saved_step)
 
 
 def _read_rows(workdir: Path, epochs: int) -> list[history.Row]:
-    """The history of so many epochs; later ones, whose checkpoint is missing, are forgotten."""
+    """Reads the history of that many epochs; drops later ones, whose checkpoint is missing."""
     path = workdir / "history.csv"
     rows = [row for row in history.read(path) if row.epoch <= epochs]
     if [row.epoch for row in rows] != list(range(1, epochs + 1)):
         raise UserError(
             f"{path} has epochs {[row.epoch for row in rows]} and the newest checkpoint {epochs} "
-            "of them; restore what is missing, or start anew with --overwrite"
+            "of them; restore what is missing, or start again with `overwrite=True`"
         )
     if not epochs and (workdir / "result.json").exists():
         raise UserError(
-            f"{workdir} is finished but its checkpoints are gone; start anew with --overwrite"
+            f"{workdir} is finished but its checkpoints are gone; start again with `overwrite=True`"
         )
     history.rewrite(path, rows)
     return rows
 
 
 def run_epochs(
-    training: Training,
+    progress: Progress,
+    trainer: Trainer,
     chunk_steps: int,
     interruption: Interruption,
     on_epoch: Callable[[list[history.Row]], None] | None = None,
 ) -> None:
-    """Trains the epochs that are left.
+    """Trains the remaining epochs.
 
-    A first signal waits for the chunk at hand, or for what follows the last one of an epoch; a
+    A first signal waits for the current chunk, or for the end of the epoch after its last chunk; a
     second one does not.
 
     Raises:
-        Interrupted: on a signal; `training` is as it was after the last chunk.
+        Interrupted: on a signal; `progress` is as it was after the last chunk.
         UserError: a number is not finite, or a file cannot be written.
     """
-    first = len(training.rows) + 1
-    if training.saved_step is not None:
-        print(f"{training.workdir} resumes after step {training.saved_step}")
-    state = training.state
+    first = len(progress.rows) + 1
+    if progress.saved_step is not None:
+        logger.info("%s resumes after step %d", progress.workdir, progress.saved_step)
     with (
-        tensorboard.open_writer(training.workdir / "tensorboard", first) as writer,
+        tensorboard.open_writer(progress.workdir / "tensorboard", first) as writer,
         interruption.patience(1),
     ):
-        for epoch in range(first, training.programs.config.epochs + 1):
-            state, row = _run_epoch(training, state, epoch, chunk_steps, interruption)
+        for epoch in range(first, trainer.config.epochs + 1):
+            row = _run_epoch(progress, trainer, epoch, chunk_steps, interruption)
             with interruption.patience():
                 # The checkpoint last: it never knows of an epoch that the others do not.
-                history.append(training.workdir / "history.csv", row)
-                training.rows.append(row)
+                history.append(progress.workdir / "history.csv", row)
+                progress.rows.append(row)
                 writer.add(epoch, {name: getattr(row, name) for name in _SCALARS})
-                training.save(row.val_loss)
-                _print_row(row, training.programs.config.epochs)
+                progress.save(row.val_loss)
+                _log_row(row, trainer.config.epochs)
             if on_epoch is not None:
-                on_epoch(list(training.rows))
+                on_epoch(list(progress.rows))
             interruption.check()
 
 
 def _run_epoch(
-    training: Training,
-    state: TrainState,
+    progress: Progress,
+    trainer: Trainer,
     epoch: int,
     chunk_steps: int,
     interruption: Interruption,
-) -> tuple[TrainState, history.Row]:
-    """Trains what is left of an epoch and evaluates; `state` is `training.state` on the device."""
-    programs = training.programs
-
-    def after_chunk(state: TrainState) -> None:
-        interruption.call(jax.block_until_ready, state)
-        training.state = jax.tree.map(np.array, state)
-        _check_finite(training, epoch)
-        if int(training.state.step) < epoch * programs.steps:
-            interruption.check()
-
-    before = int(state.step)
+) -> history.Row:
+    """Trains the remaining steps of an epoch and evaluates."""
+    first = progress.step - (epoch - 1) * trainer.steps
+    losses_S = np.array(progress.state.losses_S)
     started = time.perf_counter()
-    state = programs.train_epoch(state, epoch, chunk_steps, after_chunk=after_chunk)
+    batches_SxB = trainer.order(epoch)
+    # disable=None: silent where the output is no terminal
+    with tqdm(total=trainer.steps, initial=first, unit="step", leave=False, disable=None) as bar:
+        bar.set_description(f"Epoch {epoch}/{trainer.config.epochs}")
+        for start in range(first, trainer.steps, chunk_steps):
+            stop = min(start + chunk_steps, trainer.steps)
+            progress.state, losses_S, finite = interruption.call(
+                trainer.run, progress.state, batches_SxB, start, stop
+            )
+            _check_finite(progress, trainer, epoch, losses_S[:stop], finite)
+            bar.update(stop - start)
+            if stop < trainer.steps:
+                interruption.check()
     seconds = time.perf_counter() - started
-    val_loss, val_psnr = interruption.call(programs.evaluate, state.params)
-    losses_S = training.state.losses_S
-    steps = int(training.state.step) - before
-    return state, history.Row(
+    val_loss, val_psnr = interruption.call(trainer.evaluate, progress.state.params)
+    trained = (trainer.steps - first) / trainer.steps * trainer.examples
+    return history.Row(
         epoch=epoch,
-        step=int(training.state.step),
-        loss=programs.epoch_loss(training.state),
+        step=progress.step,
+        loss=trainer.epoch_loss(losses_S),
         val_loss=val_loss,
         val_psnr=val_psnr,
-        val_psnr_input=programs.psnr_input,
+        val_psnr_input=trainer.psnr_input,
         skipped=int((~np.isfinite(losses_S)).sum()),
         epoch_seconds=seconds,
-        images_per_second=programs.examples * steps / programs.steps / seconds,
+        images_per_second=trained / seconds,
     )
 
 
-def _check_finite(training: Training, epoch: int) -> None:
+def _check_finite(
+    progress: Progress, trainer: Trainer, epoch: int, losses: np.ndarray, finite_params: bool
+) -> None:
     """Refuses to go on from a loss, gradient or parameter that is not finite.
 
-    Where the config has such steps skipped, the parameters stay finite until one too many.
+    Where the config skips such steps, the parameters stay finite until `max_skips` is exceeded.
     """
-    config, state = training.programs.config, training.state
-    done = int(state.step) - (epoch - 1) * training.programs.steps
-    finite = np.isfinite(state.losses_S[:done])
-    if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)) and (
-        finite.all() or config.on_nan == "skip"
-    ):
+    config, finite = trainer.config, np.isfinite(losses)
+    if finite_params and (finite.all() or config.on_nan == "skip"):
         return
-    step, advice = int(state.step) - done + np.flatnonzero([True, *finite])[-1] + 1, ""
-    what = f"by step {int(state.step)} more than {config.max_skips} in a row have"
+    step, advice = (epoch - 1) * trainer.steps + np.flatnonzero([True, *finite])[-1] + 1, ""
+    problem = f"by step {progress.step} more than {config.max_skips} in a row have"
     if config.on_nan == "stop":
-        what, advice = f"step {step} is the first to have", ", or give --on-nan skip"
+        problem, advice = f"step {step} is the first to have", ", or set `on_nan='skip'`"
+    saved = "" if progress.saved_step is None else f", step {progress.saved_step}"
     raise UserError(
-        f"epoch {epoch}: {what} a loss or gradient that is not finite; "
-        f"{training.workdir} keeps its last good checkpoint"
-        f"{'' if training.saved_step is None else f', step {training.saved_step}'}; lower "
-        f"--learning-rate, set --clip-norm{advice}, in another --workdir or with --overwrite"
+        f"epoch {epoch}: {problem} a loss or gradient that is not finite; {progress.workdir} keeps "
+        f"its last good checkpoint{saved}; lower `learning_rate`, set `clip_norm`{advice}, in "
+        "another `workdir` or with `overwrite=True`"
     )
 
 
-def _print_row(row: history.Row, epochs: int) -> None:
+def _log_row(row: history.Row, epochs: int) -> None:
     skipped = f" - skipped: {row.skipped}" if row.skipped else ""
-    print(
+    logger.info(
         f"Epoch {row.epoch}/{epochs} - {row.epoch_seconds:.1f}s - "
         f"{row.images_per_second:.0f} images/s - loss: {row.loss:.4f} - "
-        f"val_loss: {row.val_loss:.4f} - val_psnr: {row.val_psnr:.2f}{skipped}",
-        flush=True,
+        f"val_loss: {row.val_loss:.4f} - val_psnr: {row.val_psnr:.2f}{skipped}"
     )

@@ -1,5 +1,7 @@
-"""`fit`: a whole training run, from the config to the files that it leaves."""
+"""`fit`: a whole training run, from the config to the files that it writes."""
 
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,24 +16,26 @@ from cae_jax.data import store
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
-from cae_jax.models.summary import layer_table
-from cae_jax.ops import backend
+from cae_jax.models.topology import layer_table, of_config
+from cae_jax.ops.backend import Backend, choose
 from cae_jax.runs import history, results
 from cae_jax.runs.checkpoints import open_checkpoints
-from cae_jax.runs.epochs import Training, resume, run_epochs
+from cae_jax.runs.epochs import Progress, resume, run_epochs
 from cae_jax.runs.folder import checkpoint_folder, open_run
 from cae_jax.runs.interruption import Interrupted, Interruption
-from cae_jax.training.step import make_keys
-from cae_jax.training.trainer import Programs
+from cae_jax.training.step import TrainState, make_keys
+from cae_jax.training.trainer import Trainer, device_name, initial_state, steps_per_epoch
+
+logger = logging.getLogger(__name__)
 
 
 class FitResult(NamedTuple):
-    """What `fit` gives.
+    """The result of `fit`.
 
     Attributes:
         autoencoder: the model after the last step.
         history: one row an epoch, those before a resumption included.
-        interrupted: number of the signal that has ended the training early; None if none did.
+        interrupted: number of the signal that ended the training early; None if none did.
     """
 
     autoencoder: Autoencoder
@@ -47,91 +51,116 @@ def fit(
     data_dir: str | Path | None = None,
     archives: str | Path | None = None,
     chunk_steps: int = 67,
-    method: str = "auto",
+    backend: str = "auto",
     on_epoch: Callable[[list[history.Row]], None] | None = None,
 ) -> FitResult:
-    """Trains an autoencoder; called again with the same folder, it resumes.
+    """Trains an autoencoder; called again with the same directory, it resumes.
 
-    SIGTERM and SIGINT, which is Ctrl-C or a notebook's interrupt, let it finish the chunk of steps
-    at hand, save, and return; a second one does not wait for the chunk.
+    SIGTERM and SIGINT, which is Ctrl-C or a notebook's interrupt, let it finish the current chunk
+    of steps, save, and return; a second one does not wait for the chunk.
 
     Args:
-        config: what to train.
-        workdir: folder of the run; `cae_jax.runs.folder` lists its files.
-        overwrite: start anew where a run exists.
-        data_dir: see `cae_jax.data.store.load`.
-        archives: see `cae_jax.data.store.load`.
-        chunk_steps: steps between two looks for signals and two updates of the progress bar;
+        config: the training.
+        workdir: directory of the run; `cae_jax.runs.folder` lists its files.
+        overwrite: start again where a run exists.
+        data_dir: where TFDS keeps data sets, see `cae_jax.data`.
+        archives: directory with the four original IDX files, see `cae_jax.data`.
+        chunk_steps: steps between two checks for signals and two updates of the progress bar;
             without effect on the result.
-        method: how the network is computed, see `cae_jax.ops.backend`. The methods agree up to
-            rounding; a run may be resumed by another one.
-        on_epoch: called after each epoch with the history so far, for a live picture of it, say;
-            its checkpoint is under way by then. What it raises ends the training.
+        backend: how the network is computed, see `cae_jax.ops.backend.choose`. The backends agree
+            up to rounding; a run may be resumed by another one.
+        on_epoch: called after each epoch with the history so far, for a live plot, say; the epoch's
+            checkpoint is being written by then. An exception that it raises ends the training.
 
     Raises:
-        UserError: data or folder cannot be used, the folder holds a run of another config or is
-            trained in by another process, or a number became infinite or not-a-number.
+        UserError: data or directory cannot be used, the directory holds a run of another config or
+            another process trains in it, or a number became infinite or not-a-number.
         Interrupted: a signal came before there was a model.
     """
     if chunk_steps < 1:
-        raise UserError(f"chunk_steps is {chunk_steps}; it takes a whole number of at least 1")
+        raise UserError(f"`chunk_steps` is {chunk_steps}; it takes a whole number of at least 1")
     workdir = Path(workdir)
     with Interruption() as interruption:
-        choice = backend.choose(config, method)
+        chosen = choose(of_config(config), backend)
         images = load_images(config, data_dir, archives)
         interruption.check()
-        with open_run(workdir, config, overwrite=overwrite):
-            init_key = make_keys(config.seed).init
-            model = autoencoders.build(config, nnx.Rngs(params=init_key), choice.method)
-            atomic.write_text(workdir / "summary.txt", layer_table(model) + "\n")
-            programs = Programs(config, model, *images)
-            with open_checkpoints(checkpoint_folder(workdir), config) as checkpoints:
-                training = resume(workdir, programs, checkpoints)
-                return _finish(training, model, choice, interruption, chunk_steps, on_epoch)
+        with (
+            open_run(workdir, config, overwrite=overwrite),
+            open_checkpoints(checkpoint_folder(workdir), config) as checkpoints,
+        ):
+            atomic.write_text(workdir / "summary.txt", layer_table(of_config(config)) + "\n")
+            model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
+            setup = _Setup(config, model, chosen, *images)
+            progress = resume(workdir, checkpoints, setup.initial_state(), setup.steps)
+            interrupted = None
+            try:
+                interruption.check()
+                _train(setup, progress, interruption, chunk_steps, on_epoch)
+            except Interrupted as stop:
+                interruption.ignore()
+                interrupted = stop.signal
+                _save_interrupted(setup, progress, stop)
+            return FitResult(setup.autoencoder(progress), progress.rows, interrupted)
 
 
-def _finish(
-    training: Training,
-    model: autoencoders.Model,
-    choice: backend.Choice,
+class _Setup(NamedTuple):
+    """A model, the way to compute it, and its images."""
+
+    config: TrainConfig
+    model: autoencoders.Model
+    backend: Backend
+    train_images: np.ndarray
+    test_images: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        return steps_per_epoch(self.config, len(self.train_images))
+
+    def initial_state(self) -> TrainState:
+        return initial_state(self.config, self.model, len(self.train_images))
+
+    def autoencoder(self, progress: Progress) -> Autoencoder:
+        """The model with the parameters after the last step."""
+        nnx.update(self.model, jax.device_put(progress.state.params))
+        return Autoencoder(self.config, self.model, self.backend)
+
+
+def _train(
+    setup: _Setup,
+    progress: Progress,
     interruption: Interruption,
     chunk_steps: int,
     on_epoch: Callable[[list[history.Row]], None] | None,
-) -> FitResult:
-    """Does what is left of a run, as far as no signal interrupts it."""
-    workdir, programs = training.workdir, training.programs
-    interrupted, compile_seconds = None, None
-    try:
-        interruption.check()
-        if not training.finished:
-            (workdir / "result.json").unlink(missing_ok=True)
-            print(f"Method {choice.method}: {choice.reason}")
-            compile_seconds = interruption.call(programs.compile)
-            run_epochs(training, chunk_steps, interruption, on_epoch)
-            training.checkpoints.wait()
-        interruption.check()
-        autoencoder = _autoencoder(training, model)
-        if (workdir / "result.json").exists():
-            epochs = len(training.rows)
-            print(f"{workdir} is finished after {epochs} epochs; --overwrite starts anew")
-        else:
-            facts = {"compile_seconds": compile_seconds, "method": choice.method}
-            results.write(workdir, autoencoder, training.rows, programs, facts)
-    except Interrupted as stop:
-        interruption.ignore()
-        interrupted = stop.signal
-        training.save()
-        training.checkpoints.wait()
-        autoencoder = _autoencoder(training, model)
-        step = int(training.state.step)
-        kept = f", which {workdir} keeps" if step == training.saved_step else ""
-        print(f"{stop} after step {step} of {programs.steps * programs.config.epochs}{kept}")
-    return FitResult(autoencoder, training.rows, interrupted)
+) -> None:
+    """Runs the remaining epochs and writes the results."""
+    workdir, epochs = progress.workdir, setup.config.epochs
+    result = workdir / "result.json"
+    if len(progress.rows) == epochs and result.exists():
+        logger.info(
+            f"{workdir} is finished after {epochs} epochs; set `overwrite=True` to start again"
+        )
+        return
+    result.unlink(missing_ok=True)
+    logger.info(f"Backend {setup.backend.name}: {setup.backend.reason}")
+    started = time.perf_counter()
+    trainer = interruption.call(Trainer, *setup)
+    compile_seconds = time.perf_counter() - started
+    logger.info(f"Compiled in {compile_seconds:.1f}s for {device_name()}")
+    run_epochs(progress, trainer, chunk_steps, interruption, on_epoch)
+    progress.checkpoints.wait()
+    interruption.check()
+    details = {"compile_seconds": compile_seconds, "backend": setup.backend.name}
+    results.write(workdir, setup.autoencoder(progress), progress.rows, trainer, details)
 
 
-def _autoencoder(training: Training, model: autoencoders.Model) -> Autoencoder:
-    nnx.update(model, jax.device_put(training.state.params))
-    return Autoencoder(training.programs.config, model)
+def _save_interrupted(setup: _Setup, progress: Progress, stop: Interrupted) -> None:
+    """Saves what is trained so far."""
+    progress.save()
+    progress.checkpoints.wait()
+    kept = f", which {progress.workdir} keeps" if progress.step == progress.saved_step else ""
+    total = setup.steps * setup.config.epochs
+    logger.info(f"{stop} after step {progress.step} of {total}{kept}")
 
 
 def load_images(
@@ -143,7 +172,7 @@ def load_images(
     )
     if config.batch_size > len(train_images):
         raise UserError(
-            f"batch_size is {config.batch_size}; it takes at most the {len(train_images)} images "
+            f"`batch_size` is {config.batch_size}; it takes at most the {len(train_images)} images "
             f"of {config.dataset}"
         )
     return train_images, test_images

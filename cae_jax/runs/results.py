@@ -1,4 +1,4 @@
-"""What a finished run leaves besides its checkpoints: two pictures and ``result.json``."""
+"""Writes the results of a finished run: two figures and ``result.json``."""
 
 from importlib import metadata
 from pathlib import Path
@@ -8,10 +8,10 @@ import numpy as np
 
 from cae_jax import atomic, figures
 from cae_jax.config import to_dict
-from cae_jax.models import autoencoders
+from cae_jax.models.autoencoders import scale
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
-from cae_jax.training.trainer import Programs, device_name
+from cae_jax.training.trainer import Trainer, device_name
 
 _PACKAGES = ("cae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -20,21 +20,20 @@ def write(
     workdir: Path,
     autoencoder: Autoencoder,
     rows: list[history.Row],
-    programs: Programs,
-    facts: dict[str, Any],
+    trainer: Trainer,
+    details: dict[str, Any],
 ) -> None:
-    """Writes the pictures, then ``result.json``, whose presence says that the run is finished.
+    """Writes the figures, then ``result.json``, whose presence marks the run as finished.
 
     Args:
-        workdir: folder of the run.
-        autoencoder: after the last epoch.
+        workdir: directory of the run.
+        autoencoder: the model after the last epoch.
         rows: of the history.
-        programs: have the test images.
-        facts: go into ``result.json``.
+        trainer: has the test images and their noisy form.
+        details: further entries of ``result.json``.
     """
     originals, inputs = (
-        np.asarray(autoencoders.scale(images[:10]))
-        for images in (programs.test_images, programs.test_inputs)
+        np.asarray(scale(images[:10])) for images in (trainer.test_images, trainer.test_inputs)
     )
     noisy = {} if autoencoder.config.noise == "none" else {"noisy": inputs}
     pictures = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}
@@ -48,8 +47,7 @@ def write(
             "final": rows[-1]._asdict(),
             "best": best._asdict(),
             "epoch_seconds_median": float(np.median(columns["epoch_seconds"])),
-            # compile_seconds is null where a resumption had nothing left to compile for.
-            **facts,
+            **details,
             "device": device_name(),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
             "config": to_dict(autoencoder.config),

@@ -1,11 +1,11 @@
 """The training step, the epoch as one compiled loop over it, and the evaluation.
 
-Everything here is pure and compiled; `cae_jax.runs.fit` calls it and deals with files and time.
+Everything here is pure and compiled; `cae_jax.runs` calls it and deals with files and time.
 
 The images live on the device as uint8. An epoch is a permutation of their indices, cut into
 batches, and a loop on the device that gathers, scales and steps. The loop's bounds are arguments:
-one compiled program serves an epoch in one piece or in any number of chunks, so that the result
-cannot depend on the chunk length.
+one compiled program serves an epoch in one piece or in any number of chunks, so the result cannot
+depend on the chunk length.
 """
 
 import math
@@ -19,8 +19,9 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from cae_jax.models import autoencoders
-from cae_jax.training import loss
+from cae_jax.models.autoencoders import Model, scale
+from cae_jax.ops.backend import MATMUL, Backend
+from cae_jax.training.loss import Losses, make_loss, make_losses
 from cae_jax.training.noise import Corruption
 
 # Test images in a step of the evaluation: few enough for their activations to stay in the cache.
@@ -28,14 +29,14 @@ EVAL_BATCH = 250
 
 
 class TrainState(NamedTuple):
-    """All that a step changes; a pytree.
+    """The state of training; a pytree.
 
     Attributes:
         params: parameters of the model, an `nnx.State`.
         opt_state: state of the optimizer.
-        step: int32 scalar, steps done since the start of training.
-        losses_S: of the steps of the epoch at hand, as far as they are done; then of the one
-            before. Not finite where the gradient was not.
+        step: int32 scalar, steps since the start of training.
+        losses_S: loss of each step of the current epoch; of the previous epoch for the steps that
+            are still to come. Not finite where loss or gradient was not.
     """
 
     params: nnx.State
@@ -45,15 +46,15 @@ class TrainState(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The roots of all randomness of a run.
+    """The root keys of a run.
 
     Attributes:
-        init: of the parameters.
-        order: of the images' order; folded with the epoch.
-        noise: of the noise in training; folded with the step, so that it is fresh every step and
-            the same whatever the chunks or a resumption.
-        test_noise: of the noise on the test images, drawn once: it is equal for all epochs, and for
-            all models of one seed.
+        init: initialises the parameters.
+        order: shuffles the images; folded with the epoch.
+        noise: draws the training noise; folded with the step, so that each step has fresh noise,
+            independent of chunks and resumption.
+        test_noise: draws the noise on the test images once: equal for all epochs, and for all
+            models of one seed.
     """
 
     init: jax.Array
@@ -63,30 +64,28 @@ class Keys(NamedTuple):
 
 
 def make_keys(seed: int) -> Keys:
-    """The keys of a seed."""
+    """Splits a seed into the root keys of a run."""
     return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
-def init_state(
-    model: autoencoders.Model, optimizer: optax.GradientTransformation, steps: int
-) -> TrainState:
-    """The state before the first step; an epoch has so many steps."""
+def init_state(model: Model, optimizer: optax.GradientTransformation, steps: int) -> TrainState:
+    """The state before the first step; `steps` is the number of steps in an epoch."""
     params = nnx.state(model, nnx.Param)
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros(steps))
 
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))
 def epoch_batches(key: jax.Array, epoch: jax.Array, *, examples: int, batch_size: int) -> jax.Array:
-    """The order of one epoch: a permutation of all indices, cut into batches.
+    """Shuffles the images of one epoch and cuts them into batches.
 
     Args:
-        key: root of the order, the same for all epochs.
+        key: `Keys.order`.
         epoch: number of the epoch.
         examples: N, number of training images.
         batch_size: B.
 
     Returns:
-        int32 ``[ceil(N / B), B]``; every index below N once, the last batch filled up with N.
+        int32 indices ``[ceil(N / B), B]``: every index below N once, the last batch padded with N.
     """
     order = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
     steps = -(-examples // batch_size)
@@ -98,19 +97,22 @@ def make_run_steps(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     corrupt: Corruption | None = None,
+    backend: Backend = MATMUL,
 ) -> jax.stages.Wrapped:
-    """The compiled loop over training steps.
+    """Makes the compiled loop over training steps.
 
     Args:
         graphdef: of the model.
-        optimizer: what updates its parameters.
-        corrupt: puts noise on the inputs; the targets stay clean.
+        optimizer: updates the parameters.
+        corrupt: adds noise to the inputs; the targets stay clean.
+        backend: computes the network.
 
     Returns:
         ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
-        steps ``start <= i < stop`` of an epoch and gives the new state. The state is donated.
+        steps ``start <= i < stop`` of an epoch and returns the new state. The old state stays
+        valid: a training that is interrupted within the call can still save it.
     """
-    value_and_grad = jax.value_and_grad(loss.make_loss(graphdef))
+    value_and_grad = jax.value_and_grad(make_loss(graphdef, backend))
 
     def train_step(
         i: jax.Array,
@@ -119,15 +121,16 @@ def make_run_steps(
         batch_B: jax.Array,
         noise_key: jax.Array,
     ) -> TrainState:
-        # Places of the last batch that hold no image get a weight of 0.
+        # The last batch is padded; mask the padding.
         weights_B = (batch_B < images_NxHxWxC.shape[0]).astype(jnp.float32)
         inputs_BxHxWxC = targets_BxHxWxC = images_NxHxWxC.at[batch_B].get(mode="clip")
         if corrupt is not None:
             key = jax.random.fold_in(noise_key, state.step)
-            inputs_BxHxWxC = corrupt(key, autoencoders.scale(targets_BxHxWxC))
+            inputs_BxHxWxC = corrupt(key, scale(targets_BxHxWxC))
         loss, grads = value_and_grad(state.params, inputs_BxHxWxC, targets_BxHxWxC, weights_B)
-        # The losses tell which step went wrong, and the optimizer sees it whichever it was.
-        vector, unravel = ravel_pytree(grads)  # as the optimizer has them: one kernel, not 14
+        # A loss or gradient that is not finite marks the step's loss and the whole gradient, so
+        # that the losses name the step and the optimizer can skip it.
+        vector, unravel = ravel_pytree(grads)  # like the optimizer: one device kernel, not 14
         finite = jnp.isfinite(loss + vector.sum())
         grads = unravel(jnp.where(finite, vector, jnp.nan))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -136,7 +139,7 @@ def make_run_steps(
         losses_S = state.losses_S.at[i].set(jnp.where(finite, loss, jnp.nan))
         return TrainState(params, opt_state, state.step + 1, losses_S)
 
-    @partial(jax.jit, donate_argnames=("state",))
+    @jax.jit
     def run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop):
         def body(i, state):
             return train_step(i, state, images_NxHxWxC, batches_SxB[i], noise_key)
@@ -146,18 +149,18 @@ def make_run_steps(
     return run_steps
 
 
-def make_evaluate(graphdef: nnx.GraphDef) -> jax.stages.Wrapped:
+def make_evaluate(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> jax.stages.Wrapped:
     """``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, compiled.
 
     Returns:
         a function that gives ``(bce_N, mse_N)``, see `cae_jax.training.loss.make_losses`.
     """
-    losses = loss.make_losses(graphdef)
+    losses = make_losses(graphdef, backend)
 
     @jax.jit
     def evaluate(
         params: nnx.State, inputs_NxHxWxC: jax.Array, targets_NxHxWxC: jax.Array
-    ) -> loss.Losses:
+    ) -> Losses:
         images = (inputs_NxHxWxC, targets_NxHxWxC)
         whole = len(inputs_NxHxWxC) // EVAL_BATCH * EVAL_BATCH
         batches = [x[:whole].reshape(-1, EVAL_BATCH, *x.shape[1:]) for x in images]
@@ -169,9 +172,10 @@ def make_evaluate(graphdef: nnx.GraphDef) -> jax.stages.Wrapped:
 
 
 def epoch_loss(losses_S: np.ndarray, examples: int, batch_size: int) -> float:
-    """The mean over an epoch's examples of the losses that its steps saw, as Keras reports it.
+    """The training loss of an epoch as Keras reports it: the mean over its examples.
 
-    Steps whose loss is not finite are left out; NaN if there is no other.
+    Each example counts with the loss of its own step. Steps whose loss is not finite are left out;
+    NaN if no other is left.
     """
     weights_S = np.full(len(losses_S), batch_size)
     weights_S[-1] = examples - batch_size * (len(losses_S) - 1)

@@ -1,129 +1,128 @@
-"""The compiled programs of one run, with the arrays they read from the device."""
+"""The arrays of one training on the device, and its compiled programs."""
 
-import time
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm.auto import tqdm
 
 from cae_jax.config import TrainConfig
-from cae_jax.models import autoencoders
-from cae_jax.training import metrics
+from cae_jax.models.autoencoders import Model, scale
+from cae_jax.ops.backend import Backend
+from cae_jax.training import metrics, step
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer
-from cae_jax.training.step import (
-    TrainState,
-    epoch_batches,
-    epoch_loss,
-    init_state,
-    make_evaluate,
-    make_keys,
-    make_run_steps,
-)
+from cae_jax.training.step import TrainState
 
 
-class Programs:
-    """The compiled programs of one run and the arrays they read from the device."""
+class Chunk(NamedTuple):
+    """The result of dispatching some steps.
+
+    Attributes:
+        state: after the steps, on the device.
+        losses_S: ``state.losses_S`` on the host.
+        finite: whether all parameters are finite.
+    """
+
+    state: TrainState
+    losses_S: np.ndarray
+    finite: bool
+
+
+def steps_per_epoch(config: TrainConfig, examples: int) -> int:
+    """Number of steps in which an epoch takes each of the examples once."""
+    return -(-examples // config.batch_size)
+
+
+def initial_state(config: TrainConfig, model: Model, examples: int) -> TrainState:
+    """The state before the first step; also the structure that a checkpoint is restored into."""
+    steps = steps_per_epoch(config, examples)
+    return step.init_state(model, build_optimizer(config, steps * config.epochs), steps)
+
+
+class Trainer:
+    """Trains and evaluates one model; all its programs are compiled on construction.
+
+    Args:
+        config: the training.
+        model: the model, whose structure counts; the parameters are part of the state.
+        backend: computes the network.
+        train_images, test_images: uint8 ``[N, *image_shape]``.
+
+    Attributes:
+        steps: steps in an epoch.
+        test_inputs: the inputs for validation: the test images, with noise if `config` has any.
+        psnr_input: mean PSNR in dB of the noisy test images themselves; None without noise.
+    """
 
     def __init__(
         self,
         config: TrainConfig,
-        model: autoencoders.Model,
+        model: Model,
+        backend: Backend,
         train_images: np.ndarray,
         test_images: np.ndarray,
-    ):
+    ) -> None:
         self.config = config
         self.examples = len(train_images)
-        self.steps = -(-self.examples // config.batch_size)
+        self.steps = steps_per_epoch(config, self.examples)
         self.train_images, self.test_images = jax.device_put((train_images, test_images))
-        self.keys = make_keys(config.seed)
-        optimizer = build_optimizer(config, self.steps * config.epochs)
-        graphdef, _ = nnx.split(model, nnx.Param)
-        self.init_state = init_state(model, optimizer, self.steps)
+        self._keys = step.make_keys(config.seed)
         corrupt = build_corruption(config.noise, config.noise_level)
-        self._jitted = (
-            make_run_steps(graphdef, optimizer, corrupt),
-            make_evaluate(graphdef),
-        )
-        # What the model is given to reconstruct the test images from, and how good it is already.
         self.test_inputs, self.psnr_input = self.test_images, None
         if corrupt is not None:
-            clean = autoencoders.scale(self.test_images)
-            self.test_inputs = jax.jit(corrupt)(self.keys.test_noise, clean)
+            clean = scale(self.test_images)
+            self.test_inputs = jax.jit(corrupt)(self._keys.test_noise, clean)
             self.psnr_input = _mean(metrics.psnr(self.test_inputs, clean))
+        self._compile(model, backend, corrupt)
 
-    def lower(self) -> tuple[jax.stages.Lowered, ...]:
-        """Traces all programs: the order of an epoch, its steps, the evaluation."""
-        sizes = {"examples": self.examples, "batch_size": self.config.batch_size}
+    def _compile(self, model: Model, backend: Backend, corrupt: step.Corruption | None) -> None:
+        graphdef, _ = nnx.split(model, nnx.Param)
+        optimizer = build_optimizer(self.config, self.steps * self.config.epochs)
+        run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend)
+
+        @jax.jit
+        def run_chunk(*arguments):
+            state = run_steps(*arguments)
+            leaves = jax.tree.leaves(state.params)
+            return state, jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+        number, state = np.int32(0), step.init_state(model, optimizer, self.steps)
         batches = jax.ShapeDtypeStruct((self.steps, self.config.batch_size), jnp.int32)
-        step = np.int32(0)
-        run_steps, evaluate = self._jitted
-        return (
-            epoch_batches.lower(self.keys.order, step, **sizes),
-            run_steps.lower(
-                *(self.init_state, self.train_images, batches, self.keys.noise, step, step)
-            ),
-            evaluate.lower(self.init_state.params, self.test_inputs, self.test_images),
+        sizes = {"examples": self.examples, "batch_size": self.config.batch_size}
+        evaluate = step.make_evaluate(graphdef, backend)
+        self._order = step.epoch_batches.lower(self._keys.order, number, **sizes).compile()
+        self._run_chunk = run_chunk.lower(
+            state, self.train_images, batches, self._keys.noise, number, number
+        ).compile()
+        self._evaluate = evaluate.lower(state.params, self.test_inputs, self.test_images).compile()
+
+    def order(self, epoch: int) -> jax.Array:
+        """The batches of an epoch, counted from 1: int32 indices ``[S, B]``."""
+        return self._order(self._keys.order, np.int32(epoch))
+
+    def run(self, state: TrainState, batches_SxB: jax.Array, start: int, stop: int) -> Chunk:
+        """Takes the steps ``start <= i < stop`` of an epoch and waits for them.
+
+        `state` stays valid.
+        """
+        state, finite = self._run_chunk(
+            state,
+            self.train_images,
+            batches_SxB,
+            self._keys.noise,
+            np.int32(start),
+            np.int32(stop),
         )
+        return Chunk(state, np.array(state.losses_S), bool(finite))
 
-    def compile(self, lowered: tuple[jax.stages.Lowered, ...] | None = None) -> float:
-        """Compiles all programs ahead of the first epoch; returns and prints the seconds.
-
-        Args:
-            lowered: what `lower` gave, if it has been called already.
-        """
-        started = time.perf_counter()
-        programs = [program.compile() for program in lowered or self.lower()]
-        self._epoch_batches, self._run_steps, self._evaluate = programs
-        seconds = time.perf_counter() - started
-        print(f"Compiled in {seconds:.1f}s for {device_name()}")
-        return seconds
-
-    def train_epoch(
-        self,
-        state: TrainState,
-        epoch: int,
-        chunk_steps: int,
-        *,
-        steps: int | None = None,
-        after_chunk: Callable[[TrainState], None] = jax.block_until_ready,
-    ) -> TrainState:
-        """Trains what is left of an epoch, in chunks.
-
-        Args:
-            state: at any step of the epoch; it is donated.
-            epoch: counted from 1.
-            chunk_steps: the most steps in a chunk.
-            steps: stop after so many steps of the epoch.
-            after_chunk: called with the state after each chunk, which it should wait for: what is
-                not waited for is queued on the device.
-        """
-        steps = self.steps if steps is None else steps
-        first = int(state.step) - (epoch - 1) * self.steps
-        batches_SxB = self._epoch_batches(self.keys.order, np.int32(epoch))
-        # disable=None: silent where the output is no terminal
-        with tqdm(total=steps, initial=first, unit="step", leave=False, disable=None) as bar:
-            bar.set_description(f"Epoch {epoch}/{self.config.epochs}")
-            for start in range(first, steps, chunk_steps):
-                stop = min(start + chunk_steps, steps)
-                state = self._run_steps(
-                    *(state, self.train_images, batches_SxB, self.keys.noise),
-                    *(np.int32(start), np.int32(stop)),
-                )
-                after_chunk(state)
-                bar.update(stop - start)
-        return state
-
-    def epoch_loss(self, state: TrainState) -> float:
-        """Mean loss over the training images after an epoch, each as its step saw it."""
-        losses_S = np.asarray(state.losses_S)
-        return epoch_loss(losses_S, self.examples, self.config.batch_size)
+    def epoch_loss(self, losses_S: np.ndarray) -> float:
+        """Mean loss over the training images in an epoch, each as its step saw it."""
+        return step.epoch_loss(losses_S, self.examples, self.config.batch_size)
 
     def evaluate(self, params: nnx.State) -> tuple[float, float]:
-        """Means over the test images: binary cross-entropy and peak signal-to-noise ratio in dB."""
+        """Means over the test images: binary cross-entropy in nats and PSNR in dB."""
         bce_N, mse_N = self._evaluate(params, self.test_inputs, self.test_images)
         return _mean(bce_N), _mean(metrics.psnr_of_mse(mse_N))
 
@@ -133,6 +132,6 @@ def _mean(values: jax.Array) -> float:
 
 
 def device_name() -> str:
-    """Platform and kind of the device that computes."""
+    """Platform and kind of the default device."""
     device = jax.devices()[0]
     return f"{device.platform} ({device.device_kind})"

@@ -1,4 +1,4 @@
-"""Compiles the native step for this machine, once, and hands it to JAX."""
+"""Compiles the native kernel for this machine, once, and hands it to JAX."""
 
 import ctypes
 import functools
@@ -24,24 +24,27 @@ FLAGS = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 ENTRIES = ("value_and_grad", "losses", "encode", "decode")
 
+# Compile-time constants of the kernel: names of macros and their values.
+Sizes = tuple[tuple[str, int], ...]
+
 
 class UnavailableError(RuntimeError):
-    """The native step cannot be had here; the message says why, in one line."""
+    """The native kernel cannot be had here; the message says why, in one line."""
 
 
 @functools.cache
-def target(entry: str, features: tuple[int, int, int]) -> str:
-    """The name under which JAX knows an entry of the native step, compiled for some features.
+def target(entry: str, sizes: Sizes) -> str:
+    """The name under which JAX knows an entry of the native kernel, compiled for some sizes.
 
     Raises:
         UnavailableError: switched off, unknown platform, no compiler, or one that fails.
     """
-    return f"{_register(features)}_{entry}"
+    return f"{_register(sizes)}_{entry}"
 
 
 @functools.cache
-def _register(features: tuple[int, int, int]) -> str:
-    library, key = _load(features)
+def _register(sizes: Sizes) -> str:
+    library, key = _load(sizes)
     name = f"cae_jax_{key}"
     for entry in ENTRIES:
         function = jax.ffi.pycapsule(getattr(library, f"cae_{entry}"))
@@ -49,14 +52,14 @@ def _register(features: tuple[int, int, int]) -> str:
     return name
 
 
-def _load(features: tuple[int, int, int]) -> tuple[ctypes.CDLL, str]:
-    if os.environ.get("CAE_JAX_FUSED") == "0":
-        raise UnavailableError("CAE_JAX_FUSED=0 switches it off")
+def _load(sizes: Sizes) -> tuple[ctypes.CDLL, str]:
+    if os.environ.get("CAE_JAX_NATIVE") == "0":
+        raise UnavailableError("CAE_JAX_NATIVE=0 switches it off")
     if platform.system() not in ("Linux", "Darwin"):
         raise UnavailableError(f"it is not known to work on {platform.system()}")
     compiler = _compiler()
-    flags = [*FLAGS, *(f"-DF{i}={width}" for i, width in enumerate(features, start=1))]
-    flags += shlex.split(os.environ.get("CAE_JAX_FUSED_FLAGS", ""))
+    flags = [*FLAGS, *(f"-D{name}={value}" for name, value in sizes)]
+    flags += shlex.split(os.environ.get("CAE_JAX_NATIVE_FLAGS", ""))
     parts = (SOURCE.read_bytes(), _version(compiler), flags, _cpu(), metadata.version("jaxlib"))
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     command = [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE)]
@@ -98,7 +101,7 @@ def _cpu() -> str:
 
 def _compile(command: list[str], path: Path) -> None:
     """Writes the library in one step, so that two processes at once do not meet."""
-    print("Compiling the fused step (once, some seconds)", file=sys.stderr)
+    print("Compiling the native kernel (once, some seconds)", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # private, on the same disk
         output = Path(folder) / path.name
         result = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
