@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the one message for those that cannot be."""
+"""Writes files atomically, and reports those that cannot be written in one place."""
 
 import contextlib
 import json
@@ -11,10 +11,10 @@ from cae_jax.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; on success it replaces `path`, on failure it is removed.
+    """Yields a temporary path that replaces `path` on success and is removed on failure.
 
     Raises:
-        OSError: the file cannot be written; a previous one stays as it was.
+        OSError: the file cannot be written; an existing one is left unchanged.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -42,11 +42,11 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def writing(what: object, advice: str = "choose another path, or free space") -> Iterator[None]:
-    """Turns an `OSError` into the one-line `UserError` of a file or folder that cannot be written.
+    """Turns an `OSError` into a one-line `UserError`: the file or directory cannot be written.
 
     Args:
-        what: the file or folder, as the message names it.
-        advice: what to do next, the end of a sentence.
+        what: the file or directory, as the message names it.
+        advice: what to do next, the end of the message.
     """
     try:
         yield
@@ -55,13 +55,13 @@ def writing(what: object, advice: str = "choose another path, or free space") ->
 
 
 def check_output(path: str | Path | None) -> None:
-    """Refuses a file that cannot be written, before the work whose result it is to hold.
+    """Refuses an output file that cannot be written, before the work for it starts.
 
     Args:
         path: the file; None passes.
 
     Raises:
-        UserError: it is a directory or a device, or its parent directory does not exist.
+        UserError: the path is a directory or a device, or its parent directory does not exist.
     """
     if path is None:
         return
@@ -75,10 +75,10 @@ def check_output(path: str | Path | None) -> None:
 
 @contextlib.contextmanager
 def output_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path for a file that a user asked for; it replaces `path` on success.
+    """Yields a temporary path that replaces an output file of the user on success.
 
     Raises:
-        UserError: the file cannot be written; a previous one stays as it was.
+        UserError: the file cannot be written; an existing one is left unchanged.
     """
     check_output(path)
     with writing(path), replacing(Path(path)) as temporary:

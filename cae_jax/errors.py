@@ -1,9 +1,10 @@
-"""The one exception for input that cannot be used."""
+"""Defines the exception for invalid input."""
 
 
 class UserError(ValueError):
-    """Something given to cae-jax cannot be used.
+    """An argument, a file or a directory given to cae-jax is invalid.
 
-    The message is one line: what was given, what is accepted and what to do next. The scripts
-    print it to stderr and exit with code 2; every other exception is a bug and keeps its traceback.
+    The message is one line: what was given, what is accepted and what to do next. Parameters stand
+    in backticks, which the commands turn into flags. The commands print the message to stderr and
+    exit with code 2; every other exception is a bug and keeps its traceback.
     """

@@ -1,4 +1,7 @@
-"""Pictures as PNG: the one module that knows matplotlib."""
+"""Draws figures as PNG files; the only module that knows matplotlib.
+
+Every function raises `UserError` when its file cannot be written.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +14,11 @@ from cae_jax import atomic
 
 
 def save_rows(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
-    """Rows of images one above the other, each with its label on the left.
+    """Draws rows of images, each with its label on the left.
 
     Args:
-        path: the PNG.
-        rows: label to images ``[n, 28, 28, 1]`` in [0, 1]; all rows have one n.
+        path: PNG file to write.
+        rows: label to gray images ``[n, height, width, 1]`` in [0, 1].
     """
     columns = max(len(images) for images in rows.values())
     figure = Figure(figsize=(1.6 + 0.9 * columns, 0.95 * len(rows)), layout="constrained")
@@ -26,14 +29,14 @@ def save_rows(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
         for axis in row:
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    _save(figure, Path(path))
+    _save(figure, path)
 
 
 def save_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Loss over epochs: one colour a run, ``val_loss`` solid and ``loss`` dotted.
+    """Draws losses over epochs: one color per run, ``val_loss`` solid and ``loss`` dotted.
 
     Args:
-        path: the PNG.
+        path: PNG file to write.
         curves: label of a run to its columns ``epoch``, ``loss`` and ``val_loss``.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -46,19 +49,20 @@ def save_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[flo
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    _save(figure, Path(path))
+    _save(figure, path)
 
 
 def save_costs(
     path: str | Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 ) -> None:
-    """Seconds an epoch, one log-log panel for each quantity that they depend on.
+    """Draws the time per epoch in log-log panels, one for each quantity that it depends on.
 
     A dotted line shows proportional growth where the x axis counts training images.
 
     Args:
-        path: the PNG.
-        panels: label of the x axis to label of a line to its points, sorted; at least one.
+        path: PNG file to write.
+        panels: label of the x axis to label of a line to its points (x, s/epoch), sorted by x; at
+            least one.
     """
     figure = Figure(figsize=(6 * len(panels), 4.6), layout="constrained")
     for axis, (label, lines) in zip(
@@ -75,10 +79,10 @@ def save_costs(
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_locator(NullLocator())
-        axis.set(xlabel=label, ylabel="seconds an epoch")
+        axis.set(xlabel=label, ylabel="s/epoch")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize="small")
-    _save(figure, Path(path))
+    _save(figure, path)
 
 
 def save_lines(
@@ -89,14 +93,14 @@ def save_lines(
     y_label: str,
     log_x: bool = False,
 ) -> None:
-    """Lines through points, one colour a line; a single point is a mark.
+    """Draws lines through points, one color per line; a single point becomes a marker.
 
     Args:
-        path: the PNG.
-        lines: label to points.
-        x_label: of the x axis, with its unit.
-        y_label: of the y axis, with its unit.
-        log_x: whether x is logarithmic.
+        path: PNG file to write.
+        lines: label to points (x, y).
+        x_label: label of the x axis, with its unit.
+        y_label: label of the y axis, with its unit.
+        log_x: use a logarithmic x axis.
     """
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axis = figure.subplots()
@@ -108,10 +112,10 @@ def save_lines(
     axis.set(xlabel=x_label, ylabel=y_label)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize="small")
-    _save(figure, Path(path))
+    _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Writes a PNG whatever the name ends in, atomically."""
-    with atomic.replacing(path) as temporary:
+def _save(figure: Figure, path: str | Path) -> None:
+    """Writes a PNG, whatever the suffix of the name."""
+    with atomic.output_file(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

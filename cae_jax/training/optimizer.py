@@ -1,4 +1,4 @@
-"""From a config to an Optax gradient transformation."""
+"""Builds the Optax optimizer and the learning rate schedule of a config."""
 
 import optax
 
@@ -6,11 +6,11 @@ from cae_jax.config import TrainConfig
 
 
 def build_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
-    """The optimizer that a config asks for.
+    """Builds the optimizer of a config.
 
     Args:
-        config: names it and its settings.
-        total_steps: of the whole training; a cosine schedule reaches 0 there.
+        config: names the optimizer, its hyperparameters and the schedule.
+        total_steps: steps of the whole training, after which a cosine schedule reaches 0.
     """
     rate = build_schedule(config, total_steps)
     if config.optimizer == "adam":
@@ -29,13 +29,13 @@ def build_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTran
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if config.on_nan == "skip":
         optimizer = optax.apply_if_finite(optimizer, config.max_skips)
-    # One vector of all parameters instead of 14 arrays: fewer, larger kernels a step.
+    # One vector of all parameters instead of an array per layer: fewer, larger kernels per step.
     return optax.flatten(optimizer)
 
 
 def build_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step."""
-    warmup_steps = min(config.warmup_steps, total_steps // 2)  # short trials warm up too
+    """Builds the learning rate as a function of the step; see `build_optimizer`."""
+    warmup_steps = min(config.warmup_steps, total_steps // 2)  # short runs warm up too
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(config.learning_rate, total_steps - warmup_steps)
     else:
