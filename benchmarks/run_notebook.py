@@ -14,9 +14,8 @@ from typing import Any
 
 import tyro
 
-from cae_jax import UserError, atomic
+from cae_jax import UserError, atomic, data
 from cae_jax.cli import common
-from cae_jax.data import store
 
 ROOT = Path(__file__).resolve().parent.parent
 # Progress bars: what is left of them without the process that drew them is nothing to look at.
@@ -51,7 +50,7 @@ def main() -> None:
         os.environ.pop("CAE_JAX_NOTEBOOK_QUICK", None)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         for split in ("train", "test"):
-            store.load("fashion_mnist", split)  # its preparation is not announced in a cell then
+            data.load_split("fashion_mnist", split)  # so that no cell announces its preparation
         with tempfile.TemporaryDirectory() as folder:
             nbclient.NotebookClient(
                 notebook,

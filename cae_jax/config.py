@@ -1,4 +1,4 @@
-"""The typed description of one training run."""
+"""The typed description of one training run, and the noises that it can name."""
 
 import dataclasses
 import difflib
@@ -7,51 +7,88 @@ import runpy
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cae_jax.errors import UserError
-from cae_jax.noises import check_level
+
+Dataset = Literal["fashion_mnist", "mnist", "kmnist"]
+# Height, width and channels of the images.
+IMAGE_SHAPES: dict[str, tuple[int, int, int]] = {
+    "fashion_mnist": (28, 28, 1),
+    "mnist": (28, 28, 1),
+    "kmnist": (28, 28, 1),
+}
 
 Noise = Literal[
     "none", "gaussian", "salt_and_pepper", "masking", "speckle", "poisson", "occlusion", "mix"
 ]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """All that determines the result of a training run, and nothing else.
+class Levels(NamedTuple):
+    """The levels of a noise.
 
-    Checked on construction. ``dataclasses.replace(config, epochs=50)`` is the way to vary it. The
-    defaults are the recipe of ``configs/fashion_mnist.py``.
-
-    Raises:
-        UserError: a value outside its range or choices, naming the field.
+    Attributes:
+        meaning: what the level measures, with its unit.
+        default: level where a config names none.
+        least, most: the range, both ends included.
+        whole: whether the level is a whole number of pixels, at most the images' shorter side.
     """
 
-    dataset: Literal["fashion_mnist", "mnist", "kmnist"] = "fashion_mnist"
-    """Data set: 60,000 training and 10,000 test images of 28 x 28 pixels."""
+    meaning: str
+    default: float
+    least: float
+    most: float = math.inf
+    whole: bool = False
+
+
+# `cae_jax.training.noise` draws them.
+NOISES = {
+    "gaussian": Levels("standard deviation, white being 1", 0.5, 0.0, 1e3),
+    "salt_and_pepper": Levels("fraction of the pixels", 0.3, 0.0, 1.0),
+    "masking": Levels("fraction of the pixels", 0.5, 0.0, 1.0),
+    "speckle": Levels("standard deviation of the factor", 0.7, 0.0, 1e3),
+    "poisson": Levels("photons at white", 3.0, 1e-3, 1e6),
+    "occlusion": Levels("side of the square in pixels", 12.0, 1.0, whole=True),
+}
+MIX = "mix"  # one of the others for each image, at its default level
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that determines the result of a training run, and nothing else.
+
+    Values are checked on construction; vary a config with ``dataclasses.replace(config,
+    epochs=50)``. The defaults are those of ``configs/fashion_mnist.py``.
+
+    Raises:
+        UserError: a value outside its range or choices; names the field.
+    """
+
+    dataset: Dataset = "fashion_mnist"
+    """Data set: 60,000 training and 10,000 test images, gray."""
 
     train_examples: int | None = None
-    """Train on the first so many images only; None takes all of them."""
+    """Number of training images, the first ones; None takes all."""
 
     test_examples: int | None = None
-    """Validate on the first so many test images only; None takes all of them."""
+    """Number of test images for validation, the first ones; None takes all."""
 
     model: Literal["conv", "simple", "deep"] = "conv"
     """Network: convolutional, or fully connected with one (simple) or five (deep) hidden layers."""
 
     features: tuple[int, int, int] = (16, 8, 8)
-    """Features of the three encoder convolutions; the decoder mirrors them. Model conv only."""
+    """Channels of the three encoder convolutions; the decoder mirrors them. Model conv only."""
 
     noise: Noise = "none"
-    """Noise on the inputs, the targets stay clean; mix takes one of the kinds for each image."""
+    """Noise added to the inputs, with clean targets; mix draws one of the kinds for each image."""
 
     noise_level: float | None = None
-    """How much: std (gaussian, speckle), fraction of the pixels (salt_and_pepper, masking), photons
-    at white (poisson), side in pixels (occlusion); None takes the kind's default."""
+    """Level of the noise: standard deviation (gaussian, speckle), fraction of the pixels
+    (salt_and_pepper, masking), photons at white (poisson), side in pixels (occlusion); None takes
+    the default of the kind."""
 
     batch_size: int = 128
-    """Images in a step; the last step of an epoch takes what is left."""
+    """Images per step; the last step of an epoch takes the remaining ones."""
 
     epochs: int = 20
     """Passes over the training images."""
@@ -66,19 +103,19 @@ class TrainConfig:
     """Learning rate after the warm-up: constant, or a cosine down to 0 at the last step."""
 
     warmup_steps: int = 1500
-    """Steps over which the learning rate rises linearly from 0; at most half of all steps."""
+    """Steps in which the learning rate rises linearly from 0, capped at half of all steps."""
 
     b1: float = 0.9
-    """Decay of the mean gradient. Optimizers adam, nadam, adamw."""
+    """Decay of the running mean of the gradient. Optimizers adam, nadam, adamw."""
 
     b2: float = 0.99
-    """Decay of the mean squared gradient. Optimizers adam, nadam, adamw."""
+    """Decay of the running mean of the squared gradient. Optimizers adam, nadam, adamw."""
 
     rho: float = 0.95
-    """Decay of both means. Optimizer adadelta."""
+    """Decay of both running means. Optimizer adadelta."""
 
     eps: float = 1e-8
-    """Term that keeps the division stable. All optimizers but sgd."""
+    """Added to the denominator of the update for stability. All optimizers but sgd."""
 
     momentum: float = 0.0
     """Momentum. Optimizer sgd."""
@@ -90,13 +127,13 @@ class TrainConfig:
     """Clip the gradient to this global norm; None does not clip."""
 
     on_nan: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is not finite ends the run, or its update is left out."""
+    """On a loss or gradient that is not finite: stop the run, or skip the update."""
 
     max_skips: int = 10
-    """The most updates left out one after the other. on_nan skip only."""
+    """Maximum number of consecutive skipped updates. With on_nan skip only."""
 
     seed: int = 0
-    """Seed of the initial parameters, of the order of the images and of the noise."""
+    """Seed of the initial parameters, the order of the images and the noise."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -109,15 +146,15 @@ def _check_types(config: TrainConfig) -> None:
         if typing.get_origin(hint) is Literal:
             choices = typing.get_args(hint)
             if value not in choices:
-                raise UserError(f"{name} is {value!r}; it takes {', '.join(choices)}")
+                raise UserError(f"`{name}` is {value!r}; it takes {', '.join(choices)}")
         elif hint in (int, int | None):
             if type(value) is not int and not (value is None and hint is not int):
-                raise UserError(f"{name} is {value!r}; it takes a whole number")
+                raise UserError(f"`{name}` is {value!r}; it takes a whole number")
         elif hint in (float, float | None):
             if value is None and hint is not float:
                 continue
             if not _is_finite_number(value):
-                raise UserError(f"{name} is {value!r}; it takes a finite number")
+                raise UserError(f"`{name}` is {value!r}; it takes a finite number")
             object.__setattr__(
                 config, name, float(typing.cast(float, value))
             )  # 1 and 1.0 are the same config
@@ -127,7 +164,7 @@ def _check_types(config: TrainConfig) -> None:
                 or len(value) != 3
                 or not all(type(width) is int and width > 0 for width in value)
             ):
-                raise UserError(f"features is {value!r}; it takes three positive whole numbers")
+                raise UserError(f"`features` is {value!r}; it takes three positive whole numbers")
             object.__setattr__(config, name, tuple(value))
 
 
@@ -138,7 +175,7 @@ def _is_finite_number(value: Any) -> bool:
 def _check_ranges(config: TrainConfig) -> None:
     def check(name: str, accepted: bool, takes: str) -> None:
         if not accepted:
-            raise UserError(f"{name} is {getattr(config, name)!r}; it takes {takes}")
+            raise UserError(f"`{name}` is {getattr(config, name)!r}; it takes {takes}")
 
     for name in ("batch_size", "epochs"):
         check(name, getattr(config, name) >= 1, "a whole number of at least 1")
@@ -147,7 +184,7 @@ def _check_ranges(config: TrainConfig) -> None:
         check(name, value is None or value >= 1, "None or a whole number of at least 1")
     for name in ("b1", "b2", "rho", "momentum"):
         check(name, 0 <= getattr(config, name) < 1, "a number from 0 to below 1")
-    check_level(config.noise, config.noise_level)
+    check_level(config.noise, config.noise_level, IMAGE_SHAPES[config.dataset])
     check("learning_rate", config.learning_rate > 0, "a positive number")
     check("eps", config.eps > 0, "a positive number")
     for name in ("warmup_steps", "max_skips"):
@@ -158,11 +195,51 @@ def _check_ranges(config: TrainConfig) -> None:
     )
     check("seed", 0 <= config.seed < 2**32, "a whole number from 0 to 4294967295")
     if config.train_examples is not None:
-        check("batch_size", config.batch_size <= config.train_examples, "at most train_examples")
+        check("batch_size", config.batch_size <= config.train_examples, "at most `train_examples`")
+
+
+def check_level(
+    noise: str, level: float | None, image_shape: tuple[int, ...] | None = None
+) -> float:
+    """Checks the level of a noise and returns it.
+
+    Args:
+        noise: ``"none"``, `MIX` or a key of `NOISES`.
+        level: None for the default.
+        image_shape: ``(height, width, channels)``, which bounds a level in pixels; None where it is
+            not known.
+
+    Returns:
+        The level; 0 for ``"none"`` and `MIX`.
+
+    Raises:
+        UserError: unknown noise, or a level outside its range.
+    """
+    if noise in ("none", MIX):
+        if level is not None:
+            raise UserError(f"`noise_level` is {level!r}; noise {noise} takes none")
+        return 0.0
+    if noise not in NOISES:
+        raise UserError(f"`noise` is {noise!r}; it takes none, {', '.join(NOISES)} or {MIX}")
+    levels = NOISES[noise]
+    level = levels.default if level is None else level
+    most = min(image_shape[:2]) if levels.whole and image_shape else levels.most
+    in_range = levels.least <= level <= most  # false for NaN
+    if not in_range or (levels.whole and not float(level).is_integer()):
+        number = "whole number" if levels.whole else "number"
+        bounds = (
+            f"from {levels.least:g} to {most:g}"
+            if most < math.inf
+            else f"of at least {levels.least:g}"
+        )
+        raise UserError(
+            f"`noise_level` is {level!r}; noise {noise} takes a {number} {bounds}: {levels.meaning}"
+        )
+    return float(level)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The config as plain JSON types, in the order of the fields."""
+    """Converts a config to plain JSON types, in the order of its fields."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(config).items()
@@ -170,10 +247,10 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """The inverse of `to_dict`.
+    """Inverts `to_dict`.
 
     Raises:
-        UserError: an unknown key or a bad value.
+        UserError: an unknown key or an invalid value.
     """
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     for key in values:

@@ -10,12 +10,10 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from cae_jax import UserError, atomic, figures
+from cae_jax import UserError, atomic, data, figures
 from cae_jax.cli import common
-from cae_jax.config import Noise, TrainConfig
-from cae_jax.data import store
+from cae_jax.config import NOISES, Noise, TrainConfig, check_level
 from cae_jax.evaluation import comparison
-from cae_jax.noises import NOISES, check_level
 from cae_jax.ops import cache
 from cae_jax.runs.folder import read_config
 
@@ -134,7 +132,7 @@ def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[str, Noise, fl
 
 
 def load(flags: Flags, dataset: str, split: str) -> np.ndarray:
-    images, _ = store.load(dataset, split, data_dir=flags.data_dir, archives=flags.archives)
+    images, _ = data.load_split(dataset, split, data_dir=flags.data_dir, archives=flags.archives)
     return images
 
 

@@ -14,6 +14,7 @@ import tyro
 import cae_jax
 from cae_jax.cli import common
 from cae_jax.data.images import read_images, write_png
+from cae_jax.models.topology import IMAGE_SHAPE
 from cae_jax.ops import cache
 
 
@@ -41,7 +42,7 @@ def main() -> None:
             raise cae_jax.UserError("no FILES given; give PNG or .npy files")
         names, pictures = [], []
         for file in flags.files:
-            images = read_images(file, resize=flags.resize)
+            images = read_images(file, IMAGE_SHAPE, resize=flags.resize)
             array = file.suffix.lower() == ".npy"
             names += [f"{file.stem}-{i:04}" if array else file.stem for i in range(len(images))]
             pictures.append(images)

@@ -10,9 +10,17 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from cae_jax.config import TrainConfig, from_dict, load_config, to_dict
+from cae_jax.config import (
+    IMAGE_SHAPES,
+    MIX,
+    NOISES,
+    TrainConfig,
+    check_level,
+    from_dict,
+    load_config,
+    to_dict,
+)
 from cae_jax.models import autoencoders
-from cae_jax.noises import MIX, NOISES
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state, make_run_steps
@@ -24,35 +32,46 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"dataset": "cifar"}, "dataset is 'cifar'; it takes fashion_mnist, mnist, kmnist"),
+        ({"dataset": "cifar"}, "`dataset` is 'cifar'; it takes fashion_mnist, mnist, kmnist"),
         ({"model": "vae"}, "it takes conv, simple, deep"),
         ({"optimizer": "lion"}, "it takes adam, nadam, adamw, adadelta, sgd"),
         ({"schedule": "step"}, "it takes constant, cosine"),
-        ({"batch_size": 0}, "batch_size is 0; it takes a whole number of at least 1"),
-        ({"batch_size": 128.0}, "batch_size is 128.0; it takes a whole number"),
-        ({"batch_size": 128, "train_examples": 100}, "at most train_examples"),
-        ({"epochs": 0}, "epochs is 0"),
-        ({"epochs": True}, "epochs is True"),
-        ({"train_examples": 0}, "train_examples is 0"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; it takes a positive number"),
-        ({"learning_rate": -0.1}, "learning_rate is -0.1; it takes a positive number"),
-        ({"learning_rate": float("inf")}, "learning_rate is inf; it takes a finite number"),
-        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
-        ({"b2": 1.0}, "b2 is 1.0; it takes a number from 0 to below 1"),
-        ({"eps": 0}, "eps is 0.0"),
-        ({"warmup_steps": -1}, "warmup_steps is -1"),
-        ({"max_skips": -1}, "max_skips is -1; it takes a whole number of at least 0"),
-        ({"on_nan": "go"}, "on_nan is 'go'; it takes stop, skip"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
-        ({"clip_norm": 0}, "clip_norm is 0.0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**32}, "seed is 4294967296"),
-        ({"features": ()}, r"features is \(\); it takes three positive whole numbers"),
+        ({"batch_size": 0}, "`batch_size` is 0; it takes a whole number of at least 1"),
+        ({"batch_size": 128.0}, "`batch_size` is 128.0; it takes a whole number"),
+        ({"batch_size": 128, "train_examples": 100}, "at most `train_examples`"),
+        ({"epochs": 0}, "`epochs` is 0"),
+        ({"epochs": True}, "`epochs` is True"),
+        ({"train_examples": 0}, "`train_examples` is 0"),
+        ({"learning_rate": 0.0}, "`learning_rate` is 0.0; it takes a positive number"),
+        ({"learning_rate": -0.1}, "`learning_rate` is -0.1; it takes a positive number"),
+        ({"learning_rate": float("inf")}, "`learning_rate` is inf; it takes a finite number"),
+        ({"learning_rate": "fast"}, "`learning_rate` is 'fast'"),
+        ({"b2": 1.0}, "`b2` is 1.0; it takes a number from 0 to below 1"),
+        ({"eps": 0}, "`eps` is 0.0"),
+        ({"warmup_steps": -1}, "`warmup_steps` is -1"),
+        ({"max_skips": -1}, "`max_skips` is -1; it takes a whole number of at least 0"),
+        ({"on_nan": "go"}, "`on_nan` is 'go'; it takes stop, skip"),
+        ({"weight_decay": -0.1}, "`weight_decay` is -0.1"),
+        ({"clip_norm": 0}, "`clip_norm` is 0.0"),
+        ({"seed": -1}, "`seed` is -1"),
+        ({"seed": 2**32}, "`seed` is 4294967296"),
+        ({"features": ()}, r"`features` is \(\); it takes three positive whole numbers"),
         ({"features": (16, 8, 0)}, "features"),
         ({"features": (16, 8.0, 8)}, "features"),
-        ({"noise": "salt"}, "noise is 'salt'; it takes none, gaussian, salt_and_pepper"),
-        ({"noise_level": 0.5}, r"noise_level is 0\.5; noise none takes none"),
-        ({"noise": "masking", "noise_level": 2}, r"noise_level is 2\.0; .* from 0 to 1: fraction"),
+        ({"noise": "salt"}, "`noise` is 'salt'; it takes none, gaussian, salt_and_pepper"),
+        ({"noise_level": 0.5}, r"`noise_level` is 0\.5; noise none takes none"),
+        (
+            {"noise": "masking", "noise_level": 2},
+            r"_level` is 2\.0; .* from 0 to 1: fraction",
+        ),
+        (
+            {"noise": "occlusion", "noise_level": 29},
+            r"is 29\.0; .* whole number from 1 to 28: side",
+        ),
+        (
+            {"noise": "occlusion", "noise_level": 2.5},
+            r"is 2\.5; .* whole number from 1 to 28: side",
+        ),
     ],
 )
 def test_bad_values_are_refused_by_name(values, message):
@@ -72,6 +91,21 @@ def test_is_frozen_and_checked_on_replace():
 def test_the_config_takes_every_noise():
     hint = typing.get_type_hints(TrainConfig)["noise"]
     assert typing.get_args(hint) == ("none", *NOISES, MIX)
+    for noise in NOISES:
+        TrainConfig(noise=noise)  # the default level is one of its levels
+
+
+def test_the_config_takes_every_data_set():
+    hint = typing.get_type_hints(TrainConfig)["dataset"]
+    assert typing.get_args(hint) == tuple(IMAGE_SHAPES)
+
+
+def test_the_images_bound_a_level_in_pixels():
+    assert check_level("occlusion", 28) == check_level("occlusion", 28, (28, 30, 3)) == 28
+    assert check_level("gaussian", 40, (28, 28, 1)) == 40
+    for level in (13, None):  # the default, 12, too
+        with pytest.raises(cae_jax.UserError, match="from 1 to 11"):
+            check_level("occlusion", level, (11, 30, 1))
 
 
 def test_survives_json():
@@ -96,7 +130,7 @@ def test_unknown_key_names_its_neighbour():
         ("raise ValueError('two\\nlines')", "raised ValueError: two lines"),
         (
             "from cae_jax import TrainConfig\ndef get_config(): return TrainConfig(epochs=0)",
-            "epochs is 0",
+            "`epochs` is 0",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The parser of IDX archives: what it reads and what it refuses."""
+"""The parser of IDX files: what it reads and what it refuses."""
 
 import gzip
 import struct
@@ -25,6 +25,7 @@ def label_bytes(labels, magic=0x0801):
     return struct.pack(">2I", magic, len(labels)) + labels.tobytes()
 
 
+SHAPE = (28, 28, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
 LABELS = np.array([0, 9, 3, 3, 1], np.uint8)
 
@@ -32,7 +33,7 @@ LABELS = np.array([0, 9, 3, 3, 1], np.uint8)
 def read(folder, images, labels):
     (folder / "images.gz").write_bytes(images)
     (folder / "labels.gz").write_bytes(labels)
-    return idx.read_examples(folder / "images.gz", folder / "labels.gz")
+    return idx.read_examples(folder / "images.gz", folder / "labels.gz", SHAPE)
 
 
 def test_reads_what_was_written(tmp_path):
@@ -56,10 +57,10 @@ MANY = struct.pack(">4I", 0x0803, 2**32 - 1, 28, 28)
         (pack(image_bytes(IMAGES)[:9]), GOOD_LABELS, "truncated within its header"),
         (GOOD_IMAGES[:-9], GOOD_LABELS, r"images\.gz is truncated"),
         (pack(image_bytes(IMAGES) + b"x"), GOOD_LABELS, r"images\.gz has bytes after"),
-        (GOOD_IMAGES + b"xyz", GOOD_LABELS, r"images\.gz is no intact gzip"),
+        (GOOD_IMAGES + b"xyz", GOOD_LABELS, r"images\.gz is not an intact gzip"),
         (GOOD_IMAGES, pack(label_bytes(LABELS[:4])), "5 images and .* 4 labels"),
         (GOOD_IMAGES, pack(label_bytes(LABELS + 1)), r"labels\.gz holds label 10"),
-        (image_bytes(IMAGES), GOOD_LABELS, r"images\.gz is no intact gzip"),
+        (image_bytes(IMAGES), GOOD_LABELS, r"images\.gz is not an intact gzip"),
         (b"", GOOD_LABELS, r"images\.gz is truncated"),
         (pack(MANY), GOOD_LABELS, "announces 4294967295 examples"),
     ],
@@ -69,9 +70,19 @@ def test_damage_is_refused_with_the_files_name(tmp_path, images, labels, message
         read(tmp_path, images, labels)
 
 
+def test_other_shapes_are_read_where_they_are_expected(tmp_path):
+    images = np.ascontiguousarray(IMAGES[:, :14, :20])
+    (tmp_path / "images.gz").write_bytes(pack(image_bytes(images)))
+    (tmp_path / "labels.gz").write_bytes(GOOD_LABELS)
+    paths = tmp_path / "images.gz", tmp_path / "labels.gz"
+    np.testing.assert_array_equal(idx.read_examples(*paths, (14, 20, 1))[0], images[..., None])
+    with pytest.raises(UserError, match=r"holds images of \[14, 20\] pixels, expected \[28, 28\]"):
+        idx.read_examples(*paths, SHAPE)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"images\.gz does not exist"):
-        idx.read_examples(tmp_path / "images.gz", tmp_path / "labels.gz")
+        idx.read_examples(tmp_path / "images.gz", tmp_path / "labels.gz", SHAPE)
 
 
 def test_a_gzip_bomb_is_not_unpacked(tmp_path):

@@ -66,7 +66,7 @@ def read_images(split: str) -> "np.ndarray":
     """Fashion-MNIST, ``train`` or ``t10k``, float32 ``[N, 28, 28, 1]`` in [0, 1].
 
     From its archive, as Keras and torchvision read it: the peers must not wait for what
-    `cae_jax.data.store` imports.
+    `cae_jax.data` imports.
     """
     import numpy as np
 

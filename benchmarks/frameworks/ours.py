@@ -20,20 +20,14 @@ class Ours:
             from flax import nnx
 
             import cae_jax.runs.fit  # noqa: F401 - all that a training imports
-            from cae_jax.data import store
+            from cae_jax import data
             from cae_jax.models import autoencoders
             from cae_jax.ops import backend, cache
             from cae_jax.training.step import make_keys
             from cae_jax.training.trainer import Programs
         cache.use_compilation_cache()
         with watch("data"):
-            train_images, test_images = (
-                store.load(config.dataset, split, data_dir=spec.data_dir)[0][:examples]
-                for split, examples in (
-                    ("train", config.train_examples),
-                    ("test", config.test_examples),
-                )
-            )
+            train_images, test_images, _ = data.load(config, data_dir=spec.data_dir)
         with watch("backend"):
             jax.devices()
         with watch("native"):  # compiles the library of the fused method, if it has to

@@ -31,7 +31,7 @@ class Spec:
         config: a `TrainConfig` as `cae_jax.config.to_dict` gives it.
         epochs: timed ones; the first and the discarded ones come before them.
         discard: epochs between the first and the timed ones.
-        data_dir: see `cae_jax.data.store.load`.
+        data_dir: see `cae_jax.data.load_split`.
         work: ``"start"`` ends after the first step, ``"measure"`` after everything, ``"fit"`` is
             a plain training with validation, without any measurement.
     """

@@ -26,7 +26,7 @@ def measure(script: Path, epochs: int, rounds: int, data_dir: Path | None) -> li
         script: scripts/train.py, run with its defaults.
         epochs: of each training.
         rounds: processes of each.
-        data_dir: see `cae_jax.data.store.load`.
+        data_dir: see `cae_jax.data.load_split`.
     """
     ours: dict[str, Any] = {"contender": "scripts/train.py", "seconds": [], "val_losses": []}
     peer: dict[str, Any] = {"contender": _PEER, "seconds": [], "val_losses": []}

@@ -12,11 +12,10 @@ import jax
 import numpy as np
 
 from cae_jax import atomic, figures
-from cae_jax.config import TrainConfig
-from cae_jax.data import store
+from cae_jax import data as data_sets
+from cae_jax.config import NOISES, TrainConfig, check_level
 from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines, comparison
-from cae_jax.noises import NOISES, check_level
 from cae_jax.runs import fit
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.interruption import Interrupted
@@ -101,7 +100,7 @@ def run(
         folder: of the runs; what is finished there is taken as it is.
         path: of the page, a Markdown file; its figures stand beside it.
         with_baselines: whether to add the classical denoisers.
-        data_dir: see `cae_jax.data.store.load`.
+        data_dir: see `cae_jax.data.load_split`.
 
     Raises:
         UserError: as of `cae_jax.fit`, or the page cannot be written.
@@ -120,7 +119,10 @@ def run(
         trained[name] = comparison.open_runs(name, runs)
     some = next(iter(configs.values()))
     data = Data(
-        *(store.load(some.dataset, split, data_dir=data_dir)[0] for split in ("train", "test"))
+        *(
+            data_sets.load_split(some.dataset, split, data_dir=data_dir)[0]
+            for split in ("train", "test")
+        )
     )
     data = data._replace(test=data.test[: some.test_examples])
     page = Page(path)

@@ -1,0 +1,91 @@
+"""Image data sets as uint8 arrays: `load` gives what a config trains on, `load_split` one split."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cae_jax.config import IMAGE_SHAPES, TrainConfig
+from cae_jax.errors import UserError
+
+SPLITS = ("train", "test")
+
+
+class Split(NamedTuple):
+    """A data set, split into training and test images.
+
+    Attributes:
+        train: training images, uint8 ``[N, height, width, channels]``.
+        test: test images, uint8 ``[N, height, width, channels]``.
+        test_labels: labels of the test images, int32 ``[N]``.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+
+
+def load(
+    config: TrainConfig,
+    *,
+    data_dir: str | Path | None = None,
+    archives: str | Path | None = None,
+) -> Split:
+    """Loads the images that a config trains and validates on.
+
+    Args:
+        config: names the data set and limits the number of images of each split.
+        data_dir: see `load_split`.
+        archives: see `load_split`.
+
+    Raises:
+        UserError: see `load_split`; or the training images do not fill one batch.
+    """
+    where = {"data_dir": data_dir, "archives": archives}
+    train, _ = load_split(config.dataset, "train", **where)
+    test, test_labels = load_split(config.dataset, "test", **where)
+    train = train[: config.train_examples]
+    if config.batch_size > len(train):
+        raise UserError(
+            f"`batch_size` is {config.batch_size}; it takes at most the {len(train)} images "
+            f"of {config.dataset}"
+        )
+    return Split(train, test[: config.test_examples], test_labels[: config.test_examples])
+
+
+def load_split(
+    dataset: str,
+    split: str,
+    *,
+    data_dir: str | Path | None = None,
+    archives: str | Path | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loads one split of a data set; the first call prepares the data set on disk.
+
+    Args:
+        dataset: ``"fashion_mnist"``, ``"mnist"`` or ``"kmnist"``.
+        split: ``"train"`` (60,000 examples) or ``"test"`` (10,000).
+        data_dir: directory of prepared data sets; None takes ``TFDS_DATA_DIR``, else the default
+            of TensorFlow Datasets.
+        archives: directory with the four original ``.gz`` IDX files; None takes those shipped with
+            the package, or downloads them.
+
+    Returns:
+        Images uint8 ``[N, height, width, channels]`` and labels int32 ``[N]``, in original order.
+
+    Raises:
+        UserError: unknown name, damaged or missing file, host unreachable, directory not writable.
+    """
+    for name, value, known in (("dataset", dataset, IMAGE_SHAPES), ("split", split, SPLITS)):
+        if value not in known:
+            raise UserError(f"`{name}` is {value!r}; it takes {', '.join(known)}")
+    from cae_jax.data import store  # TensorFlow Datasets takes a second to import
+
+    return store.read(store.prepare(dataset, data_dir, archives), split)
+
+
+def class_names(dataset: str) -> tuple[str, ...]:
+    """Returns the names of a data set's labels 0 to 9."""
+    from cae_jax.data.tfds_builder import IdxImages
+
+    return IdxImages.builder_configs[dataset].classes

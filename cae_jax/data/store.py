@@ -1,10 +1,14 @@
-"""Data sets as arrays: `load` prepares once with tensorflow-datasets, then reads a cache."""
+"""Prepares data sets with TensorFlow Datasets and caches their decoded splits.
+
+Preparing writes ``<data_dir>/idx_images/<dataset>/<version>``; `read` keeps a decoded copy of each
+split beside the records, which loads in a fraction of their time.
+"""
 
 import contextlib
 import fcntl
 import io
+import logging
 import shutil
-import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -15,66 +19,54 @@ import numpy as np
 
 from cae_jax import atomic
 from cae_jax.data import tfds_builder
+from cae_jax.data.tfds_builder import IdxImages
 from cae_jax.errors import UserError
 
-# Data sets whose archives travel with the package.
+logger = logging.getLogger(__name__)
+
+# Data sets whose IDX files are part of the package.
 SHIPPED = ("fashion_mnist",)
 
 
-def load(
-    config: str,
-    split: str,
-    *,
-    data_dir: str | Path | None = None,
-    archives: str | Path | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Loads a split of a data set, preparing it first if need be.
-
-    Args:
-        config: ``"fashion_mnist"``, ``"mnist"`` or ``"kmnist"``.
-        split: ``"train"`` (60,000 examples) or ``"test"`` (10,000).
-        data_dir: where TFDS keeps data sets; by default ``TFDS_DATA_DIR``, else TFDS's own default.
-        archives: folder with the four original ``.gz`` archives. By default those shipped with the
-            package are taken, or they are downloaded.
-
-    Returns:
-        images uint8 ``[N, 28, 28, 1]`` and labels int32 ``[N]``, in the original order.
+def prepare(dataset: str, data_dir: str | Path | None, archives: str | Path | None) -> IdxImages:
+    """Writes a data set to disk unless it is there; see `cae_jax.data.load_split`.
 
     Raises:
-        UserError: unknown name, damaged or missing archive, host out of reach, folder not writable.
+        UserError: damaged or missing IDX file, host unreachable, directory not writable.
     """
-    names = [known.name for known in tfds_builder.IdxImages.BUILDER_CONFIGS]
-    if config not in names:
-        raise UserError(f"data set is {config!r}; it takes {', '.join(names)}")
-    if split not in tfds_builder.ARCHIVES:
-        raise UserError(f"split is {split!r}; it takes {', '.join(tfds_builder.ARCHIVES)}")
+    data_dir = None if data_dir is None else str(Path(data_dir).expanduser().absolute())
     try:
-        builder = tfds_builder.IdxImages(config=config, data_dir=_expand(data_dir))
+        builder = IdxImages(config=dataset, data_dir=data_dir)
         if not builder.data_path.exists():
             with _locked(builder):
-                if not builder.data_path.exists():  # no other process has been faster
+                if not builder.data_path.exists():  # another process may have been faster
                     _prepare(builder, archives)
-            builder = tfds_builder.IdxImages(config=config, data_dir=_expand(data_dir))
+            builder = IdxImages(config=dataset, data_dir=data_dir)
     except OSError as error:
         raise UserError(
-            f"data set {config} cannot be prepared ({error}); give a writable --data-dir"
+            f"data set {dataset} cannot be prepared ({error}); pass a writable `data_dir`"
         ) from error
+    return builder
+
+
+def read(builder: IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images and labels of a prepared split; see `cae_jax.data.load_split`.
+
+    Raises:
+        UserError: the prepared data set is damaged.
+    """
     try:
         return _read_cached(builder, split)
-    except Exception as error:  # TFDS and array_record raise what they please
+    except Exception as error:  # TFDS and array_record document no exceptions
         raise UserError(
             f"data set in {builder.data_dir} is damaged ({' '.join(str(error).split())[:200]}); "
-            "delete that folder to have it prepared again"
+            "delete that directory to have it prepared again"
         ) from error
-
-
-def _expand(path: str | Path | None) -> str | None:
-    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 @contextlib.contextmanager
-def _locked(builder: tfds_builder.IdxImages) -> Iterator[None]:
-    """Only one process at a time writes a data set, and removes what a killed one left of it."""
+def _locked(builder: IdxImages) -> Iterator[None]:
+    """Lets one process at a time write a data set, and removes what killed processes left."""
     folder = Path(builder.data_path).parent
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
@@ -84,25 +76,25 @@ def _locked(builder: tfds_builder.IdxImages) -> Iterator[None]:
         yield
 
 
-def _prepare(builder: tfds_builder.IdxImages, archives: str | Path | None) -> None:
-    """Writes the data set below its data_dir, atomically."""
-    import requests  # what TFDS downloads with
+def _prepare(builder: IdxImages, archives: str | Path | None) -> None:
+    """Writes the data set atomically."""
+    import requests  # which TFDS downloads with
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.util import DownloadError
 
-    config = builder.builder_config
-    assert isinstance(config, tfds_builder.IdxImagesConfig)
+    source = builder.source
     with contextlib.ExitStack() as stack:
-        if archives is None and config.name in SHIPPED:
-            shipped = resources.files("cae_jax.data") / "archives" / config.name
+        if archives is None and source.name in SHIPPED:
+            shipped = resources.files("cae_jax.data") / "archives" / source.name
             archives = stack.enter_context(resources.as_file(shipped))
         elif archives is not None:
             _check_archives(Path(archives))
         else:
-            _check_host(config)
-        print(f"Preparing {config.name} in {builder.data_dir} (once)", file=sys.stderr)
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # TFDS's announcement
+            _check_host(source)
+        # A warning, so that it goes to stderr: stdout holds the results of a command.
+        logger.warning("Preparing %s in %s (once)", source.name, builder.data_dir)
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # TFDS prints there
         tfds.disable_progress_bar()
         try:
             builder.download_and_prepare(
@@ -113,10 +105,11 @@ def _prepare(builder: tfds_builder.IdxImages, archives: str | Path | None) -> No
             )
         except NonMatchingChecksumError as error:
             raise UserError(
-                f"archive is not the original one: {' '.join(str(error).split())}"
+                f"IDX file is not the original one: {' '.join(str(error).split())}; get it from "
+                f"{source.homepage}"
             ) from error
         except (requests.RequestException, DownloadError) as error:
-            raise _unreachable(config) from error
+            raise _unreachable(source) from error
 
 
 def _check_archives(folder: Path) -> None:
@@ -124,42 +117,42 @@ def _check_archives(folder: Path) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"archives folder {folder} has no {', '.join(missing)}; "
-            f"it takes the four files {', '.join(names)}"
+            f"`archives` is {folder}, which has no {', '.join(missing)}; "
+            f"it takes a directory with the four files {', '.join(names)}"
         )
 
 
-def _check_host(config: tfds_builder.IdxImagesConfig) -> None:
-    """One quick request, because TFDS tries for minutes before it gives up."""
+def _check_host(source: tfds_builder.IdxImagesConfig) -> None:
+    """Sends one short request, because TFDS retries for minutes before it gives up."""
     import requests
 
     try:
-        requests.head(config.url, timeout=10)
+        requests.head(source.url, timeout=10)
     except requests.RequestException as error:
-        raise _unreachable(config) from error
+        raise _unreachable(source) from error
 
 
-def _unreachable(config: tfds_builder.IdxImagesConfig) -> UserError:
+def _unreachable(source: tfds_builder.IdxImagesConfig) -> UserError:
     return UserError(
-        f"{urlparse(config.url).hostname} cannot be reached to download {config.name}; get the "
-        f"four archives from {config.homepage} and give their folder with --archives, or take "
+        f"{urlparse(source.url).hostname} cannot be reached to download {source.name}; get the "
+        f"four IDX files from {source.homepage} and pass their directory as `archives`, or choose "
         f"{' or '.join(SHIPPED)}, which is shipped"
     )
 
 
-def _read_cached(builder: tfds_builder.IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The split from its cache, which is rebuilt where it is missing, stale or damaged."""
+def _read_cached(builder: IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a split from its cache; rebuilds a cache that is missing, stale or damaged."""
     cache = Path(builder.data_dir) / f"{split}.cache.npz"
     fingerprint = _fingerprint(builder, split)
     try:
-        # zip checks a CRC-32 of each array
+        # The zip format verifies a CRC-32 of each array.
         with cache.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if arrays["fingerprint"].item() == fingerprint:
                 return arrays["images"], arrays["labels"]
-    except Exception:  # whatever is wrong with a cache, the remedy is the same
+    except Exception:  # any damage has the same remedy
         pass
     images, labels = _read_records(builder, split)
-    # A cache that cannot be written (full disk, read-only folder) costs time, nothing else.
+    # Without a cache (full disk, read-only directory) the next start is slower, nothing else.
     with (
         contextlib.suppress(OSError),
         _locked(builder),
@@ -170,18 +163,18 @@ def _read_cached(builder: tfds_builder.IdxImages, split: str) -> tuple[np.ndarra
     return images, labels
 
 
-def _read_records(builder: tfds_builder.IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
-    source: Any = builder.as_data_source(split)  # pyright: ignore[reportCallIssue] - hidden by TFDS's decorator
-    images = np.empty((len(source), 28, 28, 1), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    for i in range(len(source)):
-        example = source[i]
+def _read_records(builder: IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
+    records: Any = builder.as_data_source(split)  # pyright: ignore[reportCallIssue] - hidden by TFDS's decorator
+    images = np.empty((len(records), *builder.source.image_shape), np.uint8)
+    labels = np.empty(len(records), np.int32)
+    for i in range(len(records)):
+        example = records[i]
         images[i], labels[i] = example["image"], example["label"]
     return images, labels
 
 
-def _fingerprint(builder: tfds_builder.IdxImages, split: str) -> str:
-    """Changes whenever the records that the cache was read from do."""
+def _fingerprint(builder: IdxImages, split: str) -> str:
+    """Identifies the records that a cache was read from; changes whenever they do."""
     paths = [Path(name) for name in builder.info.splits[split].filepaths]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return repr((builder.info.full_name, stats))

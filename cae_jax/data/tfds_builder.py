@@ -1,4 +1,4 @@
-"""A tensorflow-datasets builder for MNIST and its kin that needs no TensorFlow."""
+"""The data sets, as a TensorFlow Datasets builder that needs no TensorFlow."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from cae_jax.config import IMAGE_SHAPES
 from cae_jax.data import idx
 
+# The IDX files of each split: images and labels.
 ARCHIVES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
@@ -17,25 +19,31 @@ ARCHIVES = {
 
 @dataclasses.dataclass(kw_only=True)
 class IdxImagesConfig(tfds.core.BuilderConfig):
-    """One data set of the family.
+    """One data set; its ``name`` is the one in `TrainConfig`.
 
     Attributes:
-        url: folder of the four archives; their sizes and sums are in ``checksums.tsv``.
+        url: directory of the four IDX files; ``checksums.tsv`` holds their sizes and SHA-256.
         classes: names of the ten labels.
-        homepage: where the data set is described.
+        homepage: page that describes the data set.
     """
 
     url: str
     classes: tuple[str, ...]
     homepage: str
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return IMAGE_SHAPES[self.name]
+
 
 class IdxImages(tfds.core.GeneratorBasedBuilder):
-    """Grey 28 x 28 images with ten classes from gzipped IDX archives, in their original order.
+    """Gray images of ten classes from gzipped IDX files, in their original order.
 
-    The builders that ship with TFDS unpack through ``tf.io.gfile`` and encode PNG with TensorFlow.
-    This one leaves downloading and checksums to TFDS, unpacks with Python's gzip, and stores raw
-    uint8 tensors as array_record.
+    The builders shipped with TFDS decompress through ``tf.io.gfile`` and encode PNG with
+    TensorFlow. This one leaves downloads and checksums to TFDS, decompresses with Python's gzip,
+    and stores raw uint8 tensors as array_record. The class name is part of the path of prepared
+    data.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -74,28 +82,32 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
         ),
     ]
 
+    @property
+    def source(self) -> IdxImagesConfig:
+        """The data set that this builder prepares."""
+        assert isinstance(self.builder_config, IdxImagesConfig)
+        return self.builder_config
+
     def _info(self) -> tfds.core.DatasetInfo:
-        config = self.builder_config
-        assert isinstance(config, IdxImagesConfig)
         return self.dataset_info_from_configs(
-            description=config.description,
-            homepage=config.homepage,
+            description=self.source.description,
+            homepage=self.source.homepage,
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Tensor(
-                        shape=(28, 28, 1), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+                        shape=self.source.image_shape,
+                        dtype=np.uint8,
+                        encoding=tfds.features.Encoding.BYTES,
                     ),
-                    "label": tfds.features.ClassLabel(names=list(config.classes)),
+                    "label": tfds.features.ClassLabel(names=list(self.source.classes)),
                 }
             ),
             disable_shuffling=True,  # the first ten test images stay the first ten
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        config = self.builder_config
-        assert isinstance(config, IdxImagesConfig)
         paths = dl_manager.download(
-            {name: config.url + name for pair in ARCHIVES.values() for name in pair}
+            {name: self.source.url + name for pair in ARCHIVES.values() for name in pair}
         )
         return {
             split: self._generate_examples(paths[images], paths[labels])
@@ -103,6 +115,6 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, images: Any, labels: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-        examples = zip(*idx.read_examples(images, labels), strict=True)
-        for index, (image, label) in enumerate(examples):
+        arrays = idx.read_examples(images, labels, self.source.image_shape)
+        for index, (image, label) in enumerate(zip(*arrays, strict=True)):
             yield index, {"image": image, "label": int(label)}

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cae_jax.config import NOISES
+from cae_jax.data.images import scale
 from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines
 from cae_jax.evaluation.intervals import Interval, difference_interval, mean_interval
 from cae_jax.evaluation.quality import Quality, evaluate, measure
-from cae_jax.models import autoencoders, inference
+from cae_jax.models import inference
 from cae_jax.models.inference import Autoencoder
-from cae_jax.noises import NOISES
 from cae_jax.runs import history
 from cae_jax.runs.folder import read_config
 from cae_jax.training import metrics
@@ -107,7 +108,7 @@ def noisy_images(
         level: as in `TrainConfig`.
         seed: the noise is that on which a training run of this seed validates.
     """
-    noisy, corrupt = autoencoders.scale(jnp.asarray(images)), build_corruption(noise, level)
+    noisy, corrupt = scale(jnp.asarray(images)), build_corruption(noise, level)
     if corrupt is not None:
         noisy = jax.jit(corrupt)(make_keys(seed).test_noise, noisy)
     return np.asarray(noisy)
@@ -225,9 +226,7 @@ def _cell(name: str, value: Any, sign: str) -> str:
 
 def mean_psnr(pictures: np.ndarray, images: np.ndarray) -> float:
     """Mean over the images of the PSNR in dB of pictures in [0, 1]."""
-    return float(
-        np.mean(metrics.psnr(jnp.asarray(pictures), autoencoders.scale(jnp.asarray(images))))
-    )
+    return float(np.mean(metrics.psnr(jnp.asarray(pictures), scale(jnp.asarray(images)))))
 
 
 def robustness(

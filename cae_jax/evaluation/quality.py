@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cae_jax.models import autoencoders
-from cae_jax.models.inference import MAX_BATCH, Autoencoder, prepare_images
+from cae_jax.data.images import prepare_images, scale
+from cae_jax.models.inference import MAX_BATCH, Autoencoder
+from cae_jax.models.topology import IMAGE_SHAPE
 from cae_jax.training import metrics
 
 
@@ -35,7 +36,7 @@ def evaluate(
         UserError: images that a model does not take.
     """
     logits = autoencoder.logits(images if inputs is None else inputs)
-    return _batched(_of_logits, logits, prepare_images(images))
+    return _batched(_of_logits, logits, prepare_images(images, autoencoder.topology.image_shape))
 
 
 def measure(pictures: np.ndarray, images: np.ndarray) -> Quality:
@@ -47,18 +48,19 @@ def measure(pictures: np.ndarray, images: np.ndarray) -> Quality:
             [1e-7, 1 - 1e-7], as Keras does.
         images: what they should be, as `Autoencoder.reconstruct` takes them.
     """
-    return _batched(_of_pictures, prepare_images(pictures), prepare_images(images))
+    both = (prepare_images(each, IMAGE_SHAPE) for each in (pictures, images))
+    return _batched(_of_pictures, *both)
 
 
 @jax.jit
 def _of_logits(logits: jax.Array, targets: jax.Array) -> Quality:
-    targets = autoencoders.scale(targets)
+    targets = scale(targets)
     return _quality(metrics.bce(logits, targets), jax.nn.sigmoid(logits), targets)
 
 
 @jax.jit
 def _of_pictures(pictures: jax.Array, targets: jax.Array) -> Quality:
-    targets = autoencoders.scale(targets)
+    targets = scale(targets)
     p = jnp.clip(pictures, 1e-7, 1 - 1e-7)
     return _quality(metrics.bce(jnp.log(p) - jnp.log1p(-p), targets), pictures, targets)
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from cae_jax.config import TrainConfig
+from cae_jax.data.images import scale
 from cae_jax.errors import UserError
 from cae_jax.models import topology
 from cae_jax.models.topology import IMAGE_SHAPE, Layer, Topology
@@ -149,11 +149,6 @@ def make_passes(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> tuple[Pass
         lambda params, x: backend.call("encode", encode, params, x),
         lambda params, code: backend.call("decode", decode, params, code),
     )
-
-
-def scale(images: jax.Array) -> jax.Array:
-    """Pixels as float32 in [0, 1]; uint8 is divided by 255."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
 def _conv(layer: Layer, rngs: nnx.Rngs) -> nnx.Conv:

@@ -1,6 +1,5 @@
 """A trained autoencoder as functions of NumPy images."""
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from cae_jax.config import TrainConfig
+from cae_jax.data.images import prepare_images
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, topology
 from cae_jax.ops.backend import MATMUL, Backend
@@ -56,7 +56,7 @@ class Autoencoder:
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Codes ``[N, *code_shape]`` of images, each value at least 0."""
-        return self._batched(self._encode, prepare_images(images), self.code_shape)
+        return self._batched(self._encode, self._prepared(images), self.code_shape)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Images ``[N, *image_shape]`` in [0, 1] of codes ``[N, *code_shape]``.
@@ -76,11 +76,14 @@ class Autoencoder:
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Images ``[N, *image_shape]`` in [0, 1]: those given, encoded and decoded."""
-        return self._batched(self._reconstruct, prepare_images(images), self.topology.image_shape)
+        return self._batched(self._reconstruct, self._prepared(images), self.topology.image_shape)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """The output of `reconstruct` before the sigmoid: ``[N, *image_shape]``, unbounded."""
-        return self._batched(self._logits, prepare_images(images), self.topology.image_shape)
+        return self._batched(self._logits, self._prepared(images), self.topology.image_shape)
+
+    def _prepared(self, images: np.ndarray) -> np.ndarray:
+        return prepare_images(images, self.topology.image_shape)
 
     def _batched(
         self, function: Callable, inputs: np.ndarray, shape: tuple[int, ...]
@@ -90,33 +93,3 @@ class Autoencoder:
             batch = jnp.asarray(inputs[start : start + self._max_batch])
             outputs.append(function(self.params, batch))
         return np.concatenate([np.asarray(output) for output in outputs])
-
-
-def prepare_images(images: np.ndarray) -> np.ndarray:
-    """Images as the models take them: uint8, or float32 in [0, 1], ``[N, 28, 28, 1]``.
-
-    Args:
-        images: uint8, or floats in [0, 1], ``[N, 28, 28]`` or ``[N, 28, 28, 1]``.
-
-    Raises:
-        UserError: another shape or type, values outside [0, 1] or not finite.
-    """
-    images = np.asarray(images)
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[1:] != topology.IMAGE_SHAPE:
-        raise UserError(
-            f"images have shape {list(images.shape)}; "
-            "they take [N, 28, 28] or [N, 28, 28, 1], gray and 28 x 28 pixels"
-        )
-    if images.dtype == np.uint8:
-        return images
-    if not np.issubdtype(images.dtype, np.floating):
-        raise UserError(f"images are {images.dtype}; they take uint8, or floats in [0, 1]")
-    low, high = (images.min(), images.max()) if images.size else (0.0, 0.0)
-    if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
-        raise UserError(
-            f"float images lie in [{low:g}, {high:g}]; they take finite values in [0, 1]: "
-            "divide by their white, or give uint8"
-        )
-    return images.astype(np.float32)

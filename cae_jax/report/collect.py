@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from cae_jax.config import TrainConfig, to_dict
-from cae_jax.data import store
-from cae_jax.data.tfds_builder import IdxImages
+from cae_jax import data
+from cae_jax.config import NOISES, TrainConfig, check_level, to_dict
 from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison
 from cae_jax.models import inference
 from cae_jax.models.inference import Autoencoder
-from cae_jax.noises import NOISES, check_level
 from cae_jax.runs import history
 from cae_jax.runs.folder import read_config
 
@@ -34,7 +32,7 @@ def collect(
 
     Args:
         runs: folders that training wrote, all on one data set.
-        data_dir, archives: as in `store.load`, for the first test images.
+        data_dir, archives: see `data.load_split`, for the first test images.
 
     Raises:
         UserError: no runs, a folder that is no run or has no checkpoint or a damaged file, several
@@ -54,9 +52,9 @@ def collect(
         raise UserError(
             f"the runs have {parameters:,} parameters; a page takes {MAX_PARAMETERS:,}: give fewer"
         )
-    images, labels = store.load(names[0], "test", data_dir=data_dir, archives=archives)
+    images, labels = data.load_split(names[0], "test", data_dir=data_dir, archives=archives)
     images, labels = images[:IMAGES], labels[:IMAGES]
-    (classes,) = (known.classes for known in IdxImages.BUILDER_CONFIGS if known.name == names[0])
+    classes = data.class_names(names[0])
     return {
         "dataset": names[0],
         "images": _base64(images),

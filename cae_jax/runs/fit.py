@@ -10,9 +10,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cae_jax import atomic
+from cae_jax import atomic, data
 from cae_jax.config import TrainConfig
-from cae_jax.data import store
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
@@ -82,7 +81,7 @@ def fit(
     workdir = Path(workdir)
     with Interruption() as interruption:
         chosen = choose(of_config(config), backend)
-        images = load_images(config, data_dir, archives)
+        images = data.load(config, data_dir=data_dir, archives=archives)
         interruption.check()
         with (
             open_run(workdir, config, overwrite=overwrite),
@@ -90,7 +89,7 @@ def fit(
         ):
             atomic.write_text(workdir / "summary.txt", layer_table(of_config(config)) + "\n")
             model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
-            setup = _Setup(config, model, chosen, *images)
+            setup = _Setup(config, model, chosen, images.train, images.test)
             progress = resume(workdir, checkpoints, setup.initial_state(), setup.steps)
             interrupted = None
             try:
@@ -161,18 +160,3 @@ def _save_interrupted(setup: _Setup, progress: Progress, stop: Interrupted) -> N
     kept = f", which {progress.workdir} keeps" if progress.step == progress.saved_step else ""
     total = setup.steps * setup.config.epochs
     logger.info(f"{stop} after step {progress.step} of {total}{kept}")
-
-
-def load_images(
-    config: TrainConfig, data_dir: str | Path | None, archives: str | Path | None
-) -> tuple[np.ndarray, np.ndarray]:
-    train_images, test_images = (
-        store.load(config.dataset, split, data_dir=data_dir, archives=archives)[0][:examples]
-        for split, examples in (("train", config.train_examples), ("test", config.test_examples))
-    )
-    if config.batch_size > len(train_images):
-        raise UserError(
-            f"`batch_size` is {config.batch_size}; it takes at most the {len(train_images)} images "
-            f"of {config.dataset}"
-        )
-    return train_images, test_images

@@ -1,7 +1,7 @@
-"""Noise, drawn on the device within the compiled programs and never stored for training.
+"""Draws noise on the device, within the compiled programs.
 
-Images are float32 ``[N, 28, 28, 1]`` in [0, 1], and so are the noisy ones: whatever leaves that
-range is clipped. Every pixel of every image is drawn by itself.
+Clean and noisy images are float32 ``[N, height, width, channels]`` in [0, 1]; values outside that
+range are clipped. Every pixel of every image is drawn independently.
 """
 
 import math
@@ -10,24 +10,25 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from cae_jax.noises import MIX, NOISES, check_level
+from cae_jax.config import MIX, NOISES, check_level
 
-# Up to so many photons at white, their number is drawn by inversion.
+# Photons at white up to which their number is drawn by inversion.
 _FEW_PHOTONS = 16.0
 
 Corruption = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def build_corruption(noise: str, level: float | None = None) -> Corruption | None:
-    """``corrupt(key, images)``, which gives noisy images; None for ``"none"``.
+    """Builds ``corrupt(key, images)``, which returns noisy images; None for ``"none"``.
 
     Args:
-        noise: ``"none"``, a key of `cae_jax.noises.NOISES`, or ``"mix"``, which takes one of them
-            for each image at its default level.
-        level: see `cae_jax.noises.NOISES`; None takes the default.
+        noise: ``"none"``, a key of `cae_jax.config.NOISES`, or ``"mix"``, which draws one of them
+            for each image, at its default level.
+        level: see `cae_jax.config.NOISES`; None takes the default.
 
     Raises:
-        UserError: no such noise, or a level that it does not take.
+        UserError: unknown noise, or a level outside its range; ``corrupt`` raises it for a level
+            in pixels that exceeds the images' shorter side.
     """
     level = check_level(noise, level)
     if noise == "none":
@@ -59,9 +60,9 @@ def _poisson(key: jax.Array, images: jax.Array, photons: float) -> jax.Array:
     rates = images * photons
     if photons > _FEW_PHOTONS:
         return _clip(jax.random.poisson(key, rates).astype(jnp.float32) / photons)
-    # By inversion (Devroye 1986, X.3.3): as many photons as there are terms of the distribution
-    # function below a uniform number. JAX's loops until the last pixel has its photons, and takes
-    # twenty times as long. The terms left out come to less than 1e-9.
+    # By inversion (Devroye 1986, X.3.3): the number of values of the distribution function that
+    # lie below a uniform number. JAX's sampler loops until the last pixel has its photons and takes
+    # twenty times as long. The truncated tail has a probability below 1e-9.
     uniform = jax.random.uniform(key, images.shape)
     term = below = jnp.exp(-rates)
     count = jnp.zeros_like(rates)
@@ -73,7 +74,8 @@ def _poisson(key: jax.Array, images: jax.Array, photons: float) -> jax.Array:
 
 
 def _occlusion(key: jax.Array, images: jax.Array, side: float) -> jax.Array:
-    """A black square, whole within the image, every place equally likely."""
+    """Blackens a square that lies within the image, every position equally likely."""
+    check_level("occlusion", side, images.shape[1:])
     count, height, width, _ = images.shape
     corners = [int(size - side) + 1 for size in (height, width)]
     top, left = (

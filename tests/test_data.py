@@ -5,20 +5,23 @@ import hashlib
 import multiprocessing
 import shutil
 import struct
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import requests
 
-from cae_jax import UserError
+from cae_jax import TrainConfig, UserError, data
+from cae_jax.config import IMAGE_SHAPES
 from cae_jax.data import store
 from cae_jax.data.tfds_builder import ARCHIVES, IdxImages
 from tests import conftest
 
 
 def test_arrays_are_those_of_the_archives(data_dir, test_images):
-    images, labels = store.load("fashion_mnist", "test", data_dir=data_dir)
+    images, labels = data.load_split("fashion_mnist", "test", data_dir=data_dir)
     raw = gzip.decompress((conftest.ARCHIVES / "t10k-labels-idx1-ubyte.gz").read_bytes())
     assert images.dtype == np.uint8
     assert labels.dtype == np.int32
@@ -27,18 +30,56 @@ def test_arrays_are_those_of_the_archives(data_dir, test_images):
 
 
 def test_training_images_in_their_original_order(data_dir):
-    images, labels = store.load("fashion_mnist", "train", data_dir=data_dir)
+    images, labels = data.load_split("fashion_mnist", "train", data_dir=data_dir)
     raw = gzip.decompress((conftest.ARCHIVES / "train-images-idx3-ubyte.gz").read_bytes())
     assert images.shape == (60000, 28, 28, 1)
     assert images.tobytes() == raw[16:]
     assert np.bincount(labels).tolist() == [6000] * 10
 
 
+def test_a_config_gets_the_first_images_of_both_splits(data_dir, test_images):
+    config = TrainConfig(train_examples=200, test_examples=30)
+    train, test, test_labels = data.load(config, data_dir=data_dir)
+    everything = data.load(TrainConfig(), data_dir=data_dir)
+    raw = gzip.decompress((conftest.ARCHIVES / "train-images-idx3-ubyte.gz").read_bytes())
+    assert train.tobytes() == raw[16 : 16 + 200 * 784]
+    np.testing.assert_array_equal(test, test_images[:30])
+    raw = gzip.decompress((conftest.ARCHIVES / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    np.testing.assert_array_equal(test_labels, np.frombuffer(raw[8:38], np.uint8))
+    assert [len(array) for array in everything] == [60000, 10000, 10000]
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(tiny_mnist, tmp_path):
+    config = TrainConfig(dataset="mnist", batch_size=31)
+    with pytest.raises(UserError, match="`batch_size` is 31; it takes at most the 30 images"):
+        data.load(config, data_dir=tmp_path, archives=tiny_mnist)
+
+
+def test_preparing_is_announced_once_on_stderr(tiny_mnist, tmp_path, capsys):
+    for _ in range(2):
+        data.load_split("mnist", "test", data_dir=tmp_path, archives=tiny_mnist)
+    output = capsys.readouterr()
+    assert output.err == f"Preparing mnist in {tmp_path}/idx_images/mnist/1.0.0 (once)\n"
+    assert output.out == ""
+
+
+def test_the_builder_and_the_config_know_the_same_data_sets():
+    assert [source.name for source in IdxImages.BUILDER_CONFIGS] == list(IMAGE_SHAPES)
+    assert tuple(ARCHIVES) == data.SPLITS
+    # https://github.com/zalandoresearch/fashion-mnist#labels
+    assert data.class_names("fashion_mnist")[8:] == ("Bag", "Ankle boot")
+
+
+def test_data_is_imported_without_tfds():
+    code = "import sys, cae_jax.data.images; assert 'tensorflow_datasets' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_second_start_reads_the_cache_alone(data_dir, monkeypatch):
-    images, _ = store.load("fashion_mnist", "train", data_dir=data_dir)
+    images, _ = data.load_split("fashion_mnist", "train", data_dir=data_dir)
     monkeypatch.delattr(store, "_read_records")
     started = time.perf_counter()
-    again, _ = store.load("fashion_mnist", "train", data_dir=data_dir)
+    again, _ = data.load_split("fashion_mnist", "train", data_dir=data_dir)
     # 0.05 s on two cores with nothing else running; the bound is for machines that are busy.
     assert time.perf_counter() - started < 2
     np.testing.assert_array_equal(again, images)
@@ -64,10 +105,10 @@ def damage_middle(path):
 def test_bad_cache_is_rebuilt(data_dir, test_images, tmp_path, damage):
     copy = shutil.copytree(data_dir, tmp_path / "data", ignore=shutil.ignore_patterns("*train*"))
     cache = copy / "idx_images" / "fashion_mnist" / "1.0.0" / "test.cache.npz"
-    store.load("fashion_mnist", "test", data_dir=copy)
+    data.load_split("fashion_mnist", "test", data_dir=copy)
     intact = cache.read_bytes()
     damage(cache)
-    images, _ = store.load("fashion_mnist", "test", data_dir=copy)
+    images, _ = data.load_split("fashion_mnist", "test", data_dir=copy)
     np.testing.assert_array_equal(images, test_images)
     assert cache.read_bytes() == intact
 
@@ -97,25 +138,25 @@ def tiny_mnist(tmp_path, monkeypatch):
 
 
 def test_archives_from_a_folder(tiny_mnist, tmp_path):
-    images, labels = store.load("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    images, labels = data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
     raw = gzip.decompress((tiny_mnist / ARCHIVES["train"][0]).read_bytes())
     assert images.tobytes() == raw[16:]
     assert labels.shape == (30,)
-    assert len(store.load("mnist", "test", data_dir=tmp_path)[0]) == 20
+    assert len(data.load_split("mnist", "test", data_dir=tmp_path)[0]) == 20
 
 
 def test_an_archive_that_is_not_the_original_is_refused(tiny_mnist, tmp_path):
     path = tiny_mnist / ARCHIVES["train"][0]
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
     with pytest.raises(UserError, match=r"not the original .*train-images.*wrong checksum"):
-        store.load("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+        data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
     assert not (tmp_path / "idx_images" / "mnist" / "1.0.0").exists()
 
 
 def test_missing_archives_are_named(tmp_path):
     (tmp_path / ARCHIVES["test"][1]).touch()
     with pytest.raises(UserError, match=r"has no train-images.*t10k-images-idx3-ubyte\.gz; it"):
-        store.load("mnist", "train", data_dir=tmp_path / "data", archives=tmp_path)
+        data.load_split("mnist", "train", data_dir=tmp_path / "data", archives=tmp_path)
 
 
 def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):
@@ -123,40 +164,40 @@ def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):
         raise requests.ConnectionError("no network")
 
     monkeypatch.setattr(requests, "head", refuse)
-    with pytest.raises(UserError, match=r"storage\.googleapis\.com .*--archives.*fashion_mnist"):
-        store.load("mnist", "train", data_dir=tmp_path)
+    with pytest.raises(UserError, match=r"storage\.googleapis\.com .*`archives`.*fashion_mnist"):
+        data.load_split("mnist", "train", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("config", "split", "message"),
     [
-        ("cifar10", "train", "it takes fashion_mnist, mnist, kmnist"),
-        ("mnist", "val", "train, test"),
+        ("cifar10", "train", "`dataset` is 'cifar10'; it takes fashion_mnist, mnist, kmnist"),
+        ("mnist", "val", "`split` is 'val'; it takes train, test"),
     ],
 )
 def test_unknown_names_are_refused(config, split, message):
     with pytest.raises(UserError, match=message):
-        store.load(config, split)
+        data.load_split(config, split)
 
 
 def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--data-dir"):
-        store.load("fashion_mnist", "test", data_dir=tmp_path / "file")
+    with pytest.raises(UserError, match="`data_dir`"):
+        data.load_split("fashion_mnist", "test", data_dir=tmp_path / "file")
 
 
 def test_a_damaged_data_set_is_named(tiny_mnist, tmp_path):
-    store.load("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
     folder = tmp_path / "idx_images" / "mnist" / "1.0.0"
     for path in folder.glob("*train*"):
         path.unlink()
-    with pytest.raises(UserError, match=r"mnist/1\.0\.0 is damaged .*delete that folder"):
-        store.load("mnist", "train", data_dir=tmp_path)
+    with pytest.raises(UserError, match=r"mnist/1\.0\.0 is damaged .*delete that directory"):
+        data.load_split("mnist", "train", data_dir=tmp_path)
 
 
 def _sum_of_pixels(folder, barrier, queue):
     barrier.wait()
-    queue.put(int(store.load("fashion_mnist", "test", data_dir=folder)[0].sum()))
+    queue.put(int(data.load_split("fashion_mnist", "test", data_dir=folder)[0].sum()))
 
 
 def test_two_processes_may_prepare_at_once(tmp_path, test_images):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cae_jax
-from cae_jax.noises import NOISES
+from cae_jax.config import NOISES
 from cae_jax.training.noise import build_corruption
 
 GREYS = np.linspace(0, 1, 6, dtype=np.float32)
@@ -113,8 +113,9 @@ def test_none_is_no_corruption():
         ("gaussian", float("nan"), "from 0 to 1000"),
         ("masking", 1.5, "from 0 to 1: fraction"),
         ("poisson", 0.0, "from 0.001"),
-        ("occlusion", 29.0, "whole number from 1 to 28"),
-        ("occlusion", 2.5, "whole number from 1 to 28"),
+        ("occlusion", 0.0, "whole number of at least 1: side"),
+        ("occlusion", 2.5, "whole number of at least 1: side"),
+        ("occlusion", float("inf"), "whole number of at least 1: side"),
         ("mix", 0.5, "noise mix takes none"),
         ("none", 0.5, "noise none takes none"),
         ("fog", None, "it takes none, gaussian"),
@@ -123,3 +124,12 @@ def test_none_is_no_corruption():
 def test_levels_out_of_range_are_refused(noise, level, message):
     with pytest.raises(cae_jax.UserError, match=message):
         build_corruption(noise, level)
+
+
+@pytest.mark.parametrize(("height", "width", "most"), [(28, 28, 28), (20, 30, 20), (30, 9, 9)])
+def test_a_square_larger_than_the_images_is_refused(height, width, most):
+    x = jnp.ones((2, height, width, 1))
+    black = np.asarray(build_corruption("occlusion", most)(jax.random.key(0), x)) == 0
+    assert black.sum(axis=(1, 2, 3)).tolist() == [most**2] * 2
+    with pytest.raises(cae_jax.UserError, match=f"whole number from 1 to {most}: side"):
+        build_corruption("occlusion", most + 1)(jax.random.key(0), x)
