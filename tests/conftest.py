@@ -27,7 +27,8 @@ import pytest
 
 import cae_jax
 from cae_jax.data import store
-from cae_jax.ops import backend
+from cae_jax.models.topology import of_config
+from cae_jax.ops.backend import choose
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -36,9 +37,9 @@ ARCHIVES = Path(str(resources.files("cae_jax.data"))) / "archives" / "fashion_mn
 SMALL = cae_jax.TrainConfig(train_examples=1000, test_examples=300, epochs=3, warmup_steps=4)
 
 # Compiles the native step, unless the cache already has it.
-CHOICE = backend.choose(SMALL)
-needs_fused = pytest.mark.skipif(CHOICE.method != "fused", reason=CHOICE.reason)
-METHODS = ("conv", "phase", pytest.param("fused", marks=needs_fused))
+CHOICE = choose(of_config(SMALL))
+needs_native = pytest.mark.skipif(CHOICE.name != "native", reason=CHOICE.reason)
+BACKENDS = ("xla", "matmul", pytest.param("native", marks=needs_native))
 
 
 @pytest.fixture(scope="session")
