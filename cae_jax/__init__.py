@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from cae_jax.config import TrainConfig
     from cae_jax.errors import UserError
     from cae_jax.models.inference import Autoencoder
-    from cae_jax.runs.load import load
     from cae_jax.runs.fit import FitResult, fit
+    from cae_jax.runs.load import load
 
 __all__ = ["Autoencoder", "FitResult", "TrainConfig", "UserError", "fit", "load"]
 

@@ -6,12 +6,9 @@ python scripts/summary.py --config configs/fashion_mnist.py
 import dataclasses
 from pathlib import Path
 
-from flax import nnx
-
 from cae_jax.cli import common
 from cae_jax.config import load_config
-from cae_jax.models import autoencoders
-from cae_jax.models.summary import layer_table
+from cae_jax.models.topology import layer_table, of_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Flags:
 def main() -> None:
     with common.user_errors():
         config = load_config(common.parse(Flags).config)
-        print(layer_table(autoencoders.build(config, nnx.Rngs(0))))
+        print(layer_table(of_config(config)))
 
 
 if __name__ == "__main__":

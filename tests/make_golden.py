@@ -22,7 +22,7 @@ CONFIG = cae_jax.TrainConfig(
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:  # Orbax writes down where it wrote
-        cae_jax.fit(CONFIG, folder, method="conv")
+        cae_jax.fit(CONFIG, folder, backend="xla")
         shutil.copytree(folder, FOLDER, ignore=shutil.ignore_patterns("tensorboard", "*.png", ".*"))
     values = {step: [leaf.tolist() for leaf in leaves_at(FOLDER, step).values()] for step in (2, 4)}
     atomic.write_text(FOLDER.with_suffix(".json"), json.dumps(values) + "\n")

@@ -80,7 +80,7 @@ def test_a_config_edited_by_hand_is_refused(run, data_dir, tmp_path, changes):
     atomic.write_json(folder / "config.json", {"format": 1, **cae_jax.config.to_dict(config)})
     for call in (cae_jax.load, functools.partial(cae_jax.fit, config, data_dir=data_dir)):
         with pytest.raises(cae_jax.UserError, match=rf"another config .*{next(iter(changes))} \("):
-            call(folder, method="phase")  # without the native step's compilation
+            call(folder, backend="matmul")  # without compiling the native kernel
 
 
 def test_a_run_of_a_later_version_is_refused(run, tmp_path):
@@ -265,7 +265,7 @@ def test_a_number_that_is_not_finite_stops_the_run_there(
 ):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(epochs, "_print_row", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(epochs, "_log_row", lambda *_: signal.raise_signal(signal.SIGINT))
         cae_jax.fit(SMALL, folder, data_dir=data_dir)
     poison(17, gradient=gradient)
     step = 8 + step_of(17, 2)

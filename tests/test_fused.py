@@ -20,7 +20,7 @@ from cae_jax.models import autoencoders
 from cae_jax.ops import backend, native
 from cae_jax.ops.native import build
 from cae_jax.training import loss
-from tests.conftest import needs_fused
+from tests.conftest import needs_native as needs_fused
 
 pytestmark = needs_fused
 LAB = (16, 8, 8)

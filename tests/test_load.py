@@ -24,11 +24,11 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count in other units")
 @pytest.mark.parametrize(
-    "method",
-    ["auto", *(pytest.param(method, marks=pytest.mark.slow) for method in ("phase", "conv"))],
+    "backend",
+    ["auto", *(pytest.param(name, marks=pytest.mark.slow) for name in ("matmul", "xla"))],
 )
-def test_all_images_stay_below_the_memory_that_is_promised(data_dir, tmp_path, method):
-    command = (sys.executable, "-c", PEAK, *TRAIN, "--epochs", 1, "--method", method)
+def test_all_images_stay_below_the_memory_that_is_promised(data_dir, tmp_path, backend):
+    command = (sys.executable, "-c", PEAK, *TRAIN, "--epochs", 1, "--backend", backend)
     code, out, err = finish(start(tmp_path / "run", data_dir, *command))
     assert code == 0, err
     (row,) = history.read(tmp_path / "run" / "history.csv")
@@ -39,14 +39,14 @@ def test_all_images_stay_below_the_memory_that_is_promised(data_dir, tmp_path, m
 COUNTS = """
 import os, sys, threading
 import cae_jax
-from cae_jax import training
+from cae_jax.runs import epochs
 
 def look(*_):
     pages = int(open("/proc/self/statm").read().split()[1])
     kib = pages * os.sysconf("SC_PAGESIZE") // 1024
     print("counts", kib, len(os.listdir("/proc/self/fd")), threading.active_count())
 
-training._print_row = look
+epochs._log_row = look
 config = cae_jax.TrainConfig(train_examples=128, test_examples=50, epochs=200)
 cae_jax.fit(config, sys.argv[1], data_dir=sys.argv[2])
 """

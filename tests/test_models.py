@@ -12,7 +12,7 @@ from jax import lax
 
 import cae_jax
 from cae_jax.models import autoencoders
-from cae_jax.models.summary import layer_table
+from cae_jax.models.topology import layer_table
 
 # The lab's table: type, output shape, parameters.
 LAB = """
@@ -83,7 +83,7 @@ def plain_network(model, x):
 
 
 def test_layer_table_is_the_labs():
-    table = layer_table(build())
+    table = layer_table(build().topology)
     rows = [line for line in table.splitlines() if "(None" in line]
     ours = [re.sub(r"^\w+ \((\w+)\)\s+(\(.*\))\s+(\d+)$", r"\1 \2 \3", row) for row in rows]
     assert ours == LAB
@@ -115,8 +115,8 @@ def test_sizes(values, count, code):
     model = build(**values)
     x = jax.ShapeDtypeStruct((3, 28, 28, 1), jnp.float32)
     assert parameters(model) == count
-    assert f"Total params: {count:,}" in layer_table(model)
-    assert autoencoders.code_shape(model) == code
+    assert f"Total params: {count:,}" in layer_table(model.topology)
+    assert model.topology.code_shape == code
     codes = jax.eval_shape(model.encode, x)
     assert codes.shape == (3, *code)
     assert jax.eval_shape(model.decode, codes).shape == (3, 28, 28, 1)

@@ -36,7 +36,7 @@ def test_a_golden_run_is_used_and_goes_on(data_dir, tmp_path, capsys):
     shutil.copytree(FORMAT1, folder)
     shutil.rmtree(folder / "checkpoints" / "4")
     wanted = history.read(FORMAT1 / "history.csv")
-    result = cae_jax.fit(folder.read_config(folder), folder, data_dir=data_dir, method="conv")
+    result = cae_jax.fit(folder.read_config(folder), folder, data_dir=data_dir, backend="xla")
     assert "resumes after step 2" in capsys.readouterr().out
     assert result.history[0] == wanted[0]
     # Another machine, or version, may draw and round otherwise.

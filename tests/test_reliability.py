@@ -210,12 +210,12 @@ def test_a_second_signal_does_not_wait_for_the_chunk(run, data_dir, tmp_path, mo
 
 
 def test_an_interrupt_during_compilation_does_not_wait(data_dir, tmp_path, monkeypatch):
-    def compile_for_long(_):
+    def compile_for_long(*_):
         # as the system does: raise_signal would interrupt this thread, and not the waiting one
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         time.sleep(5)
 
-    monkeypatch.setattr("cae_jax.training.trainer.Programs.compile", compile_for_long)
+    monkeypatch.setattr("cae_jax.training.trainer.Trainer._compile", compile_for_long)
     began = time.monotonic()
     result = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
     assert time.monotonic() - began < 4

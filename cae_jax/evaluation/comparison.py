@@ -18,10 +18,10 @@ from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines
 from cae_jax.evaluation.intervals import Interval, difference_interval, mean_interval
 from cae_jax.evaluation.quality import Quality, evaluate, measure
-from cae_jax.models import inference
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
 from cae_jax.runs.folder import read_config
+from cae_jax.runs.load import load
 from cae_jax.training import metrics
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.step import make_keys
@@ -74,7 +74,7 @@ def open_runs(label: str, runs: Sequence[Path]) -> Trained:
     """
     return Trained(
         label,
-        [inference.load(run) for run in runs],
+        [load(run) for run in runs],
         [sum(row.epoch_seconds for row in history.read(run / "history.csv")) for run in runs],
     )
 

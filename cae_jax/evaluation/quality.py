@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cae_jax.data.images import prepare_images, scale
-from cae_jax.models.inference import MAX_BATCH, Autoencoder
+from cae_jax.models.inference import Autoencoder
 from cae_jax.models.topology import IMAGE_SHAPE
+from cae_jax.ops.backend import MATMUL
 from cae_jax.training import metrics
 
 
@@ -77,7 +78,7 @@ def _quality(bce: jax.Array, pictures: jax.Array, targets: jax.Array) -> Quality
 
 def _batched(function: Callable, values: np.ndarray, targets: np.ndarray) -> Quality:
     parts = [
-        function(values[i : i + MAX_BATCH], targets[i : i + MAX_BATCH])
-        for i in range(0, len(targets), MAX_BATCH)
+        function(values[i : i + MATMUL.max_batch], targets[i : i + MATMUL.max_batch])
+        for i in range(0, len(targets), MATMUL.max_batch)
     ]
     return Quality(*(np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True)))

@@ -15,10 +15,10 @@ from cae_jax import data
 from cae_jax.config import NOISES, TrainConfig, check_level, to_dict
 from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison
-from cae_jax.models import inference
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
 from cae_jax.runs.folder import read_config
+from cae_jax.runs.load import load
 
 IMAGES = 10
 # Of all runs of a report together, which take 27 MB of the page.
@@ -46,7 +46,7 @@ def collect(
         raise UserError(
             f"the runs were trained with dataset {' and '.join(names)}; give equal ones"
         )
-    autoencoders = [inference.load(run) for run in runs]
+    autoencoders = [load(run) for run in runs]
     parameters = sum(autoencoder.parameters for autoencoder in autoencoders)
     if parameters > MAX_PARAMETERS:
         raise UserError(

@@ -123,7 +123,7 @@ def test_a_noisy_run_that_broke_off_resumes_exactly(data_dir, tmp_path, monkeypa
     config = dataclasses.replace(SMALL, noise="mix")
     expected = cae_jax.fit(config, tmp_path / "whole", data_dir=data_dir)
     with monkeypatch.context() as patch:
-        patch.setattr(epochs, "_print_row", Mock(side_effect=[None, KeyboardInterrupt]))
+        patch.setattr(epochs, "_log_row", Mock(side_effect=[None, KeyboardInterrupt]))
         with pytest.raises(KeyboardInterrupt):
             cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
     resumed = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
@@ -144,7 +144,7 @@ def test_a_run_that_broke_off_resumes_exactly(
     with monkeypatch.context() as patch:
         where = {
             "after history": (Checkpoints, "save"),
-            "after checkpoint": (epochs, "_print_row"),
+            "after checkpoint": (epochs, "_log_row"),
         }[moment]
         original, calls = getattr(*where), []
 

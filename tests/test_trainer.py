@@ -10,22 +10,23 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.models import autoencoders
+from cae_jax.ops.backend import choose
 from cae_jax.runs import history
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import epoch_batches, init_state, make_run_steps
-from tests.conftest import METHODS, SMALL
+from tests.conftest import BACKENDS, SMALL
 
 EXAMPLES, BATCH, STEPS = 60_000, 128, 469
 
 
-def compile_steps(method):
+def compile_steps(name):
     """The loop over the steps of an epoch at its real size, compiled."""
     config = cae_jax.TrainConfig()
-    model = autoencoders.build(config, nnx.Rngs(0), method)
+    model = autoencoders.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, 20 * STEPS)
     return (
-        make_run_steps(nnx.graphdef(model), optimizer)
+        make_run_steps(nnx.graphdef(model), optimizer, backend=choose(model.topology, name))
         .lower(
             init_state(model, optimizer, STEPS),
             jax.ShapeDtypeStruct((EXAMPLES, 28, 28, 1), jnp.uint8),
@@ -41,31 +42,31 @@ def compile_steps(method):
 # it, a tenth above the most that was counted: with jax 0.7.2, and with 0.10.2 and 0.12.0.
 OLD_XLA = tuple(map(int, jax.__version__.split(".")[:2])) < (0, 10)
 BOUNDS = {
-    "phase": (530, 290) if OLD_XLA else (340, 230),
-    "fused": (0.7, 32),
+    "matmul": (530, 290) if OLD_XLA else (340, 230),
+    "native": (0.7, 32),
 }
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
-def test_the_size_of_a_step(method):
-    compiled = compile_steps(method)
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_the_size_of_a_step(backend):
+    compiled = compile_steps(backend)
     text = compiled.as_text()
     assert not re.search(r" convolution\(", text)
     native_calls = re.findall(r'custom_call_target="cae_jax_\w+_value_and_grad"', text)
-    assert len(native_calls) == text.count(" custom-call(") == (method == "fused")
-    megabytes, fusions = BOUNDS[method]
+    assert len(native_calls) == text.count(" custom-call(") == (backend == "native")
+    megabytes, fusions = BOUNDS[backend]
     moved = compiled.cost_analysis()["bytes accessed"] - EXAMPLES * 28 * 28
     assert moved / 1e6 < megabytes
     assert text.count(" fusion(") < fusions
 
 
-def test_the_plain_form_does_convolve():
-    assert re.search(r" convolution\(", compile_steps("conv").as_text())
+def test_the_xla_backend_does_convolve():
+    assert re.search(r" convolution\(", compile_steps("xla").as_text())
 
 
 @pytest.mark.parametrize("noise", ["none", "mix"])
 def test_nothing_crosses_to_or_from_the_host_within_an_epoch(test_images, noise):
-    model = autoencoders.build(cae_jax.TrainConfig(), nnx.Rngs(0), "phase")
+    model = autoencoders.build(cae_jax.TrainConfig(), nnx.Rngs(0))
     optimizer = build_optimizer(cae_jax.TrainConfig(), 10)
     run_steps = make_run_steps(nnx.graphdef(model), optimizer, build_corruption(noise))
     key, epoch, images, start, stop = jax.device_put(

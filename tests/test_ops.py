@@ -1,4 +1,4 @@
-"""The layers of `phase` and `plain` against XLA's own convolution, with autodiff's derivatives."""
+"""The layers of `matmul` and `xla` against XLA's own convolution, with autodiff's derivatives."""
 
 import functools
 

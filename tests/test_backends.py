@@ -1,0 +1,87 @@
+"""The backends agree, and checkpoints do not depend on which one trained."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import cae_jax
+from cae_jax.models.topology import of_config
+from cae_jax.ops.backend import choose
+from tests.conftest import BACKENDS, CHOICE, SMALL, needs_native
+from tests.test_fit import parameters
+
+# Adam divides by the root of the squared gradient plus eps. With the default, 1e-8, the rounding of
+# a gradient near 0 becomes a good part of the learning rate.
+ONE_EPOCH = dataclasses.replace(SMALL, epochs=1, eps=1e-3)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data_dir):
+    """Folder and result of one epoch, 8 steps, by each backend."""
+    folder = tmp_path_factory.mktemp("backends")
+    return {
+        backend: (
+            folder / backend,
+            cae_jax.fit(ONE_EPOCH, folder / backend, data_dir=data_dir, backend=backend),
+        )
+        for backend in ("xla", "matmul", "native")
+        if backend != "native" or CHOICE.name == "native"
+    }
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_an_epoch_is_the_same_by_every_backend(runs, backend):
+    folder, result = runs[backend]
+    _, expected = runs["xla"]
+    assert json.loads((folder / "result.json").read_text())["backend"] == backend
+    assert result.history[0].loss == pytest.approx(expected.history[0].loss, rel=5e-6)
+    assert result.history[0].val_loss == pytest.approx(expected.history[0].val_loss, rel=5e-6)
+    # 8 steps at rates of up to 2e-2, over eps, of gradients that differ by some 1e-7.
+    for ours, plain in zip(
+        jax.tree.leaves(parameters(result)), jax.tree.leaves(parameters(expected)), strict=True
+    ):
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_is_used_by_any_backend(runs, backend, test_images):
+    folder, result = runs["matmul"]
+    loaded = cae_jax.load(folder, backend=backend)
+    np.testing.assert_allclose(
+        loaded.reconstruct(test_images[:20]),
+        result.autoencoder.reconstruct(test_images[:20]),
+        atol=1e-5,
+    )
+
+
+def chosen(config, *name):
+    """Name and reason of the backend."""
+    return choose(of_config(config), *name)[:2]
+
+
+@needs_native
+def test_a_cpu_takes_the_native_kernel():
+    assert chosen(cae_jax.TrainConfig()) == ("native", "a CPU with a C++ compiler")
+
+
+def test_choices():
+    conv = cae_jax.TrainConfig()
+    deep = cae_jax.TrainConfig(model="deep")
+    assert chosen(conv, "xla") == ("xla", "requested")
+    assert chosen(deep) == ("matmul", "every layer of the model deep is a matmul")
+    with pytest.raises(cae_jax.UserError, match="takes auto, xla, matmul, native"):
+        chosen(conv, "winograd")
+    for name in ("xla", "native"):
+        with pytest.raises(cae_jax.UserError, match="model deep takes auto or matmul"):
+            chosen(deep, name)
+
+
+def test_a_gpu_takes_matmul(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    reason = "native is unavailable: it is for the CPU, and the device is a gpu"
+    assert chosen(cae_jax.TrainConfig()) == ("matmul", reason)
+    with pytest.raises(cae_jax.UserError, match="for the CPU, and the device is a gpu"):
+        chosen(cae_jax.TrainConfig(), "native")
