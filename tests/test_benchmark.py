@@ -10,7 +10,7 @@ from flax import nnx
 from PIL import Image
 
 import cae_jax
-from benchmarks.frameworks import bands, rows, spec, sweep, tables
+from benchmarks.frameworks import case, expected, summary, sweep, tables
 from cae_jax import figures
 from cae_jax.models import autoencoders
 from tests.conftest import ROOT
@@ -70,18 +70,18 @@ def test_flops_are_those_of_the_layers(model):
         for layer in layers
         if layer.parameters
     ]
-    assert bands.training_flops(model) == 3 * sum(forward) - forward[0]
+    assert expected.training_flops(model) == 3 * sum(forward) - forward[0]
     if model == "conv":
-        assert bands.training_flops(model) == pytest.approx(4.284e6, rel=1e-4)
+        assert expected.training_flops(model) == pytest.approx(4.284e6, rel=1e-4)
 
 
 def test_bands():
     # A run of scripts/train.py: 0.2772 after 10 epochs of 469 steps.
-    assert bands.check_loss(0.2772, 4690) is None
+    assert expected.check_loss(0.2772, 4690) is None
     for wrong in (0.0, 0.23, 0.30, 0.69, math.nan, math.inf):
-        assert "is outside [0.265, 0.295]" in bands.check_loss(wrong, 4690)
-    assert bands.check_loss(0.69, 4) is None
-    assert bands.check_loss(0.0, 4) is not None
+        assert "is outside [0.265, 0.295]" in expected.check_loss(wrong, 4690)
+    assert expected.check_loss(0.69, 4) is None
+    assert expected.check_loss(0.0, 4) is not None
 
 
 def made_up(contender: str, loss: float, seconds: float) -> dict:
@@ -119,18 +119,18 @@ def test_a_wrong_loss_fails(monkeypatch, capsys):
 def test_a_crash_is_marked():
     measurement = made_up("torch", 0.28, 1.0)
     measurement["rounds"][1] = {"failed": "exit code 1: RuntimeError"}
-    row = rows.summarise(measurement, 100)
+    row = summary.summarise(measurement, 100)
     assert row["failed"] == "exit code 1: RuntimeError"
     assert "FAILED: exit code 1" in tables.training_table([row])
 
 
 def test_who_wins():
     measurements = [made_up("auto", 0.28, 1.0), made_up("torch", 0.28, 3.0)]
-    text = tables.winners_tables([rows.summarise(m, 100) for m in measurements], "auto")[0]
+    text = tables.winners_tables([summary.summarise(m, 100) for m in measurements], "auto")[0]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[4:]]
     assert lines[0] == ["training, s an epoch", "2", "6", "ours, 3.00 x"]
     measurements.append(made_up("flax", 0.28, 0.5))
-    text = tables.winners_tables([rows.summarise(m, 100) for m in measurements], "auto")[0]
+    text = tables.winners_tables([summary.summarise(m, 100) for m in measurements], "auto")[0]
     assert "flax, 2.00 x" in text
 
 
@@ -140,10 +140,10 @@ def test_figure(tmp_path):
         for n in (1, 2, 4)
         for b in (128, 512)
     ]
-    summaries = [rows.summarise(measurement, 100) for measurement in measurements]
-    panels = rows.cost_lines(summaries)
+    summaries = [summary.summarise(measurement, 100) for measurement in measurements]
+    panels = summary.cost_lines(summaries)
     assert panels["batch size"]["auto, conv, 20000 images"] == [(128, 512), (512, 2048)]
-    assert rows.growth_lines(summaries)[0].endswith(": an epoch costs images ** 1.00")
+    assert summary.growth_lines(summaries)[0].endswith(": an epoch costs images ** 1.00")
     figures.save_costs(tmp_path / "costs.png", panels)
     with Image.open(tmp_path / "costs.png") as figure:
         assert figure.width > 1000
@@ -151,11 +151,11 @@ def test_figure(tmp_path):
 
 def test_growth():
     # by hand: y = 3 x ** 1.5
-    assert rows.growth([(x, 3 * x**1.5) for x in (1, 4, 9)]) == pytest.approx(1.5)
+    assert summary.growth([(x, 3 * x**1.5) for x in (1, 4, 9)]) == pytest.approx(1.5)
 
 
 def test_a_missing_peer_is_skipped(monkeypatch, capsys):
-    monkeypatch.setitem(spec.PEERS, "torch", ("no_such_module",))
+    monkeypatch.setitem(case.PEERS, "torch", ("no_such_module",))
     assert sweep.installed(["torch", "flax"]) == ["flax"]
     assert capsys.readouterr().err == (
         'Skipped: torch needs no_such_module; pip install -e ".[peers]" installs all peers\n'

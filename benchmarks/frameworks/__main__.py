@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.frameworks import facts, rows, sweep, tables, whole
+from benchmarks.frameworks import end_to_end, environment, summary, sweep, tables
 from cae_jax import UserError, atomic
 from cae_jax.cli import common
 
@@ -75,7 +75,7 @@ def main() -> None:
     with common.user_errors():
         flags = common.parse(Flags)
         check(flags)
-        machine = facts.collect()
+        machine = environment.collect()
         for name, value in machine.items():
             print(f"{name}: {value}")
         result = measure_whole(flags) if flags.whole_process else measure(flags)
@@ -124,7 +124,7 @@ def measure(flags: Flags) -> dict:
         configurations, flags.epochs, flags.discard, max(flags.rounds, least)
     )
     peak = flags.peak_gflops or sweep.matmul_gflops()
-    summaries = [rows.summarise(measurement, peak) for measurement in measurements]
+    summaries = [summary.summarise(measurement, peak) for measurement in measurements]
     print(f"peak: {peak:.0f} GFLOP/s, {'given' if flags.peak_gflops else 'of a float32 matmul'}")
     for key in ("device", "matmul_precision"):
         values = {one[key] for m in measurements for one in m["rounds"] if key in one}
@@ -133,14 +133,14 @@ def measure(flags: Flags) -> dict:
     texts += [tables.start_table(measurements), tables.calls_table(measurements)]
     if flags.peers:
         texts += tables.winners_tables(summaries, flags.methods[0])
-    print("", *texts, *rows.growth_lines(summaries), sep="\n\n")
+    print("", *texts, *summary.growth_lines(summaries), sep="\n\n")
     return {"peak_gflops": peak, "rows": summaries, "measurements": measurements}
 
 
 def measure_whole(flags: Flags) -> dict:
     """Measures whole processes and prints their table."""
     train = ROOT / "scripts" / "train.py"
-    summaries = whole.measure(train, flags.epochs, flags.rounds, flags.data_dir)
+    summaries = end_to_end.measure(train, flags.epochs, flags.rounds, flags.data_dir)
     print(f"\n{flags.epochs} epochs:\n\n{tables.whole_table(summaries)}")
     return {"epochs": flags.epochs, "rows": summaries}
 
@@ -153,7 +153,7 @@ def write(flags: Flags, result: dict) -> None:
         if flags.figure:
             from cae_jax import figures  # matplotlib takes a second
 
-            if panels := rows.cost_lines(result["rows"]):
+            if panels := summary.cost_lines(result["rows"]):
                 figures.save_costs(flags.figure, panels)
     except OSError as error:
         raise UserError(f"--json or --figure cannot be written ({error})") from error

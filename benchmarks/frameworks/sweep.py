@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.frameworks import spec
-from benchmarks.frameworks.spec import Spec
+from benchmarks.frameworks import case
+from benchmarks.frameworks.case import Spec
 from cae_jax.config import TrainConfig, load_config, to_dict
 
 _CONFIG_FILES = {"conv": "fashion_mnist.py", "simple": "simple.py", "deep": "deep.py"}
@@ -62,7 +62,7 @@ def installed(peers: Sequence[str]) -> list[str]:
     """The peers that can be imported; a line on stderr for each of the others."""
     there = []
     for peer in peers:
-        missing = [m for m in spec.PEERS[peer] if importlib.util.find_spec(m) is None]
+        missing = [m for m in case.PEERS[peer] if importlib.util.find_spec(m) is None]
         if missing:
             print(
                 f"Skipped: {peer} needs {' and '.join(missing)}; "
@@ -99,7 +99,7 @@ def matmul_gflops() -> float:
     """See `benchmarks.frameworks.worker.matmul_gflops`."""
     one = Spec(contender="auto", config={}, work="matmul")
     with tempfile.TemporaryDirectory() as folder:
-        result = spec.run(one, Path(folder))
+        result = case.run(one, Path(folder))
     if "failed" in result:
         raise RuntimeError(f"the matmul {result['failed']}")
     return result["matmul_gflops"]
@@ -127,4 +127,4 @@ def _run(one: Spec, cache: Path, number: int | None = None) -> dict[str, Any]:
         flush=True,
     )
     load = os.getloadavg()[0]
-    return {**spec.run(one, cache), "load_average_before": load}
+    return {**case.run(one, cache), "load_average_before": load}

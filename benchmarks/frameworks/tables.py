@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.frameworks.spec import PEERS
+from benchmarks.frameworks.case import PEERS
 
 # What peers are compared by: title, key of a row, and whether less of it is better.
 _QUANTITIES = (

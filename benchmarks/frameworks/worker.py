@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.frameworks.contender import Contender, Stopwatch, read_images
-from benchmarks.frameworks.spec import Spec
+from benchmarks.frameworks.adapter import Contender, Stopwatch, read_images
+from benchmarks.frameworks.case import Spec
 from cae_jax.config import from_dict
 from cae_jax.errors import UserError
 
@@ -57,18 +57,18 @@ def open_contender(spec: Spec, watch: Stopwatch) -> Any:
     """The contender, its imports and its data included."""
     config = from_dict(spec.config)
     if spec.contender.startswith("keras"):
-        from benchmarks.frameworks.keras_peer import Keras
+        from benchmarks.frameworks.keras_ import Keras
 
         return Keras(spec.contender, config, watch)
     if spec.contender.startswith("torch"):
-        from benchmarks.frameworks.torch_peer import Torch
+        from benchmarks.frameworks.torch_ import Torch
 
         return Torch(config, watch, compiled=spec.contender == "torch-compiled")
     if spec.contender in ("flax", "per-step"):
-        from benchmarks.frameworks.flax_peer import Flax
+        from benchmarks.frameworks.flax_ import Flax
 
         return Flax(config, watch)
-    from benchmarks.frameworks.ours import Ours
+    from benchmarks.frameworks.cae_jax_ import Ours
 
     return Ours(spec, config, watch)
 

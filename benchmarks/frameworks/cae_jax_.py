@@ -2,8 +2,8 @@
 
 import time
 
-from benchmarks.frameworks.contender import Stopwatch
-from benchmarks.frameworks.spec import Spec
+from benchmarks.frameworks.adapter import Stopwatch
+from benchmarks.frameworks.case import Spec
 from cae_jax.config import TrainConfig
 
 # Steps between two updates of the progress bar, the default of scripts/train.py.

@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 
-from benchmarks.frameworks.contender import LARGEST_CALL, Stopwatch, peer_images
-from benchmarks.frameworks.facts import cpu_count
+from benchmarks.frameworks.adapter import LARGEST_CALL, Stopwatch, peer_images
+from benchmarks.frameworks.environment import cpu_count
 from cae_jax.config import TrainConfig
 
 

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.frameworks import spec, sweep
-from benchmarks.frameworks.bands import check_loss
-from benchmarks.frameworks.spec import Spec
+from benchmarks.frameworks import case, sweep
+from benchmarks.frameworks.case import Spec
+from benchmarks.frameworks.expected import check_loss
 from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 
@@ -71,7 +71,7 @@ def _fit_peer(epochs: int, cache: Path) -> tuple[float, float]:
     adam = TrainConfig(learning_rate=1e-3, schedule="constant", warmup_steps=0, b2=0.999)
     one = Spec(contender=_PEER, config=to_dict(adam), epochs=epochs, work="fit")
     began = time.perf_counter()
-    result = spec.run(one, cache)
+    result = case.run(one, cache)
     if "failed" in result:
         raise UserError(f"{_PEER} fails: {result['failed']}")
     return time.perf_counter() - began, result["val_loss"]

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.frameworks.bands import check_loss, training_flops
+from benchmarks.frameworks.expected import check_loss, training_flops
 
 
 def summarise(measurement: Mapping[str, Any], peak_gflops: float) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.frameworks.contender import LARGEST_CALL, Stopwatch, peer_images
+from benchmarks.frameworks.adapter import LARGEST_CALL, Stopwatch, peer_images
 from cae_jax.config import TrainConfig
 
 
