@@ -1,25 +1,25 @@
-"""The contender of this package: what `cae_jax.fit` does, in parts that can be timed."""
+"""This package: the parts of `cae_jax.fit`, timed one by one."""
 
 import time
 
 from benchmarks.frameworks.adapter import Stopwatch
-from benchmarks.frameworks.case import Spec
+from benchmarks.frameworks.case import BenchmarkCase
 from cae_jax.config import TrainConfig
 
-# Steps between two updates of the progress bar, the default of scripts/train.py.
+# Steps per dispatch, the default of `cae_jax.fit`.
 _CHUNK_STEPS = 67
 
 
-class Ours:
-    """A `Contender` by one of this package's methods."""
+class CaeJax:
+    """A `Framework`; a case names the backend."""
 
-    def __init__(self, spec: Spec, config: TrainConfig, watch: Stopwatch):
+    def __init__(self, case: BenchmarkCase, config: TrainConfig, watch: Stopwatch):
         with watch("import"):
             import jax
             import jax.numpy as jnp
             from flax import nnx
 
-            import cae_jax.runs.fit  # noqa: F401 - all that a training imports
+            import cae_jax.runs.fit  # noqa: F401 - everything that training imports
             from cae_jax.data import store
             from cae_jax.models import autoencoders
             from cae_jax.ops import backend, cache
@@ -28,7 +28,7 @@ class Ours:
         cache.use_compilation_cache()
         with watch("data"):
             train_images, test_images = (
-                store.load(config.dataset, split, data_dir=spec.data_dir)[0][:examples]
+                store.load(config.dataset, split, data_dir=case.data_dir)[0][:examples]
                 for split, examples in (
                     ("train", config.train_examples),
                     ("test", config.test_examples),
@@ -36,8 +36,8 @@ class Ours:
             )
         with watch("backend"):
             jax.devices()
-        with watch("native"):  # compiles the library of the fused method, if it has to
-            self.method = backend.choose(config, spec.contender).method
+        with watch("native"):  # compiles the native kernel if it is not cached
+            self.method = backend.choose(config, case.framework).method
         with watch("transfer"):
             train_images, test_images = jax.block_until_ready(
                 jax.device_put((train_images, test_images))

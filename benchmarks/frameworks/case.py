@@ -1,4 +1,4 @@
-"""What one process measures, and the process for it."""
+"""Describes what one process measures, and starts the process."""
 
 import dataclasses
 import json
@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cae_jax.errors import UserError
 
-METHODS = ("auto", "fused", "phase", "conv", "per-step")
-# The distribution packages that each peer needs besides those of cae-jax, by their modules.
-PEERS = {
+# The Python modules that each of the other frameworks needs besides those of cae-jax.
+FRAMEWORKS = {
     "keras-tensorflow": ("keras", "tensorflow"),
     "keras-jax": ("keras",),
     "torch": ("torch",),
@@ -23,46 +22,46 @@ PEERS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spec:
+class BenchmarkCase:
     """What one process measures.
 
     Attributes:
-        contender: one of METHODS or PEERS.
-        config: a `TrainConfig` as `cae_jax.config.to_dict` gives it.
-        epochs: timed ones; the first and the discarded ones come before them.
+        framework: a key of FRAMEWORKS, a backend of cae-jax, or ``"per-step"``, the name of
+            ``"flax"`` among the backends.
+        config: a `TrainConfig` as converted by `cae_jax.config.to_dict`.
+        epochs: timed epochs, after the first one and the discarded ones.
         discard: epochs between the first and the timed ones.
         data_dir: see `cae_jax.data.store.load`.
-        work: ``"start"`` ends after the first step, ``"measure"`` after everything, ``"fit"`` is
-            a plain training with validation, without any measurement.
+        task: ``"start"`` stops after the first step, ``"measure"`` measures everything, ``"fit"``
+            only trains with validation, ``"matmul"`` measures the peak of the device.
     """
 
-    contender: str
+    framework: str
     config: dict[str, Any]
     epochs: int = 7
     discard: int = 2
     data_dir: str | None = None
-    work: str = "measure"
+    task: Literal["start", "measure", "fit", "matmul"] = "measure"
 
 
-def run(spec: Spec, cache: Path) -> dict[str, Any]:
-    """Measures in a new process; what fails there comes back as the entry ``failed``.
+def run_case(case: BenchmarkCase, cache: Path) -> dict[str, Any]:
+    """Runs a case in a new process; a crash is reported under the key ``failed``.
 
     Args:
-        spec: what to measure.
-        cache: stands in for the user's cache folder; an empty one makes a cold start.
+        case: what to measure.
+        cache: replaces the user's cache folder; an empty one makes a cold start.
 
     Raises:
-        UserError: the process refuses the spec.
+        UserError: the process rejects the case.
     """
-    # Everything else stays as the user's own scripts find it.
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    arguments = [json.dumps(dataclasses.asdict(spec)), repr(time.time())]
     process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.frameworks.worker", *arguments],
+        [
+            *(sys.executable, "-m", "benchmarks.frameworks.worker"),
+            *(json.dumps(dataclasses.asdict(case)), repr(time.time())),
+        ],
         capture_output=True,
         text=True,
-        env=environment,
+        env=cached_in(cache),
     )
     if process.returncode == 0:
         return json.loads(process.stdout.splitlines()[-1])
@@ -70,3 +69,10 @@ def run(spec: Spec, cache: Path) -> dict[str, Any]:
     if process.returncode == 2:
         raise UserError(message)
     return {"failed": f"exit code {process.returncode}: {message}"}
+
+
+def cached_in(cache: Path) -> dict[str, str]:
+    """Returns this process's environment variables with all caches moved to a folder."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    return environment
