@@ -78,10 +78,10 @@ def main() -> None:
         ]
         others = []
         if noise != "none":
-            others.append(comparison.picture_entry("noisy image", inputs, images))
+            others.append(comparison.untrained_entry("noisy image", inputs, images))
         if flags.baselines:
             others += comparison.baseline_entries(
-                *(flags.baselines, load(flags, dataset, "train"), images, inputs),
+                *(flags.baselines, load(flags, dataset, "train"), images),
                 *(noise, level, flags.noise_seed),
             )
         facts = {"dataset": dataset, "noise": noise, "level": check_level(noise, level)}
@@ -147,23 +147,23 @@ def report(
     """Prints the tables and writes the files that the flags name."""
     models = [comparison.trained_entry(each, images, inputs) for each in trained]
     entries, noise = [*others, *models], facts["noise"]
-    rows, differences = comparison.rows(entries), comparison.differences(entries)
-    print(comparison.table(rows))
+    rows, differences = comparison.summaries(entries), comparison.differences(entries)
+    print(comparison.metrics_table(rows))
     if differences:
-        print(f"\n{comparison.table(differences, signed=True)}")
+        print(f"\n{comparison.metrics_table(differences, signed=True)}")
     try:
         if flags.json:
             tables = {**facts, "rows": rows, "differences": differences}
             atomic.write_json(flags.json, tables)
         if flags.figure:
-            figures.save_rows(flags.figure, comparison.picture_rows(entries, images))
+            figures.save_rows(flags.figure, comparison.first_rows(entries, images))
         if flags.worst:
             noisy = None if noise == "none" else inputs
             figures.save_rows(flags.worst, comparison.worst_rows(models, images, noisy))
         if flags.robustness:
             figures.save_lines(
                 flags.robustness,
-                comparison.robustness(trained, images, noise, flags.noise_seed),
+                comparison.robustness_curves(trained, images, noise, flags.noise_seed),
                 x_label=f"{noise} noise: {NOISES[noise].meaning}",
                 y_label="mean PSNR (dB)",
             )

@@ -21,7 +21,7 @@ def test_tuning_finds_the_parameters_and_the_affine_map(monkeypatch, test_images
     clean = test_images[:20] / 255
     distorted = np.sqrt(0.5 * clean)
     grid = [{"gain": gain, "power": power} for gain in (1.0, 3.0) for power in (0.5, 1.0, 2.0)]
-    monkeypatch.setitem(baselines.METHODS, "scaled", (scaled, grid))
+    monkeypatch.setitem(baselines.DENOISERS, "scaled", (scaled, grid))
     tuned = baselines.tune("scaled", distorted, clean, InThisProcess())
     # Only a power of 2 undoes the root; the affine map undoes its gain of 0.5.
     assert tuned.parameters == {"gain": 1.0, "power": 2.0}
@@ -41,9 +41,9 @@ def test_each_method_takes_noise_off(test_images, monkeypatch):
     noise = np.random.default_rng(0).normal(0, 0.3, clean.shape)
     noisy = np.clip(clean + noise, 0, 1)
     with baselines.workers() as executor:
-        for method, (function, grid) in list(baselines.METHODS.items()):
+        for method, (function, grid) in list(baselines.DENOISERS.items()):
             middle = grid[len(grid) // 2]
-            monkeypatch.setitem(baselines.METHODS, method, (function, [middle]))
+            monkeypatch.setitem(baselines.DENOISERS, method, (function, [middle]))
             tuned = baselines.tune(method, noisy, clean, executor)
             assert tuned.parameters == middle
             denoised = baselines.denoise(tuned, noisy, executor)
@@ -52,7 +52,7 @@ def test_each_method_takes_noise_off(test_images, monkeypatch):
 
 def test_the_parameters_reach_the_libraries(test_images):
     image = test_images[0, :, :, 0] / 255
-    functions = {method: function for method, (function, _) in baselines.METHODS.items()}
+    functions = {method: function for method, (function, _) in baselines.DENOISERS.items()}
     np.testing.assert_array_equal(
         functions["median"](image, size=5), ndimage.median_filter(image, size=(5, 5))
     )
@@ -72,7 +72,7 @@ def test_the_parameters_reach_the_libraries(test_images):
 
 
 def test_every_grid_has_its_functions_parameters():
-    for function, grid in baselines.METHODS.values():
+    for function, grid in baselines.DENOISERS.values():
         names = set(function.__code__.co_varnames[1 : function.__code__.co_argcount])
         assert len(grid) >= 3
         assert all(set(point) == names for point in grid)

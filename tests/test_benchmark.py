@@ -1,17 +1,19 @@
-"""The benchmark, with few images, and its judgement on numbers made up here."""
+"""The benchmark on few images, and its summaries of invented measurements."""
 
 import json
 import math
 import runpy
 import sys
 
+import jax
 import pytest
 from flax import nnx
 from PIL import Image
 
 import cae_jax
-from benchmarks.frameworks import bands, rows, spec, sweep, tables
+from benchmarks.frameworks import case, expected, summary, sweep, tables
 from cae_jax import figures
+from cae_jax.config import to_dict
 from cae_jax.models import autoencoders
 from tests.conftest import ROOT
 from tests.test_scripts import assert_fails_in_one_line
@@ -24,10 +26,10 @@ def test_a_small_run(script, tmp_path):
     process = script("benchmarks.frameworks", *flags, *files)
     assert process.returncode == 0, process.stderr
     result = json.loads((tmp_path / "table.json").read_text())
-    (row,) = result["rows"]
+    (row,) = result["summaries"]
     (measurement,) = result["measurements"]
     (one,) = measurement["rounds"]
-    assert (row["contender"], row["model"], row["examples"]) == ("auto", "simple", 200)
+    assert (row["framework"], row["model"], row["examples"]) == ("auto", "simple", 200)
     assert len(one["epoch_seconds"]) == 2
     assert len(one["losses"]) == 3  # the first epoch's too
     assert row["epoch_seconds"] == pytest.approx(sum(one["epoch_seconds"]) / 2)
@@ -41,7 +43,7 @@ def test_a_small_run(script, tmp_path):
     assert set(one["calls"]) == {"encode", "reconstruct"}
     assert set(one["calls"]["encode"]) == {"1", "128", "4096"}
     assert one["matmul_precision"] == "default"
-    assert result["facts"]["versions"]["jax"]
+    assert result["environment"]["versions"]["jax"]
     assert f"{row['loss']:.4f}" in process.stdout
 
 
@@ -51,41 +53,65 @@ def test_a_small_run(script, tmp_path):
         (("--epochs", 0), "--epochs is 0; it takes a whole number of at least 1"),
         (("--batch-sizes", 128, "--examples", 100), "--batch-sizes take whole numbers from 1"),
         (("--examples", 70000), "Fashion-MNIST has 60000 images"),
-        (("--methods", "cuda"), "--methods"),
-        (("--methods",), "--methods is empty"),
+        (("--backends", "cuda"), "--backends"),
+        (("--backends",), "--backends is empty"),
         (("--figure", "costs.png"), "--figure has nothing to draw"),
         (("--peak-gflops", -1), "--peak-gflops is -1.0"),
-        (("--peers", "--models", "deep"), "--models conv only"),
+        (("--frameworks", "all", "--models", "deep"), "--models conv only"),
+        (("--frameworks", "jax"), "--frameworks"),
+        (("--end-to-end", "--frameworks", "all"), "omit --frameworks and --figure"),
+        (("--json", "nowhere/x.json"), "give a file in a folder that exists"),
     ],
 )
 def test_bad_flags(refuse, arguments, message):
     assert_fails_in_one_line(refuse("benchmarks.frameworks", *arguments), message)
 
 
-@pytest.mark.parametrize("model", ["conv", "simple", "deep"])
-def test_flops_are_those_of_the_layers(model):
-    layers = autoencoders.build(cae_jax.TrainConfig(model=model), nnx.Rngs(0)).layers()
-    forward = [
-        2 * (layer.parameters - layer.shape[-1]) * math.prod(layer.shape[:-1])
-        for layer in layers
-        if layer.parameters
-    ]
-    assert bands.training_flops(model) == 3 * sum(forward) - forward[0]
+# For each layer: the positions at which its kernel is applied, and the size of the kernel.
+LAYERS = {
+    "conv": (
+        (28 * 28, 9 * 1 * 16),
+        (14 * 14, 9 * 16 * 8),
+        (7 * 7, 9 * 8 * 8),
+        (4 * 4, 9 * 8 * 8),
+        (8 * 8, 9 * 8 * 8),
+        (14 * 14, 9 * 8 * 16),
+        (28 * 28, 9 * 16 * 1),
+    ),
+    "simple": ((1, 784 * 32), (1, 32 * 784)),
+    "deep": (
+        *((1, 784 * 128), (1, 128 * 64), (1, 64 * 32)),
+        *((1, 32 * 64), (1, 64 * 128), (1, 128 * 784)),
+    ),
+}
+
+
+@pytest.mark.parametrize("model", LAYERS)
+def test_utilisation_counts_the_operations_of_all_layers(model):
+    measurement = made_up("auto", 0.28, 1.0, model)
+    forward = [2 * positions * weights for positions, weights in LAYERS[model]]
+    flops = 3 * sum(forward) - forward[0]
     if model == "conv":
-        assert bands.training_flops(model) == pytest.approx(4.284e6, rel=1e-4)
+        assert flops == pytest.approx(4.284e6, rel=1e-4)
+    # 60,000 images in 2 s
+    utilisation = summary.summarise(measurement, 100)["flop_utilisation"]
+    assert utilisation == pytest.approx(30000 * flops / 100e9, rel=1e-12)
+    state = nnx.state(autoencoders.build(cae_jax.TrainConfig(model=model), nnx.Rngs(0)), nnx.Param)
+    kernels = [leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim > 1]
+    assert sorted(kernels) == sorted(weights for _, weights in LAYERS[model])
 
 
-def test_bands():
+def test_expected_ranges():
     # A run of scripts/train.py: 0.2772 after 10 epochs of 469 steps.
-    assert bands.check_loss(0.2772, 4690) is None
+    assert expected.check_loss(0.2772, 4690) is None
     for wrong in (0.0, 0.23, 0.30, 0.69, math.nan, math.inf):
-        assert "is outside [0.265, 0.295]" in bands.check_loss(wrong, 4690)
-    assert bands.check_loss(0.69, 4) is None
-    assert bands.check_loss(0.0, 4) is not None
+        assert "is outside [0.265, 0.295]" in expected.check_loss(wrong, 4690)
+    assert expected.check_loss(0.69, 4) is None
+    assert expected.check_loss(0.0, 4) is not None
 
 
-def made_up(contender: str, loss: float, seconds: float) -> dict:
-    """A measurement as a sweep gives it."""
+def made_up(framework: str, loss: float, seconds: float, model: str = "conv") -> dict:
+    """A measurement as `sweep.measure` returns it."""
     calls = {"reconstruct": {str(size): {"images_per_second": size} for size in (1, 128, 4096)}}
     for times in calls["reconstruct"].values():
         times |= dict.fromkeys(("median_seconds", "min_seconds", "max_seconds"), 1.0)
@@ -101,8 +127,9 @@ def made_up(contender: str, loss: float, seconds: float) -> dict:
         "peak_memory_bytes": 1e6,
         "calls": calls,
     }
-    facts = {"contender": contender, "model": "conv", "batch_size": 128, "examples": 60000}
-    return {**facts, "cold": one, "rounds": [one, one]}
+    metadata = {"framework": framework, "model": model, "batch_size": 128, "examples": 60000}
+    config = to_dict(cae_jax.TrainConfig(model=model))
+    return {**metadata, "config": config, "cold": one, "rounds": [one, one]}
 
 
 def test_a_wrong_loss_fails(monkeypatch, capsys):
@@ -112,25 +139,25 @@ def test_a_wrong_loss_fails(monkeypatch, capsys):
         runpy.run_module("benchmarks.frameworks", run_name="__main__")
     assert stop.value.code == 1
     output = capsys.readouterr()
-    assert "0.5000 OUTSIDE ITS BAND" in output.out
+    assert "0.5000 OUT OF RANGE" in output.out
     assert "loss 0.5000 after 4690 steps is outside [0.265, 0.295]" in output.err
 
 
 def test_a_crash_is_marked():
     measurement = made_up("torch", 0.28, 1.0)
     measurement["rounds"][1] = {"failed": "exit code 1: RuntimeError"}
-    row = rows.summarise(measurement, 100)
+    row = summary.summarise(measurement, 100)
     assert row["failed"] == "exit code 1: RuntimeError"
     assert "FAILED: exit code 1" in tables.training_table([row])
 
 
 def test_who_wins():
     measurements = [made_up("auto", 0.28, 1.0), made_up("torch", 0.28, 3.0)]
-    text = tables.winners_tables([rows.summarise(m, 100) for m in measurements], "auto")[0]
+    text = tables.winner_tables([summary.summarise(m, 100) for m in measurements], "auto")[0]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[4:]]
-    assert lines[0] == ["training, s an epoch", "2", "6", "ours, 3.00 x"]
+    assert lines[0] == ["training, s/epoch", "2", "6", "cae-jax, 3.00 x"]
     measurements.append(made_up("flax", 0.28, 0.5))
-    text = tables.winners_tables([rows.summarise(m, 100) for m in measurements], "auto")[0]
+    text = tables.winner_tables([summary.summarise(m, 100) for m in measurements], "auto")[0]
     assert "flax, 2.00 x" in text
 
 
@@ -140,10 +167,10 @@ def test_figure(tmp_path):
         for n in (1, 2, 4)
         for b in (128, 512)
     ]
-    summaries = [rows.summarise(measurement, 100) for measurement in measurements]
-    panels = rows.cost_lines(summaries)
+    summaries = [summary.summarise(measurement, 100) for measurement in measurements]
+    panels = summary.cost_lines(summaries)
     assert panels["batch size"]["auto, conv, 20000 images"] == [(128, 512), (512, 2048)]
-    assert rows.growth_lines(summaries)[0].endswith(": an epoch costs images ** 1.00")
+    assert summary.growth_lines(summaries)[0].endswith(": an epoch costs images ** 1.00")
     figures.save_costs(tmp_path / "costs.png", panels)
     with Image.open(tmp_path / "costs.png") as figure:
         assert figure.width > 1000
@@ -151,21 +178,21 @@ def test_figure(tmp_path):
 
 def test_growth():
     # by hand: y = 3 x ** 1.5
-    assert rows.growth([(x, 3 * x**1.5) for x in (1, 4, 9)]) == pytest.approx(1.5)
+    assert summary.growth([(x, 3 * x**1.5) for x in (1, 4, 9)]) == pytest.approx(1.5)
 
 
-def test_a_missing_peer_is_skipped(monkeypatch, capsys):
-    monkeypatch.setitem(spec.PEERS, "torch", ("no_such_module",))
+def test_a_missing_framework_is_skipped(monkeypatch, capsys):
+    monkeypatch.setitem(case.FRAMEWORKS, "torch", ("no_such_module",))
     assert sweep.installed(["torch", "flax"]) == ["flax"]
     assert capsys.readouterr().err == (
-        'Skipped: torch needs no_such_module; pip install -e ".[peers]" installs all peers\n'
+        'Skipped: torch needs no_such_module; pip install -e ".[frameworks]" installs them all\n'
     )
 
 
-def test_peers_share_everything_but_the_library():
-    ours = sweep.configurations(ROOT / "configs", ["conv"], ["auto"], [64, 128], [512], None)
-    both = sweep.beside_peers(ours, ["flax", "torch"])
-    assert [(s.contender, s.config["batch_size"]) for s in both] == [
+def test_frameworks_share_everything_but_the_library():
+    ours = sweep.build_cases(ROOT / "configs", ["conv"], ["auto"], [64, 128], [512], None)
+    both = sweep.add_frameworks(ours, ["flax", "torch"])
+    assert [(s.framework, s.config["batch_size"]) for s in both] == [
         *(("auto", 64), ("flax", 64), ("torch", 64)),
         *(("auto", 128), ("flax", 128), ("torch", 128)),
     ]

@@ -36,14 +36,14 @@ def trained(run, noisy_run):
 def entries(trained, test_images):
     inputs = comparison.noisy_images(test_images, "gaussian")
     return [
-        comparison.picture_entry("noisy image", inputs, test_images),
+        comparison.untrained_entry("noisy image", inputs, test_images),
         *(comparison.trained_entry(each, test_images, inputs) for each in trained),
     ]
 
 
 def test_it_measures_what_training_validated_on(noisy_run, entries):
     row = history.read(noisy_run / "history.csv")[-1]
-    noisy, _, denoiser = comparison.rows(entries)
+    noisy, _, denoiser = comparison.summaries(entries)
     assert denoiser["bce"].mean == pytest.approx(row.val_loss, rel=1e-5)
     assert denoiser["psnr"].mean == pytest.approx(row.val_psnr, rel=1e-5)
     assert noisy["psnr"].mean == pytest.approx(row.val_psnr_input, rel=1e-5)
@@ -51,14 +51,14 @@ def test_it_measures_what_training_validated_on(noisy_run, entries):
 
 
 def test_rows_by_numpy(entries, test_images):
-    noisy, plain, _ = comparison.rows(entries)
+    noisy, plain, _ = comparison.summaries(entries)
     clean = test_images / 255
-    pictures = entries[1].pictures.astype(np.float64)
-    assert plain["mse"].mean == pytest.approx(((pictures - clean) ** 2).mean(), rel=1e-5)
+    outputs = entries[1].outputs.astype(np.float64)
+    assert plain["mse"].mean == pytest.approx(((outputs - clean) ** 2).mean(), rel=1e-5)
     assert plain["runs"] == 2
     assert (plain["parameters"], plain["code"]) == (4385, 128)
     assert noisy["parameters"] is noisy["code"] is noisy["seconds"] is None
-    p = np.clip(entries[0].pictures.astype(np.float64), 1e-7, 1 - 1e-7)
+    p = np.clip(entries[0].outputs.astype(np.float64), 1e-7, 1 - 1e-7)
     bce = -(clean * np.log(p) + (1 - clean) * np.log1p(-p)).mean()
     assert noisy["bce"].mean == pytest.approx(bce, rel=1e-2)  # 1 - 1e-7 is 1 - 1.2e-7 in float32
 
@@ -70,7 +70,7 @@ def test_differences_of_all_pairs(entries):
         "noisy image - denoiser",
         "plain - denoiser",
     ]
-    rows = comparison.rows(entries)
+    rows = comparison.summaries(entries)
     for name in ("bce", "mse", "psnr", "ssim"):
         mean = rows[1][name].mean - rows[2][name].mean
         assert pairs[2][name].mean == pytest.approx(mean)
@@ -78,12 +78,12 @@ def test_differences_of_all_pairs(entries):
 
 
 def test_tables(entries):
-    lines = comparison.table(comparison.rows(entries)).splitlines()
+    lines = comparison.metrics_table(comparison.summaries(entries)).splitlines()
     assert lines[0].split("|")[1].strip() == ""
     assert re.search(r"\| noisy image +\| - +\| 1 +\| - +\| - +\| - ", lines[2])
     assert re.search(r"\| plain +\| conv +\| 2 +\| 4,385 +\| 128 ", lines[3])
     assert len({len(line) for line in lines}) == 1
-    signed = comparison.table(comparison.differences(entries), signed=True)
+    signed = comparison.metrics_table(comparison.differences(entries), signed=True)
     assert re.search(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", signed)
 
 
@@ -115,7 +115,7 @@ def test_two_runs_of_one_seed_are_refused(run, tmp_path):
 
 def test_robustness(trained, test_images):
     images = test_images[:200]
-    curves = comparison.robustness(trained, images, "gaussian")
+    curves = comparison.robustness_curves(trained, images, "gaussian")
     assert list(curves) == ["noisy image", "plain", "denoiser"]
     levels, psnr = zip(*curves["noisy image"], strict=True)
     assert levels == (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1.0)
@@ -136,9 +136,9 @@ def test_every_level_of_a_curve_is_one_of_the_noise(noise, test_images):
 
 
 def test_the_worst_images(entries, test_images):
-    rows = comparison.worst_rows(entries[2:], test_images, entries[0].pictures)
+    rows = comparison.worst_rows(entries[2:], test_images, entries[0].outputs)
     assert list(rows) == ["denoiser\nclean", "denoiser\nnoisy", "denoiser"]
-    error = ((entries[2].pictures - test_images / 255) ** 2).mean(axis=(1, 2, 3))
+    error = ((entries[2].outputs - test_images / 255) ** 2).mean(axis=(1, 2, 3))
     worst = np.sort(error)[-10:]
     shown = ((rows["denoiser"] - rows["denoiser\nclean"]) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(np.sort(shown), worst, rtol=1e-6)

@@ -1,17 +1,19 @@
-"""Times training and use of the networks, as this package and as other libraries do them.
+"""Times training and inference in cae-jax and in other frameworks.
 
-    sweep           all configurations in turn
-    whole           scripts/train.py and Keras as whole processes
-    spec            what one process measures, and the process for it
-    worker          that process: start, epochs, evaluation, reconstruction
-    contender       what the following have in common
-    ours            the contender of this package, by any of its methods
-    flax_peer       plain Flax with one jitted call a step
-    keras_peer      Keras 3 on TensorFlow or JAX
-    torch_peer      PyTorch, eager or compiled
-    bands           floating-point operations and loss bands of the networks
-    facts           versions, flags, load: what a number depends on
-    rows, tables    from measurements to numbers to compare, and to Markdown
+    sweep           measures all cases in turn
+    end_to_end      measures whole processes: scripts/train.py and Keras
+    case            describes what one process measures, and starts the process
+    worker          that process: start-up, epochs, evaluation, calls
+    adapter         the interface of the frameworks, a stopwatch, the images
+    cae_jax_        this package, with any of its backends
+    flax_           plain Flax with one jitted call per step
+    keras_          Keras 3 on TensorFlow or JAX
+    torch_          PyTorch, eager or compiled
+    expected        expected loss ranges
+    environment     versions, flags and load of the machine
+    summary         medians over the rounds, growth of the cost
+    tables          Markdown tables
 
-``python -m benchmarks.frameworks`` is the command line.
+``python -m benchmarks.frameworks`` is the command line. The networks of the other frameworks are
+written by hand, independently of `cae_jax.models.topology`.
 """

@@ -1,12 +1,12 @@
-"""Times training and use of the networks, alone or beside other libraries.
+"""Times training and inference, of cae-jax alone or next to other frameworks.
 
-    python -m benchmarks.frameworks --batch-sizes 128 512 4096 --methods fused phase conv per-step
+    python -m benchmarks.frameworks --batch-sizes 128 512 --backends native matmul xla per-step
     python -m benchmarks.frameworks --examples 7500 15000 30000 60000 --figure costs.png
-    python -m benchmarks.frameworks --peers --json peers.json
-    python -m benchmarks.frameworks --whole-process --epochs 20
+    python -m benchmarks.frameworks --frameworks all --json frameworks.json
+    python -m benchmarks.frameworks --end-to-end --epochs 20
 
-Every configuration has processes of its own, one after the other; all of them on Fashion-MNIST.
-Exit code 1 where a measurement failed or ended with a loss outside its band.
+Each case runs in processes of its own, one after the other, on Fashion-MNIST. Exits with code 1
+when a measurement fails or ends with a loss outside its expected range.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.frameworks import facts, rows, sweep, tables, whole
+from benchmarks.frameworks import end_to_end, environment, summary, sweep, tables
+from benchmarks.frameworks.case import FRAMEWORKS
 from cae_jax import UserError, atomic
 from cae_jax.cli import common
 
@@ -24,77 +25,81 @@ CONFIGS = ROOT / "configs"
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Times training and use of the networks, alone or beside other libraries."""
+    """Times training and inference, of cae-jax alone or next to other frameworks."""
 
     models: tuple[Literal["conv", "simple", "deep"], ...] = ("conv",)
     """Networks."""
 
-    methods: tuple[Literal["auto", "fused", "phase", "conv", "per-step"], ...] = ("auto",)
-    """Ways of computing them; per-step is plain Flax with one jitted call a step."""
+    backends: tuple[Literal["auto", "native", "matmul", "xla", "per-step"], ...] = ("auto",)
+    """Backends of cae-jax; per-step is plain Flax with one jitted call per step."""
 
     batch_sizes: tuple[int, ...] = (128,)
-    """Images in a step."""
+    """Images per step."""
 
     examples: tuple[int, ...] = (60000,)
     """Numbers of training images."""
 
     epochs: int = 7
-    """Timed epochs of a process; with --whole-process all epochs."""
+    """Timed epochs per process; with --end-to-end all epochs."""
 
     discard: int = 2
-    """Epochs between the first one, which is reported apart, and the timed ones."""
+    """Epochs between the first one, which is reported separately, and the timed ones."""
 
     rounds: int = 1
-    """Processes for each configuration, all configurations in turn; --peers takes two at least."""
+    """Processes per case, all cases in turn; with --frameworks at least two."""
 
-    peers: bool = False
-    """Beside other libraries (pip install "cae-jax[peers]"): all with Adam at 1e-3, model conv."""
+    frameworks: tuple[
+        Literal["all", "keras-tensorflow", "keras-jax", "torch", "torch-compiled", "flax"], ...
+    ] = ()
+    """Other frameworks to compare with (pip install -e ".[frameworks]"), or all; everything is
+    trained with Adam at 1e-3, model conv."""
 
-    peer_names: tuple[
-        Literal["keras-tensorflow", "keras-jax", "torch", "torch-compiled", "flax"], ...
-    ] = ("keras-tensorflow", "keras-jax", "torch", "torch-compiled", "flax")
-    """The libraries of --peers."""
-
-    whole_process: bool = False
-    """Time the command scripts/train.py against Keras on TensorFlow from start to end instead."""
+    end_to_end: bool = False
+    """Time scripts/train.py and Keras on TensorFlow as whole processes instead."""
 
     peak_gflops: float | None = None
-    """1e9 operations a second that the device can do; None measures a float32 matmul."""
+    """Peak of the device in GFLOP/s; None measures a float32 matmul."""
 
     json: Path | None = None
-    """Write all measurements here, each epoch's seconds too."""
+    """Write all measurements here, including the seconds of each epoch."""
 
     figure: Path | None = None
     """Draw the cost of an epoch against batch size and number of images here."""
 
     data_dir: Path | None = None
-    """Where TFDS keeps data sets; None takes TFDS_DATA_DIR, else TFDS's own default."""
+    """TFDS data directory; None takes TFDS_DATA_DIR, else TFDS's default."""
 
 
 def main() -> None:
     with common.user_errors():
         flags = common.parse(Flags)
         check(flags)
-        machine = facts.collect()
+        machine = environment.collect()
         for name, value in machine.items():
             print(f"{name}: {value}")
-        result = measure_whole(flags) if flags.whole_process else measure(flags)
-        write(flags, {"facts": machine, **result})
-    failed = [f"{row['contender']}: {row['failed']}" for row in result["rows"] if row["failed"]]
+        result = measure_end_to_end(flags) if flags.end_to_end else measure(flags)
+        write(flags, {"environment": machine, **result})
+    failed = [
+        f"{row['framework']}: {row['failed']}" for row in result["summaries"] if row["failed"]
+    ]
     if failed:
         print(f"benchmarks.frameworks: failed: {'; '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)
 
 
 def check(flags: Flags) -> None:
-    """Refuses what no configuration can be made of."""
+    """Rejects flags that do not describe a benchmark.
+
+    Raises:
+        UserError: naming the flag.
+    """
     least = {"epochs": 1, "discard": 0, "rounds": 1}
     for name, minimum in least.items():
         if getattr(flags, name) < minimum:
             raise UserError(
                 f"--{name} is {getattr(flags, name)}; it takes a whole number of at least {minimum}"
             )
-    for name in ("models", "methods", "batch_sizes", "examples"):
+    for name in ("models", "backends", "batch_sizes", "examples"):
         if not getattr(flags, name):
             raise UserError(f"--{name.replace('_', '-')} is empty; give at least one")
     if not 1 <= min(flags.batch_sizes) <= max(flags.batch_sizes) <= min(flags.examples):
@@ -105,58 +110,59 @@ def check(flags: Flags) -> None:
         raise UserError("--figure has nothing to draw; give several --batch-sizes or --examples")
     if flags.peak_gflops is not None and not flags.peak_gflops > 0:
         raise UserError(f"--peak-gflops is {flags.peak_gflops}; it takes a positive number")
-    if flags.whole_process and (flags.peers or flags.figure):
-        raise UserError("--whole-process goes with --epochs and --rounds; leave --peers, --figure")
-    if flags.peers and flags.models != ("conv",):
-        raise UserError("--peers know the network of --models conv only; leave --models out")
+    if flags.end_to_end and (flags.frameworks or flags.figure):
+        raise UserError(
+            "--end-to-end takes --epochs and --rounds only; omit --frameworks and --figure"
+        )
+    if flags.frameworks and flags.models != ("conv",):
+        raise UserError("--frameworks have the network of --models conv only; omit --models")
+    for path in (flags.json, flags.figure):
+        atomic.check_output(path)
 
 
 def measure(flags: Flags) -> dict:
-    """Measures all configurations and prints their tables."""
-    configurations = sweep.configurations(
-        CONFIGS, flags.models, flags.methods, flags.batch_sizes, flags.examples, flags.data_dir
+    """Measures all cases and prints their tables."""
+    cases = sweep.build_cases(
+        CONFIGS, flags.models, flags.backends, flags.batch_sizes, flags.examples, flags.data_dir
     )
-    if flags.peers:
-        names = sweep.installed(flags.peer_names)
-        configurations = sweep.beside_peers(configurations, names)
-    least = 2 if flags.peers else 1
-    measurements = sweep.measure(
-        configurations, flags.epochs, flags.discard, max(flags.rounds, least)
-    )
+    if flags.frameworks:
+        names = list(FRAMEWORKS) if "all" in flags.frameworks else flags.frameworks
+        cases = sweep.add_frameworks(cases, sweep.installed(names))
+    rounds = max(flags.rounds, 2) if flags.frameworks else flags.rounds
+    measurements = sweep.measure(cases, flags.epochs, flags.discard, rounds)
     peak = flags.peak_gflops or sweep.matmul_gflops()
-    summaries = [rows.summarise(measurement, peak) for measurement in measurements]
+    summaries = [summary.summarise(measurement, peak) for measurement in measurements]
     print(f"peak: {peak:.0f} GFLOP/s, {'given' if flags.peak_gflops else 'of a float32 matmul'}")
     for key in ("device", "matmul_precision"):
         values = {one[key] for m in measurements for one in m["rounds"] if key in one}
         print(f"{key}: {', '.join(sorted(values)) or 'unknown'}")
     texts = [tables.training_table(summaries)]
     texts += [tables.start_table(measurements), tables.calls_table(measurements)]
-    if flags.peers:
-        texts += tables.winners_tables(summaries, flags.methods[0])
-    print("", *texts, *rows.growth_lines(summaries), sep="\n\n")
-    return {"peak_gflops": peak, "rows": summaries, "measurements": measurements}
+    if flags.frameworks:
+        texts += tables.winner_tables(summaries, flags.backends[0])
+    print("", *texts, *summary.growth_lines(summaries), sep="\n\n")
+    return {"peak_gflops": peak, "summaries": summaries, "measurements": measurements}
 
 
-def measure_whole(flags: Flags) -> dict:
+def measure_end_to_end(flags: Flags) -> dict:
     """Measures whole processes and prints their table."""
     train = ROOT / "scripts" / "train.py"
-    summaries = whole.measure(train, flags.epochs, flags.rounds, flags.data_dir)
-    print(f"\n{flags.epochs} epochs:\n\n{tables.whole_table(summaries)}")
-    return {"epochs": flags.epochs, "rows": summaries}
+    summaries = end_to_end.measure(train, flags.epochs, flags.rounds, flags.data_dir)
+    print(f"\n{flags.epochs} epochs:\n\n{tables.end_to_end_table(summaries)}")
+    return {"epochs": flags.epochs, "summaries": summaries}
 
 
 def write(flags: Flags, result: dict) -> None:
-    """The files that were asked for."""
-    try:
-        if flags.json:
+    """Writes the files that the flags name."""
+    if flags.json:
+        with atomic.writing(flags.json):
             atomic.write_json(flags.json, result)
-        if flags.figure:
-            from cae_jax import figures  # matplotlib takes a second
+    if flags.figure:
+        from cae_jax import figures  # matplotlib takes a second to import
 
-            if panels := rows.cost_lines(result["rows"]):
+        if panels := summary.cost_lines(result["summaries"]):
+            with atomic.writing(flags.figure):
                 figures.save_costs(flags.figure, panels)
-    except OSError as error:
-        raise UserError(f"--json or --figure cannot be written ({error})") from error
 
 
 if __name__ == "__main__":

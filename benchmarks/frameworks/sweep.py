@@ -1,4 +1,4 @@
-"""All configurations of a sweep, measured in turn."""
+"""Builds the cases of a sweep and measures them in turn."""
 
 import dataclasses
 import importlib.util
@@ -10,121 +10,135 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.frameworks import spec
-from benchmarks.frameworks.spec import Spec
+from benchmarks.frameworks.case import FRAMEWORKS, BenchmarkCase, run_case
 from cae_jax.config import TrainConfig, load_config, to_dict
 
 _CONFIG_FILES = {"conv": "fashion_mnist.py", "simple": "simple.py", "deep": "deep.py"}
 
 
-def configurations(
+def build_cases(
     folder: Path,
     models: Sequence[str],
-    methods: Sequence[str],
+    backends: Sequence[str],
     batch_sizes: Sequence[int],
     examples: Sequence[int],
     data_dir: Path | None,
-) -> list[Spec]:
-    """One `Spec` for each combination that exists, with the recipe of the model's config file."""
-    specs = []
-    for model, method in itertools.product(models, methods):
-        if model != "conv" and method in ("fused", "conv"):
-            print(f"Skipped: method {method} with model {model}, all of whose layers are matmuls")
+) -> list[BenchmarkCase]:
+    """Builds one case per valid combination, with the recipe of the model's config file.
+
+    Args:
+        folder: the configs.
+        models: as in `TrainConfig`.
+        backends: of cae-jax, or ``"per-step"``.
+        batch_sizes: images per step.
+        examples: numbers of training images.
+        data_dir: see `cae_jax.data.load_split`.
+    """
+    cases = []
+    for model, backend in itertools.product(models, backends):
+        if model != "conv" and backend in ("native", "xla"):
+            print(f"Skipped: backend {backend} with model {model}, whose layers are all matmuls")
             continue
         config = load_config(folder / _CONFIG_FILES[model])
         for batch_size, count in itertools.product(batch_sizes, examples):
             config = dataclasses.replace(config, batch_size=batch_size, train_examples=count)
             directory = None if data_dir is None else str(data_dir)
-            specs.append(Spec(contender=method, config=to_dict(config), data_dir=directory))
-    return specs
+            cases.append(
+                BenchmarkCase(framework=backend, config=to_dict(config), data_dir=directory)
+            )
+    return cases
 
 
-def beside_peers(specs: Sequence[Spec], peers: Sequence[str]) -> list[Spec]:
-    """The same with Adam at 1e-3, the peers added for each batch size and number of images."""
+def add_frameworks(cases: Sequence[BenchmarkCase], names: Sequence[str]) -> list[BenchmarkCase]:
+    """Adds other frameworks at each batch size and number of images; all use Adam at 1e-3."""
     adam = dataclasses.asdict(
         TrainConfig(learning_rate=1e-3, schedule="constant", warmup_steps=0, b2=0.999)
     )
     varied = ("batch_size", "train_examples")
     ours = [
-        dataclasses.replace(s, config={**adam, **{key: s.config[key] for key in varied}})
-        for s in specs
+        dataclasses.replace(case, config={**adam, **{key: case.config[key] for key in varied}})
+        for case in cases
     ]
     both = [*ours]
-    for one in ours:
-        for peer in peers:
-            theirs = dataclasses.replace(one, contender=peer)
-            if theirs not in both:
-                both.append(theirs)
-    return sorted(both, key=lambda s: [s.config[key] for key in varied])
+    for case in ours:
+        for name in names:
+            other = dataclasses.replace(case, framework=name)
+            if other not in both:
+                both.append(other)
+    return sorted(both, key=lambda case: [case.config[key] for key in varied])
 
 
-def installed(peers: Sequence[str]) -> list[str]:
-    """The peers that can be imported; a line on stderr for each of the others."""
-    there = []
-    for peer in peers:
-        missing = [m for m in spec.PEERS[peer] if importlib.util.find_spec(m) is None]
+def installed(names: Sequence[str]) -> list[str]:
+    """Returns the frameworks that can be imported; prints a line to stderr for each other one."""
+    found = []
+    for name in names:
+        missing = [m for m in FRAMEWORKS[name] if importlib.util.find_spec(m) is None]
         if missing:
             print(
-                f"Skipped: {peer} needs {' and '.join(missing)}; "
-                'pip install -e ".[peers]" installs all peers',
+                f"Skipped: {name} needs {' and '.join(missing)}; "
+                'pip install -e ".[frameworks]" installs them all',
                 file=sys.stderr,
             )
         else:
-            there.append(peer)
-    return there
+            found.append(name)
+    return found
 
 
-def measure(specs: Sequence[Spec], epochs: int, discard: int, rounds: int) -> list[dict[str, Any]]:
-    """Starts each configuration with empty caches, then measures all of them in turn.
+def measure(
+    cases: Sequence[BenchmarkCase], epochs: int, discard: int, rounds: int
+) -> list[dict[str, Any]]:
+    """Starts each case with empty caches, then measures all of them in turn.
+
+    Args:
+        cases: what to measure.
+        epochs, discard: see `BenchmarkCase`.
+        rounds: processes per case, in addition to the cold start.
 
     Returns:
-        for each its facts, ``cold``, the start with empty caches, and ``rounds``, all with those
-        caches filled.
+        for each case its metadata, ``cold``, the start with empty caches, and ``rounds``, the
+        results with filled caches.
     """
     with tempfile.TemporaryDirectory() as folder:
-        caches = [Path(folder) / str(i) for i in range(len(specs))]
-        specs = [dataclasses.replace(s, epochs=epochs, discard=discard) for s in specs]
+        caches = [Path(folder) / str(i) for i in range(len(cases))]
+        cases = [dataclasses.replace(case, epochs=epochs, discard=discard) for case in cases]
         measurements = []
-        for one, cache in zip(specs, caches, strict=True):
+        for case, cache in zip(cases, caches, strict=True):
             cache.mkdir()
-            cold = _run(dataclasses.replace(one, work="start"), cache)
-            measurements.append({**_facts(one), "cold": cold, "rounds": []})
+            cold = _run(dataclasses.replace(case, task="start"), cache, "cold start")
+            measurements.append({**_metadata(case), "cold": cold, "rounds": []})
         for number in range(1, rounds + 1):
-            for one, cache, measurement in zip(specs, caches, measurements, strict=True):
-                measurement["rounds"].append(_run(one, cache, number))
+            for case, cache, measurement in zip(cases, caches, measurements, strict=True):
+                measurement["rounds"].append(_run(case, cache, f"round {number}"))
     return measurements
 
 
 def matmul_gflops() -> float:
-    """See `benchmarks.frameworks.worker.matmul_gflops`."""
-    one = Spec(contender="auto", config={}, work="matmul")
+    """Returns what `benchmarks.frameworks.worker.matmul_gflops` measures, in a new process."""
     with tempfile.TemporaryDirectory() as folder:
-        result = spec.run(one, Path(folder))
+        case = BenchmarkCase(framework="auto", config={}, task="matmul")
+        result = run_case(case, Path(folder))
     if "failed" in result:
         raise RuntimeError(f"the matmul {result['failed']}")
     return result["matmul_gflops"]
 
 
-def _facts(one: Spec) -> dict[str, Any]:
-    config = one.config
+def _metadata(case: BenchmarkCase) -> dict[str, Any]:
     return {
-        "contender": one.contender,
-        "model": config["model"],
-        "batch_size": config["batch_size"],
-        "examples": config["train_examples"],
-        "discard": one.discard,
-        "config": config,
+        "framework": case.framework,
+        "model": case.config["model"],
+        "batch_size": case.config["batch_size"],
+        "examples": case.config["train_examples"],
+        "discard": case.discard,
+        "config": case.config,
     }
 
 
-def _run(one: Spec, cache: Path, number: int | None = None) -> dict[str, Any]:
-    config = one.config
-    what = "cold start" if number is None else f"round {number}"
+def _run(case: BenchmarkCase, cache: Path, title: str) -> dict[str, Any]:
     print(
-        f"{what}: {one.contender}, {config['model']}, batch {config['batch_size']}, "
-        f"{config['train_examples']} images",
+        f"{title}: {case.framework}, {case.config['model']}, batch {case.config['batch_size']}, "
+        f"{case.config['train_examples']} images",
         file=sys.stderr,
         flush=True,
     )
     load = os.getloadavg()[0]
-    return {**spec.run(one, cache), "load_average_before": load}
+    return {**run_case(case, cache), "load_average_before": load}

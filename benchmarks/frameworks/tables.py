@@ -1,13 +1,14 @@
-"""Rows and measurements as Markdown tables."""
+"""Formats summaries and measurements as Markdown tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.frameworks.spec import PEERS
+from benchmarks.frameworks.case import FRAMEWORKS
+from cae_jax.evaluation.markdown import table
 
-# What peers are compared by: title, key of a row, and whether less of it is better.
+# Quantities to compare frameworks by: title, key of a summary, whether less is better.
 _QUANTITIES = (
-    ("training, s an epoch", "epoch_seconds", True),
+    ("training, s/epoch", "epoch_seconds", True),
     ("command to first step, s", "start_seconds", True),
     ("evaluation, s", "evaluation_seconds", True),
     ("reconstruct, batch 1, images/s", "reconstruct_1", False),
@@ -17,18 +18,18 @@ _QUANTITIES = (
 )
 
 
-def training_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What an epoch costs: median (minimum - maximum)."""
-    heads = ["contender", "model", "batch", "images", "s an epoch", "step ms", "images/s"]
-    heads += ["of peak", "first epoch s", "evaluation s", "peak MB", "loss", "val_loss"]
-    cells = []
-    for row in rows:
-        names = [row["contender"], row["model"], f"{row['batch_size']}", f"{row['examples']}"]
+def training_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Tabulates the cost of an epoch: median (minimum - maximum)."""
+    header = ["framework", "model", "batch", "images", "s/epoch", "step ms", "images/s"]
+    header += ["of peak", "first epoch s", "evaluation s", "peak MB", "loss", "val_loss"]
+    rows = []
+    for row in summaries:
+        names = [row["framework"], row["model"], row["batch_size"], row["examples"]]
         if "epoch_seconds" not in row:
-            cells.append([*names, f"FAILED: {row['failed']}", *[""] * 8])
+            rows.append([*names, f"FAILED: {row['failed']}", *[""] * 8])
             continue
         spread = f"({row['epoch_seconds_min']:.3g} - {row['epoch_seconds_max']:.3g})"
-        cells.append(
+        rows.append(
             [
                 *names,
                 f"{row['epoch_seconds']:.3g} {spread}",
@@ -42,88 +43,83 @@ def training_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 f"{row['val_loss']:.4f}",
             ]
         )
-    return table(heads, cells)
+    return table(header, rows)
 
 
 def start_table(measurements: Sequence[Mapping[str, Any]]) -> str:
-    """Seconds of the parts of a start, cold and warm: with empty and with filled caches."""
+    """Tabulates the seconds of each part of a start, cold (empty caches) and warm (filled)."""
     done = [m for m in measurements if "start_seconds" in m["cold"]]
     parts = list(dict.fromkeys(part for m in done for part in m["cold"]["seconds"]))
-    cells = []
+    rows = []
     for m in done:
-        name = f"{m['contender']}, {m['model']}, batch {m['batch_size']}, {m['examples']} images"
+        name = f"{m['framework']}, {m['model']}, batch {m['batch_size']}, {m['examples']} images"
         for kind, result in (("cold", m["cold"]), ("warm", m["rounds"][-1])):
             if "start_seconds" in result:
                 seconds = (result["seconds"].get(part) for part in parts)
                 columns = ["" if value is None else f"{value:.2f}" for value in seconds]
-                cells.append([name, kind, *columns, f"{result['start_seconds']:.2f}"])
-    return table(["start, s", "caches", *parts, "in all"], cells)
+                rows.append([name, kind, *columns, f"{result['start_seconds']:.2f}"])
+    return table(["start, s", "caches", *parts, "total"], rows)
 
 
 def calls_table(measurements: Sequence[Mapping[str, Any]]) -> str:
-    """Latency in ms, median (minimum - maximum), and images a second of encode and reconstruct."""
-    cells = []
-    networks = {(m["contender"], m["model"]): m for m in measurements}  # whatever trained them
+    """Tabulates ms per call, median (minimum - maximum), and images/s of the calls."""
+    rows = []
+    # Batch size and number of images of the training do not matter here.
+    networks = {(m["framework"], m["model"]): m for m in measurements}
     for m in networks.values():
         for name, sizes in m["rounds"][-1].get("calls", {}).items():
             for size, times in sizes.items():
                 low, high = 1000 * times["min_seconds"], 1000 * times["max_seconds"]
                 latency = f"{1000 * times['median_seconds']:.3g} ({low:.3g} - {high:.3g})"
                 rate = f"{times['images_per_second']:,.0f}"
-                cells.append([m["contender"], m["model"], name, size, latency, rate])
-    return table(["contender", "model", "call", "batch", "ms a call", "images/s"], cells)
+                rows.append([m["framework"], m["model"], name, size, latency, rate])
+    return table(["framework", "model", "call", "batch", "ms/call", "images/s"], rows)
 
 
-def winners_tables(rows: Sequence[Mapping[str, Any]], ours: str) -> list[str]:
-    """For each batch size and number of images our numbers, the best peer's, and who wins."""
+def winner_tables(summaries: Sequence[Mapping[str, Any]], backend: str) -> list[str]:
+    """Compares cae-jax with the best other framework, one table per batch size and image count.
+
+    Args:
+        summaries: of all frameworks.
+        backend: the one of cae-jax to compare.
+    """
     groups: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
-    for row in rows:
+    for row in summaries:
         if not row["failed"]:
             groups.setdefault((row["batch_size"], row["examples"]), []).append(row)
     return [
-        f"Batch {batch_size}, {examples} images:\n\n{_winners_table(group, ours)}"
+        f"Batch {batch_size}, {examples} images:\n\n{_winner_table(group, backend)}"
         for (batch_size, examples), group in groups.items()
     ]
 
 
-def _winners_table(rows: Sequence[Mapping[str, Any]], ours: str) -> str:
-    mine = next((row for row in rows if row["contender"] == ours), None)
-    others = [row for row in rows if row["contender"] in PEERS]
-    if mine is None or not others:
+def _winner_table(summaries: Sequence[Mapping[str, Any]], backend: str) -> str:
+    ours = next((row for row in summaries if row["framework"] == backend), None)
+    others = [row for row in summaries if row["framework"] in FRAMEWORKS]
+    if ours is None or not others:
         return "Nothing to compare."
-    heads = ["quantity", f"ours ({ours})", *(row["contender"] for row in others), "winner"]
-    cells = []
+    names = [f"cae-jax ({backend})", *(row["framework"] for row in others)]
+    rows = []
     for title, key, less in _QUANTITIES:
         best = (min if less else max)(others, key=lambda row: row[key])
-        ratio = best[key] / mine[key] if less else mine[key] / best[key]
-        name, lead = ("ours", ratio) if ratio >= 1 else (best["contender"], 1 / ratio)
-        numbers = [f"{row[key]:.4g}" for row in (mine, *others)]
-        cells.append([title, *numbers, f"{name}, {lead:.2f} x"])
-    return table(heads, cells)
+        ratio = best[key] / ours[key] if less else ours[key] / best[key]
+        name, lead = ("cae-jax", ratio) if ratio >= 1 else (best["framework"], 1 / ratio)
+        numbers = [f"{row[key]:.4g}" for row in (ours, *others)]
+        rows.append([title, *numbers, f"{name}, {lead:.2f} x"])
+    return table(["quantity", *names, "winner"], rows)
 
 
-def whole_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Seconds of whole processes."""
-    heads = ["process", "s, median (minimum - maximum)", "with empty caches", "val_loss"]
-    cells = []
-    for row in rows:
+def end_to_end_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Tabulates the seconds of whole processes."""
+    header = ["process", "s, median (minimum - maximum)", "with empty caches", "val_loss"]
+    rows = []
+    for row in summaries:
         spread = f"({min(row['seconds']):.1f} - {max(row['seconds']):.1f})"
         cold = f"{row['cold_seconds']:.1f}" if "cold_seconds" in row else ""
         loss = f"{row['val_losses'][-1]:.4f}" + _mark(row)
-        cells.append([row["contender"], f"{row['median_seconds']:.1f} {spread}", cold, loss])
-    return table(heads, cells)
+        rows.append([row["framework"], f"{row['median_seconds']:.1f} {spread}", cold, loss])
+    return table(header, rows)
 
 
-def table(heads: Sequence[str], cells: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    rows = [list(map(str, row)) for row in cells]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = [heads, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        f"| {' | '.join(f'{c:<{width}}' for c, width in zip(line, widths, strict=True))} |"
-        for line in lines
-    )
-
-
-def _mark(row: Mapping[str, Any]) -> str:
-    return " OUTSIDE ITS BAND" if row["failed"] else ""
+def _mark(summary: Mapping[str, Any]) -> str:
+    return " OUT OF RANGE" if summary["failed"] else ""

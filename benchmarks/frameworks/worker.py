@@ -1,9 +1,9 @@
-"""The process that measures one contender: start, epochs, evaluation, reconstruction.
+"""Measures one case in this process: start-up, epochs, evaluation, calls.
 
-    python -m benchmarks.frameworks.worker SPEC STARTED
+    python -m benchmarks.frameworks.worker CASE STARTED
 
-SPEC is a `Spec` as JSON, STARTED the time at which the command was given. The result is the last
-line of the output, as JSON.
+CASE is a `BenchmarkCase` as JSON, STARTED the `time.time` of the process start. The last line of
+the output is the result as JSON.
 """
 
 import json
@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.frameworks.contender import Contender, Stopwatch, read_images
-from benchmarks.frameworks.spec import Spec
+from benchmarks.frameworks.adapter import Framework, Stopwatch, read_images
+from benchmarks.frameworks.case import BenchmarkCase
 from cae_jax.config import from_dict
 from cae_jax.errors import UserError
 
-# Images a call of encode and reconstruct.
+# Images per call of encode and reconstruct.
 CALL_SIZES = (1, 128, 4096)
 _CALL_SECONDS = 1.0
 _MIN_CALLS, _MAX_CALLS = 7, 1000
@@ -27,77 +27,77 @@ _EVALUATIONS = 5
 
 
 def main() -> None:
-    spec, started = Spec(**json.loads(sys.argv[1])), float(sys.argv[2])
+    case, started = BenchmarkCase(**json.loads(sys.argv[1])), float(sys.argv[2])
     try:
-        result = (
-            {"matmul_gflops": matmul_gflops()} if spec.work == "matmul" else work(spec, started)
-        )
+        result = run_task(case, started)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     print(json.dumps(result))
 
 
-def work(spec: Spec, started: float) -> dict[str, Any]:
-    """Everything that the spec asks for but the matmul."""
+def run_task(case: BenchmarkCase, started: float) -> dict[str, Any]:
+    """Performs the task of a case; `started` is the `time.time` of the process start."""
+    if case.task == "matmul":
+        return {"matmul_gflops": matmul_gflops()}
     watch = Stopwatch()
-    contender = open_contender(spec, watch)
-    if spec.work == "fit":
-        return {"val_loss": contender.fit(spec.epochs)}
+    framework = open_framework(case, watch)
+    if case.task == "fit":
+        return {"val_loss": framework.fit(case.epochs)}
     with watch("first_step"):
-        contender.first_step()
-    # By the clock of the day, which this process shares with the one that started it.
+        framework.first_step()
+    # Wall-clock time, which this process shares with the one that started it.
     result = {"start_seconds": time.time() - started, "seconds": watch.seconds}
-    if spec.work == "measure":
-        result |= measure(spec, contender)
+    if case.task == "measure":
+        result |= measure(case, framework)
     return result
 
 
-def open_contender(spec: Spec, watch: Stopwatch) -> Any:
-    """The contender, its imports and its data included."""
-    config = from_dict(spec.config)
-    if spec.contender.startswith("keras"):
-        from benchmarks.frameworks.keras_peer import Keras
+def open_framework(case: BenchmarkCase, watch: Stopwatch) -> Any:
+    """Imports the framework of a case, loads its data and builds its network."""
+    config = from_dict(case.config)
+    if case.framework.startswith("keras"):
+        from benchmarks.frameworks.keras_ import Keras
 
-        return Keras(spec.contender, config, watch)
-    if spec.contender.startswith("torch"):
-        from benchmarks.frameworks.torch_peer import Torch
+        return Keras(case.framework, config, watch)
+    if case.framework.startswith("torch"):
+        from benchmarks.frameworks.torch_ import Torch
 
-        return Torch(config, watch, compiled=spec.contender == "torch-compiled")
-    if spec.contender in ("flax", "per-step"):
-        from benchmarks.frameworks.flax_peer import Flax
+        return Torch(config, watch, compiled=case.framework == "torch-compiled")
+    if case.framework in ("flax", "per-step"):
+        from benchmarks.frameworks.flax_ import Flax
 
         return Flax(config, watch)
-    from benchmarks.frameworks.ours import Ours
+    from benchmarks.frameworks.cae_jax_ import CaeJax
 
-    return Ours(spec, config, watch)
+    return CaeJax(case, config, watch)
 
 
-def measure(spec: Spec, contender: Contender) -> dict[str, Any]:
-    """Epochs, then the evaluation, then all calls."""
-    epochs = contender.epochs(1 + spec.discard + spec.epochs)
+def measure(case: BenchmarkCase, framework: Framework) -> dict[str, Any]:
+    """Times the epochs, then the evaluation, then all calls."""
+    epochs = framework.epochs(1 + case.discard + case.epochs)
     memory_bytes = peak_memory_bytes()
-    val_loss = contender.evaluate()  # may compile
+    val_loss = framework.evaluate()  # may compile
     evaluation_seconds = []
     for _ in range(_EVALUATIONS):
         began = time.perf_counter()
-        contender.evaluate()
+        framework.evaluate()
         evaluation_seconds.append(time.perf_counter() - began)
     return {
         "first_epoch_seconds": epochs[0][0],
-        "epoch_seconds": [seconds for seconds, _ in epochs[1 + spec.discard :]],
+        "epoch_seconds": [seconds for seconds, _ in epochs[1 + case.discard :]],
         "losses": [loss for _, loss in epochs],
         "loss": epochs[-1][1],
         "evaluation_seconds": evaluation_seconds,
         "val_loss": val_loss,
         "peak_memory_bytes": memory_bytes,
-        "calls": {name: time_calls(call) for name, call in contender.calls.items()},
-        **jax_facts(),
+        "calls": {name: time_calls(call) for name, call in framework.calls.items()},
+        **jax_environment(),
     }
 
 
 def time_calls(call: Callable) -> dict[int, dict[str, float]]:
-    """Latency and throughput of a function of NumPy images, for each of CALL_SIZES."""
+    """Measures latency and throughput of a function of NumPy images at each of CALL_SIZES."""
     test_images = read_images("t10k")
     results = {}
     for size in CALL_SIZES:
@@ -123,19 +123,19 @@ def time_calls(call: Callable) -> dict[int, dict[str, float]]:
 
 
 def peak_memory_bytes() -> int:
-    """Of the accelerator where JAX has one and counts, else of the process."""
+    """Returns the peak of the device where JAX reports one, else of this process."""
     if "jax" in sys.modules:
         import jax
 
-        of_device = jax.devices()[0].memory_stats() or {}
-        if "peak_bytes_in_use" in of_device:
-            return of_device["peak_bytes_in_use"]
+        memory = jax.devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in memory:
+            return memory["peak_bytes_in_use"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def jax_facts() -> dict[str, Any]:
-    """What of JAX's settings a number depends on; nothing where a peer does without JAX."""
+def jax_environment() -> dict[str, Any]:
+    """Returns JAX's device and precision; nothing for a framework without JAX."""
     if "jax" not in sys.modules:
         return {}
     import jax
@@ -148,7 +148,7 @@ def jax_facts() -> dict[str, Any]:
 
 
 def matmul_gflops(size: int = 2048) -> float:
-    """The peak to compare with: 1e9 operations a second of a float32 matmul, the best of ten."""
+    """Measures the peak of the device: 1e9 FLOP/s of a float32 matmul, best of ten."""
     import jax
 
     x = jax.random.normal(jax.random.key(0), (size, size))

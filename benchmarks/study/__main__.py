@@ -1,8 +1,8 @@
-"""Trains all that docs/comparison.md compares, as far as it is missing, and writes that page.
+"""Regenerates docs/comparison.md, training missing runs first.
 
 python -m benchmarks.study
 
-It can be broken off at any time and goes on where it was.
+Safe to interrupt; rerun to resume.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from cae_jax.config import TrainConfig, load_config
 from cae_jax.ops import cache
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# Encoder features of the convolutional family; 16 times the last number is the size of the code.
+# Encoder features of the convolutional families; the code has 16 times the last number of values.
 FAMILIES = {
     "convolutional, code 128": ((8, 8, 8), (32, 16, 8)),
     "convolutional, code 32": ((16, 8, 2), (32, 16, 2), (64, 32, 2)),
@@ -25,28 +25,28 @@ FAMILIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Trains all that docs/comparison.md compares, as far as it is missing, and writes it."""
+    """Regenerates docs/comparison.md, training missing runs first. Safe to interrupt."""
 
     workdir: Path = Path("runs/compare")
     """Folder of the runs."""
 
     page: Path = ROOT / "docs" / "comparison.md"
-    """The page; its figures stand beside it."""
+    """The page; its figures go to the same folder."""
 
     seeds: int = 3
-    """Runs of each network, with seeds 0, 1, ..."""
+    """Runs per network, with seeds 0, 1, ..."""
 
     epochs: int | None = None
-    """Epochs of all trainings; None takes those of the configs."""
+    """Epochs of every run; None keeps those of the configs."""
 
     train_examples: int | None = None
-    """Train on the first so many images only; None takes all of them."""
+    """Number of training images; None takes all."""
 
     baselines: bool = True
-    """Classical denoisers too (pip install "cae-jax[baselines]")."""
+    """Include the classical denoisers (pip install "cae-jax[baselines]")."""
 
     data_dir: Path | None = None
-    """Where TFDS keeps data sets; None takes TFDS_DATA_DIR, else TFDS's own default."""
+    """TFDS data directory; None takes TFDS_DATA_DIR, else TFDS's default."""
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def plan(flags: Flags) -> study.Plan:
-    """The networks of the configs, and the families."""
+    """Returns the networks of configs/ and the families."""
 
     def configs(*names: str) -> dict[str, TrainConfig]:
         return {name: shortened(load_config(ROOT / "configs" / f"{name}.py")) for name in names}

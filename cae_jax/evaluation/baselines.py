@@ -1,19 +1,19 @@
-"""Classical denoisers, tuned on training images: what one would use without a trained model.
+"""Classical denoisers, tuned on training images, as baselines for the networks.
 
-Needs the extra ``baselines``. A method's output goes through one affine map, fitted on the same
-training images by least squares and followed by clipping to [0, 1]: clipped noise makes black
-pixels grey and white ones darker, which a method that expects zero-mean noise leaves as they are.
+Needs the extra ``baselines``. Each output passes through an affine map, fitted by least squares on
+the same training images, and is clipped to [0, 1]: clipped noise makes black pixels grey and white
+ones darker, a bias that denoisers for zero-mean noise do not remove.
 
-Images are float ``[N, 28, 28, 1]`` in [0, 1].
+Images are floats ``[N, H, W, 1]`` in [0, 1].
 """
 
 import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
@@ -25,20 +25,22 @@ import numpy as np
 from cae_jax import atomic
 from cae_jax.errors import UserError
 
-# As many of the training images tell the parameters apart.
+logger = logging.getLogger(__name__)
+
+# Training images to tune on: enough to tell the parameters apart.
 TUNING_IMAGES = 200
 
 
 class Tuned(NamedTuple):
-    """A method with its parameters.
+    """A tuned denoiser.
 
     Attributes:
-        method: key of `METHODS`.
-        parameters: of the function.
-        slope, offset: of the affine map.
+        name: key of `DENOISERS`.
+        parameters: keyword arguments of its function.
+        slope, offset: the affine map of its output.
     """
 
-    method: str
+    name: str
     parameters: dict[str, Any]
     slope: float
     offset: float
@@ -59,7 +61,7 @@ def _total_variation(image: np.ndarray, weight: float) -> np.ndarray:
 def _non_local_means(image: np.ndarray, sigma: float, h: float, patch_size: int) -> np.ndarray:
     from skimage import restoration
 
-    # Buades, Coll and Morel 2005; the search reaches half an image far, both ways.
+    # Buades, Coll and Morel 2005; the search window reaches half an image in each direction.
     return restoration.denoise_nl_means(
         image, patch_size, patch_distance=14, h=h * sigma, sigma=sigma
     )
@@ -68,7 +70,7 @@ def _non_local_means(image: np.ndarray, sigma: float, h: float, patch_size: int)
 def _wavelet(image: np.ndarray, sigma: float, method: str, levels: int) -> np.ndarray:
     from skimage import restoration
 
-    # The mean over shifted images, Coifman and Donoho 1995; BayesShrink is Chang, Yu and Vetterli
+    # Cycle spinning, Coifman and Donoho 1995; BayesShrink is Chang, Yu and Vetterli
     # 2000, VisuShrink Donoho and Johnstone 1994.
     options = {"wavelet": "haar", "method": method, "wavelet_levels": levels}
     return np.mean(
@@ -88,7 +90,7 @@ def _bm3d(image: np.ndarray, sigma: float) -> np.ndarray:
     import bm3d
 
     profile = bm3d.BM3DProfile()
-    # No variances for correlated noise: they take 0.5 s an image, and this noise is white.
+    # Skip the variances for correlated noise, which take 0.5 s per image: this noise is white.
     profile.nf = 0
     return np.asarray(bm3d.bm3d(image, sigma, profile))  # Dabov et al. 2007
 
@@ -97,8 +99,8 @@ def _grid(**values: tuple) -> list[dict[str, Any]]:
     return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
 
 
-# To function and the parameters that are tried.
-METHODS: dict[str, tuple[Callable[..., np.ndarray], list[dict[str, Any]]]] = {
+# Function of one image ``[H, W]`` and the parameters to try, by name.
+DENOISERS: dict[str, tuple[Callable[..., np.ndarray], list[dict[str, Any]]]] = {
     "median": (_median, _grid(size=(3, 5, 7))),
     "total variation": (_total_variation, _grid(weight=(0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4))),
     "non-local means": (
@@ -119,14 +121,14 @@ METHODS: dict[str, tuple[Callable[..., np.ndarray], list[dict[str, Any]]]] = {
 
 @contextlib.contextmanager
 def workers() -> Iterator[Executor]:
-    """Processes that denoise, one a core.
+    """Starts worker processes that denoise, one per core.
 
     Raises:
         UserError: the extra ``baselines`` is not installed.
     """
     try:
         import bm3d  # noqa: F401
-        import pywt  # noqa: F401 - what scikit-image takes wavelets from
+        import pywt  # noqa: F401 - used by scikit-image's wavelet denoiser
         import skimage  # noqa: F401
     except ImportError as error:
         raise UserError(
@@ -137,24 +139,33 @@ def workers() -> Iterator[Executor]:
         yield executor
 
 
-def tune(method: str, noisy: np.ndarray, clean: np.ndarray, executor: Executor) -> Tuned:
-    """The parameters of the highest mean PSNR on training images, each with its own affine map."""
-    function, grid = METHODS[method]
+def tune(name: str, noisy: np.ndarray, clean: np.ndarray, executor: Executor) -> Tuned:
+    """Finds the parameters with the highest mean PSNR; each gets its own affine map.
+
+    Args:
+        name: key of `DENOISERS`.
+        noisy: noisy training images.
+        clean: the same images without noise.
+        executor: maps over the images.
+    """
+    from cae_jax.training.metrics import psnr_of_mse  # JAX, which the workers do without
+
+    function, grid = DENOISERS[name]
     best, best_psnr = None, -np.inf
     for parameters in grid:
         outputs = _map(partial(function, **parameters), noisy, executor)
         slope, offset = np.polyfit(outputs.ravel(), clean.ravel(), 1)
         errors = (np.clip(slope * outputs + offset, 0, 1) - clean) ** 2
-        psnr = (-10 * np.log10(np.maximum(errors.mean(axis=(1, 2, 3)), 1e-10))).mean()
+        psnr = float(np.mean(psnr_of_mse(errors.mean(axis=(1, 2, 3)))))
         if psnr > best_psnr:
-            best, best_psnr = Tuned(method, parameters, float(slope), float(offset)), psnr
+            best, best_psnr = Tuned(name, parameters, float(slope), float(offset)), psnr
     assert best is not None
     return best
 
 
 def denoise(tuned: Tuned, noisy: np.ndarray, executor: Executor) -> np.ndarray:
-    """The images denoised: float32 ``[N, 28, 28, 1]`` in [0, 1]."""
-    function, _ = METHODS[tuned.method]
+    """Denoises images: float32 ``[N, H, W, 1]`` in [0, 1]."""
+    function, _ = DENOISERS[tuned.name]
     outputs = _map(partial(function, **tuned.parameters), noisy, executor)
     return np.clip(tuned.slope * outputs + tuned.offset, 0, 1).astype(np.float32)
 
@@ -162,44 +173,42 @@ def denoise(tuned: Tuned, noisy: np.ndarray, executor: Executor) -> np.ndarray:
 def denoise_all(
     folder: Path, tuning_inputs: np.ndarray, tuning_images: np.ndarray, inputs: np.ndarray
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Every method, tuned on some images and applied to others.
+    """Tunes every denoiser on training images and applies it to test images.
 
     Args:
-        folder: keeps what they give, which takes minutes, under a digest of all images and grids.
-        tuning_inputs: noisy training images ``[T, 28, 28, 1]`` in [0, 1].
+        folder: caches the results, which take minutes, under a digest of all images and grids.
+        tuning_inputs: noisy training images ``[T, H, W, 1]`` in [0, 1].
         tuning_images: the clean ones, uint8.
-        inputs: noisy test images ``[N, 28, 28, 1]`` in [0, 1].
+        inputs: noisy test images ``[N, H, W, 1]`` in [0, 1].
 
     Yields:
-        the method, its parameters as a text, and the images denoised as of `denoise`.
+        name, parameters as text, and the denoised test images, see `denoise`.
 
     Raises:
-        UserError: the extra ``baselines`` is not installed, or the folder cannot be used.
+        UserError: the extra ``baselines`` is not installed, or `folder` cannot be written.
     """
     digest = hashlib.sha256()
     for array in (tuning_inputs, tuning_images, inputs):
         digest.update(array.tobytes())
     with workers() as executor:
-        for method, (_, grid) in METHODS.items():
-            digest.update(f"{method} {grid}".encode())
-            path = folder / f"{method.replace(' ', '_')}-{digest.hexdigest()[:16]}.npz"
+        for name, (_, grid) in DENOISERS.items():
+            digest.update(f"{name} {grid}".encode())
+            path = folder / f"{name.replace(' ', '_')}-{digest.hexdigest()[:16]}.npz"
             if not path.exists():
-                print(f"Denoising by {method}, some minutes", file=sys.stderr)
-                tuned = tune(method, tuning_inputs, tuning_images / 255, executor)
+                logger.info("Denoising by %s, which takes minutes", name)
+                tuned = tune(name, tuning_inputs, tuning_images / 255, executor)
                 _save(path, tuned, denoise(tuned, inputs, executor))
             with np.load(path) as arrays:
                 parameters = json.loads(str(arrays["tuned"]))["parameters"]
-                settings = ", ".join(f"{name} {value}" for name, value in parameters.items())
-                yield method, settings, arrays["pictures"]
+                settings = ", ".join(f"{key} {value}" for key, value in parameters.items())
+                yield name, settings, arrays["pictures"]
 
 
-def _save(path: Path, tuned: Tuned, pictures: np.ndarray) -> None:
-    try:
+def _save(path: Path, tuned: Tuned, images: np.ndarray) -> None:
+    with atomic.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, pictures=pictures, tuned=json.dumps(tuned._asdict()))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}); give another --baselines") from error
+            np.savez(file, pictures=images, tuned=json.dumps(tuned._asdict()))
 
 
 def _map(function: Callable, images: np.ndarray, executor: Executor) -> np.ndarray:

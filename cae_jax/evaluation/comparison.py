@@ -1,4 +1,4 @@
-"""Models beside each other on the same test images with the same noise: tables and curves."""
+"""Compares models on the same test images with the same noise: tables and robustness curves."""
 
 import dataclasses
 import itertools
@@ -15,9 +15,9 @@ import numpy as np
 from cae_jax.config import NOISES
 from cae_jax.data.images import scale
 from cae_jax.errors import UserError
-from cae_jax.evaluation import baselines
+from cae_jax.evaluation import baselines, markdown
 from cae_jax.evaluation.intervals import Interval, difference_interval, mean_interval
-from cae_jax.evaluation.quality import Quality, evaluate, measure
+from cae_jax.evaluation.quality import Quality, evaluate_images, evaluate_model
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
 from cae_jax.runs.folder import read_config
@@ -26,23 +26,24 @@ from cae_jax.training import metrics
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.step import make_keys
 
-# Levels of a robustness curve, as shares of the kind's default level.
-_SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+# Levels of a robustness curve, relative to the default level of the noise.
+_RELATIVE_LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _FORMATS = {"bce": ".4f", "mse": ".5f", "psnr": ".2f", "ssim": ".4f"}
-_HEADS = {"bce": "BCE", "mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM"}
+_FORMATS |= {"parameters": ",", "seconds": ".0f"}
+_TITLES = {"label": "", "bce": "BCE", "mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 
 
 class Entry(NamedTuple):
     """One row of a comparison.
 
     Attributes:
-        label: of the row.
-        model: what it is, in a word, or the parameters of a classical denoiser.
-        parameters: how many it has; None for a method without training.
-        code: values in the code of an image; None likewise.
-        seconds: of training, median over the runs; None likewise.
-        qualities: one for each run.
-        pictures: what its first run made of the test inputs ``[N, 28, 28, 1]``.
+        label: title of the row.
+        model: ``TrainConfig.model``, or the parameters of a classical denoiser.
+        parameters: number of trained parameters; None without training.
+        code: latent dimension; None without training.
+        seconds: training time, median over the runs; None without training.
+        qualities: one per run.
+        outputs: the first run's outputs for the test inputs, ``[N, H, W, C]`` in [0, 1].
     """
 
     label: str
@@ -51,15 +52,15 @@ class Entry(NamedTuple):
     code: int | None
     seconds: float | None
     qualities: list[Quality]
-    pictures: np.ndarray
+    outputs: np.ndarray
 
     def values(self, metric: str) -> np.ndarray:
-        """Float64 ``[R, N]``: of each run and image."""
+        """Returns a metric of each run and image, float64 ``[R, N]``."""
         return np.stack([getattr(quality, metric) for quality in self.qualities])
 
 
 class Trained(NamedTuple):
-    """The runs of one config: their models, and the seconds that their training took."""
+    """The runs of one config: the model and the training time in seconds of each."""
 
     label: str
     autoencoders: list[Autoencoder]
@@ -67,10 +68,10 @@ class Trained(NamedTuple):
 
 
 def open_runs(label: str, runs: Sequence[Path]) -> Trained:
-    """Opens the runs of one config.
+    """Loads the runs of one config.
 
     Raises:
-        UserError: a folder that is no run, or one without a checkpoint.
+        UserError: a folder that is not a run, or a run without a checkpoint.
     """
     return Trained(
         label,
@@ -80,10 +81,10 @@ def open_runs(label: str, runs: Sequence[Path]) -> Trained:
 
 
 def group_runs(runs: Iterable[Path]) -> dict[str, list[Path]]:
-    """Runs of one config but for the seed, named after the first of them, in the order given.
+    """Groups runs whose configs differ only in the seed; the first run of a group names it.
 
     Raises:
-        UserError: two runs of one config with one seed, which would count as two.
+        UserError: two runs have the same config and seed, and would count as two.
     """
     groups: dict[str, dict[int, Path]] = {}
     for run in runs:
@@ -100,13 +101,16 @@ def group_runs(runs: Iterable[Path]) -> dict[str, list[Path]]:
 def noisy_images(
     images: np.ndarray, noise: str, level: float | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Test images with noise: float32 ``[N, 28, 28, 1]``, for all models the same.
+    """Adds noise to test images, the same for all models: float32 ``[N, H, W, C]`` in [0, 1].
 
     Args:
-        images: uint8 ``[N, 28, 28, 1]``.
-        noise: as in `TrainConfig`.
-        level: as in `TrainConfig`.
-        seed: the noise is that on which a training run of this seed validates.
+        images: uint8 ``[N, H, W, C]``.
+        noise: see `TrainConfig`.
+        level: see `TrainConfig`.
+        seed: draws the noise on which a training run with this seed validates.
+
+    Raises:
+        UserError: an unknown noise, or a level outside its range.
     """
     noisy, corrupt = scale(jnp.asarray(images)), build_corruption(noise, level)
     if corrupt is not None:
@@ -115,7 +119,7 @@ def noisy_images(
 
 
 def trained_entry(trained: Trained, images: np.ndarray, inputs: np.ndarray) -> Entry:
-    """The row of a config on these inputs, whose clean form the images are."""
+    """Evaluates the runs of a config on `inputs`, whose clean form is `images`."""
     first = trained.autoencoders[0]
     return Entry(
         trained.label,
@@ -123,50 +127,49 @@ def trained_entry(trained: Trained, images: np.ndarray, inputs: np.ndarray) -> E
         parameters=first.parameters,
         code=math.prod(first.code_shape),
         seconds=statistics.median(trained.seconds),
-        qualities=[evaluate(each, images, inputs) for each in trained.autoencoders],
-        pictures=first.reconstruct(inputs),
+        qualities=[evaluate_model(each, images, inputs) for each in trained.autoencoders],
+        outputs=first.reconstruct(inputs),
     )
 
 
-def picture_entry(label: str, pictures: np.ndarray, images: np.ndarray) -> Entry:
-    """The row of a method without training, or of the noisy images themselves."""
-    return Entry(label, "-", None, None, None, [measure(pictures, images)], pictures)
+def untrained_entry(
+    label: str, outputs: np.ndarray, images: np.ndarray, settings: str = "-"
+) -> Entry:
+    """Evaluates images that no network has produced: denoised classically, or the noisy ones."""
+    return Entry(label, settings, None, None, None, [evaluate_images(outputs, images)], outputs)
 
 
 def baseline_entries(
     folder: Path,
     train_images: np.ndarray,
     images: np.ndarray,
-    inputs: np.ndarray,
     noise: str,
     level: float | None = None,
     seed: int = 0,
 ) -> list[Entry]:
-    """The rows of the classical denoisers, tuned on training images with the same noise.
+    """Evaluates the classical denoisers, tuned on training images with the same kind of noise.
 
     Args:
-        folder: keeps what they give, see `baselines.denoise_all`.
-        train_images: uint8, of which the first `baselines.TUNING_IMAGES` are taken.
-        images: test images, uint8 ``[N, 28, 28, 1]``.
-        inputs: what `noisy_images` makes of them with this noise, level and seed.
-        noise: as in `TrainConfig`.
-        level: as in `TrainConfig`.
-        seed: of the noise on the test images.
+        folder: cache of the denoised images, see `baselines.denoise_all`.
+        train_images: uint8, of which the first `baselines.TUNING_IMAGES` are used.
+        images: test images, uint8 ``[N, H, W, C]``.
+        noise, level, seed: noise on the test images, see `noisy_images`.
 
     Raises:
-        UserError: the extra ``baselines`` is not installed, or the folder cannot be used.
+        UserError: the extra ``baselines`` is not installed, or `folder` cannot be written.
     """
+    inputs = noisy_images(images, noise, level, seed)
     clean = train_images[: baselines.TUNING_IMAGES]
-    # Noise of another seed: that of the test images must not be known beforehand.
+    # Another seed: tuning must not see the noise of the test images.
     noisy = noisy_images(clean, noise, level, seed + 1)
     return [
-        picture_entry(method, pictures, images)._replace(model=settings)
-        for method, settings, pictures in baselines.denoise_all(folder, noisy, clean, inputs)
+        untrained_entry(name, outputs, images, settings)
+        for name, settings, outputs in baselines.denoise_all(folder, noisy, clean, inputs)
     ]
 
 
-def rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """One dictionary for each entry, its metrics as `Interval`."""
+def summaries(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """Summarises each entry in a dictionary, its metrics as `Interval`."""
     return [
         {
             "label": entry.label,
@@ -184,11 +187,11 @@ def rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
 def differences(
     entries: Sequence[Entry], others: Sequence[Entry] | None = None
 ) -> list[dict[str, Any]]:
-    """Metrics of one entry minus those of another one, paired by image.
+    """Subtracts the metrics of entries pairwise, paired by image, as `Interval`.
 
     Args:
-        entries: the first of each pair.
-        others: the second of each pair; None takes all pairs among the entries.
+        entries: minuends.
+        others: subtrahends; None compares each two of `entries`.
     """
     pairs = itertools.product(entries, others) if others else itertools.combinations(entries, 2)
     return [
@@ -203,76 +206,79 @@ def differences(
     ]
 
 
-def table(rows: Sequence[Mapping[str, Any]], *, signed: bool = False) -> str:
-    """What `rows` or `differences` gave, as a Markdown table with the columns of its first row."""
-    heads = [_HEADS.get(name, "" if name == "label" else name) for name in rows[0]]
-    cells = [[_cell(name, value, "+" * signed) for name, value in row.items()] for row in rows]
-    widths = [max(3, *map(len, column)) for column in zip(heads, *cells, strict=True)]
-    lines = [heads, ["-" * width for width in widths], *cells]
-    return "\n".join(
-        f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(line, widths, strict=True))} |"
-        for line in lines
+def metrics_table(records: Sequence[Mapping[str, Any]], *, signed: bool = False) -> str:
+    """Formats `summaries` or `differences` as Markdown, with the columns of the first record."""
+    header = [_TITLES.get(name, name) for name in records[0]]
+    sign = "+" if signed else ""
+    return markdown.table(
+        header, [[_cell(name, value, sign) for name, value in row.items()] for row in records]
     )
 
 
 def _cell(name: str, value: Any, sign: str) -> str:
+    form = _FORMATS.get(name, "")
     if isinstance(value, Interval):
-        mean, low, high = (format(number, sign + _FORMATS[name]) for number in value)
+        mean, low, high = (format(number, sign + form) for number in value)
         return f"{mean} [{low}, {high}]"
-    if value is None:
-        return "-"
-    return format(value, {"parameters": ",", "seconds": ".0f"}.get(name, ""))
+    return "-" if value is None else format(value, form)
 
 
-def mean_psnr(pictures: np.ndarray, images: np.ndarray) -> float:
-    """Mean over the images of the PSNR in dB of pictures in [0, 1]."""
-    return float(np.mean(metrics.psnr(jnp.asarray(pictures), scale(jnp.asarray(images)))))
+def mean_psnr(outputs: np.ndarray, images: np.ndarray) -> float:
+    """Returns the mean PSNR in dB of outputs in [0, 1] against uint8 images ``[N, H, W, C]``."""
+    targets = scale(jnp.asarray(images))
+    return float(np.mean(metrics.psnr(jnp.asarray(outputs), targets)))
 
 
-def robustness(
+def robustness_curves(
     trained: Sequence[Trained], images: np.ndarray, noise: str, seed: int = 0
 ) -> dict[str, list[tuple[float, float]]]:
-    """Mean PSNR of each config's first run over the level of a noise.
+    """Computes the mean PSNR of each config's first run at several levels of a noise.
 
     Args:
         trained: the configs.
-        images: uint8 ``[N, 28, 28, 1]``.
-        noise: a kind with levels.
+        images: uint8 ``[N, H, W, C]``.
+        noise: a key of `NOISES`.
         seed: see `noisy_images`.
 
     Returns:
-        label to points (level, dB), ``"noisy image"`` first.
+        points (level, dB) by label, ``"noisy image"`` first.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     for level in levels_around(noise):
         inputs = noisy_images(images, noise, level, seed)
         outputs = {each.label: each.autoencoders[0].reconstruct(inputs) for each in trained}
-        for label, pictures in {"noisy image": inputs, **outputs}.items():
-            curves.setdefault(label, []).append((level, mean_psnr(pictures, images)))
+        for label, values in {"noisy image": inputs, **outputs}.items():
+            curves.setdefault(label, []).append((level, mean_psnr(values, images)))
     return curves
 
 
 def levels_around(noise: str) -> list[float]:
-    """Levels of a robustness curve: from a quarter of the default to twice as much."""
+    """Returns the levels of a robustness curve, from a quarter of the default to twice as much."""
     kind = NOISES[noise]
-    levels = [min(share * kind.default, kind.most) for share in _SHARES]
+    levels = [min(relative * kind.default, kind.most) for relative in _RELATIVE_LEVELS]
     return sorted({float(round(level)) if kind.whole else level for level in levels})
 
 
-def picture_rows(entries: Iterable[Entry], images: np.ndarray) -> dict[str, np.ndarray]:
-    """The first ten images: clean, and what each entry makes of them."""
-    return {"clean": images[:10] / 255} | {entry.label: entry.pictures[:10] for entry in entries}
+def first_rows(entries: Iterable[Entry], images: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns rows for `figures.save_rows`: the first ten images, clean and by each entry."""
+    return {"clean": images[:10] / 255} | {entry.label: entry.outputs[:10] for entry in entries}
 
 
 def worst_rows(
     entries: Iterable[Entry], images: np.ndarray, inputs: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """For each entry the ten images of its lowest PSNR: clean, noisy, and what it makes of them."""
-    pictures = {}
+    """Returns rows for `figures.save_rows`: each entry's ten images of lowest PSNR.
+
+    Args:
+        entries: each contributes a row of clean images, of noisy ones, and of its outputs.
+        images: clean images, uint8 ``[N, H, W, C]``.
+        inputs: noisy images; None leaves their rows out.
+    """
+    rows = {}
     for entry in entries:
         worst = np.argsort(entry.qualities[0].psnr, kind="stable")[:10]
-        pictures[f"{entry.label}\nclean"] = images[worst] / 255
+        rows[f"{entry.label}\nclean"] = images[worst] / 255
         if inputs is not None:
-            pictures[f"{entry.label}\nnoisy"] = inputs[worst]
-        pictures[entry.label] = entry.pictures[worst]
-    return pictures
+            rows[f"{entry.label}\nnoisy"] = inputs[worst]
+        rows[entry.label] = entry.outputs[worst]
+    return rows

@@ -1,11 +1,11 @@
-"""95 % intervals of means over test images and over runs.
+"""Computes 95 % confidence intervals of means over test images and over runs.
 
-Values are ``[R, N]``: of R runs, which differ in their seed, on the same N images. The images are
-resampled with replacement, and an interval is the 2.5th to the 97.5th percentile of the resampled
-means (the bootstrap, Efron 1979). A handful of runs is too small to be resampled: percentiles would
-cover far less than 95 %. Their part is the t distribution of the mean of R normal values (Student
-1908), one draw a resample. Of a single run it is left out; the interval then does not tell what
-another seed would give.
+Values are ``[R, N]``: R runs, which differ in their seed, on the same N images. The images are
+bootstrapped (Efron 1979): resampled with replacement, with the 2.5th and 97.5th percentile of the
+resampled means as interval. A handful of runs is too few to resample, percentiles would cover far
+less than 95 %; their share of the error is drawn from the t distribution of the mean of R normal
+values (Student 1908), once per resample. With a single run this share is missing: the interval does
+not cover what another seed would give.
 """
 
 import functools
@@ -25,16 +25,16 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values_RxN: np.ndarray) -> Interval:
-    """The mean over runs and images."""
+    """Returns the mean over runs and images with its interval."""
     return _interval(values_RxN.mean(), _resampled_means(values_RxN, seed=1))
 
 
 def difference_interval(a_RxN: np.ndarray, b_RxN: np.ndarray) -> Interval:
-    """The mean of `a` minus that of `b`, paired: both are resampled with the same images.
+    """Returns the mean of `a` minus the mean of `b`, paired by image: both share the resamples.
 
     Args:
-        a_RxN: of one model.
-        b_RxN: of another model on the same images; its number of runs may differ.
+        a_RxN: values of one model.
+        b_RxN: values of another model on the same images; the number of runs may differ.
     """
     resampled = _resampled_means(a_RxN, seed=1) - _resampled_means(b_RxN, seed=2)
     return _interval(a_RxN.mean() - b_RxN.mean(), resampled)
@@ -46,11 +46,11 @@ def _interval(mean: float, resampled: np.ndarray) -> Interval:
 
 
 def _resampled_means(values_RxN: np.ndarray, seed: int) -> np.ndarray:
-    """One mean a resample; the seed is that of the runs' part."""
+    """Returns one mean per resample; `seed` is that of the runs' share."""
     runs, images = values_RxN.shape
-    mean, of_images_N = values_RxN.mean(), values_RxN.mean(axis=0)
-    # Around the mean, where float32 is fine enough.
-    means = mean + _image_weights(images) @ (of_images_N - mean).astype(np.float32)
+    mean, image_means_N = values_RxN.mean(), values_RxN.mean(axis=0)
+    # Relative to the mean, where float32 is precise enough.
+    means = mean + _image_weights(images) @ (image_means_N - mean).astype(np.float32)
     if runs > 1:
         error = values_RxN.mean(axis=1).std(ddof=1) / np.sqrt(runs)
         means += error * np.random.default_rng(seed).standard_t(runs - 1, RESAMPLES)
@@ -59,7 +59,7 @@ def _resampled_means(values_RxN: np.ndarray, seed: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _image_weights(images: int) -> np.ndarray:
-    """How often each resample draws each image, over their number; the same for all models."""
+    """Returns each image's share of each resample, float32 ``[RESAMPLES, N]``; fixed by a seed."""
     rng = np.random.default_rng(0)
     counts = [
         np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(RESAMPLES)

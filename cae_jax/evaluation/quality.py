@@ -1,4 +1,4 @@
-"""Quality of trained models on test images."""
+"""Measures the quality of reconstructions: BCE, MSE, PSNR and SSIM of each image."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,13 +9,19 @@ import numpy as np
 
 from cae_jax.data.images import prepare_images, scale
 from cae_jax.models.inference import Autoencoder
-from cae_jax.models.topology import IMAGE_SHAPE
 from cae_jax.ops.backend import MATMUL
 from cae_jax.training import metrics
 
 
 class Quality(NamedTuple):
-    """One value per image, each float64 ``[N]``: nats, squared intensity, dB, at most 1."""
+    """One value per image, each float64 ``[N]``.
+
+    Attributes:
+        bce: binary cross-entropy in nats, mean over the pixels.
+        mse: mean squared error over the pixels.
+        psnr: peak signal-to-noise ratio in dB, at most 100.
+        ssim: structural similarity, at most 1.
+    """
 
     bce: np.ndarray
     mse: np.ndarray
@@ -23,55 +29,59 @@ class Quality(NamedTuple):
     ssim: np.ndarray
 
 
-def evaluate(
+def evaluate_model(
     autoencoder: Autoencoder, images: np.ndarray, inputs: np.ndarray | None = None
 ) -> Quality:
-    """How well a model reconstructs images, from themselves or from noisy ones.
+    """Evaluates a model's reconstructions of images.
 
     Args:
-        autoencoder: a trained model.
-        images: as `Autoencoder.reconstruct` takes them, N at least 1.
-        inputs: what the model gets instead of them.
+        autoencoder: the trained model.
+        images: clean images in a format that `Autoencoder.reconstruct` accepts, N at least 1.
+        inputs: noisy images to reconstruct them from; None reconstructs them from themselves.
 
     Raises:
-        UserError: images that a model does not take.
+        UserError: images that the model does not accept.
     """
     logits = autoencoder.logits(images if inputs is None else inputs)
-    return _batched(_of_logits, logits, prepare_images(images, autoencoder.topology.image_shape))
+    targets = prepare_images(images, autoencoder.topology.image_shape)
+    return _batched(_logit_quality, logits, targets)
 
 
-def measure(pictures: np.ndarray, images: np.ndarray) -> Quality:
-    """The quality of pictures that no model of this package made.
+def evaluate_images(outputs: np.ndarray, images: np.ndarray) -> Quality:
+    """Evaluates images that no model of this package has produced.
 
     Args:
-        pictures: floats ``[N, 28, 28, 1]`` in [0, 1], N at least 1. For the binary cross-entropy,
+        outputs: floats ``[N, H, W, C]`` in [0, 1], N at least 1. Only for the binary cross-entropy,
             which is infinite for a black pixel that should not be black, they are clipped to
             [1e-7, 1 - 1e-7], as Keras does.
-        images: what they should be, as `Autoencoder.reconstruct` takes them.
+        images: the clean images, in a format that `Autoencoder.reconstruct` accepts.
+
+    Raises:
+        UserError: images of another shape or type.
     """
-    both = (prepare_images(each, IMAGE_SHAPE) for each in (pictures, images))
-    return _batched(_of_pictures, *both)
+    both = (prepare_images(each, outputs.shape[1:]) for each in (outputs, images))
+    return _batched(_image_quality, *both)
 
 
 @jax.jit
-def _of_logits(logits: jax.Array, targets: jax.Array) -> Quality:
+def _logit_quality(logits: jax.Array, targets: jax.Array) -> Quality:
     targets = scale(targets)
     return _quality(metrics.bce(logits, targets), jax.nn.sigmoid(logits), targets)
 
 
 @jax.jit
-def _of_pictures(pictures: jax.Array, targets: jax.Array) -> Quality:
+def _image_quality(outputs: jax.Array, targets: jax.Array) -> Quality:
     targets = scale(targets)
-    p = jnp.clip(pictures, 1e-7, 1 - 1e-7)
-    return _quality(metrics.bce(jnp.log(p) - jnp.log1p(-p), targets), pictures, targets)
+    p = jnp.clip(outputs, 1e-7, 1 - 1e-7)
+    return _quality(metrics.bce(jnp.log(p) - jnp.log1p(-p), targets), outputs, targets)
 
 
-def _quality(bce: jax.Array, pictures: jax.Array, targets: jax.Array) -> Quality:
-    values: Any = (  # arrays of the device, which `_batched` brings over
+def _quality(bce: jax.Array, outputs: jax.Array, targets: jax.Array) -> Quality:
+    values: Any = (  # device arrays; `_batched` copies them to the host
         bce,
-        metrics.mse(pictures, targets),
-        metrics.psnr(pictures, targets),
-        metrics.ssim(pictures, targets),
+        metrics.mse(outputs, targets),
+        metrics.psnr(outputs, targets),
+        metrics.ssim(outputs, targets),
     )
     return Quality(*values)
 

@@ -1,25 +1,25 @@
 """PyTorch, eager or compiled, in channels-last layout."""
-# Neither PyTorch nor its types need be there.
+# PyTorch is an optional dependency.
 # pyright: reportMissingImports=false, reportArgumentType=false, reportCallIssue=false
 
 import time
 
 import numpy as np
 
-from benchmarks.frameworks.contender import LARGEST_CALL, Stopwatch, peer_images
-from benchmarks.frameworks.facts import cpu_count
+from benchmarks.frameworks.adapter import MAX_BATCH, Stopwatch, load_images
+from benchmarks.frameworks.environment import cpu_count
 from cae_jax.config import TrainConfig
 
 
 class Torch:
-    """A `Contender`; the images are one tensor, a batch is indexed: no loader to wait for."""
+    """A `Framework`; the images are one tensor and batches are indexed, without a data loader."""
 
     def __init__(self, config: TrainConfig, watch: Stopwatch, *, compiled: bool):
         with watch("import"):
             import torch
         torch.set_num_threads(cpu_count())
         with watch("data"):
-            self.images, self.test_images = map(as_tensor, peer_images(config))
+            self.images, self.test_images = map(as_tensor, load_images(config))
         with watch("initialise"):
             torch.manual_seed(config.seed)
             model = torch_model().to(memory_format=torch.channels_last)
@@ -55,7 +55,7 @@ class Torch:
         import torch
 
         with torch.inference_mode():
-            batches = self.test_images.split(LARGEST_CALL)
+            batches = self.test_images.split(MAX_BATCH)
             total = sum(self.loss(self.model(x), x).item() * len(x) for x in batches)
         return total / len(self.test_images)
 
@@ -70,19 +70,19 @@ class Torch:
         import torch
 
         with torch.inference_mode():
-            outputs = [self.model(x).sigmoid() for x in as_tensor(images).split(LARGEST_CALL)]
+            outputs = [self.model(x).sigmoid() for x in as_tensor(images).split(MAX_BATCH)]
         return torch.cat(outputs).permute(0, 2, 3, 1).numpy()
 
 
 def as_tensor(images: np.ndarray):
-    """``[N, 28, 28, 1]`` as ``[N, 1, 28, 28]``, in the order of channels-last."""
+    """Views ``[N, 28, 28, 1]`` as ``[N, 1, 28, 28]`` with channels-last strides."""
     import torch
 
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def torch_model():
-    """The convolutional network in PyTorch's layers, with Keras's initial values."""
+    """Builds the convolutional network from PyTorch's layers, initialised like Keras's."""
     from torch import nn
 
     def conv(n_in, n_out, padding=1):

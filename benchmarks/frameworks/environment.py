@@ -1,4 +1,4 @@
-"""What a number depends on besides the program: versions, flags, machine, load."""
+"""Collects what a timing depends on besides the program: versions, flags, machine, load."""
 
 import os
 import platform
@@ -13,20 +13,20 @@ _PREFIXES = ("JAX_", "XLA_", "CAE_JAX_", "OMP_", "MKL_", "TF_", "KERAS_", "CUDA_
 
 
 def collect() -> dict[str, Any]:
-    """All facts, as JSON types."""
+    """Returns the environment of this process as JSON types."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_count": cpu_count(),
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_PREFIXES)},
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_PREFIXES)},
         "load_average": list(os.getloadavg()),
         "git_revision": _git_revision(),
     }
 
 
 def cpu_count() -> int:
-    """CPUs that this process may use."""
+    """Returns the number of CPUs available to this process."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -52,7 +52,7 @@ def _cpu_name() -> str:
 
 
 def _git_revision() -> str | None:
-    """The commit of the package's sources, with ``+`` where they were changed since."""
+    """Returns the commit of the sources, with ``+`` for uncommitted changes."""
     folder = Path(__file__).parent
     try:
         commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain"])

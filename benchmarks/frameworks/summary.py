@@ -1,22 +1,24 @@
-"""From measurements to rows: medians, verdicts on the loss, how the cost grows."""
+"""Summarises measurements: medians, checks of the loss, growth of the cost."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.frameworks.bands import check_loss, training_flops
+from benchmarks.frameworks.expected import check_loss
+from cae_jax.config import from_dict
+from cae_jax.models import topology
 
 
 def summarise(measurement: Mapping[str, Any], peak_gflops: float) -> dict[str, Any]:
-    """One row of the tables.
+    """Summarises the measurement of one case.
 
     Args:
-        measurement: as `benchmarks.frameworks.sweep.measure` gives it.
-        peak_gflops: to compare the arithmetic with.
+        measurement: see `benchmarks.frameworks.sweep.measure`.
+        peak_gflops: peak of the device, for the utilisation.
 
     Returns:
-        the facts, the medians over the rounds, and ``failed``: None, or what is wrong.
+        metadata, medians over the rounds, and ``failed``: None, or what is wrong.
     """
     rounds = measurement["rounds"]
     row = {key: value for key, value in measurement.items() if key not in ("cold", "rounds")}
@@ -38,7 +40,7 @@ def summarise(measurement: Mapping[str, Any], peak_gflops: float) -> dict[str, A
 
 
 def _failure(row: Mapping[str, Any], one: Mapping[str, Any]) -> str | None:
-    """What is wrong with one round."""
+    """Returns what is wrong with one round, or None."""
     if "failed" in one:
         return one["failed"]
     return check_loss(one["loss"], _steps(row) * len(one["losses"]))
@@ -47,10 +49,11 @@ def _failure(row: Mapping[str, Any], one: Mapping[str, Any]) -> str | None:
 def _epoch_numbers(
     row: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], peak_gflops: float
 ) -> dict[str, Any]:
-    """What an epoch costs, over the epochs of all rounds."""
+    """Returns the cost of an epoch, over the epochs of all rounds."""
     epochs = [seconds for one in rounds for seconds in one["epoch_seconds"]]
     seconds = statistics.median(epochs)
     rate = row["examples"] / seconds
+    flops = topology.of_config(from_dict(row["config"])).training_flops
     return {
         "epoch_seconds": seconds,
         "epoch_seconds_min": min(epochs),
@@ -58,7 +61,7 @@ def _epoch_numbers(
         "timed_epochs": len(epochs),
         "step_ms": 1000 * seconds / _steps(row),
         "images_per_second": rate,
-        "flop_utilisation": rate * training_flops(row["model"]) / (peak_gflops * 1e9),
+        "flop_utilisation": rate * flops / (peak_gflops * 1e9),
     }
 
 
@@ -67,36 +70,36 @@ def _steps(row: Mapping[str, Any]) -> int:
 
 
 def cost_lines(
-    rows: Sequence[Mapping[str, Any]],
+    summaries: Sequence[Mapping[str, Any]],
 ) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Seconds an epoch against batch size and against number of images, all else being equal.
+    """Returns seconds per epoch against batch size and against number of images.
 
     Returns:
-        label of the x axis to label of a line to its points, sorted, at least two of them.
+        by label of the x axis, then by label of the line: sorted points, at least two.
     """
     axes = {"batch size": ("batch_size", "examples"), "training images": ("examples", "batch_size")}
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for label, (key, fixed) in axes.items():
         lines: dict[str, list[tuple[float, float]]] = {}
-        for row in sorted(rows, key=lambda row: row[key]):
+        for row in sorted(summaries, key=lambda row: row[key]):
             if not row["failed"]:
-                kind = "images" if fixed == "examples" else "a batch"
-                name = f"{row['contender']}, {row['model']}, {row[fixed]} {kind}"
+                kind = "images" if fixed == "examples" else "per batch"
+                name = f"{row['framework']}, {row['model']}, {row[fixed]} {kind}"
                 lines.setdefault(name, []).append((row[key], row["epoch_seconds"]))
         if drawn := {name: points for name, points in lines.items() if len(points) > 1}:
             panels[label] = drawn
     return panels
 
 
-def growth_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How the cost grows with the images, a sentence for each line."""
-    lines = cost_lines(rows).get("training images", {})
+def growth_lines(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Describes how the cost grows with the number of images, one sentence per line."""
+    lines = cost_lines(summaries).get("training images", {})
     return [
         f"{name}: an epoch costs images ** {growth(points):.2f}" for name, points in lines.items()
     ]
 
 
 def growth(points: Sequence[tuple[float, float]]) -> float:
-    """The exponent with which y grows with x: the slope of the line through the logarithms."""
+    """Fits the exponent of y over x: the slope of the line through the logarithms."""
     logarithms = [(math.log(x), math.log(y)) for x, y in points]
     return statistics.linear_regression(*zip(*logarithms, strict=True)).slope

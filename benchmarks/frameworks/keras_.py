@@ -1,5 +1,5 @@
-"""Keras 3 on TensorFlow or on JAX, with `fit`, as the lab uses it."""
-# Neither Keras nor its types need be there.
+"""Keras 3 on TensorFlow or on JAX, trained with `fit` as in the Keras tutorial."""
+# Keras is an optional dependency.
 # pyright: reportMissingImports=false, reportMissingModuleSource=false, reportArgumentType=false
 
 import os
@@ -7,16 +7,16 @@ import time
 
 import numpy as np
 
-from benchmarks.frameworks.contender import LARGEST_CALL, Stopwatch, peer_images
-from benchmarks.frameworks.facts import cpu_count
+from benchmarks.frameworks.adapter import MAX_BATCH, Stopwatch, load_images
+from benchmarks.frameworks.environment import cpu_count
 from cae_jax.config import TrainConfig
 
 
 class Keras:
-    """A `Contender`; all images lie in memory as NumPy arrays."""
+    """A `Framework`; all images are NumPy arrays in memory."""
 
-    def __init__(self, contender: str, config: TrainConfig, watch: Stopwatch):
-        os.environ["KERAS_BACKEND"] = contender.removeprefix("keras-")
+    def __init__(self, framework: str, config: TrainConfig, watch: Stopwatch):
+        os.environ["KERAS_BACKEND"] = framework.removeprefix("keras-")
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         with watch("import"):
             import keras
@@ -27,7 +27,7 @@ class Keras:
 
                 tf.config.threading.set_intra_op_parallelism_threads(cpu_count())
         with watch("data"):
-            self.images, self.test_images = peer_images(config)
+            self.images, self.test_images = load_images(config)
         with watch("initialise"):
             keras.utils.set_random_seed(config.seed)
             self.model = keras_model()
@@ -54,7 +54,7 @@ class Keras:
             def on_epoch_begin(self, epoch, logs=None):
                 self.began = time.perf_counter()
 
-            def on_epoch_end(self, epoch, logs=None):  # the loss is a number by now
+            def on_epoch_end(self, epoch, logs=None):  # the loss is on the host by now
                 self.seconds.append(time.perf_counter() - self.began)
 
         clock = Clock()
@@ -63,10 +63,10 @@ class Keras:
 
     def evaluate(self) -> float:
         images = self.test_images
-        return float(self.model.evaluate(images, images, batch_size=LARGEST_CALL, verbose=0))
+        return float(self.model.evaluate(images, images, batch_size=MAX_BATCH, verbose=0))
 
     def fit(self, epochs: int) -> float:
-        """A whole training with validation, as the lab does it; the last ``val_loss``."""
+        """Trains with validation, as the tutorial does; returns the last ``val_loss``."""
         validation = (self.test_images, self.test_images)
         history = self._fit(self.images, epochs=epochs, validation_data=validation)
         return history.history["val_loss"][-1]
@@ -77,14 +77,14 @@ class Keras:
         )
 
     def _reconstruct(self, images: np.ndarray) -> np.ndarray:
-        # On TensorFlow all at once takes half the time of `predict`, on JAX it takes longer.
-        if self.on_tensorflow or len(images) <= LARGEST_CALL:
+        # One batch takes half the time of `predict` on TensorFlow, but longer on JAX.
+        if self.on_tensorflow or len(images) <= MAX_BATCH:
             return self.model.predict_on_batch(images)
-        return self.model.predict(images, batch_size=LARGEST_CALL, verbose=0)
+        return self.model.predict(images, batch_size=MAX_BATCH, verbose=0)
 
 
 def keras_model():
-    """The convolutional network, as the lab writes it."""
+    """Builds the convolutional network, as in the tutorial."""
     from keras import Input, Sequential
     from keras.layers import Conv2D, MaxPooling2D, UpSampling2D
 

@@ -1,16 +1,16 @@
-"""Flax NNX and Optax as one would write them first: plain layers, one jitted call a step."""
+"""Plain Flax NNX and Optax, as in a first version: built-in layers, one jitted call per step."""
 
 import time
 from functools import partial
 
 import numpy as np
 
-from benchmarks.frameworks.contender import LARGEST_CALL, Stopwatch, peer_images
+from benchmarks.frameworks.adapter import MAX_BATCH, Stopwatch, load_images
 from cae_jax.config import TrainConfig
 
 
 class Flax:
-    """A `Contender`; the float32 images lie on the device, a step takes its indices."""
+    """A `Framework`; the float32 images stay on the device, a step receives its indices."""
 
     def __init__(self, config: TrainConfig, watch: Stopwatch):
         with watch("import"):
@@ -20,14 +20,14 @@ class Flax:
             from cae_jax.models import autoencoders
             from cae_jax.training.optimizer import build_optimizer
         with watch("data"):
-            train_images, test_images = peer_images(config)
+            train_images, test_images = load_images(config)
         with watch("transfer"):
             self.images, self.test_images = jax.block_until_ready(
                 jax.device_put((train_images, test_images))
             )
         with watch("initialise"):
             rngs = nnx.Rngs(config.seed)
-            # The fully connected models are nothing but Flax's own layers anyway.
+            # The fully connected models of cae-jax are plain Flax layers already.
             model = conv_model(rngs) if config.model == "conv" else autoencoders.build(config, rngs)
             self.graphdef, self.params = nnx.split(model, nnx.Param)
             steps = -(-len(train_images) // config.batch_size)
@@ -78,7 +78,7 @@ class Flax:
         return results
 
     def evaluate(self) -> float:
-        cuts = range(LARGEST_CALL, len(self.test_images), LARGEST_CALL)
+        cuts = range(MAX_BATCH, len(self.test_images), MAX_BATCH)
         batches = np.split(self.test_images, cuts)
         losses = [float(self._loss(self.params, batch)) for batch in batches]
         return float(np.average(losses, weights=[len(batch) for batch in batches]))
@@ -90,13 +90,13 @@ class Flax:
         return loss
 
     def _reconstruct(self, images: np.ndarray) -> np.ndarray:
-        batches = np.split(images, range(LARGEST_CALL, len(images), LARGEST_CALL))
+        batches = np.split(images, range(MAX_BATCH, len(images), MAX_BATCH))
         outputs = [self._sigmoid(self.params, batch) for batch in batches]
         return np.concatenate([np.asarray(output) for output in outputs])
 
 
 def conv_model(rngs):
-    """The convolutional network in Flax's own layers."""
+    """Builds the convolutional network from Flax's layers."""
     from flax import nnx
 
     init = nnx.initializers.glorot_uniform()

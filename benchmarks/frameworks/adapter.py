@@ -1,6 +1,6 @@
-"""What the contenders have in common: their interface, a stopwatch, the images of the peers.
+"""Defines the interface of the frameworks, a stopwatch, and the images of the other frameworks.
 
-Only the standard library is imported here: the clock has not begun to run.
+Imports nothing but the standard library and the config: the clock is not running yet.
 """
 
 import contextlib
@@ -15,34 +15,35 @@ from cae_jax.config import TrainConfig
 if TYPE_CHECKING:
     import numpy as np
 
-# Images in a call of the peers, tried from 128 to 4096 on a CPU: more is slower for most of them.
-LARGEST_CALL = 256
+# Images per call of the other frameworks. From 128 to 4096 on a CPU, most are fastest with this.
+MAX_BATCH = 256
 
 
-class Contender(Protocol):
-    """A network with its data, ready to be trained.
+class Framework(Protocol):
+    """A network with its data, ready to train.
 
     Attributes:
-        calls: what it can do with NumPy images float32 ``[N, 28, 28, 1]`` in [0, 1], by name.
+        calls: functions to time, by name; from and to NumPy arrays, the images float32
+            ``[N, 28, 28, 1]`` in [0, 1].
     """
 
     calls: dict[str, Callable[["np.ndarray"], "np.ndarray"]]
 
     def first_step(self) -> float:
-        """Trains on one batch; its loss, on the host."""
+        """Trains on one batch and returns its loss."""
         ...
 
     def epochs(self, count: int) -> list[tuple[float, float]]:
-        """Trains; seconds and mean training loss of each epoch, everything finished."""
+        """Trains; returns seconds and mean training loss of each epoch, synchronised."""
         ...
 
     def evaluate(self) -> float:
-        """The mean loss of the test images."""
+        """Returns the mean loss over the test images."""
         ...
 
 
 class Stopwatch:
-    """Seconds of named parts: ``with watch("import"): ...``."""
+    """Records the seconds of named parts: ``with watch("import"): ...``."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -54,8 +55,8 @@ class Stopwatch:
         self.seconds[name] = time.perf_counter() - started
 
 
-def peer_images(config: TrainConfig) -> tuple["np.ndarray", "np.ndarray"]:
-    """Training and test images of a config, for a peer."""
+def load_images(config: TrainConfig) -> tuple["np.ndarray", "np.ndarray"]:
+    """Loads the training and test images of a config."""
     return (
         read_images("train")[: config.train_examples],
         read_images("t10k")[: config.test_examples],
@@ -63,10 +64,10 @@ def peer_images(config: TrainConfig) -> tuple["np.ndarray", "np.ndarray"]:
 
 
 def read_images(split: str) -> "np.ndarray":
-    """Fashion-MNIST, ``train`` or ``t10k``, float32 ``[N, 28, 28, 1]`` in [0, 1].
+    """Reads Fashion-MNIST, ``train`` or ``t10k``: float32 ``[N, 28, 28, 1]`` in [0, 1].
 
-    From its archive, as Keras and torchvision read it: the peers must not wait for what
-    `cae_jax.data` imports.
+    Reads the IDX file as Keras and torchvision do: the other frameworks should not wait for the
+    imports of `cae_jax.data.store`.
     """
     import numpy as np
 
