@@ -14,7 +14,7 @@ from benchmarks.frameworks import bands, rows, spec, sweep, tables
 from cae_jax import figures
 from cae_jax.models import autoencoders
 from tests.conftest import ROOT
-from tests.test_scripts import assert_fails_in_one_line
+from tests.test_cli import assert_fails_in_one_line
 
 
 @pytest.mark.slow

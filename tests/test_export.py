@@ -28,7 +28,7 @@ from cae_jax.runs.checkpoints import open_checkpoints
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state
 from tests.conftest import ROOT, SMALL
-from tests.test_scripts import assert_fails_in_one_line
+from tests.test_cli import assert_fails_in_one_line
 
 # float32 sums of at most 784 terms of size 1, against float64
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}

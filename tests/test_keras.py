@@ -25,7 +25,7 @@ from cae_jax.runs import history
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state, make_run_steps
 from tests.conftest import ARCHIVES, SMALL
-from tests.test_scripts import assert_fails_in_one_line
+from tests.test_cli import assert_fails_in_one_line
 
 # Read when Keras is imported; neither TensorFlow nor what a user has set in ~/.keras counts.
 os.environ["KERAS_BACKEND"] = "jax"
