@@ -1,3 +1,5 @@
-from cae_jax.cli.curves import main
+import sys
 
-main()
+from cae_jax.cli import main
+
+main(["curves", *sys.argv[1:]])

@@ -1,3 +1,5 @@
-from cae_jax.cli.evaluate import main
+import sys
 
-main()
+from cae_jax.cli import main
+
+main(["evaluate", *sys.argv[1:]])

@@ -1,3 +1,5 @@
-from cae_jax.cli.export import main
+import sys
 
-main()
+from cae_jax.cli import main
+
+main(["export", *sys.argv[1:]])

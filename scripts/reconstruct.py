@@ -1,3 +1,5 @@
-from cae_jax.cli.reconstruct import main
+import sys
 
-main()
+from cae_jax.cli import main
+
+main(["reconstruct", *sys.argv[1:]])

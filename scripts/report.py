@@ -1,3 +1,5 @@
-from cae_jax.cli.report import main
+import sys
 
-main()
+from cae_jax.cli import main
+
+main(["report", *sys.argv[1:]])

@@ -1,3 +1,5 @@
-from cae_jax.cli.summary import main
+import sys
 
-main()
+from cae_jax.cli import main
+
+main(["summary", *sys.argv[1:]])

@@ -1,3 +1,5 @@
-from cae_jax.cli.train import main
+import sys
 
-main()
+from cae_jax.cli import main
+
+main(["train", *sys.argv[1:]])

@@ -1,108 +1,106 @@
-"""Compares trained autoencoders on the test images of their data set.
+"""Evaluate trained autoencoders on the test images of their data set.
 
-python scripts/evaluate.py runs/denoise runs/denoise_deep --figure comparison.png
+    cae-jax evaluate runs/denoise runs/denoise_deep --figure comparison.png
+
+Prints a table with one row per config: quality on the test images with 95 % intervals. Runs that
+differ only in their seed share a row. A second table has the differences between each two rows,
+paired by image.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import tyro
 
-from cae_jax import UserError, atomic, figures
+from cae_jax import atomic
 from cae_jax.cli import common
 from cae_jax.config import Noise, TrainConfig
-from cae_jax.data import store
-from cae_jax.evaluation import comparison
+from cae_jax.errors import UserError
 from cae_jax.noises import NOISES, check_level
 from cae_jax.ops import cache
-from cae_jax.runs.folder import read_config
+
+if TYPE_CHECKING:  # the modules that import JAX are imported once the flags are accepted
+    import numpy as np
+
+    from cae_jax.evaluation import comparison
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Prints a table with one row a config: quality on the test images with 95 % intervals.
-
-    Runs that differ in their seed alone share a row. A second table holds the differences between
-    each two rows, paired by image.
-    """
-
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders that training wrote, all on one data set."""
+    """Run directories, all on one data set."""
 
     noise: Noise | None = None
     """Noise on the test images; None takes what the runs were trained with."""
 
     noise_level: float | None = None
-    """Its level, as in training; None takes that of the runs, and with --noise its default."""
+    """Level of the noise, as in training; None takes that of the runs, and with --noise its
+    default."""
 
     noise_seed: int = 0
-    """Seed of the noise: that on which a training with this seed validates."""
+    """Seed of the noise; training with this seed validates on the same noise."""
 
     baselines: Path | None = None
-    """Add rows of classical denoisers (pip install "cae-jax[baselines]"), which take minutes; what
-    they gave is kept in this folder and taken from there the next time."""
+    """Add rows of classical denoisers (pip install "cae-jax[baselines]"), which take minutes; this
+    directory caches their results."""
 
     json: Path | None = None
-    """Write both tables here too, unrounded."""
+    """Write both tables to this file, unrounded."""
 
     figure: Path | None = None
-    """Write a picture here: the first ten test images over what each row makes of them."""
+    """Draw the first ten test images above the reconstructions of each row."""
 
     worst: Path | None = None
-    """Write a picture here: for each row the ten images of its lowest PSNR."""
+    """Draw the ten images with the lowest PSNR of each row."""
 
     robustness: Path | None = None
-    """Write a figure here: each model's PSNR over the level of the noise."""
+    """Draw the PSNR of each model over the noise level."""
 
-    data_dir: Path | None = None
-    """Where TFDS keeps data sets; None takes TFDS_DATA_DIR, else TFDS's own default."""
-
-    archives: Path | None = None
-    """Folder with the four original .gz archives; None takes shipped or downloaded ones."""
+    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
+        default_factory=common.DataFlags
+    )
 
 
-def main() -> None:
-    with common.user_errors():
-        flags = common.parse(Flags)
-        if not flags.runs:
-            raise UserError("no RUNS given; give folders that train.py wrote")
-        cache.use_compilation_cache()
-        check_files(flags)
-        configs = [read_config(run) for run in flags.runs]
-        dataset, noise, level = conditions(flags, configs)
-        images = load(flags, dataset, "test")
-        inputs = comparison.noisy_images(images, noise, level, flags.noise_seed)
-        trained = [
-            comparison.open_runs(label, runs)
-            for label, runs in comparison.group_runs(flags.runs).items()
-        ]
-        others = []
-        if noise != "none":
-            others.append(comparison.picture_entry("noisy image", inputs, images))
-        if flags.baselines:
-            others += comparison.baseline_entries(
-                *(flags.baselines, load(flags, dataset, "train"), images, inputs),
-                *(noise, level, flags.noise_seed),
-            )
-        facts = {"dataset": dataset, "noise": noise, "level": check_level(noise, level)}
-        facts["noise_seed"] = flags.noise_seed
-        report(flags, facts, trained, others, images, inputs)
+def run(flags: Flags) -> None:
+    if not flags.runs:
+        raise UserError("no RUNS given; give run directories written by cae-jax train")
+    check_outputs(flags)
+    from cae_jax.data import store
+    from cae_jax.evaluation import comparison
+    from cae_jax.runs.folder import read_config
+
+    cache.use_compilation_cache()
+    dataset, noise, level = conditions(flags, [read_config(each) for each in flags.runs])
+
+    def load(split: str) -> np.ndarray:
+        return store.load(dataset, split, **vars(flags.data))[0]
+
+    images = load("test")
+    inputs = comparison.noisy_images(images, noise, level, flags.noise_seed)
+    trained = [
+        comparison.open_runs(label, runs)
+        for label, runs in comparison.group_runs(flags.runs).items()
+    ]
+    others = []
+    if noise != "none":
+        others.append(comparison.picture_entry("noisy image", inputs, images))
+    if flags.baselines:
+        others += comparison.baseline_entries(
+            *(flags.baselines, load("train"), images, inputs), *(noise, level, flags.noise_seed)
+        )
+    metadata = {"dataset": dataset, "noise": noise, "level": check_level(noise, level)}
+    metadata["noise_seed"] = flags.noise_seed
+    report(flags, metadata, trained, others, images, inputs)
 
 
-def check_files(flags: Flags) -> None:
+def check_outputs(flags: Flags) -> None:
     """Refuses outputs that cannot be written, before minutes of work."""
     for path in (flags.json, flags.figure, flags.worst, flags.robustness):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise UserError(f"{path} cannot be written; give a file in a folder that exists")
+        atomic.check_output(path)
     if flags.baselines:
-        try:
+        with atomic.writing(flags.baselines, "give another directory for `baselines`"):
             flags.baselines.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--baselines {flags.baselines} is no folder that can be made ({error})"
-            ) from error
 
 
 def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[str, Noise, float | None]:
@@ -133,47 +131,37 @@ def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[str, Noise, fl
     return dataset, noise, level
 
 
-def load(flags: Flags, dataset: str, split: str) -> np.ndarray:
-    images, _ = store.load(dataset, split, data_dir=flags.data_dir, archives=flags.archives)
-    return images
-
-
 def report(
     flags: Flags,
-    facts: dict[str, Any],
-    trained: list[comparison.Trained],
-    others: list[comparison.Entry],
-    images: np.ndarray,
-    inputs: np.ndarray,
+    metadata: dict[str, Any],
+    trained: list["comparison.Trained"],
+    others: list["comparison.Entry"],
+    images: "np.ndarray",
+    inputs: "np.ndarray",
 ) -> None:
     """Prints the tables and writes the files that the flags name."""
+    from cae_jax import figures
+    from cae_jax.evaluation import comparison
+
     models = [comparison.trained_entry(each, images, inputs) for each in trained]
-    entries, noise = [*others, *models], facts["noise"]
+    entries, noise = [*others, *models], metadata["noise"]
     rows, differences = comparison.rows(entries), comparison.differences(entries)
     print(comparison.table(rows))
     if differences:
         print(f"\n{comparison.table(differences, signed=True)}")
-    try:
-        if flags.json:
-            tables = {**facts, "rows": rows, "differences": differences}
-            atomic.write_json(flags.json, tables)
-        if flags.figure:
+    if flags.json:
+        tables = {**metadata, "rows": rows, "differences": differences}
+        with atomic.output_file(flags.json) as file:
+            atomic.write_json(file, tables)
+    if flags.figure:
+        with atomic.writing(flags.figure):
             figures.save_rows(flags.figure, comparison.picture_rows(entries, images))
-        if flags.worst:
-            noisy = None if noise == "none" else inputs
+    if flags.worst:
+        noisy = None if noise == "none" else inputs
+        with atomic.writing(flags.worst):
             figures.save_rows(flags.worst, comparison.worst_rows(models, images, noisy))
-        if flags.robustness:
-            figures.save_lines(
-                flags.robustness,
-                comparison.robustness(trained, images, noise, flags.noise_seed),
-                x_label=f"{noise} noise: {NOISES[noise].meaning}",
-                y_label="mean PSNR (dB)",
-            )
-    except OSError as error:
-        raise UserError(
-            f"--json, --figure, --worst or --robustness cannot be written ({error})"
-        ) from error
-
-
-if __name__ == "__main__":
-    main()
+    if flags.robustness:
+        levels = comparison.robustness(trained, images, noise, flags.noise_seed)
+        x_label = f"{noise} noise: {NOISES[noise].meaning}"
+        with atomic.writing(flags.robustness):
+            figures.save_lines(flags.robustness, levels, x_label=x_label, y_label="mean PSNR (dB)")

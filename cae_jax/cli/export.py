@@ -1,59 +1,63 @@
-"""Writes a trained autoencoder as one file that is used without cae_jax.
+"""Export a trained autoencoder as one file that works without cae-jax.
 
-python scripts/export.py runs/fashion_mnist --format stablehlo
+    cae-jax export runs/fashion_mnist --format onnx
+    cae-jax export runs/deep --format keras --best --out deep.keras
 
-docs/export.md shows how the files are loaded.
+docs/export.md shows how each format is loaded.
 """
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 import cae_jax
+from cae_jax import atomic
 from cae_jax.cli import common
-from cae_jax.interop import export
+from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Writes a trained autoencoder as one file that is used without cae_jax."""
-
     run: tyro.conf.Positional[Path]
-    """Folder that training wrote."""
+    """Run directory."""
 
-    format: export.Format
-    """stablehlo: a function for JAX. onnx: a function for ONNX runtimes. safetensors: the
-    parameters."""
+    format: Literal["stablehlo", "safetensors", "onnx", "keras"]
+    """stablehlo: a function for JAX. safetensors: the parameters. onnx: a function for ONNX
+    runtimes. keras: a model for keras.models.load_model."""
 
-    function: export.Function | None = None
-    """Which one of the autoencoder; None is reconstruct. Formats stablehlo and onnx only."""
+    function: Literal["reconstruct", "encode", "decode"] | None = None
+    """The function to export; None is reconstruct. Formats stablehlo and onnx only."""
 
     out: Path | None = None
-    """The file; None is RUN's name.FORMAT here, with -encode or -decode after the name."""
+    """The file; None takes RUN's name.FORMAT in this directory, with -encode or -decode after the
+    name."""
 
     best: bool = False
-    """Take the checkpoint of the lowest val_loss instead of the newest one."""
+    """Export the checkpoint with the lowest val_loss instead of the newest one."""
 
 
-def main() -> None:
-    with common.user_errors():
-        flags = common.parse(Flags)
-        out = flags.out or default_path(flags)
+def run(flags: Flags) -> None:
+    from cae_jax.interop import export
+    from cae_jax.interop.keras import keras_archive
+
+    out = flags.out or default_path(flags)
+    if flags.format != "keras":
         export.check(flags.format, flags.function)
-        export.check_path(out)
-        cache.use_compilation_cache()
-        autoencoder = cae_jax.load(flags.run, best=flags.best, method="phase")
-        content = export.serialise(autoencoder, flags.format, flags.function)
-        export.write(out, content)
-        print(f"{out}: {len(content):,} bytes")
+    elif flags.function:
+        raise UserError("`function` is for the formats stablehlo and onnx; leave it out for keras")
+    atomic.check_output(out)
+    cache.use_compilation_cache()
+    autoencoder = cae_jax.load(flags.run, best=flags.best, **common.backend("matmul"))
+    if flags.format == "keras":
+        keras_archive.write(out, autoencoder)
+    else:
+        export.write(out, export.serialise(autoencoder, flags.format, flags.function))
+    print(f"{out}: {out.stat().st_size:,} bytes")
 
 
 def default_path(flags: Flags) -> Path:
     part = "" if flags.function in (None, "reconstruct") else f"-{flags.function}"
     return Path(f"{flags.run.resolve().name}{part}.{flags.format}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,86 +1,71 @@
-"""Turns a network that Keras has saved into a run, without Keras.
+"""Import a network that Keras saved as a run, without executing code from the file.
 
-    python scripts/import_keras.py model.keras --out runs/imported
+    cae-jax import model.keras --out runs/imported
 
-Every field of the config is a flag too, as in train.py; it says how training is to go on.
+The run can be evaluated, reconstruct images and continue training. The network has to be that of
+the config; --features may be left out, since the file has them. Every field of the config is a flag
+too; it applies when training continues.
 """
 
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-import cae_jax
 from cae_jax.cli import common
-from cae_jax.config import load_config, to_dict
-from cae_jax.interop.keras import keras_isolated
-from cae_jax.interop.keras.keras_weights import Weights
+from cae_jax.config import TrainConfig, load_config, to_dict
+from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
-DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "fashion_mnist.py"
+if TYPE_CHECKING:
+    from cae_jax.interop.keras.keras_weights import Weights
 
 
-@dataclasses.dataclass(frozen=True)
-class Flags:
-    """Turns a network that Keras has saved into a run, without Keras.
-
-    The run can be evaluated, reconstruct and go on training. The network has to be that of the
-    config; --features may be left out, since the file knows them.
-    """
-
-    train: tyro.conf.OmitArgPrefixes[cae_jax.TrainConfig]
-
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(common.ConfigFlags):
     file: tyro.conf.Positional[Path]
-    """What Keras wrote: .keras, .weights.h5 or .h5."""
+    """File that Keras wrote: .keras, .weights.h5 or .h5."""
 
-    out: Path
-    """Folder of the run."""
-
-    config: Path = DEFAULT_CONFIG
-    """Python file with get_config(); the flags of its fields override what it gives."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["--workdir"])]
+    """Directory of the run."""
 
     overwrite: bool = False
-    """Replace a run that is there."""
+    """Replace an existing run."""
 
-    data_dir: Path | None = None
-    """Where TFDS keeps data sets; None takes TFDS_DATA_DIR, else TFDS's own default."""
-
-    archives: Path | None = None
-    """Folder with the four original .gz archives; None takes shipped or downloaded ones."""
+    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
+        default_factory=common.DataFlags
+    )
 
 
-def main() -> None:
-    with common.user_errors():
-        base = load_config(common.config_path(DEFAULT_CONFIG))
-        missing: Any = tyro.MISSING
-        flags = common.parse(Flags, default=Flags(train=base, file=missing, out=missing))
-        weights = keras_isolated.read(flags.file)
-        config = check_network(flags, base, weights)
-        from cae_jax.interop.keras import (
-            keras_run,  # takes seconds, which a file that is refused should not cost
-        )
+def run(flags: Flags) -> None:
+    from cae_jax.interop.keras import keras_isolated
 
-        cache.use_compilation_cache()
-        places = {"data_dir": flags.data_dir, "archives": flags.archives}
-        val_loss = keras_run.write_run(
-            weights, config, flags.out, overwrite=flags.overwrite, **places
-        )
-        report(flags, base, weights, config, val_loss)
+    weights = keras_isolated.read(flags.file)
+    base = load_config(flags.config)
+    config = check_network(flags, base, weights)
+    # Takes seconds, which a file that is refused should not cost.
+    from cae_jax.interop.keras import keras_run
+
+    cache.use_compilation_cache()
+    val_loss = keras_run.write_run(
+        weights, config, flags.out, overwrite=flags.overwrite, **vars(flags.data)
+    )
+    report(flags, base, weights, config, val_loss)
 
 
-def check_network(flags: Flags, base: cae_jax.TrainConfig, weights: Weights) -> cae_jax.TrainConfig:
-    """The config of the flags, with the features of the file if the flags tell nothing of them."""
+def check_network(flags: Flags, base: TrainConfig, weights: "Weights") -> TrainConfig:
+    """The config of the flags, with the features of the file unless the flags override them."""
     config = flags.train
     if config.model != weights.kind:
         example = {"conv": "fashion_mnist"}.get(weights.kind, weights.kind)
-        raise cae_jax.UserError(
-            f"{flags.file} holds the network {weights.kind} and the config is of {config.model}; "
-            f"give --config configs/{example}.py"
+        raise UserError(
+            f"{flags.file} holds the network {weights.kind} and the config has {config.model}; "
+            f"give --config {example}"
         )
     if weights.kind == "conv" and config.features not in (base.features, weights.features):
-        raise cae_jax.UserError(
+        raise UserError(
             f"{flags.file} has features {weights.features} and --features are {config.features}; "
             "leave them out"
         )
@@ -89,34 +74,30 @@ def check_network(flags: Flags, base: cae_jax.TrainConfig, weights: Weights) -> 
 
 def report(
     flags: Flags,
-    base: cae_jax.TrainConfig,
-    weights: Weights,
-    config: cae_jax.TrainConfig,
+    base: TrainConfig,
+    weights: "Weights",
+    config: TrainConfig,
     val_loss: float,
 ) -> None:
-    """Says what was imported, what was not, and how to go on."""
+    """Prints what was imported, what was missing, and how to continue."""
     features = f" with features {config.features}" if weights.kind == "conv" else ""
     parameters = sum(array.size for layer in weights.params.values() for array in layer.values())
     print(f"{flags.out}: {weights.kind}{features}, {parameters:,} parameters from {flags.file}")
     if not weights.whole:
-        print("The file has no padding and no activations; they are taken to be the network's")
+        print("The file has no padding and no activations; those of the network are assumed")
     print(f"val_loss: {val_loss:.4f}")
-    print(f"To go on training with a fresh optimizer, run {train_command(flags, base, config)}")
+    print(f"To continue training with a fresh optimizer, run {train_command(flags, base, config)}")
 
 
-def train_command(flags: Flags, base: cae_jax.TrainConfig, config: cae_jax.TrainConfig) -> str:
-    """The command line of train.py that goes on with the run."""
-    words: list[Any] = ["python", "scripts/train.py", "--workdir", flags.out]
-    if flags.config != DEFAULT_CONFIG:
+def train_command(flags: Flags, base: TrainConfig, config: TrainConfig) -> str:
+    """The command line that continues training the run."""
+    words: list[Any] = ["cae-jax", "train", "--workdir", flags.out]
+    if flags.config != common.DEFAULT_CONFIG:
         words += ["--config", flags.config]
     for name, value in to_dict(config).items():
         if value != to_dict(base)[name]:
             words += [f"--{name.replace('_', '-')}", *(value if type(value) is list else [value])]
-    for name in ("data_dir", "archives"):
-        if getattr(flags, name) is not None:
-            words += [f"--{name.replace('_', '-')}", getattr(flags, name)]
+    for name, value in vars(flags.data).items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", value]
     return shlex.join(map(str, words))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
-"""Sends one's own pictures through a trained autoencoder.
+"""Reconstruct user images with a trained autoencoder and write PNG files.
 
-python scripts/reconstruct.py runs/fashion_mnist picture.png images.npy --out reconstructed
+cae-jax reconstruct runs/fashion_mnist boot.png images.npy --out reconstructed
 """
 
 import collections
@@ -8,59 +8,51 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 
 import cae_jax
-from cae_jax.cli import common
-from cae_jax.data.images import read_images, write_png
+from cae_jax import atomic
+from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Sends one's own pictures through a trained autoencoder and writes PNG files."""
-
     run: tyro.conf.Positional[Path]
-    """Folder that training wrote."""
+    """Run directory."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """PNG files of 28 x 28 grey pixels, or .npy arrays [28, 28], [N, 28, 28] or [N, 28, 28, 1]."""
 
     out: Path
-    """Folder for the PNG files: NAME.png for each PNG, NAME-0000.png and so on for arrays."""
+    """Directory for the PNG files: NAME.png for a PNG, NAME-0000.png, ... for an array."""
 
     resize: bool = False
-    """Take other sizes and colours too and turn them into 28 x 28 grey pixels."""
+    """Accept other sizes and colours and convert them to 28 x 28 grey pixels."""
 
 
-def main() -> None:
-    with common.user_errors():
-        flags = common.parse(Flags)
-        if not flags.files:
-            raise cae_jax.UserError("no FILES given; give PNG or .npy files")
-        names, pictures = [], []
-        for file in flags.files:
-            images = read_images(file, resize=flags.resize)
-            array = file.suffix.lower() == ".npy"
-            names += [f"{file.stem}-{i:04}" if array else file.stem for i in range(len(images))]
-            pictures.append(images)
-        for name, count in collections.Counter(names).items():
-            output = flags.out / f"{name}.png"
-            if count > 1:
-                raise cae_jax.UserError(f"{count} pictures would become {output}; rename the files")
-            if output.resolve() in {file.resolve() for file in flags.files}:
-                raise cae_jax.UserError(f"{output} is one of the pictures; give another --out")
-        cache.use_compilation_cache()
-        reconstructions = cae_jax.load(flags.run).reconstruct(np.concatenate(pictures))
-        try:
-            flags.out.mkdir(parents=True, exist_ok=True)
-            for name, image in zip(names, reconstructions, strict=True):
-                write_png(flags.out / f"{name}.png", image)
-        except OSError as error:
-            raise cae_jax.UserError(f"--out {flags.out} cannot be written ({error})") from error
-        print(f"{len(names)} images in {flags.out}")
+def run(flags: Flags) -> None:
+    if not flags.files:
+        raise UserError("no FILES given; give PNG or .npy files")
+    import numpy as np
 
+    from cae_jax.data.images import read_images, write_png
 
-if __name__ == "__main__":
-    main()
+    names, images = [], []
+    for file in flags.files:
+        images.append(read_images(file, resize=flags.resize))
+        array = file.suffix.lower() == ".npy"
+        names += [f"{file.stem}-{i:04}" if array else file.stem for i in range(len(images[-1]))]
+    for name, count in collections.Counter(names).items():
+        output = flags.out / f"{name}.png"
+        if count > 1:
+            raise UserError(f"{count} images would become {output}; rename the files")
+        if output.resolve() in {file.resolve() for file in flags.files}:
+            raise UserError(f"{output} is one of the images; give another `out`")
+    cache.use_compilation_cache()
+    reconstructions = cae_jax.load(flags.run).reconstruct(np.concatenate(images))
+    with atomic.writing(flags.out):
+        flags.out.mkdir(parents=True, exist_ok=True)
+        for name, image in zip(names, reconstructions, strict=True):
+            write_png(flags.out / f"{name}.png", image)
+    print(f"{len(names)} images in {flags.out}")

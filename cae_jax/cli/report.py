@@ -1,6 +1,9 @@
-"""Writes a report on runs: one HTML page that needs nothing else.
+"""Write a report on runs as one self-contained HTML page.
 
-python scripts/report.py runs/fashion_mnist runs/denoise --out report.html
+    cae-jax report runs/fashion_mnist runs/denoise --out report.html
+
+The page has configuration, curves, tables and images. Its networks run in the browser: a slider
+walks between two images, noise is added and removed.
 """
 
 import dataclasses
@@ -9,41 +12,28 @@ from typing import Annotated
 
 import tyro
 
+from cae_jax import atomic
 from cae_jax.cli import common
 from cae_jax.ops import cache
-from cae_jax.report import collect, page
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Writes a report on runs: one HTML page with configuration, curves, tables and pictures.
-
-    The networks run in the browser: a slider walks between two images, noise is added and removed.
-    """
-
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders that training wrote, all on one data set; their training may still go on."""
+    """Run directories, all on one data set; their training may still be running."""
 
     out: Path = Path("report.html")
     """The page."""
 
-    data_dir: Path | None = None
-    """Where TFDS keeps data sets; None takes TFDS_DATA_DIR, else TFDS's own default."""
-
-    archives: Path | None = None
-    """Folder with the four original .gz archives; None takes shipped or downloaded ones."""
+    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
+        default_factory=common.DataFlags
+    )
 
 
-def main() -> None:
-    with common.user_errors():
-        flags = common.parse(Flags)
-        page.check(flags.out)
-        cache.use_compilation_cache()
-        page.write(
-            flags.out, collect.collect(flags.runs, data_dir=flags.data_dir, archives=flags.archives)
-        )
-        print(f"{flags.out}: {flags.out.stat().st_size / 1e6:.1f} MB; open it in a browser")
+def run(flags: Flags) -> None:
+    from cae_jax.report import collect, page
 
-
-if __name__ == "__main__":
-    main()
+    atomic.check_output(flags.out)
+    cache.use_compilation_cache()
+    page.write(flags.out, collect.collect(flags.runs, **vars(flags.data)))
+    print(f"{flags.out}: {flags.out.stat().st_size / 1e6:.1f} MB; open it in a browser")

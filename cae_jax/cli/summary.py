@@ -1,32 +1,19 @@
-"""Prints the layer table of a config's network.
+"""Print the layer table of a config's network.
 
-python scripts/summary.py --config configs/fashion_mnist.py
+    cae-jax summary --config wide
+
+Every field of the config is a flag too and overrides it: --features 32 16 8.
 """
 
-import dataclasses
-from pathlib import Path
-
-from flax import nnx
-
 from cae_jax.cli import common
-from cae_jax.config import load_config
-from cae_jax.models import autoencoders
-from cae_jax.models.summary import layer_table
+
+Flags = common.ConfigFlags
 
 
-@dataclasses.dataclass(frozen=True)
-class Flags:
-    """Prints the layer table of a config's network."""
+def run(flags: Flags) -> None:
+    from flax import nnx
 
-    config: Path = Path(__file__).parents[2] / "configs" / "fashion_mnist.py"
-    """Python file with get_config()."""
+    from cae_jax.models import autoencoders
+    from cae_jax.models.summary import layer_table
 
-
-def main() -> None:
-    with common.user_errors():
-        config = load_config(common.parse(Flags).config)
-        print(layer_table(autoencoders.build(config, nnx.Rngs(0))))
-
-
-if __name__ == "__main__":
-    main()
+    print(layer_table(autoencoders.build(flags.train, nnx.Rngs(0))))

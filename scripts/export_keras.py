@@ -1,3 +1,0 @@
-from cae_jax.cli.export_keras import main
-
-main()

@@ -1,3 +1,0 @@
-from cae_jax.cli.import_ import main
-
-main()
