@@ -11,9 +11,9 @@ import re
 import shlex
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -41,6 +41,8 @@ class DataFlags:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConfigFlags:
     """Base of the flags of a command that takes a config."""
+
+    changes: ClassVar[Mapping[str, Any]] = {}  # other defaults than those of the config
 
     config: Annotated[str, tyro.conf.arg(help=_CONFIG_HELP)] = DEFAULT_CONFIG
 
@@ -76,7 +78,8 @@ def parse(flags: type[Flags], arguments: Sequence[str] | None = None, **options:
             for field in dataclasses.fields(flags)
             if field.default is field.default_factory is dataclasses.MISSING
         }
-        options["default"] = flags(train=load_config(_config_of(arguments)), **missing)
+        config = dataclasses.replace(load_config(_config_of(arguments)), **flags.changes)
+        options["default"] = flags(train=config, **missing)
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
