@@ -25,10 +25,10 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count in other units")
 @pytest.mark.parametrize(
     "method",
-    ["auto", *(pytest.param(method, marks=pytest.mark.slow) for method in ("phase", "conv"))],
+    ["auto", *(pytest.param(method, marks=pytest.mark.slow) for method in ("matmul", "xla"))],
 )
 def test_all_images_stay_below_the_memory_that_is_promised(data_dir, tmp_path, method):
-    command = (sys.executable, "-c", PEAK, *TRAIN, "--epochs", 1, "--method", method)
+    command = (sys.executable, "-c", PEAK, *TRAIN, "--epochs", 1, "--backend", method)
     code, out, err = finish(start(tmp_path / "run", data_dir, *command))
     assert code == 0, err
     (row,) = history.read(tmp_path / "run" / "history.csv")

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import tyro
 
 from cae_jax import atomic
@@ -27,8 +28,6 @@ from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cae_jax.models.inference import Autoencoder
 
 # Timed calls of each function of the autoencoder.
@@ -61,6 +60,7 @@ def run(flags: Flags) -> None:
     training, autoencoder, images = time_training(flags)
     results = {
         "config": flags.config,
+        "model": flags.train.model,
         "batch_size": flags.train.batch_size,
         **environment(),
         **training,
@@ -74,7 +74,7 @@ def run(flags: Flags) -> None:
             atomic.write_json(file, results)
 
 
-def time_training(flags: Flags) -> tuple[dict[str, Any], "Autoencoder", "np.ndarray"]:
+def time_training(flags: Flags) -> tuple[dict[str, Any], "Autoencoder", np.ndarray]:
     """Trains in the steps of `cae_jax.fit`; only this function knows the trainer.
 
     Returns:
@@ -129,7 +129,7 @@ def time_training(flags: Flags) -> tuple[dict[str, Any], "Autoencoder", "np.ndar
     return results, Autoencoder(config, model), images[1]
 
 
-def time_inference(autoencoder: "Autoencoder", images: "np.ndarray") -> dict[str, float]:
+def time_inference(autoencoder: "Autoencoder", images: np.ndarray) -> dict[str, float]:
     """Images per second of each function of an autoencoder, the median of several calls."""
     inputs = {"encode": images, "decode": autoencoder.encode(images), "reconstruct": images}
     rates = {}

@@ -11,6 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import tyro
 
 from cae_jax import atomic
@@ -21,8 +22,6 @@ from cae_jax.noises import NOISES, check_level
 from cae_jax.ops import cache
 
 if TYPE_CHECKING:  # the modules that import JAX are imported once the flags are accepted
-    import numpy as np
-
     from cae_jax.evaluation import comparison
 
 
@@ -136,8 +135,8 @@ def report(
     metadata: dict[str, Any],
     trained: list["comparison.Trained"],
     others: list["comparison.Entry"],
-    images: "np.ndarray",
-    inputs: "np.ndarray",
+    images: np.ndarray,
+    inputs: np.ndarray,
 ) -> None:
     """Prints the tables and writes the files that the flags name."""
     from cae_jax import figures

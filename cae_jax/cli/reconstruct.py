@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 import cae_jax
@@ -34,8 +35,6 @@ class Flags:
 def run(flags: Flags) -> None:
     if not flags.files:
         raise UserError("no FILES given; give PNG or .npy files")
-    import numpy as np
-
     from cae_jax.data.images import read_images, write_png
 
     names, images = [], []
