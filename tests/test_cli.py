@@ -84,13 +84,16 @@ def test_help_shows_every_field(command):
     assert "Peak learning rate" in process.stdout
 
 
-def test_summary(command):
+def test_summary(command, refuse, capsys, monkeypatch):
     process = command("summary")
     assert process.returncode == 0
     assert "Total params: 4,385" in process.stdout
-    process = command("summary", "--config", ROOT / "configs" / "deep.py")
-    assert "Total params: 222,384" in process.stdout
-    assert_fails_in_one_line(command("summary", "--config", "x.py"), "x.py is not a file")
+    assert_fails_in_one_line(refuse("summary", "--config", "x.py"), "x.py is not a file")
+    monkeypatch.setattr(
+        sys, "argv", ["cae-jax", "summary", "--config", str(ROOT / "configs/deep.py")]
+    )
+    cli.main()
+    assert "Total params: 222,384" in capsys.readouterr().out
 
 
 def test_evaluate(command, run, tmp_path, test_images):
@@ -190,7 +193,7 @@ def test_reconstruct(command, refuse, run, tmp_path, test_images):
     with Image.open(tmp_path / "out" / "boot.png") as image:
         assert (image.mode, image.size) == ("L", (28, 28))
     refused = refuse("reconstruct", run, "boot.png", "--out", ".")
-    assert_fails_in_one_line(refused, "boot.png is one of the pictures; give another --out")
+    assert_fails_in_one_line(refused, "boot.png is one of the images; give another --out")
     refused = refuse("reconstruct", run, "boot.png", "colour.png", "--out", "new")
     assert_fails_in_one_line(refused, "colour.png: 30 x 30 pixels of mode RGB")
     assert not (tmp_path / "new").exists()
@@ -251,8 +254,8 @@ def test_the_commands_are_listed_with_one_line_each(arguments, capsys):
     assert list(listed) == list(cli.COMMANDS)
     assert listed["train"] == "Train an autoencoder; repeated with the same --workdir, it resumes."
     assert all(text.endswith(".") for text in listed.values())
-    modules = {path.stem.rstrip("_") for path in (ROOT / "cae_jax" / "cli").glob("*.py")}
-    assert modules == {*cli.COMMANDS, "common", ""}  # __init__ is the last
+    modules = {path.stem.strip("_") for path in (ROOT / "cae_jax" / "cli").glob("*.py")}
+    assert modules == {*cli.COMMANDS, "common", "init"}
 
 
 def test_an_unknown_command_is_refused(capsys):
@@ -301,20 +304,26 @@ def test_the_shell_completes_commands_flags_and_choices(command, tmp_path):
     assert completed.stdout.split() == ["train", "--learning-rate", "stablehlo"], completed.stderr
 
 
-def test_a_config_is_found_by_name_or_by_path(refuse, command, tmp_path, data_dir):
+def test_a_config_is_found_by_name_or_by_path(refuse, capsys, tmp_path, data_dir, monkeypatch):
     process = refuse("summary", "--config", "denoisee")
     assert_fails_in_one_line(
         process, "cae-jax summary: error: config 'denoisee' is not known; give"
     )
     names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
     assert f"give one of {', '.join(names)} or a path to a Python file" in process.stderr
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "my.py").write_text(
         "from cae_jax import TrainConfig\ndef get_config(): return TrainConfig(features=(6, 4, 2))"
     )
-    assert "Total params: 745" in command("summary", "--config", "my.py").stdout
-    assert "Total params: 222,384" in command("summary", "--config", "deep").stdout
-    process = command("train", "--config", "denoise", *QUICK, "--seed", 7)
-    assert process.returncode == 0, process.stderr
+    for flags, total in (
+        (("--config", "my.py"), "745"),
+        (("--config=deep",), "222,384"),
+        (("--config", "wide", "--model", "simple"), "50,992"),
+    ):
+        cli.main(["summary", *flags])
+        assert f"Total params: {total}\n" in capsys.readouterr().out
+    arguments = ("--config", "denoise", *QUICK, "--seed", 7, "--data-dir", data_dir)
+    cli.main(["train", *map(str, arguments)])
     config = json.loads((tmp_path / "runs" / "denoise" / "config.json").read_text())
     assert (config["noise"], config["train_examples"], config["seed"]) == ("gaussian", 256, 7)
 
@@ -337,16 +346,21 @@ def test_parameters_in_messages_become_flags(message, text):
     assert common.as_flags(message, evaluate.Flags) == text
 
 
-def test_a_script_is_its_command(script, tmp_path):
-    for path in (ROOT / "scripts").glob("*.py"):
-        assert len(path.read_text().splitlines()) <= 5
-        assert script(path.name, "--help").stdout.startswith(f"usage: cae-jax {path.stem} ")
+def test_a_script_is_its_command(script):
+    paths = list((ROOT / "scripts").glob("*.py"))
+    for path in paths:
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 5
+        assert lines[-1] == f'main(["{path.stem}", *sys.argv[1:]])'
+    assert {path.stem for path in paths} <= set(cli.COMMANDS)
+    assert script("train.py", "--help").stdout.startswith("usage: cae-jax train ")
 
 
-def test_benchmark(command, refuse, tmp_path):
+def test_benchmark(refuse, capsys, tmp_path, data_dir):
     small = ("--train-examples", 256, "--test-examples", 100, "--backend", "matmul")
-    process = command("benchmark", *small, "--epochs", 2, "--discard", 0, "--json", "times.json")
-    assert process.returncode == 0, process.stderr
+    arguments = (*small, "--epochs", 2, "--discard", 0, "--json", tmp_path / "times.json")
+    cli.main(["benchmark", *map(str, (*arguments, "--data-dir", data_dir))])
+    output = capsys.readouterr().out
     times = json.loads((tmp_path / "times.json").read_text())
     assert list(times["startup_seconds"]) == ["import", "device", "data", "build_and_compile"]
     epoch = times["epoch_seconds"]
@@ -359,6 +373,6 @@ def test_benchmark(command, refuse, tmp_path):
     assert 2**26 < times["peak_memory_bytes"]["host"] < 2**34
     assert times["versions"]["jax"] == jax.__version__
     assert 0.3 < times["val_loss"] < 0.8
-    assert re.search(rf"^epoch seconds +median {epoch['median']:.4f}, min ", process.stdout, re.M)
+    assert re.search(rf"^epoch seconds +median {epoch['median']:.4f}, min ", output, re.M)
     assert_fails_in_one_line(refuse("benchmark", "--discard", -1), "error: --discard is -1; it")
     assert_fails_in_one_line(refuse("benchmark", "--json", "no/x"), "no/x cannot be written")

@@ -399,7 +399,8 @@ def test_the_command_refuses_in_one_line(refuse, tmp_path):
     assert process.returncode == 2
     assert process.stdout == ""
     assert process.stderr == (
-        "cae-jax report: error: nowhere is no run (it has no config.json); give a folder of train.py\n"
+        "cae-jax report: error: nowhere is no run (it has no config.json); "
+        "give a folder of train.py\n"
     )
     assert list(tmp_path.iterdir()) == []
 
