@@ -1,9 +1,9 @@
-"""The lab's network as the lab trained it, as far as it tells: Adadelta with Keras's settings.
+"""The Keras tutorial's network with its probable optimizer: Adadelta, settings of Keras.
 
-    python scripts/train.py --config configs/lab.py
+    cae-jax train --config lab
 
-Result: val_loss 0.2913 after 20 epochs, seed 0; the lab itself 0.2894 (docs/results.md).
-Time: that of configs/fashion_mnist.py, whose network it is.
+Result: val_loss 0.2913 after 20 epochs, seed 0; the tutorial itself 0.2894 (docs/results.md).
+Time: as configs/fashion_mnist.py, the same network.
 """
 
 from cae_jax.config import TrainConfig

@@ -1,8 +1,8 @@
-"""The lab's network on MNIST, the recipe of Fashion-MNIST.
+"""The Keras tutorial's network on MNIST, with the recipe for Fashion-MNIST.
 
-    python scripts/train.py --config configs/mnist.py --archives FOLDER
+    cae-jax train --config mnist --archives FOLDER
 
-FOLDER holds the four original .gz archives; without --archives they are downloaded.
+FOLDER holds the four original .gz files; without --archives they are downloaded.
 Result: not measured.
 """
 

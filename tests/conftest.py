@@ -27,6 +27,7 @@ import pytest
 
 import cae_jax
 import cae_jax.data
+from cae_jax import cli
 from cae_jax.models.topology import of_config
 from cae_jax.ops.backend import choose
 
@@ -70,13 +71,15 @@ def run(tmp_path_factory, data_dir) -> Path:
 
 
 def program(name: str) -> list[str]:
-    """How Python runs a script of the project, or a module such as benchmarks.study."""
-    return [str(ROOT / "scripts" / name)] if name.endswith(".py") else ["-m", name]
+    """How Python runs a command of cae-jax, a script, or a module such as benchmarks.study."""
+    if name.endswith(".py"):
+        return [str(ROOT / "scripts" / name)]
+    return ["-m", name] if "." in name else ["-m", "cae_jax", name]
 
 
 @pytest.fixture
 def script(data_dir, tmp_path):
-    """Runs a script of the project in a new process, in an empty folder."""
+    """Runs a `program` in a new process, in an empty folder."""
 
     def call(name: str, *arguments: object) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -92,8 +95,14 @@ def script(data_dir, tmp_path):
 
 
 @pytest.fixture
+def command(script):
+    """Runs a command of cae-jax: ``command("train", "--epochs", 1)``."""
+    return script
+
+
+@pytest.fixture
 def refuse(data_dir, tmp_path, monkeypatch, capsys):
-    """Like `script` for one that ends early: in this process, which has imported everything."""
+    """Like `script` for a program that ends early: in this process, which has imported JAX."""
 
     def call(name: str, *arguments: object) -> subprocess.CompletedProcess:
         command = [program(name)[-1], *map(str, arguments)]
@@ -104,7 +113,7 @@ def refuse(data_dir, tmp_path, monkeypatch, capsys):
             patch.setattr(sys, "argv", command)
             run = runpy.run_path if name.endswith(".py") else runpy.run_module
             with pytest.raises(SystemExit) as stop:
-                run(command[0], run_name="__main__")
+                cli.main(command) if name in cli.COMMANDS else run(command[0], run_name="__main__")
         return subprocess.CompletedProcess(command, stop.value.code or 0, *capsys.readouterr())
 
     return call

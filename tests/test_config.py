@@ -144,7 +144,7 @@ def test_bad_config_files_are_refused(tmp_path, text, message):
 
 
 def test_missing_config_file():
-    with pytest.raises(cae_jax.UserError, match=r"nowhere\.py is no file"):
+    with pytest.raises(cae_jax.UserError, match=r"nowhere\.py is not a file"):
         load_config("nowhere.py")
 
 
@@ -152,11 +152,22 @@ def test_the_default_config_is_the_default():
     assert load_config(ROOT / "configs" / "fashion_mnist.py") == TrainConfig()
 
 
+def test_a_shipped_config_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("deep") == load_config(ROOT / "configs" / "deep.py")
+    with pytest.raises(cae_jax.UserError, match="config 'denoisee' is not known; give one of deep"):
+        load_config("denoisee")
+    (tmp_path / "deep").mkdir()  # the run of this name, say
+    assert load_config("deep").model == "deep"
+    (tmp_path / "deep.py").write_text((ROOT / "configs" / "wide.py").read_text())
+    assert load_config("deep.py").features == (64, 32, 16)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_tells_its_command_and_runs_a_step(path, test_images):
     config = load_config(path)
     source = path.read_text()
-    assert f"python scripts/train.py --config configs/{path.name}" in source
+    assert f"cae-jax train --config {path.stem}" in source
     assert "Result: " in source
     assert "@" not in source
     model = autoencoders.build(config, nnx.Rngs(0))

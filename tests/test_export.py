@@ -28,7 +28,7 @@ from cae_jax.runs.checkpoints import open_checkpoints
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state
 from tests.conftest import ROOT, SMALL
-from tests.test_scripts import assert_fails_in_one_line
+from tests.test_cli import assert_fails_in_one_line
 
 # float32 sums of at most 784 terms of size 1, against float64
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
@@ -331,7 +331,7 @@ def test_best(script, tmp_path):
             filled = jax.tree.map(lambda leaf, step=step: jnp.full_like(leaf, step), state)
             checkpoints.save(filled._replace(step=jnp.int32(step)), loss)
     for flags, value in (((), 2), (("--best",), 1)):
-        process = script("export.py", "run", "--format", "safetensors", *flags)
+        process = script("export", "run", "--format", "safetensors", *flags)
         assert process.returncode == 0, process.stderr
         parameters = read_safetensors((tmp_path / "run.safetensors").read_bytes())
         assert all((array == value).all() for array in parameters.values())
@@ -347,7 +347,7 @@ def test_best(script, tmp_path):
 )
 def test_the_script_refuses(refuse, run, tmp_path, arguments, message):
     arguments = [run if argument == "RUN" else argument for argument in arguments]
-    assert_fails_in_one_line(refuse("export.py", *arguments), message)
+    assert_fails_in_one_line(refuse("export", *arguments), message)
     assert list(tmp_path.iterdir()) == []
 
 

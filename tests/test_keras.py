@@ -25,7 +25,7 @@ from cae_jax.runs import history
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state, make_run_steps
 from tests.conftest import ARCHIVES, SMALL
-from tests.test_scripts import assert_fails_in_one_line
+from tests.test_cli import assert_fails_in_one_line
 
 # Read when Keras is imported; neither TensorFlow nor what a user has set in ~/.keras counts.
 os.environ["KERAS_BACKEND"] = "jax"
@@ -422,12 +422,12 @@ def test_import_refuses_in_one_line(refuse, run, tmp_path):
         (("nowhere.keras", "--out", "x"), "nowhere.keras is no file"),
         (("text.keras", "--out", "x"), "text.keras: it is neither a .keras archive nor HDF5"),
         (("other.keras", "--out", "x"), "other.keras: layer 1 (dense"),
-        (("simple.keras", "--out", "x"), "give --config configs/simple.py"),
+        (("simple.keras", "--out", "x"), "give --config simple"),
         (("m.keras", "--out", "x", "--features", 4, 4, 4), "leave them out"),
         (("m.keras", "--out", run), "holds a run; give another --out"),
         (("m.keras",), "--out"),
     ):
-        assert_fails_in_one_line(refuse("import_keras.py", *arguments), message)
+        assert_fails_in_one_line(refuse("import", *arguments), message)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -436,22 +436,22 @@ def test_the_commands_one_after_the_other(script, tmp_path, test_images):
     model = randomised(sequential(conv_layers(6, 4, 2)))
     save(model, tmp_path / "m.weights.h5")
     small = ("--train-examples", 256, "--test-examples", 100, "--epochs", 1, "--seed", 5)
-    process = script("import_keras.py", "m.weights.h5", "--out", "a run", *small)
+    process = script("import", "m.weights.h5", "--out", "a run", *small)
     assert process.returncode == 0, process.stderr
     first, second, loss, last = process.stdout.splitlines()
     assert first == "a run: conv with features (6, 4, 2), 745 parameters from m.weights.h5"
     assert model.count_params() == 745
     assert second.startswith("The file has no padding and no activations")
     assert loss.startswith("val_loss: ")
-    assert script("evaluate.py", "a run").returncode == 0
+    assert script("evaluate", "a run").returncode == 0
     Image.fromarray(test_images[0, :, :, 0]).save(tmp_path / "boot.png")
-    assert script("reconstruct.py", "a run", "boot.png", "--out", "out").returncode == 0
-    assert script("export_keras.py", "a run", "back.keras").returncode == 0
+    assert script("reconstruct", "a run", "boot.png", "--out", "out").returncode == 0
+    assert script("export", "a run", "--format", "keras", "--out", "back.keras").returncode == 0
     back = keras.models.load_model(tmp_path / "back.keras")
     np.testing.assert_equal(back.get_weights(), model.get_weights())
-    python, command, *arguments = shlex.split(last.partition(", run ")[2])
-    assert (python, command) == ("python", "scripts/train.py")
-    process = script("train.py", *arguments)
+    program, command, *arguments = shlex.split(last.partition(", run ")[2])
+    assert (program, command) == ("cae-jax", "train")
+    process = script("train", *arguments)
     assert process.returncode == 0, process.stderr
     assert "a run resumes after step 0" in process.stdout
     assert len(history.read(tmp_path / "a run" / "history.csv")) == 1

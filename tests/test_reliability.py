@@ -136,7 +136,7 @@ def test_a_signal_ends_the_script_soon_with_the_command_that_goes_on(
     *_, command = out.splitlines()
     overwrite = moment in ("start", "data")  # nothing of this run is there yet
     assert command == (
-        f"{number.name}: to go on, run python {TRAIN[1]} {'--overwrite ' * overwrite}"
+        f"{number.name}: to continue, run cae-jax train {'--overwrite ' * overwrite}"
         f"--workdir {tmp_path / 'run'} --data-dir {data_dir}"
     )
     if moment in ("first epoch", "later"):

@@ -395,11 +395,12 @@ def test_a_run_that_is_not_finished(browser, run, tmp_path, data_dir):
 
 
 def test_the_command_refuses_in_one_line(refuse, tmp_path):
-    process = refuse("report.py", "nowhere")
+    process = refuse("report", "nowhere")
     assert process.returncode == 2
     assert process.stdout == ""
     assert process.stderr == (
-        "report.py: error: nowhere is no run (it has no config.json); give a folder of train.py\n"
+        "cae-jax report: error: nowhere is no run (it has no config.json); "
+        "give a folder of train.py\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -113,7 +113,7 @@ def test_image_sizes_stand_in_the_topology_and_the_data_sources_alone():
     files = subprocess.run(
         ["git", "ls-files", "cae_jax"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    allowed = {"cae_jax/models/topology.py", "cae_jax/data/tfds_builder.py"}
+    allowed = {"cae_jax/models/topology.py", "cae_jax/config.py"}  # config.py: IMAGE_SHAPES
     found = []
     for name in files:
         if Path(name).suffix in (".py", ".h", ".cc", ".js") and name not in allowed:

@@ -1,0 +1,54 @@
+"""The command `cae-jax`: a module for each of its commands, imported only when it is called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import tyro
+
+from cae_jax.cli import common
+
+COMMANDS = (
+    *("train", "evaluate", "reconstruct", "summary", "curves", "report", "export", "import"),
+    "benchmark",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command.
+
+    Args:
+        arguments: the command and its flags; None takes those of this process, and with none the
+            commands are listed.
+    """
+    name, *flags = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in COMMANDS:
+        run(name, flags)
+    elif name in ("-h", "--help"):
+        print("usage: cae-jax COMMAND [flags]\n")
+        for each in COMMANDS:
+            print(f"  {each:<11}  {(module(each).__doc__ or '').splitlines()[0]}")
+        print("\ncae-jax COMMAND --help lists the flags of a command.")
+        print("cae-jax --tyro-print-completion bash prints its shell completion (also zsh, tcsh).")
+    elif name.startswith("--tyro-"):
+        commands = {each: module(each).Flags for each in COMMANDS}
+        tyro.extras.subcommand_cli_from_dict(commands, prog="cae-jax", args=[name, *flags])
+    else:
+        common.fail(f"{name} is not a command; give one of {', '.join(COMMANDS)}", "cae-jax")
+
+
+def run(name: str, arguments: Sequence[str]) -> None:
+    """Parses the flags of a command and calls it."""
+    program, command = f"cae-jax {name}", module(name)
+    with (
+        common.user_errors(program, command.Flags),
+        common.interruptible(["cae-jax", name, *arguments]),
+    ):
+        flags = common.parse(command.Flags, arguments, prog=program, description=command.__doc__)
+        command.run(flags)
+
+
+def module(name: str) -> ModuleType:
+    """The module of a command: `Flags`, its flags, and `run`, which takes them."""
+    return importlib.import_module(f"cae_jax.cli.{'import_' if name == 'import' else name}")

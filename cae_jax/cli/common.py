@@ -1,76 +1,169 @@
-"""What the scripts share: typed flags, and errors as one line with exit code 2."""
+"""What the commands share: typed flags, and errors as one line with exit code 2."""
 
 import argparse
+import ast
 import contextlib
+import dataclasses
 import io
 import itertools
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 import tyro
 
+from cae_jax.config import TrainConfig, config_names, load_config
 from cae_jax.errors import UserError
 from cae_jax.runs.interruption import Interrupted, Interruption
 
 Flags = TypeVar("Flags")
+Backend = Literal["auto", "xla", "matmul", "native"]
+DEFAULT_CONFIG = "fashion_mnist"
+_CONFIG_HELP = f"Name of a shipped config ({', '.join(config_names())}) or path of a Python file."
 
 
-def parse(flags: type[Flags], **options: Any) -> Flags:
-    """Parses the command line into a dataclass with tyro.
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """Where the data set is read from."""
 
-    tyro draws a box around an error; here its text comes out as one line.
+    data_dir: Path | None = None
+    """Where TFDS keeps data sets; None takes TFDS_DATA_DIR, else TFDS's own default."""
+
+    archives: Path | None = None
+    """Folder with the four original .gz archives; None takes shipped or downloaded ones."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConfigFlags:
+    """Base of the flags of a command that takes a config."""
+
+    changes: ClassVar[Mapping[str, Any]] = {}  # other defaults than those of the config
+
+    config: Annotated[str, tyro.conf.arg(help=_CONFIG_HELP)] = DEFAULT_CONFIG
+
+    train: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
+    """Override single fields of the config."""
+
+
+class Resumable(Interrupted):
+    """Interrupted after the run began: the command that continues it must not overwrite."""
+
+
+def parse(flags: type[Flags], arguments: Sequence[str] | None = None, **options: Any) -> Flags:
+    """Parses a command line into a dataclass with tyro.
 
     Args:
         flags: dataclass whose fields are the flags and whose field docstrings are their help.
-        options: go to `tyro.cli`.
+        arguments: without the program; None takes those of this process.
+        options: passed to `tyro.cli`.
+
+    Raises:
+        UserError: arguments that do not fit; tyro draws a box around its message, this is one line.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if issubclass(flags, ConfigFlags):
+        # The file comes first: it gives the defaults of the other flags.
+        missing = {
+            field.name: tyro.MISSING
+            for field in dataclasses.fields(flags)
+            if field.default is field.default_factory is dataclasses.MISSING
+        }
+        config = dataclasses.replace(load_config(_config_of(arguments)), **flags.changes)
+        options["default"] = flags(train=config, **missing)
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(flags, **options)
+            return tyro.cli(flags, args=arguments, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
-    fail(f"{_one_line(stderr.getvalue())}; see --help")
+    raise UserError(f"{_one_line(stderr.getvalue())}; see --help")
 
 
-def config_path(default: Path) -> Path:
-    """The value of --config, which is needed before the other flags know their defaults."""
+def _config_of(arguments: Sequence[str]) -> str:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?", type=Path, default=default)
-    return parser.parse_known_args()[0].config or default
+    parser.add_argument("--config", nargs="?")
+    return parser.parse_known_args(arguments)[0].config or DEFAULT_CONFIG
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns a `UserError` into a line on stderr and exit code 2; bugs keep their traceback."""
+def user_errors(program: str | None = None, flags: type | None = None) -> Iterator[None]:
+    """Turns a `UserError` into a line on stderr and exit code 2; bugs keep their traceback.
+
+    Args:
+        program: what the line starts with; None takes the name of the running script.
+        flags: the dataclass of the flags, for `as_flags`.
+    """
     try:
         yield
     except UserError as error:
-        fail(str(error))
+        fail(as_flags(str(error), flags), program)
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Ends the script at SIGINT or SIGTERM: the command that goes on, exit code 128 + signal."""
+def interruptible(command: Sequence[str] = ()) -> Iterator[None]:
+    """Ends the process at SIGINT or SIGTERM with exit code 128 + signal.
+
+    Args:
+        command: command line to continue with, which is printed; () takes that of this process.
+    """
     with Interruption():
         try:
             yield
         except Interrupted as stop:
-            print(f"{stop}: to go on, run {shlex.join(['python', *sys.argv])}", flush=True)
-            # Not by an exception: a compilation that is still at work would be waited for.
+            words = [*(command or ["python", *sys.argv])]
+            if isinstance(stop, Resumable):
+                words = [word for word in words if word != "--overwrite"]
+            print(f"{stop}: to continue, run {shlex.join(words)}", flush=True)
+            # No exception: the interpreter would wait for a compilation that is still running.
             os._exit(128 + stop.signal)
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, program: str | None = None) -> NoReturn:
     """Prints a one-line error and exits with code 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    program = program or Path(sys.argv[0]).name
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def as_flags(message: str, flags: type | None = None) -> str:
+    """Turns the parameters in backticks of a library message into flags.
+
+    Args:
+        message: such as "pass another `workdir`, or `overwrite=True`".
+        flags: dataclass whose positional fields are named as in the help, "RUNS" for `runs`.
+    """
+    hints = typing.get_type_hints(flags, include_extras=True) if flags else {}
+    positional = {
+        name
+        for name, hint in hints.items()
+        if tyro.conf.Positional in getattr(hint, "__metadata__", ())
+    }
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name in positional:
+            return name.upper()
+        name = name.replace("_", "-")
+        if value in ("True", "False"):
+            return f"--{name}" if value == "True" else f"--no-{name}"
+        return f"--{name}" if value is None else f"--{name} {_words(value)}"
+
+    return re.sub(r"`([a-z][a-z0-9_]*)(?:=([^`]+))?`", flag, message)
+
+
+def _words(literal: str) -> str:
+    """A Python literal as it stands on a command line: no quotes, a tuple as several words."""
+    try:
+        value = ast.literal_eval(literal)
+    except (SyntaxError, ValueError):
+        return literal
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _one_line(box: str) -> str:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from cae_jax.config import TrainConfig
+from cae_jax.config import IMAGE_SHAPES, TrainConfig
 
 Kind = Literal["input", "conv", "pool", "upsample", "crop", "dense"]
 Padding = Literal["same", "valid"]
@@ -119,8 +119,8 @@ class Topology(NamedTuple):
 def of_config(config: TrainConfig) -> Topology:
     """The network that a config describes."""
     if config.model == "conv":
-        return convolutional(IMAGE_SHAPE, config.features)
-    return dense(IMAGE_SHAPE, config.model)
+        return convolutional(IMAGE_SHAPES[config.dataset], config.features)
+    return dense(IMAGE_SHAPES[config.dataset], config.model)
 
 
 def convolutional(image_shape: tuple[int, int, int], features: Sequence[int]) -> Topology:

@@ -1,0 +1,69 @@
+"""Compare the loss curves of runs, and of CSV files such as the Keras tutorial's log.
+
+cae-jax curves runs/lab runs/fashion_mnist docs/lab_log.csv --figure curves.png
+
+Prints one row per epoch with loss / val_loss of each.
+"""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cae_jax import atomic
+from cae_jax.errors import UserError
+from cae_jax.evaluation import markdown
+
+COLUMNS = ("epoch", "loss", "val_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run directories, or CSV files with the columns epoch, loss and val_loss."""
+
+    figure: Path | None = None
+    """Draw the curves to this file too."""
+
+
+def run(flags: Flags) -> None:
+    if not flags.runs:
+        raise UserError(
+            "no RUNS given; give run directories written by cae-jax train, or CSV files"
+        )
+    atomic.check_output(flags.figure)
+    curves = {path.stem: read_curve(path) for path in flags.runs}
+    rows = [dict(zip(curve["epoch"], lines(curve), strict=True)) for curve in curves.values()]
+    epochs = sorted(set().union(*rows))
+    cells = [[f"{epoch:.0f}", *(row.get(epoch, "") for row in rows)] for epoch in epochs]
+    print(markdown.table(["epoch", *curves], cells, aligned=False))
+    if flags.figure:
+        from cae_jax import figures  # matplotlib takes a second to import
+
+        figures.save_curves(flags.figure, curves)
+
+
+def lines(curve: dict[str, list[float]]) -> list[str]:
+    """One text per epoch: loss / val_loss."""
+    return [
+        f"{loss:.4f} / {val_loss:.4f}"
+        for loss, val_loss in zip(curve["loss"], curve["val_loss"], strict=True)
+    ]
+
+
+def read_curve(path: Path) -> dict[str, list[float]]:
+    """The three columns of a run's history or of a CSV file."""
+    file = path / "history.csv" if path.is_dir() else path
+    try:
+        rows = list(csv.DictReader(file.read_text().splitlines()))
+        return {name: [float(row[name]) for row in rows] for name in COLUMNS}
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}); give runs or CSV files"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} lacks the numeric columns {', '.join(COLUMNS)}; give runs or CSV files"
+        ) from error

@@ -1,0 +1,164 @@
+"""Evaluate trained autoencoders on the test images of their data set.
+
+    cae-jax evaluate runs/denoise runs/denoise_deep --figure comparison.png
+
+Prints a table with one row per config: quality on the test images with 95 % intervals. Runs that
+differ only in their seed share a row. A second table has the differences between each two rows,
+paired by image.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import tyro
+
+from cae_jax import atomic
+from cae_jax.cli import common
+from cae_jax.config import NOISES, Noise, TrainConfig, check_level
+from cae_jax.errors import UserError
+from cae_jax.ops import cache
+
+if TYPE_CHECKING:  # the modules that import JAX are imported once the flags are accepted
+    from cae_jax.evaluation import comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run directories, all on one data set."""
+
+    noise: Noise | None = None
+    """Noise on the test images; None takes what the runs were trained with."""
+
+    noise_level: float | None = None
+    """Level of the noise, as in training; None takes that of the runs, and with --noise its
+    default."""
+
+    noise_seed: int = 0
+    """Seed of the noise; training with this seed validates on the same noise."""
+
+    baselines: Path | None = None
+    """Add rows of classical denoisers (pip install "cae-jax[baselines]"), which take minutes; this
+    directory caches their results."""
+
+    json: Path | None = None
+    """Write both tables to this file, unrounded."""
+
+    figure: Path | None = None
+    """Draw the first ten test images above the reconstructions of each row."""
+
+    worst: Path | None = None
+    """Draw the ten images with the lowest PSNR of each row."""
+
+    robustness: Path | None = None
+    """Draw the PSNR of each model over the noise level."""
+
+    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
+        default_factory=common.DataFlags
+    )
+
+
+def run(flags: Flags) -> None:
+    if not flags.runs:
+        raise UserError("no RUNS given; give run directories written by cae-jax train")
+    check_outputs(flags)
+    from cae_jax import data
+    from cae_jax.evaluation import comparison
+    from cae_jax.runs.folder import read_config
+
+    cache.use_compilation_cache()
+    dataset, noise, level = conditions(flags, [read_config(each) for each in flags.runs])
+
+    def load(split: str) -> np.ndarray:
+        return data.load_split(dataset, split, **vars(flags.data))[0]
+
+    images = load("test")
+    inputs = comparison.noisy_images(images, noise, level, flags.noise_seed)
+    trained = [
+        comparison.open_runs(label, runs)
+        for label, runs in comparison.group_runs(flags.runs).items()
+    ]
+    others = []
+    if noise != "none":
+        others.append(comparison.untrained_entry("noisy image", inputs, images))
+    if flags.baselines:
+        others += comparison.baseline_entries(
+            *(flags.baselines, load("train"), images, inputs), *(noise, level, flags.noise_seed)
+        )
+    metadata = {"dataset": dataset, "noise": noise, "level": check_level(noise, level)}
+    metadata["noise_seed"] = flags.noise_seed
+    report(flags, metadata, trained, others, images, inputs)
+
+
+def check_outputs(flags: Flags) -> None:
+    """Refuses outputs that cannot be written, before minutes of work."""
+    for path in (flags.json, flags.figure, flags.worst, flags.robustness):
+        atomic.check_output(path)
+    if flags.baselines:
+        with atomic.writing(flags.baselines, "give another directory for `baselines`"):
+            flags.baselines.mkdir(parents=True, exist_ok=True)
+
+
+def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[str, Noise, float | None]:
+    """Data set, noise and its level: those of the flags, else those that all runs share."""
+    if not 0 <= flags.noise_seed < 2**32 - 1:
+        raise UserError(
+            f"`noise_seed` is {flags.noise_seed}; it takes a number from 0 to 4294967294"
+        )
+
+    def shared(name: str, values: list, hint: str = "") -> Any:
+        if len(set(values)) > 1:
+            texts = " and ".join(sorted(map(str, set(values))))
+            raise UserError(f"the runs were trained with {name} {texts}; give equal ones{hint}")
+        return values[0]
+
+    dataset = shared("dataset", [config.dataset for config in configs])
+    noise, level = flags.noise, flags.noise_level
+    if noise is None:
+        noise = shared("noise", [config.noise for config in configs], ", or --noise")
+        if level is None:
+            levels = [check_level(config.noise, config.noise_level) for config in configs]
+            shared("noise_level", levels, ", or --noise-level")
+            level = configs[0].noise_level
+    check_level(noise, level)
+    if flags.robustness and noise not in NOISES:
+        raise UserError(
+            f"noise is {noise}, which has no level for --robustness; give --noise, one of "
+            f"{', '.join(NOISES)}"
+        )
+    return dataset, noise, level
+
+
+def report(
+    flags: Flags,
+    metadata: dict[str, Any],
+    trained: list["comparison.Trained"],
+    others: list["comparison.Entry"],
+    images: np.ndarray,
+    inputs: np.ndarray,
+) -> None:
+    """Prints the tables and writes the files that the flags name."""
+    from cae_jax import figures
+    from cae_jax.evaluation import comparison
+
+    models = [comparison.trained_entry(each, images, inputs) for each in trained]
+    entries, noise = [*others, *models], metadata["noise"]
+    rows, differences = comparison.summaries(entries), comparison.differences(entries)
+    print(comparison.metrics_table(rows))
+    if differences:
+        print(f"\n{comparison.metrics_table(differences, signed=True)}")
+    if flags.json:
+        tables = {**metadata, "rows": rows, "differences": differences}
+        with atomic.output_file(flags.json) as file:
+            atomic.write_json(file, tables)
+    if flags.figure:
+        figures.save_rows(flags.figure, comparison.first_rows(entries, images))
+    if flags.worst:
+        noisy = None if noise == "none" else inputs
+        figures.save_rows(flags.worst, comparison.worst_rows(models, images, noisy))
+    if flags.robustness:
+        levels = comparison.robustness_curves(trained, images, noise, flags.noise_seed)
+        x_label = f"{noise} noise: {NOISES[noise].meaning}"
+        figures.save_lines(flags.robustness, levels, x_label=x_label, y_label="mean PSNR (dB)")

@@ -1,0 +1,63 @@
+"""Export a trained autoencoder as one file that works without cae-jax.
+
+    cae-jax export runs/fashion_mnist --format onnx
+    cae-jax export runs/deep --format keras --best --out deep.keras
+
+docs/export.md shows how each format is loaded.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+import cae_jax
+from cae_jax import atomic
+from cae_jax.cli import common
+from cae_jax.errors import UserError
+from cae_jax.ops import cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+
+    format: Literal["stablehlo", "safetensors", "onnx", "keras"]
+    """stablehlo: a function for JAX. safetensors: the parameters. onnx: a function for ONNX
+    runtimes. keras: a model for keras.models.load_model."""
+
+    function: Literal["reconstruct", "encode", "decode"] | None = None
+    """The function to export; None is reconstruct. Formats stablehlo and onnx only."""
+
+    out: Path | None = None
+    """The file; None takes RUN's name.FORMAT in this directory, with -encode or -decode after the
+    name."""
+
+    best: bool = False
+    """Export the checkpoint with the lowest val_loss instead of the newest one."""
+
+
+def run(flags: Flags) -> None:
+    from cae_jax.interop import export
+    from cae_jax.interop.keras import keras_archive
+
+    out = flags.out or default_path(flags)
+    if flags.format != "keras":
+        export.check(flags.format, flags.function)
+    elif flags.function:
+        raise UserError("`function` is for the formats stablehlo and onnx; leave it out for keras")
+    atomic.check_output(out)
+    cache.use_compilation_cache()
+    autoencoder = cae_jax.load(flags.run, best=flags.best, **common.backend("matmul"))
+    if flags.format == "keras":
+        keras_archive.write(out, autoencoder)
+    else:
+        export.write(out, export.serialise(autoencoder, flags.format, flags.function))
+    print(f"{out}: {out.stat().st_size:,} bytes")
+
+
+def default_path(flags: Flags) -> Path:
+    part = "" if flags.function in (None, "reconstruct") else f"-{flags.function}"
+    return Path(f"{flags.run.resolve().name}{part}.{flags.format}")

@@ -1,0 +1,103 @@
+"""Import a network that Keras saved as a run, without executing code from the file.
+
+    cae-jax import model.keras --out runs/imported
+
+The run can be evaluated, reconstruct images and continue training. The network has to be that of
+the config; --features may be left out, since the file has them. Every field of the config is a flag
+too; it applies when training continues.
+"""
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from cae_jax.cli import common
+from cae_jax.config import TrainConfig, load_config, to_dict
+from cae_jax.errors import UserError
+from cae_jax.ops import cache
+
+if TYPE_CHECKING:
+    from cae_jax.interop.keras.keras_weights import Weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(common.ConfigFlags):
+    file: tyro.conf.Positional[Path]
+    """File that Keras wrote: .keras, .weights.h5 or .h5."""
+
+    out: Annotated[Path, tyro.conf.arg(aliases=["--workdir"])]
+    """Directory of the run."""
+
+    overwrite: bool = False
+    """Replace an existing run."""
+
+    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
+        default_factory=common.DataFlags
+    )
+
+
+def run(flags: Flags) -> None:
+    from cae_jax.interop.keras import keras_isolated
+
+    weights = keras_isolated.read(flags.file)
+    base = load_config(flags.config)
+    config = check_network(flags, base, weights)
+    # Takes seconds, which a file that is refused should not cost.
+    from cae_jax.interop.keras import keras_run
+
+    cache.use_compilation_cache()
+    val_loss = keras_run.write_run(
+        weights, config, flags.out, overwrite=flags.overwrite, **vars(flags.data)
+    )
+    report(flags, base, weights, config, val_loss)
+
+
+def check_network(flags: Flags, base: TrainConfig, weights: "Weights") -> TrainConfig:
+    """The config of the flags, with the features of the file unless the flags override them."""
+    config = flags.train
+    if config.model != weights.kind:
+        example = {"conv": "fashion_mnist"}.get(weights.kind, weights.kind)
+        raise UserError(
+            f"{flags.file} holds the network {weights.kind} and the config has {config.model}; "
+            f"give --config {example}"
+        )
+    if weights.kind == "conv" and config.features not in (base.features, weights.features):
+        raise UserError(
+            f"{flags.file} has features {weights.features} and --features are {config.features}; "
+            "leave them out"
+        )
+    return dataclasses.replace(config, features=weights.features)
+
+
+def report(
+    flags: Flags,
+    base: TrainConfig,
+    weights: "Weights",
+    config: TrainConfig,
+    val_loss: float,
+) -> None:
+    """Prints what was imported, what was missing, and how to continue."""
+    features = f" with features {config.features}" if weights.kind == "conv" else ""
+    parameters = sum(array.size for layer in weights.params.values() for array in layer.values())
+    print(f"{flags.out}: {weights.kind}{features}, {parameters:,} parameters from {flags.file}")
+    if not weights.whole:
+        print("The file has no padding and no activations; those of the network are assumed")
+    print(f"val_loss: {val_loss:.4f}")
+    print(f"To continue training with a fresh optimizer, run {train_command(flags, base, config)}")
+
+
+def train_command(flags: Flags, base: TrainConfig, config: TrainConfig) -> str:
+    """The command line that continues training the run."""
+    words: list[Any] = ["cae-jax", "train", "--workdir", flags.out]
+    if flags.config != common.DEFAULT_CONFIG:
+        words += ["--config", flags.config]
+    for name, value in to_dict(config).items():
+        if value != to_dict(base)[name]:
+            words += [f"--{name.replace('_', '-')}", *(value if type(value) is list else [value])]
+    for name, value in vars(flags.data).items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", value]
+    return shlex.join(map(str, words))

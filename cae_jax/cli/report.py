@@ -1,0 +1,39 @@
+"""Write a report on runs as one self-contained HTML page.
+
+    cae-jax report runs/fashion_mnist runs/denoise --out report.html
+
+The page has configuration, curves, tables and images. Its networks run in the browser: a slider
+walks between two images, noise is added and removed.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cae_jax import atomic
+from cae_jax.cli import common
+from cae_jax.ops import cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run directories, all on one data set; their training may still be running."""
+
+    out: Path = Path("report.html")
+    """The page."""
+
+    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
+        default_factory=common.DataFlags
+    )
+
+
+def run(flags: Flags) -> None:
+    from cae_jax.report import collect, page
+
+    atomic.check_output(flags.out)
+    cache.use_compilation_cache()
+    page.write(flags.out, collect.collect(flags.runs, **vars(flags.data)))
+    print(f"{flags.out}: {flags.out.stat().st_size / 1e6:.1f} MB; open it in a browser")

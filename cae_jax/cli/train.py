@@ -1,0 +1,48 @@
+"""Train an autoencoder; repeated with the same --workdir, it resumes.
+
+    cae-jax train --config denoise --epochs 50 --seed 1
+
+Every field of the config is a flag too and overrides it.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+import cae_jax
+from cae_jax.cli import common
+from cae_jax.ops import cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(common.ConfigFlags):
+    workdir: Path | None = None
+    """Directory of the run; None takes runs/ and the name of the config."""
+
+    overwrite: bool = False
+    """Replace an existing run instead of resuming it."""
+
+    chunk_steps: int = 67
+    """Steps between two updates of the progress bar; the result does not depend on it."""
+
+    backend: common.Backend = "auto"
+    """How the layers are computed: XLA convolutions, matmuls, or the native kernel (CPU only)."""
+
+    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
+        default_factory=common.DataFlags
+    )
+
+
+def run(flags: Flags) -> None:
+    cache.use_compilation_cache()
+    result = cae_jax.fit(
+        flags.train,
+        flags.workdir or Path("runs") / Path(flags.config).stem,
+        overwrite=flags.overwrite,
+        chunk_steps=flags.chunk_steps,
+        backend=flags.backend,
+        **vars(flags.data),
+    )
+    if result.interrupted is not None:
+        raise common.Resumable(result.interrupted)

@@ -1,0 +1,378 @@
+"""Each command as a user gives it, in a new process."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import termios
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import cae_jax
+from cae_jax import cli
+from cae_jax.cli import common, evaluate
+from cae_jax.runs import history
+from tests.conftest import CHOICE, ROOT, SMALL
+
+HEADS = ["BCE", "MSE", "PSNR (dB)", "SSIM"]
+QUICK = ("--train-examples", 256, "--test-examples", 100, "--epochs", 2)
+
+
+def assert_fails_in_one_line(process, message):
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert message in process.stderr
+
+
+def test_train_resume_and_refusal(command, tmp_path):
+    process = command("train", *QUICK)
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert lines[0] == f"Method {CHOICE.method}: {CHOICE.reason}"
+    assert lines[1].startswith("Compiled in ")
+    row = history.read(tmp_path / "runs" / "fashion_mnist" / "history.csv")[-1]
+    assert lines[-1] == (
+        f"Epoch 2/2 - {row.epoch_seconds:.1f}s - {row.images_per_second:.0f} images/s - "
+        f"loss: {row.loss:.4f} - val_loss: {row.val_loss:.4f} - val_psnr: {row.val_psnr:.2f}"
+    )
+    assert process.stderr == ""  # no bar where the output is no terminal, no warning
+    again = command("train", *QUICK)
+    assert again.returncode == 0
+    assert "finished after 2 epochs" in again.stdout
+    other = command("train", *QUICK, "--seed", 3)
+    assert_fails_in_one_line(other, "seed (0 there, 3 now)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epoch", 3), "--epoch"),
+        (("--epochs", "many"), "--epochs"),
+        (("--epochs", 0), "epochs is 0; it takes a whole number of at least 1"),
+        (("--optimizer", "lion"), "adadelta"),
+        (("--learning-rate", "nan"), "learning_rate is nan"),
+        (("--config", "nowhere.py"), "nowhere.py is not a file"),
+        (("--config",), "--config"),
+        (("--features", 16, 8), "--features"),
+    ],
+)
+def test_bad_flags(refuse, tmp_path, arguments, message):
+    assert_fails_in_one_line(refuse("train", *arguments), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_bad_flag_is_told_in_any_encoding(command, monkeypatch, encoding):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    process = command("train", "--optimizer", "lion")
+    assert_fails_in_one_line(process, "cae-jax train: error: invalid choice 'lion'")
+    assert "adadelta" in process.stderr
+
+
+def test_help_shows_every_field(command):
+    process = command("train", "--help")
+    assert process.returncode == 0
+    for field in SMALL.__dataclass_fields__:
+        assert f"--{field.replace('_', '-')} " in process.stdout
+    assert "Peak learning rate" in process.stdout
+
+
+def test_summary(command, refuse, capsys, monkeypatch):
+    process = command("summary")
+    assert process.returncode == 0
+    assert "Total params: 4,385" in process.stdout
+    assert_fails_in_one_line(refuse("summary", "--config", "x.py"), "x.py is not a file")
+    monkeypatch.setattr(
+        sys, "argv", ["cae-jax", "summary", "--config", str(ROOT / "configs/deep.py")]
+    )
+    cli.main()
+    assert "Total params: 222,384" in capsys.readouterr().out
+
+
+def test_evaluate(command, run, tmp_path, test_images):
+    process = command("evaluate", run, "--json", "table.json", "--figure", "figure.png")
+    assert process.returncode == 0, process.stderr
+    tables = json.loads((tmp_path / "table.json").read_text())
+    (row,) = tables["rows"]
+    assert tables["differences"] == []
+    heads, _, cells = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in process.stdout.splitlines()
+    )
+    assert heads == ["", "model", "runs", "parameters", "code", "seconds", *HEADS]
+    assert cells[:5] == [str(run), "conv", "1", "4,385", "128"]
+    assert cells[8] == "{:.2f} [{:.2f}, {:.2f}]".format(*row["psnr"])
+    # Mean squared error and PSNR once more by NumPy from the model's own output.
+    error = cae_jax.load(run).reconstruct(test_images) - test_images / 255
+    assert row["mse"][0] == pytest.approx((error**2).mean(), rel=1e-4)
+    psnr = -10 * np.log10((error**2).mean(axis=(1, 2, 3)))
+    assert row["psnr"][0] == pytest.approx(psnr.mean(), rel=1e-4)
+    assert row["psnr"][2] - row["psnr"][1] == pytest.approx(2 * 1.96 * psnr.std() / 100, rel=0.1)
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert figure.width > 800
+
+
+@pytest.mark.slow
+def test_evaluate_with_noise(command, run, tmp_path):
+    files = ("--figure", "rows.png", "--worst", "worst.png", "--robustness", "curve.png")
+    process = command("evaluate", run, "--noise", "occlusion", *files)
+    assert process.returncode == 0, process.stderr
+    lines = [line.split("|")[1].strip() for line in process.stdout.splitlines() if line]
+    assert [line for line in lines if line.strip("-")] == [
+        "noisy image",
+        str(run),
+        f"noisy image - {run}",
+    ]
+    for name in files[1::2]:
+        with Image.open(tmp_path / name) as figure:
+            assert np.asarray(figure.convert("L")).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "RUNS"),
+        (("nowhere",), "nowhere is no run"),
+        (("RUN", "--noise", "fog"), "--noise"),
+        (("RUN", "--noise", "masking", "--noise-level", 2), "from 0 to 1: fraction of the pixels"),
+        (("RUN", "--noise-level", 2), "noise none takes none"),
+        (("RUN", "--robustness", "x.png"), "no level for --robustness; give --noise, one of"),
+        (("RUN", "--figure", "nowhere/x.png"), "give a file in a folder that exists"),
+        (("RUN", "--noise-seed", -1), "noise_seed is -1"),
+        (("RUN", "RUN"), "are the same config with the same seed; give one"),
+    ],
+)
+def test_evaluate_refuses(refuse, run, arguments, message):
+    arguments = [run if argument == "RUN" else argument for argument in arguments]
+    assert_fails_in_one_line(refuse("evaluate", *arguments), message)
+
+
+def test_evaluate_takes_runs_with_the_same_noise_only(refuse, run, tmp_path):
+    shutil.copytree(run, tmp_path / "other")
+    config = json.loads((run / "config.json").read_text()) | {"noise": "mix"}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    assert_fails_in_one_line(
+        refuse("evaluate", run, "other"),
+        "trained with noise mix and none; give equal ones, or --noise",
+    )
+
+
+@pytest.mark.slow
+def test_compare(script, tmp_path):
+    small = ("--epochs", 1, "--train-examples", 256, "--seeds", 1)
+    command = ("benchmarks.study", *small, "--no-baselines", "--page", "page.md")
+    process = script(*command)
+    assert process.returncode == 0, process.stderr
+    text = (tmp_path / "page.md").read_text()
+    figures = re.findall(r"\]\((page_\w+\.png)\)", text)
+    assert len(figures) == 5
+    assert all((tmp_path / figure).exists() for figure in figures)
+    again = script(*command)
+    assert again.returncode == 0
+    assert "Training" not in again.stdout
+    assert_fails_in_one_line(
+        script("benchmarks.study", "--seeds", 0), "seeds is 0; it takes a whole"
+    )
+    assert (tmp_path / "page.md").read_text() == text
+
+
+def test_reconstruct(command, refuse, run, tmp_path, test_images):
+    Image.fromarray(test_images[0, :, :, 0]).save(tmp_path / "boot.png")
+    Image.new("RGB", (30, 30)).save(tmp_path / "colour.png")
+    np.save(tmp_path / "two.npy", test_images[1:3])
+    process = command("reconstruct", run, "boot.png", "two.npy", "--out", "out")
+    assert process.returncode == 0, process.stderr
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["boot.png", "two-0000.png", "two-0001.png"]
+    with Image.open(tmp_path / "out" / "boot.png") as image:
+        assert (image.mode, image.size) == ("L", (28, 28))
+    refused = refuse("reconstruct", run, "boot.png", "--out", ".")
+    assert_fails_in_one_line(refused, "boot.png is one of the images; give another --out")
+    refused = refuse("reconstruct", run, "boot.png", "colour.png", "--out", "new")
+    assert_fails_in_one_line(refused, "colour.png: 30 x 30 pixels of mode RGB")
+    assert not (tmp_path / "new").exists()
+    assert command("reconstruct", run, "colour.png", "--out", "new", "--resize").returncode == 0
+
+
+def test_tensorflow_is_never_imported(data_dir, tmp_path):
+    code = """
+import sys, cae_jax
+from cae_jax.data import store
+store.load("fashion_mnist", "test", data_dir=sys.argv[2])  # prepares and reads records
+config = cae_jax.TrainConfig(train_examples=128, test_examples=10, epochs=1)
+cae_jax.fit(config, sys.argv[3], data_dir=sys.argv[1])
+assert "tensorflow" not in sys.modules
+"""
+    folders = [data_dir, tmp_path / "data", tmp_path / "run"]
+    subprocess.run([sys.executable, "-c", code, *map(str, folders)], check=True, timeout=300)
+
+
+def test_the_bar_shows_in_a_terminal(data_dir, tmp_path):
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    command = [sys.executable, "-m", "cae_jax", "train", *QUICK]
+    command += ["--workdir", tmp_path / "run", "--data-dir", data_dir]
+    process = subprocess.Popen(list(map(str, command)), stdout=theirs, stderr=theirs, cwd=ROOT)
+    os.close(theirs)
+    output = b""
+    with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+        while chunk := os.read(ours, 4096):
+            output += chunk
+    os.close(ours)
+    assert process.wait(timeout=300) == 0
+    assert b"Epoch 1/2: " in output
+    assert b"step/s]" in output
+
+
+def test_curves(command, refuse, run, tmp_path):
+    log = ROOT / "docs" / "lab_log.csv"
+    process = command("curves", log, run, "--figure", "curves.png")
+    assert process.returncode == 0, process.stderr
+    first = history.read(run / "history.csv")[0]
+    lines = process.stdout.splitlines()
+    assert lines[0] == "| epoch | lab_log | small |"
+    assert lines[2] == f"| 1 | 0.3205 / 0.3229 | {first.loss:.4f} / {first.val_loss:.4f} |"
+    assert lines[-1] == "| 20 | 0.2893 / 0.2894 |  |"
+    with Image.open(tmp_path / "curves.png") as figure:
+        assert figure.width > 500
+    (tmp_path / "bad.csv").write_text("epoch,loss\n1,x\n")
+    assert_fails_in_one_line(refuse("curves", "bad.csv"), "bad.csv lacks the numeric columns")
+    assert_fails_in_one_line(refuse("curves", "nowhere"), "nowhere cannot be read")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_the_commands_are_listed_with_one_line_each(arguments, capsys):
+    cli.main(arguments)
+    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    listed = {row[0]: row[1] for row in rows if row and row[0] in cli.COMMANDS}
+    assert list(listed) == list(cli.COMMANDS)
+    assert listed["train"] == "Train an autoencoder; repeated with the same --workdir, it resumes."
+    assert all(text.endswith(".") for text in listed.values())
+    modules = {path.stem.strip("_") for path in (ROOT / "cae_jax" / "cli").glob("*.py")}
+    assert modules == {*cli.COMMANDS, "common", "init"}
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["trian"])
+    assert capsys.readouterr().err.startswith(
+        "cae-jax: error: trian is not a command; give one of train, evaluate, "
+    )
+
+
+def test_help_and_refusals_do_not_import_jax(tmp_path):
+    code = """
+import sys
+from cae_jax.cli import COMMANDS, main
+calls = [[], ["train", "--epoch", "3"], ["evaluate"], ["reconstruct", "run", "--out", "x"]]
+for call in [*calls, *([each, "--help"] for each in COMMANDS), ["--tyro-print-completion", "bash"]]:
+    try:
+        main(call)
+    except SystemExit:
+        pass
+    assert "jax" not in sys.modules, call
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def test_the_shell_completes_commands_flags_and_choices(command, tmp_path):
+    process = command("--tyro-print-completion", "bash")
+    assert process.returncode == 0, process.stderr
+    (tmp_path / "completion").write_text(process.stdout)
+    words = ["cae-jax tra", "cae-jax train --learn", "cae-jax export run --format sta"]
+    code = "source completion; f=$(complete -p cae-jax | sed 's/.*-F //; s/ .*//')\n"
+    for line in words:
+        code += f"COMP_WORDS=({line}); COMP_CWORD={line.count(' ')}; COMPREPLY=(); $f\n"
+        code += "echo ${COMPREPLY[@]}\n"
+    completed = subprocess.run(
+        ["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert completed.stdout.split() == ["train", "--learning-rate", "stablehlo"], completed.stderr
+
+
+def test_a_config_is_found_by_name_or_by_path(refuse, capsys, tmp_path, data_dir, monkeypatch):
+    process = refuse("summary", "--config", "denoisee")
+    assert_fails_in_one_line(
+        process, "cae-jax summary: error: config 'denoisee' is not known; give"
+    )
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    assert f"give one of {', '.join(names)} or a path to a Python file" in process.stderr
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.py").write_text(
+        "from cae_jax import TrainConfig\ndef get_config(): return TrainConfig(features=(6, 4, 2))"
+    )
+    for flags, total in (
+        (("--config", "my.py"), "745"),
+        (("--config=deep",), "222,384"),
+        (("--config", "wide", "--model", "simple"), "50,992"),
+    ):
+        cli.main(["summary", *flags])
+        assert f"Total params: {total}\n" in capsys.readouterr().out
+    arguments = ("--config", "denoise", *QUICK, "--seed", 7, "--data-dir", data_dir)
+    cli.main(["train", *map(str, arguments)])
+    config = json.loads((tmp_path / "runs" / "denoise" / "config.json").read_text())
+    assert (config["noise"], config["train_examples"], config["seed"]) == ("gaussian", 256, 7)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("pass `overwrite=True` to replace it", "pass --overwrite to replace it"),
+        ("`noise_level` is 2", "--noise-level is 2"),
+        ("or `on_nan='skip'`, or", "or --on-nan skip, or"),
+        ("`best=False`", "--no-best"),
+        ("`features=(4, 4, 2)`", "--features 4 4 2"),
+        ("`workdir=runs/a b`", "--workdir runs/a b"),
+        ("`runs` is empty", "RUNS is empty"),
+        ("a directory written by `cae-jax train`", "a directory written by `cae-jax train`"),
+        ("noise_level is 2", "noise_level is 2"),
+    ],
+)
+def test_parameters_in_messages_become_flags(message, text):
+    assert common.as_flags(message, evaluate.Flags) == text
+
+
+def test_a_script_is_its_command(script):
+    paths = list((ROOT / "scripts").glob("*.py"))
+    for path in paths:
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 5
+        assert lines[-1] == f'main(["{path.stem}", *sys.argv[1:]])'
+    assert {path.stem for path in paths} <= set(cli.COMMANDS)
+    assert script("train.py", "--help").stdout.startswith("usage: cae-jax train ")
+
+
+def test_benchmark(refuse, capsys, tmp_path, data_dir):
+    small = ("--train-examples", 256, "--test-examples", 100, "--backend", "matmul")
+    arguments = (*small, "--epochs", 2, "--discard", 0, "--json", tmp_path / "times.json")
+    cli.main(["benchmark", *map(str, (*arguments, "--data-dir", data_dir))])
+    output = capsys.readouterr().out
+    times = json.loads((tmp_path / "times.json").read_text())
+    assert list(times["startup_seconds"]) == ["import", "device", "data", "build_and_compile"]
+    epoch = times["epoch_seconds"]
+    assert epoch["n"] == 2
+    assert 0 < epoch["min"] <= epoch["median"] <= epoch["max"]
+    assert times["train_images_per_second"] == pytest.approx(256 / epoch["median"])
+    assert (
+        min(times[f"{each}_images_per_second"] for each in ("encode", "decode", "reconstruct")) > 0
+    )
+    assert 2**26 < times["peak_memory_bytes"]["host"] < 2**34
+    assert times["versions"]["jax"] == jax.__version__
+    assert 0.3 < times["val_loss"] < 0.8
+    assert re.search(rf"^epoch seconds +median {epoch['median']:.4f}, min ", output, re.M)
+    assert_fails_in_one_line(refuse("benchmark", "--discard", -1), "error: --discard is -1; it")
+    assert_fails_in_one_line(refuse("benchmark", "--json", "no/x"), "no/x cannot be written")
