@@ -66,4 +66,4 @@ def _sum(content: str) -> str:
 
 
 def _read(name: str) -> str:
-    return resources.files("cae_jax.report").joinpath(name).read_text("ascii")
+    return resources.files("cae_jax.report").joinpath("web", name).read_text("ascii")
