@@ -11,6 +11,7 @@ from pathlib import Path
 import tyro
 
 import cae_jax
+from cae_jax import atomic
 from cae_jax.cli import common
 from cae_jax.interop import export
 from cae_jax.ops import cache
@@ -42,12 +43,11 @@ def main() -> None:
         flags = common.parse(Flags)
         out = flags.out or default_path(flags)
         export.check(flags.format, flags.function)
-        export.check_path(out)
+        atomic.check_output(out)
         cache.use_compilation_cache()
         autoencoder = cae_jax.load(flags.run, best=flags.best, method="phase")
-        content = export.serialise(autoencoder, flags.format, flags.function)
-        export.write(out, content)
-        print(f"{out}: {len(content):,} bytes")
+        export.write(out, autoencoder, flags.format, flags.function)
+        print(f"{out}: {out.stat().st_size:,} bytes")
 
 
 def default_path(flags: Flags) -> Path:

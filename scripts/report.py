@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from cae_jax import atomic
 from cae_jax.cli import common
 from cae_jax.ops import cache
 from cae_jax.report import collect, page
@@ -37,7 +38,7 @@ class Flags:
 def main() -> None:
     with common.user_errors():
         flags = common.parse(Flags)
-        page.check(flags.out)
+        atomic.check_output(flags.out)
         cache.use_compilation_cache()
         page.write(
             flags.out, collect.collect(flags.runs, data_dir=flags.data_dir, archives=flags.archives)
