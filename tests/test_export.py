@@ -330,9 +330,9 @@ def run_commands(commands, folder):
 import pathlib, runpy, shlex, sys
 _, root, *commands = sys.argv
 for command in commands:
-    _, script, *arguments = shlex.split(command)
-    sys.argv = [script, *arguments]
-    runpy.run_path(str(pathlib.Path(root) / script), run_name="__main__")
+    name, *arguments = shlex.split(command)
+    sys.argv = [name, *arguments]
+    runpy.run_path(str(pathlib.Path(root) / "scripts" / f"{name}.py"), run_name="__main__")
 """
     command = [sys.executable, "-c", code, str(ROOT), *commands]
     return subprocess.run(
@@ -343,7 +343,7 @@ for command in commands:
 def test_the_commands_and_snippets_of_the_page(run, deep_run, images, tmp_path):
     shutil.copytree(run, tmp_path / "runs" / "fashion_mnist")
     shutil.copytree(deep_run, tmp_path / "runs" / "deep")
-    commands = re.findall(r"^    (python scripts/.*)$", PAGE, re.M)
+    commands = re.findall(r"^    cae-jax (export .*)$", PAGE, re.M)
     lines = run_commands(commands, tmp_path).splitlines()
     assert len(lines) == len(commands)
     for line in lines:
@@ -432,9 +432,7 @@ def test_unknown_formats_and_functions_are_refused(run, tmp_path, arguments, mes
 )
 def test_a_missing_package_is_named(format, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        cae_jax.UserError, match=rf"{package}; pip install .cae-jax\[export\]"
-    ):
+    with pytest.raises(cae_jax.UserError, match=rf"{package}; pip install .cae-jax\[export\]"):
         export.check(format)
 
 

@@ -56,7 +56,9 @@ def to_onnx(
 def _add_layer(chain: "_Chain", layer: Layer, parameters: Mapping[str, np.ndarray]) -> None:
     """Adds the operator of one layer, without its activation."""
     if layer.kind == "pool":
-        chain.add("MaxPool", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)  # 7 -> 4
+        chain.add(
+            "MaxPool", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1
+        )  # an odd size rounds up
     elif layer.kind == "upsample":
         scales = chain.constant("scales", np.array([1, 1, 2, 2], np.float32))
         repeat = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
