@@ -1,4 +1,4 @@
-"""The files of scripts/export.py, used without cae_jax, against the network in NumPy."""
+"""Exported files, used without cae_jax, against the networks in NumPy."""
 
 import dataclasses
 import json
@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,8 @@ from safetensors.numpy import load as read_safetensors
 import cae_jax
 from cae_jax.config import to_dict
 from cae_jax.interop import export
-from cae_jax.models import autoencoders
+from cae_jax.interop.onnx import to_onnx
+from cae_jax.models import autoencoders, topology
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs.checkpoints import open_checkpoints
 from cae_jax.training.optimizer import build_optimizer
@@ -55,6 +55,25 @@ def images(test_images):
     return test_images[:10] / np.float32(255)
 
 
+def numpy_conv(x, weights, layer, pads):
+    """A 3 x 3 convolution, with rows and columns of zeros added on both sides."""
+    x = np.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+    y = np.einsum("nhwcij,ijcf->nhwf", windows, weights[f"{layer}.kernel"])
+    return y + weights[f"{layer}.bias"]
+
+
+def numpy_pool(x):
+    odd = [(0, size % 2) for size in x.shape[1:3]]
+    x = np.pad(x, ((0, 0), *odd, (0, 0)), constant_values=-np.inf)
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+
+
+def numpy_upsample(x):
+    return np.kron(x, np.ones((1, 2, 2, 1)))
+
+
 def numpy_functions(parameters):
     """The three functions of a network in float64, by hand."""
     weights = {name: array.astype(np.float64) for name, array in parameters.items()}
@@ -62,30 +81,18 @@ def numpy_functions(parameters):
         return numpy_dense(weights)
 
     def conv(x, layer, pad=1):
-        x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
-        y = np.einsum("nhwcij,ijcf->nhwf", windows, weights[f"{layer}.kernel"])
-        return y + weights[f"{layer}.bias"]
-
-    def pool(x):
-        odd = x.shape[1] % 2
-        x = np.pad(x, ((0, 0), (0, odd), (0, odd), (0, 0)), constant_values=-np.inf)
-        n, h, w, c = x.shape
-        return x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
-
-    def upsample(x):
-        return np.kron(x, np.ones((1, 2, 2, 1)))
+        return numpy_conv(x, weights, layer, (pad, pad))
 
     def encode(x):
         for layer in ("conv1", "conv2", "conv3"):
-            x = pool(np.maximum(conv(x, layer), 0))
+            x = numpy_pool(np.maximum(conv(x, layer), 0))
         return x
 
     def decode(x):
         x = np.maximum(conv(x, "conv4"), 0)
-        x = np.maximum(conv(upsample(x), "conv5"), 0)
-        x = np.maximum(conv(upsample(x), "conv6", pad=0), 0)
-        return 1 / (1 + np.exp(-conv(upsample(x), "conv7")))
+        x = np.maximum(conv(numpy_upsample(x), "conv5"), 0)
+        x = np.maximum(conv(numpy_upsample(x), "conv6", pad=0), 0)
+        return 1 / (1 + np.exp(-conv(numpy_upsample(x), "conv7")))
 
     return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
 
@@ -108,6 +115,44 @@ def numpy_dense(weights):
         return 1 / (1 + np.exp(-layer(x, 2 * depth).reshape(-1, 28, 28, 1)))
 
     return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
+
+
+# Rows and columns that need different padding on the way back, and a crop at the end.
+OTHER = topology.convolutional((30, 27, 3), (4, 3, 2))
+
+
+def numpy_other(parameters):
+    """The three functions of `OTHER` in float64, by hand; codes are [n, 4, 4, 2]."""
+    weights = {name: array.astype(np.float64) for name, array in parameters.items()}
+
+    def conv(x, layer, pads):
+        return numpy_conv(x, weights, layer, pads)
+
+    def encode(x):
+        for layer in ("conv1", "conv2", "conv3"):  # rows 30, 15, 8, 4 and columns 27, 14, 7, 4
+            x = numpy_pool(np.maximum(conv(x, layer, (1, 1)), 0))
+        return x
+
+    def decode(x):
+        x = np.maximum(conv(x, "conv4", (1, 1)), 0)
+        # To 8 x 7 and to 15 x 14: a row or a column too many stays, two or more go.
+        x = np.maximum(conv(numpy_upsample(x), "conv5", (1, 1)), 0)  # 8 x 8
+        x = np.maximum(conv(numpy_upsample(x), "conv6", (1, 0)), 0)  # 16 x 16 -> 16 x 14
+        x = conv(numpy_upsample(x), "conv7", (0, 1))  # 32 x 28 -> 30 x 28
+        return 1 / (1 + np.exp(-x[:, :30, :27]))
+
+    return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
+
+
+def draw_parameters(network):
+    """Random kernels, large enough for outputs of some contrast, and biases."""
+    rng = np.random.default_rng(0)
+    parameters = {}
+    for layer in network.weighted:
+        scale = np.sqrt(4 / np.prod(layer.kernel[:-1]))
+        parameters[f"{layer.name}.kernel"] = rng.normal(0, scale, layer.kernel).astype("f")
+        parameters[f"{layer.name}.bias"] = rng.normal(0, 0.2, layer.kernel[-1:]).astype("f")
+    return parameters
 
 
 def reference(autoencoder, images):
@@ -185,8 +230,8 @@ def test_stablehlo_names_its_platforms_and_no_path_of_this_machine(run):
 
 def test_the_method_makes_no_difference(run):
     loaded = [cae_jax.load(run, method=method) for method in ("auto", "conv", "phase")]
-    for format in ("stablehlo", "safetensors", "onnx"):
-        assert len({export.serialise(each, format) for each in loaded}) == 1
+    for convert in (export.to_stablehlo, export.to_safetensors, export.to_onnx):
+        assert len({convert(each) for each in loaded}) == 1
 
 
 def test_safetensors_hold_the_parameters_and_the_config(each_run, images):
@@ -223,6 +268,20 @@ def test_onnx_in_onnx_runtime(each_run, images):
             np.testing.assert_allclose(value, wanted[:n], **TOLERANCE)
 
 
+def test_onnx_of_another_shape():
+    parameters = draw_parameters(OTHER)
+    images = np.random.default_rng(1).random((2, 30, 27, 3), np.float32)
+    functions = numpy_other(parameters)
+    codes = functions["encode"](images).astype(np.float32)
+    for name, function in functions.items():
+        x = codes if name == "decode" else images
+        content = to_onnx(OTHER, parameters, name, {})
+        onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+        wanted = function(x.astype(np.float64))
+        assert wanted.std() > 0.05
+        np.testing.assert_allclose(call_onnx(content, x), wanted, **TOLERANCE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [{"features": (5, 3, 2)}, {"features": (2, 3, 9)}, {"model": "simple"}]
@@ -232,10 +291,9 @@ def test_other_networks(config, images):
     model = autoencoders.build(config, nnx.Rngs(0))
     # Biases start at 0, where a missing one would not be seen.
     noise = np.random.default_rng(0)
-    for row in model.layers():
-        if row.parameters:
-            bias = getattr(model, row.name).bias
-            bias[...] = jnp.asarray(noise.normal(size=bias.shape, scale=0.1), jnp.float32)
+    for layer in topology.of_config(config).weighted:
+        bias = getattr(model, layer.name).bias
+        bias[...] = jnp.asarray(noise.normal(size=bias.shape, scale=0.1), jnp.float32)
     autoencoder = Autoencoder(config, model)
     for name, (x, wanted) in reference(autoencoder, images[:2]).items():
         exported = jax_export.deserialize(bytearray(export.to_stablehlo(autoencoder, name)))
@@ -272,9 +330,9 @@ def run_commands(commands, folder):
 import pathlib, runpy, shlex, sys
 _, root, *commands = sys.argv
 for command in commands:
-    _, script, *arguments = shlex.split(command)
-    sys.argv = [script, *arguments]
-    runpy.run_path(str(pathlib.Path(root) / script), run_name="__main__")
+    name, *arguments = shlex.split(command)
+    sys.argv = [name, *arguments]
+    runpy.run_path(str(pathlib.Path(root) / "scripts" / f"{name}.py"), run_name="__main__")
 """
     command = [sys.executable, "-c", code, str(ROOT), *commands]
     return subprocess.run(
@@ -285,7 +343,7 @@ for command in commands:
 def test_the_commands_and_snippets_of_the_page(run, deep_run, images, tmp_path):
     shutil.copytree(run, tmp_path / "runs" / "fashion_mnist")
     shutil.copytree(deep_run, tmp_path / "runs" / "deep")
-    commands = re.findall(r"^    (python scripts/.*)$", PAGE, re.M)
+    commands = re.findall(r"^    cae-jax (export .*)$", PAGE, re.M)
     lines = run_commands(commands, tmp_path).splitlines()
     assert len(lines) == len(commands)
     for line in lines:
@@ -354,14 +412,18 @@ def test_the_script_refuses(refuse, run, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("pickle",), "format is 'pickle'; it takes stablehlo, safetensors, onnx"),
-        (("onnx", "train"), "function is 'train'; it takes reconstruct, encode, decode"),
-        (("safetensors", "encode"), "function is encode, but safetensors hold the parameters"),
+        (("pickle",), "`format` is 'pickle'; it takes stablehlo, safetensors, onnx"),
+        (("onnx", "train"), "`function` is 'train'; it takes reconstruct, encode, decode"),
+        (
+            ("safetensors", "encode"),
+            "`function` is 'encode', but a safetensors file holds parameters",
+        ),
     ],
 )
-def test_unknown_formats_and_functions_are_refused(run, arguments, message):
+def test_unknown_formats_and_functions_are_refused(run, tmp_path, arguments, message):
     with pytest.raises(cae_jax.UserError, match=message):
-        export.serialise(cae_jax.load(run), *arguments)
+        export.write(tmp_path / "out", cae_jax.load(run), *arguments)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -370,27 +432,27 @@ def test_unknown_formats_and_functions_are_refused(run, arguments, message):
 )
 def test_a_missing_package_is_named(format, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(cae_jax.UserError, match=rf"needs {package}; pip install -e .\.\[export\]"):
+    with pytest.raises(cae_jax.UserError, match=rf"{package}; pip install .cae-jax\[export\]"):
         export.check(format)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.onnx"
-    export.write(path, b"old")
+def test_a_file_is_written_whole_or_not_at_all(run, tmp_path):
+    path, autoencoder = tmp_path / "a.onnx", cae_jax.load(run)
+    path.write_bytes(b"old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as a full disk
     try:
         with pytest.raises(cae_jax.UserError, match=r"a\.onnx cannot be written \(.*free space"):
-            export.write(path, bytes(5000))
+            export.write(path, autoencoder, "onnx")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [each.name for each in tmp_path.iterdir()] == ["a.onnx"]
     assert path.read_bytes() == b"old"
-    export.write(path, bytes(5000))
-    assert path.read_bytes() == bytes(5000)
+    export.write(path, autoencoder, "onnx")
+    assert path.read_bytes() == export.to_onnx(autoencoder)
 
 
 @pytest.mark.parametrize("path", [".", "/dev/null", "nowhere/a.onnx"])
-def test_what_is_no_file_is_refused(path):
+def test_what_is_no_file_is_refused(run, path):
     with pytest.raises(cae_jax.UserError, match="give a file in a folder that exists"):
-        export.write(Path(path), b"")
+        export.write(path, cae_jax.load(run), "safetensors")

@@ -3,6 +3,7 @@
 import base64
 import csv
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -22,9 +23,10 @@ from selenium.webdriver.support.ui import Select
 
 import cae_jax
 from cae_jax.evaluation import comparison
-from cae_jax.models import autoencoders
+from cae_jax.models import autoencoders, topology
 from cae_jax.report import collect, page
 from tests.conftest import ROOT, SMALL
+from tests.test_export import OTHER, draw_parameters, numpy_other
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
@@ -133,6 +135,15 @@ return Array.from(canvas.getContext("2d").getImageData(0, 0, 28, 28).data);"""
     return pixels[:, 0] / 255
 
 
+def nested(parameters: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Parameters by the layer's name and kernel or bias."""
+    result = {}
+    for name, values in parameters.items():
+        layer, kind = name.split(".")
+        result.setdefault(layer, {})[kind] = values
+    return result
+
+
 def notes(browser, box: str) -> list[str]:
     return [each.text for each in browser.find_elements(By.CSS_SELECTOR, f"#{box} .note")]
 
@@ -196,19 +207,13 @@ def test_the_networks_agree_with_jax(opened, runs, test_images):
 @pytest.mark.parametrize("architecture", [{"features": (5, 4, 3)}, {"model": "deep"}])
 def test_any_architecture(opened, test_images, architecture):
     config = dataclasses.replace(SMALL, **architecture)
+    drawn = nested(draw_parameters(topology.of_config(config)))
     model = nnx.eval_shape(lambda: autoencoders.build(config, nnx.Rngs(0)))
-    rng = np.random.default_rng(0)
-
-    def draw(leaf) -> np.ndarray:
-        """Weights large enough for pictures of some contrast, and biases."""
-        scale = np.sqrt(4 / np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.2
-        return rng.normal(0, scale, leaf.shape).astype(np.float32)
-
-    nnx.update(model, jax.tree.map(draw, nnx.state(model, nnx.Param)))
+    nnx.update(model, jax.tree.map(jax.numpy.asarray, drawn))
     autoencoder = cae_jax.Autoencoder(config, model)
     codes = autoencoder.encode(test_images[:2]).reshape(2, -1)
     assert codes.std() > 0.1
-    packed = collect.network(autoencoder)
+    packed = collect.network(topology.of_config(config), drawn)
     given = (test_images[:2].reshape(2, 784) / 255).tolist()
     code = "arguments[1].map((x) => encode(readNetwork(arguments[0]), Float32Array.from(x)))"
     np.testing.assert_allclose(array(opened, code, packed, given), codes, atol=TOLERANCE)
@@ -216,6 +221,43 @@ def test_any_architecture(opened, test_images, architecture):
     expected = autoencoder.reconstruct(test_images[:2]).reshape(2, 784)
     assert expected.std() > 0.05
     np.testing.assert_allclose(array(opened, picture, packed, given), expected, atol=TOLERANCE)
+
+
+@needs_browser
+def test_another_image_shape(opened):
+    """Rows and columns with different padding, a crop, and 3 channels."""
+    drawn = draw_parameters(OTHER)
+    images = np.random.default_rng(1).random((2, 30, 27, 3), np.float32)
+    packed, given = collect.network(OTHER, nested(drawn)), images.reshape(2, -1).tolist()
+    for name, function in numpy_other(drawn).items():
+        if name == "decode":
+            continue  # the second half of "reconstruct"
+        code = f"arguments[1].map((x) => {name}(readNetwork(arguments[0]), Float32Array.from(x)))"
+        expected = function(images.astype(np.float64)).reshape(2, -1)
+        assert expected.std() > 0.05
+        np.testing.assert_allclose(array(opened, code, packed, given), expected, atol=TOLERANCE)
+
+
+@needs_browser
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_colors(browser, report, tmp_path, channels):
+    """Images of 2 x 3 pixels in gray, RGB or RGBA, opaque, on a canvas."""
+    data = json.loads(re.search(r'id="report-data">(.*)</script>', report.read_text())[1])
+    rng = np.random.default_rng(channels)
+    image = rng.integers(0, 256, (2, 3, channels), np.uint8)
+    image[..., 3:] = 255
+    data |= {"image_shape": [2, 3, channels], "images": base64.b64encode(image).decode()}
+    data |= {"classes": ["one"], "runs": []}
+    (tmp_path / "page.html").write_text(page.render(data))
+    browser.get((tmp_path / "page.html").as_uri())
+    script = """
+const target = canvas();
+paint(target, images, "");
+return Array.from(target.getContext("2d").getImageData(0, 0, 3, 2).data);"""
+    shown = np.array(browser.execute_script(script)).reshape(2, 3, 4)
+    np.testing.assert_array_equal(shown[..., :3], image[..., :3] + np.zeros(3, np.uint8))
+    np.testing.assert_array_equal(shown[..., 3], 255)
+    errors(browser)  # a page without runs has some
 
 
 @needs_browser
@@ -231,7 +273,7 @@ def test_the_slider_walks_through_code_space(opened, runs, test_images):
         for i, autoencoder in enumerate(autoencoders):
             start, end = autoencoder.encode(test_images[[2, 7]])
             (expected,) = autoencoder.decode(((1 - t) * start + t * end)[None])
-            shown = array(opened, f"walk.pictures[{i}]")
+            shown = array(opened, f"walk.decoded[{i}]")
             np.testing.assert_allclose(shown, expected.ravel(), atol=TOLERANCE)
             # An 8-bit canvas rounds by up to half a step.
             np.testing.assert_allclose(grey(opened, "walk-boxes", i), shown, atol=0.51 / 255)
@@ -256,7 +298,7 @@ def test_noise_is_added_and_removed(opened, runs, test_images):
 
     def check() -> float:
         noisy = array(opened, "denoising.noisy")
-        pictures = array(opened, "denoising.pictures")
+        pictures = array(opened, "denoising.reconstructed")
         for picture, autoencoder in zip(pictures, autoencoders, strict=True):
             expected = autoencoder.reconstruct(noisy.reshape(1, 28, 28)).ravel()
             np.testing.assert_allclose(picture, expected, atol=TOLERANCE)
@@ -314,6 +356,22 @@ def test_the_square_lies_within_the_image(opened):
     assert np.ptp(corners, axis=0).min() >= 10  # of 16, the corners being 0 to 16
 
 
+@pytest.mark.parametrize(
+    ("old", "backend"), [("conv", "xla"), ("phase", "matmul"), ("fused", "native")]
+)
+def test_the_backend_of_a_run(run, tmp_path, data_dir, old, backend):
+    """Also of a run from before backends were called so."""
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "result.json"
+    result = json.loads(path.read_text())
+    for name in ("backend", "method"):
+        result.pop(name, None)
+    for entry in ({"backend": backend}, {"method": old}):
+        path.write_text(json.dumps(result | entry))
+        collected = collect.collect([tmp_path / "run"], data_dir=data_dir)
+        assert collected["runs"][0]["results"]["backend"] == backend
+
+
 def test_the_inputs_are_those_of_the_validation(runs, test_images, data_dir):
     collected = collect.collect(runs, data_dir=data_dir)
     assert collected["runs"][0]["inputs"] is None
@@ -365,7 +423,7 @@ return [...document.querySelectorAll("input, select, canvas, svg:not([aria-hidde
 @needs_browser
 def test_names_stay_text(browser, run, tmp_path, data_dir):
     # Where two folders have one name, the paths stand in for it.
-    paths = [tmp_path / "a<" / "script><b id=broken>$facts&amp;" / "same", tmp_path / "b" / "same"]
+    paths = [tmp_path / "a<" / "script><b id=broken>$data&amp;" / "same", tmp_path / "b" / "same"]
     for path in paths:
         path.parent.mkdir(parents=True)
         path.symlink_to(run)
@@ -406,29 +464,31 @@ def test_the_command_refuses_in_one_line(refuse, tmp_path):
 
 
 def test_runs_that_cannot_be_shown(run, tmp_path, data_dir, monkeypatch):
-    with pytest.raises(cae_jax.UserError, match="no RUNS given"):
+    with pytest.raises(cae_jax.UserError, match="`runs` is empty"):
         collect.collect([])
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "result.json").write_text("[]")
-    with pytest.raises(cae_jax.UserError, match=r"result\.json cannot be used .*holds no object"):
+    with pytest.raises(cae_jax.UserError, match=r"result\.json cannot be read .*not a JSON object"):
         collect.collect([copy], data_dir=data_dir)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(cae_jax.UserError, match="no checkpoint yet"):
         collect.collect([copy], data_dir=data_dir)
     config = (run / "config.json").read_text().replace("fashion_mnist", "kmnist")
     (copy / "config.json").write_text(config)
-    with pytest.raises(cae_jax.UserError, match="dataset fashion_mnist and kmnist; give equal"):
+    with pytest.raises(
+        cae_jax.UserError, match="on fashion_mnist and kmnist; a report takes runs of one"
+    ):
         collect.collect([run, copy], data_dir=data_dir)
     monkeypatch.setattr(collect, "MAX_PARAMETERS", 8769)
-    with pytest.raises(cae_jax.UserError, match="8,770 parameters; a page takes 8,769"):
+    with pytest.raises(cae_jax.UserError, match="8,770 parameters, a page takes at most 8,769"):
         collect.collect([run, run], data_dir=data_dir)
 
 
 @pytest.mark.parametrize("name", [".", "/dev/null", "nowhere/page.html"])
 def test_a_page_is_a_file(name):
-    with pytest.raises(cae_jax.UserError, match=f"--out {name} cannot be written; give a file"):
-        page.check(Path(name))
+    with pytest.raises(cae_jax.UserError, match=f"^{name} cannot be written .*; give a file"):
+        page.write(name, {})
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ class CaeJax:
         results = []
         for epoch in range(1, count + 1):
             began = time.perf_counter()
-            batches_SxB = self.trainer.order(epoch)
+            batches_SxB, losses_S = self.trainer.order(epoch), self.state.losses_S
             for start in range(0, self.trainer.steps, _CHUNK_STEPS):
                 stop = min(start + _CHUNK_STEPS, self.trainer.steps)
                 self.state, losses_S, _ = self.trainer.run(self.state, batches_SxB, start, stop)

@@ -85,7 +85,7 @@ def run(flags: Flags) -> None:
         others.append(comparison.untrained_entry("noisy image", inputs, images))
     if flags.baselines:
         others += comparison.baseline_entries(
-            *(flags.baselines, load("train"), images, inputs), *(noise, level, flags.noise_seed)
+            flags.baselines, load("train"), images, noise, level, flags.noise_seed
         )
     metadata = {"dataset": dataset, "noise": noise, "level": check_level(noise, level)}
     metadata["noise_seed"] = flags.noise_seed

@@ -14,7 +14,6 @@ import tyro
 
 import cae_jax
 from cae_jax import atomic
-from cae_jax.cli import common
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -50,11 +49,11 @@ def run(flags: Flags) -> None:
         raise UserError("`function` is for the formats stablehlo and onnx; leave it out for keras")
     atomic.check_output(out)
     cache.use_compilation_cache()
-    autoencoder = cae_jax.load(flags.run, best=flags.best, **common.backend("matmul"))
+    autoencoder = cae_jax.load(flags.run, best=flags.best, backend="matmul")
     if flags.format == "keras":
         keras_archive.write(out, autoencoder)
     else:
-        export.write(out, export.serialise(autoencoder, flags.format, flags.function))
+        export.write(out, autoencoder, flags.format, flags.function)
     print(f"{out}: {out.stat().st_size:,} bytes")
 
 

@@ -1,6 +1,6 @@
-"""A trained autoencoder as one file that is used without cae_jax.
+"""Exports a trained autoencoder as one file that works without cae_jax.
 
-docs/export.md shows what each format holds and how it is loaded.
+docs/export.md describes each format and how to load it.
 """
 
 import contextlib
@@ -19,80 +19,84 @@ from jax import export as jax_export
 from cae_jax import atomic
 from cae_jax.config import to_dict
 from cae_jax.errors import UserError
-from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
+from cae_jax.ops import matmul
 
 Format = Literal["stablehlo", "safetensors", "onnx"]
 Function = Literal["reconstruct", "encode", "decode"]
 
-# Rises whenever names, shapes or meaning of what is written change.
+# Increases whenever names, shapes or meaning of the content change.
 FORMAT_VERSION = 1
 PLATFORMS = ("cpu", "cuda", "tpu")
-# jax.export serialises with flatbuffers, which jax does not ask for by itself.
+# jax.export serialises with flatbuffers, which jax does not depend on.
 _PACKAGES = {"stablehlo": "flatbuffers", "safetensors": "safetensors", "onnx": "onnx"}
 
 
 def check(format: str, function: str | None = None) -> None:
-    """Refuses what cannot be exported here, before anything is loaded.
+    """Refuses an export that is not possible here; call it before loading a run.
 
     Raises:
-        UserError: an unknown format or function, a function of safetensors, which hold none, or
-            the package that writes the format is missing.
+        UserError: an unknown format or function, a function with format safetensors, which holds
+            parameters only, or the package that writes the format is missing.
     """
     if format not in get_args(Format):
-        raise UserError(f"format is {format!r}; it takes {', '.join(get_args(Format))}")
+        raise UserError(f"`format` is {format!r}; it takes {', '.join(get_args(Format))}")
     if function not in (None, *get_args(Function)):
-        raise UserError(f"function is {function!r}; it takes {', '.join(get_args(Function))}")
+        raise UserError(f"`function` is {function!r}; it takes {', '.join(get_args(Function))}")
     if format == "safetensors" and function is not None:
         raise UserError(
-            f"function is {function}, but safetensors hold the parameters alone; leave it out, or "
-            "take format stablehlo or onnx"
+            f"`function` is {function!r}, but a safetensors file holds parameters only; leave "
+            "`function` out, or choose the format stablehlo or onnx"
         )
     package = _PACKAGES[format]
     if importlib.util.find_spec(package) is None:
-        raise UserError(f'format {format} needs {package}; pip install -e ".[export]"')
+        raise UserError(f'format {format} needs {package}; pip install "cae-jax[export]"')
 
 
-def serialise(autoencoder: Autoencoder, format: Format, function: Function | None = None) -> bytes:
-    """The content of an export file.
+def write(
+    path: str | Path, autoencoder: Autoencoder, format: Format, function: Function | None = None
+) -> None:
+    """Writes an export file, whole or not at all; an existing file is replaced.
 
     Args:
-        autoencoder: loaded with any method.
+        path: the file.
+        autoencoder: any, whichever backend computes it.
         format: ``"stablehlo"``, ``"safetensors"`` or ``"onnx"``.
-        function: which one of the autoencoder; None is ``"reconstruct"``, and all there is for
-            ``"safetensors"``.
+        function: None is ``"reconstruct"``; must be None for ``"safetensors"``.
 
     Raises:
-        UserError: see `check`.
+        UserError: see `check`; or the file cannot be written.
     """
     check(format, function)
     if format == "safetensors":
-        return to_safetensors(autoencoder)
-    if format == "stablehlo":
-        return to_stablehlo(autoencoder, function or "reconstruct")
-    return to_onnx(autoencoder, function or "reconstruct")
+        content = to_safetensors(autoencoder)
+    else:
+        convert = {"stablehlo": to_stablehlo, "onnx": to_onnx}[format]
+        content = convert(autoencoder, function or "reconstruct")
+    with atomic.output_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def to_stablehlo(autoencoder: Autoencoder, function: Function = "reconstruct") -> bytes:
-    """One function as `jax.export` serialises it, for any batch of at least 1 image.
+    """Serialises one function with `jax.export`, for any batch of at least 1 image.
 
-    Its parameters are constants in it. It takes and gives float32: images ``[n, 28, 28, 1]`` in
-    [0, 1], codes ``[n, *code_shape]``. It is lowered for `PLATFORMS` and has no derivative.
+    The parameters are constants in it. Input and output are float32: images ``[n, *image_shape]``
+    in [0, 1], codes ``[n, *code_shape]``. It is lowered for `PLATFORMS` and has no derivative.
     """
-    # Computed as matmuls, whichever way it was loaded: the native step is a call into a library
+    # As matmuls, whichever backend it was loaded with: the native kernel is a call into a library
     # of this machine.
-    model = autoencoders.build(autoencoder.config, nnx.Rngs(0), "phase")
-    nnx.update(model, nnx.state(autoencoder.model, nnx.Param))
-    functions = {
-        "reconstruct": lambda x: nnx.sigmoid(model(x)),
-        "encode": model.encode,
-        "decode": lambda x: nnx.sigmoid(model.decode(x)),
-    }
+    model = autoencoder.model
+    compute = {
+        "reconstruct": lambda x: nnx.sigmoid(model(x, matmul)),
+        "encode": lambda x: model.encode(x, matmul),
+        "decode": lambda x: nnx.sigmoid(model.decode(x, matmul)),
+    }[function]
 
-    def call(x: jax.Array) -> jax.Array:
-        return functions[function](x)
+    def call(x: jax.Array) -> jax.Array:  # its name is part of the file
+        return compute(x)
 
-    shape = autoencoder.code_shape if function == "decode" else autoencoders.IMAGE_SHAPE
+    network = autoencoder.topology
+    shape = network.code_shape if function == "decode" else network.image_shape
     argument = jax.ShapeDtypeStruct((*jax_export.symbolic_shape("n"), *shape), jnp.float32)
     with _without_source_locations():
         exported = jax_export.export(jax.jit(call), platforms=PLATFORMS)(argument)
@@ -100,20 +104,19 @@ def to_stablehlo(autoencoder: Autoencoder, function: Function = "reconstruct") -
 
 
 def to_onnx(autoencoder: Autoencoder, function: Function = "reconstruct") -> bytes:
-    """One function as an ONNX model, see `cae_jax.interop.onnx`, with `metadata`."""
-    from cae_jax.interop import onnx  # here, since onnx is an extra
+    """Serialises one function as an ONNX model with `metadata`; see `cae_jax.interop.onnx`."""
+    from cae_jax.interop import onnx  # not at the top: onnx is an optional dependency
 
     return onnx.to_onnx(
-        autoencoder.model.layers(),
+        autoencoder.topology,
         parameters(autoencoder),
-        autoencoder.code_shape,
         function,
         metadata(autoencoder),
     )
 
 
 def to_safetensors(autoencoder: Autoencoder) -> bytes:
-    """All parameters, float32, named layer.kernel and layer.bias, and `metadata`.
+    """Serialises all parameters as float32, named layer.kernel and layer.bias, with `metadata`.
 
     Kernels of convolutions are ``[3, 3, in, out]``, those of dense layers ``[in, out]``.
     """
@@ -123,51 +126,25 @@ def to_safetensors(autoencoder: Autoencoder) -> bytes:
 
 
 def parameters(autoencoder: Autoencoder) -> dict[str, np.ndarray]:
-    """The parameters by name, in the order of the layers."""
-    layers = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
+    """The parameters as float32 arrays by name, in the order of the layers."""
+    values = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     return {
-        f"{row.name}.{name}": np.asarray(layers[row.name][name])
-        for row in autoencoder.model.layers()
-        if row.parameters
+        f"{layer.name}.{name}": np.asarray(values[layer.name][name])
+        for layer in topology.of_config(autoencoder.config).weighted
         for name in ("kernel", "bias")
     }
 
 
 def metadata(autoencoder: Autoencoder) -> dict[str, str]:
-    """What is kept beside the parameters: under ``cae_jax``, as JSON, format_version and config."""
-    # One entry, for safetensors writes several in an order that changes from time to time.
+    """The entry ``cae_jax`` of an exported file: format_version and config, as JSON."""
+    # A single entry, because safetensors writes several in an order that varies between calls.
     values = {"format_version": FORMAT_VERSION, "config": to_dict(autoencoder.config)}
     return {"cae_jax": json.dumps(values)}
 
 
-def check_path(path: Path) -> None:
-    """Refuses a file that cannot be written, before anything is loaded.
-
-    Raises:
-        UserError: it is a folder or a device, or its own folder does not exist.
-    """
-    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written; give a file in a folder that exists")
-
-
-def write(path: Path, content: bytes) -> None:
-    """Writes a file whole, in place of one that may be there, or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    check_path(path)
-    try:
-        atomic.write_bytes(path, content)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error}); give another file, or free space"
-        ) from error
-
-
 @contextlib.contextmanager
 def _without_source_locations() -> Iterator[None]:
-    """Keeps the paths of this machine, which JAX notes for its error messages, out of a file."""
+    """Keeps source paths of this machine, which JAX stores for error messages, out of a file."""
     name = "jax_traceback_in_locations_limit"
     limit = jax.config.values[name]
     jax.config.update(name, 0)

@@ -1,5 +1,5 @@
-"""A report on runs as one HTML page that needs nothing else: `facts.collect`, then `page.write`.
+"""Writes a report on runs as one self-contained HTML page: `collect.collect`, then `page.write`.
 
-``page.html`` and ``page.css`` are its frame, the ``.js`` files are what it does in the browser, in
-plain JavaScript; `page` puts all of them and the facts into one file.
+``web/`` holds the page's frame, style and scripts in plain JavaScript; `page` puts them and the
+report data into one file.
 """

@@ -1,10 +1,10 @@
-"""What a report tells of runs, as plain JSON values; arrays as base64."""
+"""Collects the report data of runs as JSON values, with arrays as base64."""
 
 import base64
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,86 +16,90 @@ from cae_jax.config import NOISES, TrainConfig, check_level, to_dict
 from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison
 from cae_jax.models.inference import Autoencoder
+from cae_jax.models.topology import Topology, of_config
 from cae_jax.runs import history
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.load import load
 
 IMAGES = 10
-# Of all runs of a report together, which take 27 MB of the page.
+# Of all runs in a report together; they take 27 MB of the page.
 MAX_PARAMETERS = 5_000_000
 
 
 def collect(
     runs: Sequence[Path], *, data_dir: Path | None = None, archives: Path | None = None
 ) -> dict[str, Any]:
-    """The facts of runs, finished or not, with the weights of their newest checkpoints.
+    """The report data of runs, finished or not, with the weights of their newest checkpoints.
 
     Args:
-        runs: folders that training wrote, all on one data set.
-        data_dir, archives: see `data.load_split`, for the first test images.
+        runs: run directories, all of one data set.
+        data_dir, archives: location of the test images, as in `data.load_split`.
 
     Raises:
-        UserError: no runs, a folder that is no run or has no checkpoint or a damaged file, several
-            data sets, too many parameters, or a data set that cannot be had.
+        UserError: no runs, a directory that is not a run, a run without a checkpoint or with a
+            damaged file, several data sets, more than `MAX_PARAMETERS` parameters, or the data set
+            is unavailable.
     """
     if not runs:
-        raise UserError("no RUNS given; give folders that train.py wrote")
+        raise UserError("`runs` is empty; pass directories written by `cae-jax train`")
     configs = [read_config(run) for run in runs]
     names = sorted({config.dataset for config in configs})
     if len(names) > 1:
         raise UserError(
-            f"the runs were trained with dataset {' and '.join(names)}; give equal ones"
+            f"the runs were trained on {' and '.join(names)}; a report takes runs of one data set"
         )
     autoencoders = [load(run) for run in runs]
     parameters = sum(autoencoder.parameters for autoencoder in autoencoders)
     if parameters > MAX_PARAMETERS:
         raise UserError(
-            f"the runs have {parameters:,} parameters; a page takes {MAX_PARAMETERS:,}: give fewer"
+            f"the runs have {parameters:,} parameters, a page takes at most {MAX_PARAMETERS:,}; "
+            "pass fewer runs"
         )
     images, labels = data.load_split(names[0], "test", data_dir=data_dir, archives=archives)
     images, labels = images[:IMAGES], labels[:IMAGES]
     classes = data.class_names(names[0])
     return {
         "dataset": names[0],
+        "image_shape": list(images.shape[1:]),
         "images": _base64(images),
         "classes": [classes[label] for label in labels],
         "noises": {noise: _slider(noise, configs) for noise in NOISES},
         "defaults": to_dict(TrainConfig()),
         "runs": [
-            {"name": name, **_facts(run, autoencoder, images)}
+            {"name": name, **_run_data(run, autoencoder, images)}
             for name, run, autoencoder in zip(_names(runs), runs, autoencoders, strict=True)
         ],
     }
 
 
-def network(autoencoder: Autoencoder) -> dict[str, Any]:
-    """An autoencoder as ``network.js`` reads it.
+def network(topology: Topology, parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A network as ``network.js`` reads it.
+
+    Args:
+        topology: the network.
+        parameters: ``kernel`` and ``bias`` of each layer that has them, by its name.
 
     Returns:
-        ``model``, ``code_size`` and ``layers``: name to the kernel's shape, kernel and bias.
+        ``code`` and ``layers`` of the topology; the layers with parameters also have their
+        ``weights``, in the order of the shape ``kernel``, and ``bias``.
     """
-    layers = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
-    return {
-        "model": autoencoder.config.model,
-        "code_size": math.prod(autoencoder.code_shape),
-        "layers": {
-            name: {
-                "shape": list(layer["kernel"].shape),
-                "kernel": _base64(layer["kernel"]),
-                "bias": _base64(layer["bias"]),
-            }
-            for name, layer in sorted(layers.items())
-        },
-    }
+    layers = [layer._asdict() for layer in topology.layers]
+    for layer in layers:
+        if layer["kernel"] is not None:
+            values = parameters[layer["name"]]
+            layer.update(weights=_base64(values["kernel"]), bias=_base64(values["bias"]))
+    return {"code": topology.code, "layers": layers}
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """The names of the folders; where two are the same, their paths as given."""
+    """The names of the directories, or their paths as given if two names are equal."""
     names = [run.absolute().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
-def _facts(run: Path, autoencoder: Autoencoder, images: np.ndarray) -> dict[str, Any]:
+def _run_data(run: Path, autoencoder: Autoencoder, images: np.ndarray) -> dict[str, Any]:
+    """The report data of one run; `images` are the clean test images."""
+    parameters = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     config, rows = autoencoder.config, history.read(run / "history.csv")
     inputs = comparison.noisy_images(images, config.noise, config.noise_level, config.seed)
     noisy = config.noise != "none"
@@ -108,17 +112,17 @@ def _facts(run: Path, autoencoder: Autoencoder, images: np.ndarray) -> dict[str,
         "history": [{name: _finite(getattr(row, name)) for name in columns} for row in rows],
         "inputs": _base64(inputs) if noisy else None,
         "reconstructions": _base64(autoencoder.reconstruct(inputs if noisy else images)),
-        "network": network(autoencoder),
+        "network": network(of_config(config), parameters),
     }
 
 
 def _results(run: Path, autoencoder: Autoencoder, rows: list[history.Row]) -> dict[str, str]:
-    """The rows of the table of results, as text."""
+    """The table of results as text, by the name of the row."""
     result = _read_result(run)
     state = "finished" if result else "unfinished"
     shape = " x ".join(map(str, autoencoder.code_shape))
     size = math.prod(autoencoder.code_shape)
-    facts = {
+    results = {
         "epochs": f"{len(rows)} of {autoencoder.config.epochs}, {state}",
         "val_loss": "-",
         "lowest val_loss": "-",
@@ -126,36 +130,42 @@ def _results(run: Path, autoencoder: Autoencoder, rows: list[history.Row]) -> di
         "val_psnr of the noisy images": "-",
         "parameters": f"{autoencoder.parameters:,}",
         "code": str(size) if len(autoencoder.code_shape) == 1 else f"{size} ({shape})",
-        "training, seconds an epoch": "-",
-        "method": str(result.get("method", "-")),
+        "training, s/epoch": "-",
+        "backend": _backend(result),
         "device": str(result.get("device", "-")),
     }
     if rows:
         last, best = rows[-1], min(rows, key=lambda row: row.val_loss)
-        facts["val_loss"] = f"{last.val_loss:.4f}"
-        facts["lowest val_loss"] = f"{best.val_loss:.4f} (epoch {best.epoch})"
-        facts["val_psnr"] = f"{last.val_psnr:.2f} dB"
+        results["val_loss"] = f"{last.val_loss:.4f}"
+        results["lowest val_loss"] = f"{best.val_loss:.4f} (epoch {best.epoch})"
+        results["val_psnr"] = f"{last.val_psnr:.2f} dB"
         seconds = statistics.median(row.epoch_seconds for row in rows)
-        facts["training, seconds an epoch"] = f"{seconds:.2f}"
+        results["training, s/epoch"] = f"{seconds:.2f}"
         if last.val_psnr_input is not None:
-            facts["val_psnr of the noisy images"] = f"{last.val_psnr_input:.2f} dB"
-    return facts
+            results["val_psnr of the noisy images"] = f"{last.val_psnr_input:.2f} dB"
+    return results
+
+
+def _backend(result: Mapping[str, Any]) -> str:
+    """The backend in a ``result.json``; older ones call it method, and by other names."""
+    renamed = {"conv": "xla", "phase": "matmul", "fused": "native"}
+    return str(result.get("backend", renamed.get(str(result.get("method")), "-")))
 
 
 def _read_result(run: Path) -> dict[str, Any]:
-    """``result.json``; empty for a run that is not finished."""
+    """The content of ``result.json``; empty if the run is not finished."""
     path = run / "result.json"
     try:
         result = json.loads(path.read_bytes()) if path.exists() else {}
         if not isinstance(result, dict):
-            raise ValueError("it holds no object")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be used ({error}); restore it or delete it") from error
+        raise UserError(f"{path} cannot be read ({error}); restore it or delete it") from error
     return result
 
 
 def _slider(noise: str, configs: Sequence[TrainConfig]) -> dict[str, Any]:
-    """A noise and the levels that the page offers: to twice the default, or as far as the runs."""
+    """The slider of a noise: up to twice the default level, or to the highest level of the runs."""
     levels = NOISES[noise]
     step = 1.0 if levels.whole else 0.01
     trained = [
@@ -171,12 +181,12 @@ def _slider(noise: str, configs: Sequence[TrainConfig]) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no number for what is not finite."""
+    """None for a value that is not finite, which JSON cannot represent."""
     return value if math.isfinite(value) else None
 
 
 def _base64(array: Any) -> str:
-    """The bytes of an array in C order: uint8, or float32 little-endian."""
+    """The bytes of an array in C order: uint8, or little-endian float32."""
     array = np.asarray(array)
     array = array if array.dtype == np.uint8 else array.astype("<f4")
     return base64.b64encode(array.tobytes()).decode()

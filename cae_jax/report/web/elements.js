@@ -1,8 +1,8 @@
-// Elements of the page: tables, pictures, choices. Text goes in as text and never as HTML, whatever
-// a run is called.
+// Builds the elements of the page: tables, images, choices. Text is inserted as text and never as
+// HTML, whatever the name of a run.
 "use strict";
 
-// An element with attributes and children, which are elements or text.
+// An element with attributes; its children are elements or text.
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -10,7 +10,7 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-// A table in a box that scrolls sideways where it is too wide. Rows are a heading and its cells;
+// A table in a box that scrolls sideways if it is too wide. A row is a heading followed by cells;
 // a cell is text, or {text, emphasis: true}.
 function table(caption, heads, rows) {
   const head = element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, text)));
@@ -20,7 +20,7 @@ function table(caption, heads, rows) {
       {},
       element("th", { scope: "row" }, heading),
       ...cells.map((cell) =>
-        element("td", {}, cell.emphasis ? element("strong", {}, cell.text) : cell.text ?? cell),
+        element("td", {}, cell.emphasis ? element("strong", {}, cell.text) : (cell.text ?? cell)),
       ),
     ),
   );
@@ -32,7 +32,11 @@ function table(caption, heads, rows) {
     element("tbody", {}, ...body),
   );
   // Focusable, so that the arrow keys scroll it.
-  return element("div", { class: "wide", tabindex: 0, role: "region", "aria-label": caption }, whole);
+  return element(
+    "div",
+    { class: "wide", tabindex: 0, role: "region", "aria-label": caption },
+    whole,
+  );
 }
 
 // Details that open on demand.
@@ -40,48 +44,54 @@ function details(summary, ...children) {
   return element("details", {}, element("summary", {}, summary), ...children);
 }
 
-// A canvas for some pictures side by side, painted by `paint`.
+// A canvas for images side by side, to be painted by `paint`.
 function canvas(count = 1) {
   const gap = 2;
-  const width = count * SIDE + (count - 1) * gap;
-  return element("canvas", { width, height: SIDE, role: "img" });
+  const width = count * WIDTH + (count - 1) * gap;
+  return element("canvas", { width, height: HEIGHT, role: "img" });
 }
 
-// Paints images in [0, 1] side by side, one canvas pixel each, and says what they are.
+// Paints images side by side, one canvas pixel per image pixel, and labels the canvas.
 function paint(target, images, label) {
   const context = target.getContext("2d");
-  const gap = images.length > 1 ? (target.width - images.length * SIDE) / (images.length - 1) : 0;
+  const gap = images.length > 1 ? (target.width - images.length * WIDTH) / (images.length - 1) : 0;
   images.forEach((image, i) => {
-    const pixels = context.createImageData(SIDE, SIDE);
-    image.forEach((value, j) => {
-      const grey = Math.round(255 * value);
-      pixels.data.set([grey, grey, grey, 255], 4 * j);
-    });
-    context.putImageData(pixels, i * (SIDE + gap), 0);
+    const pixels = context.createImageData(WIDTH, HEIGHT);
+    for (let j = 0; j < WIDTH * HEIGHT; j++) pixels.data.set(colorOf(image, j), 4 * j);
+    context.putImageData(pixels, i * (WIDTH + gap), 0);
   });
   target.setAttribute("aria-label", label);
 }
 
-// A canvas with a caption of two lines under it: {figure, paint(image, label, note)}.
-function pictureBox(name) {
-  const picture = canvas();
+// Red, green, blue and alpha of pixel j; an image has 1 channel (gray), 3 (RGB) or 4 (RGBA).
+function colorOf(image, j) {
+  const channels = image.subarray(j * CHANNELS, (j + 1) * CHANNELS);
+  const [red, green = red, blue = red, alpha = 255] = Array.from(channels, (value) =>
+    Math.round(255 * value),
+  );
+  return [red, green, blue, alpha];
+}
+
+// A canvas above a caption of two lines: {figure, paint(image, label, note)}.
+function imageBox(name) {
+  const target = canvas();
   const note = element("span", { class: "note" });
   const figure = element(
     "figure",
     {},
-    picture,
+    target,
     element("figcaption", {}, element("span", { class: "name" }, name), note),
   );
   return {
     figure,
     paint(image, label, text = "") {
-      paint(picture, [image], label);
+      paint(target, [image], label);
       note.textContent = text;
     },
   };
 }
 
-// One of the images to choose: radio buttons that the arrow keys move between.
+// A choice of one image: radio buttons, operated by the arrow keys too.
 function imageChoice(legend, name, chosen, images, labels, onChange) {
   const buttons = images.map((image, i) => {
     const button = element("input", { type: "radio", name, value: i, "aria-label": labels[i] });

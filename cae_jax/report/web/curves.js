@@ -1,4 +1,4 @@
-// Line charts as SVG.
+// Draws line charts as SVG.
 "use strict";
 
 const CHART = { width: 380, height: 250, left: 44, right: 8, top: 8, bottom: 40 };
@@ -10,7 +10,7 @@ function svgElement(tag, attributes, ...children) {
   return node;
 }
 
-// Round numbers from low to high, some three to seven of them.
+// Round numbers between low and high, about three to seven.
 function ticks(low, high) {
   const power = 10 ** Math.floor(Math.log10((high - low) / 4));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((s) => (high - low) / s <= 7);
@@ -23,7 +23,7 @@ function ticks(low, high) {
   });
 }
 
-// From the least to the greatest value and a little more on both sides.
+// The range of the values with a margin on both sides.
 function range(values) {
   const low = Math.min(...values);
   const high = Math.max(...values);
@@ -31,8 +31,8 @@ function range(values) {
   return [low - margin, high + margin];
 }
 
-// A chart of lines {name, run, dotted, points: [[epoch, value]]}. A value that is no number, as
-// after a loss that was not finite, is null and leaves a gap.
+// A chart of lines {name, run, dotted, points: [[epoch, value]]}. A value that was not finite is
+// null and leaves a gap.
 function chart(label, lines) {
   const finite = lines.flatMap((line) => line.points).filter(([, value]) => value !== null);
   if (finite.length === 0) return element("p", {}, `${label}: no epoch is complete yet.`);
@@ -44,11 +44,17 @@ function chart(label, lines) {
   const svg = svgElement("svg", {
     viewBox: `0 0 ${width} ${height}`,
     role: "img",
-    "aria-label": `${label} over epochs; the numbers stand in a table below`,
+    "aria-label": `${label} by epoch; a table below has the numbers`,
   });
   for (const { value, text } of ticks(y0, y1)) {
     svg.append(
-      svgElement("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
+      svgElement("line", {
+        class: "grid",
+        x1: left,
+        x2: width - right,
+        y1: y(value),
+        y2: y(value),
+      }),
       svgElement("text", { x: left - 6, y: y(value) + 4, class: "end" }, text),
     );
   }
@@ -90,7 +96,7 @@ function legendItem(line) {
   return element("li", {}, swatch, line.name);
 }
 
-// Eight colours, then the first again.
+// Eight colors, which repeat.
 function lineClass(line) {
   return `line run-${line.run % 8} ${line.dotted ? "dotted" : ""}`;
 }

@@ -1,8 +1,8 @@
-// The noises of cae_jax/corruption.py. Images are Float32Arrays in [0, 1], and so are noisy ones.
+// The kinds of noise of cae_jax/training/noise.py; noisy images lie in [0, 1] too.
 "use strict";
 
-// Random numbers from 0 to below 1 that a seed determines (Mulberry32 by Tommy Ettinger), so that
-// another level scales the same noise and does not draw anew.
+// Uniform random numbers in [0, 1) from a seed (Mulberry32 by Tommy Ettinger): with the same seed,
+// another level scales the same noise instead of drawing a new one.
 function makeUniform(seed) {
   let state = seed >>> 0;
   return () => {
@@ -13,12 +13,12 @@ function makeUniform(seed) {
   };
 }
 
-// Box and Muller 1958: a standard normal number from two uniform ones.
+// A standard normal number from two uniform ones (Box and Muller 1958).
 function normal(uniform) {
   return Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
 }
 
-// How many terms of the distribution function lie below a uniform number (Devroye 1986, X.3.3).
+// A Poisson number by inversion of the distribution function (Devroye 1986, X.3.3).
 function poisson(rate, uniform) {
   const u = uniform();
   let term = Math.exp(-rate);
@@ -32,7 +32,7 @@ function poisson(rate, uniform) {
   return count;
 }
 
-// One noisy pixel from a clean one, the level and random numbers.
+// One noisy value from a clean one, the level and a source of random numbers.
 const PIXEL_NOISES = {
   gaussian: (value, std, uniform) => value + std * normal(uniform),
   salt_and_pepper: (value, fraction, uniform) => {
@@ -44,18 +44,19 @@ const PIXEL_NOISES = {
   poisson: (value, photons, uniform) => poisson(value * photons, uniform) / photons,
 };
 
-// A black square, whole within the image, every place equally likely.
+// A black square entirely inside the image, at a uniformly random position.
 function occlude(image, side, uniform) {
-  const top = Math.floor(uniform() * (SIDE - side + 1));
-  const left = Math.floor(uniform() * (SIDE - side + 1));
+  const top = Math.floor(uniform() * (HEIGHT - side + 1));
+  const left = Math.floor(uniform() * (WIDTH - side + 1));
   const noisy = image.slice();
   for (let row = top; row < top + side; row++) {
-    noisy.fill(0, row * SIDE + left, row * SIDE + left + side);
+    const start = (row * WIDTH + left) * CHANNELS;
+    noisy.fill(0, start, start + side * CHANNELS);
   }
   return noisy;
 }
 
-// The image with noise of a kind and level; the same seed gives the same noise.
+// Adds noise of a kind and level to an image; the same seed gives the same noise.
 function corrupt(image, kind, level, seed) {
   const uniform = makeUniform(seed);
   if (kind === "occlusion") return occlude(image, level, uniform);
