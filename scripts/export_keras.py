@@ -10,7 +10,7 @@ import tyro
 
 import cae_jax
 from cae_jax.cli import common
-from cae_jax.interop.keras import keras_archive
+from cae_jax.interop import keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ def main() -> None:
     with common.user_errors():
         flags = common.parse(Flags)
         autoencoder = cae_jax.load(flags.run, best=flags.best, method="conv")
-        keras_archive.write(flags.file, autoencoder)
+        keras.write(flags.file, autoencoder)
         print(f"{flags.file}: {autoencoder.parameters:,} parameters of {flags.run}")
 
 

@@ -1,4 +1,4 @@
-"""Turns a network that Keras has saved into a run, without Keras.
+"""Turns a network that Keras has saved into a run.
 
     python scripts/import_keras.py model.keras --out runs/imported
 
@@ -15,8 +15,8 @@ import tyro
 import cae_jax
 from cae_jax.cli import common
 from cae_jax.config import load_config, to_dict
-from cae_jax.interop.keras import keras_isolated
-from cae_jax.interop.keras.keras_weights import Weights
+from cae_jax.interop import keras
+from cae_jax.interop.keras import Weights
 from cae_jax.ops import cache
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "fashion_mnist.py"
@@ -24,7 +24,7 @@ DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "fashion_mnist.py"
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Turns a network that Keras has saved into a run, without Keras.
+    """Turns a network that Keras has saved into a run.
 
     The run can be evaluated, reconstruct and go on training. The network has to be that of the
     config; --features may be left out, since the file knows them.
@@ -56,30 +56,24 @@ def main() -> None:
         base = load_config(common.config_path(DEFAULT_CONFIG))
         missing: Any = tyro.MISSING
         flags = common.parse(Flags, default=Flags(train=base, file=missing, out=missing))
-        weights = keras_isolated.read(flags.file)
+        weights = keras.read(flags.file)
         config = check_network(flags, base, weights)
-        from cae_jax.interop.keras import (
-            keras_run,  # takes seconds, which a file that is refused should not cost
-        )
-
         cache.use_compilation_cache()
         places = {"data_dir": flags.data_dir, "archives": flags.archives}
-        val_loss = keras_run.write_run(
-            weights, config, flags.out, overwrite=flags.overwrite, **places
-        )
+        val_loss = keras.import_run(weights, config, flags.out, overwrite=flags.overwrite, **places)
         report(flags, base, weights, config, val_loss)
 
 
 def check_network(flags: Flags, base: cae_jax.TrainConfig, weights: Weights) -> cae_jax.TrainConfig:
     """The config of the flags, with the features of the file if the flags tell nothing of them."""
     config = flags.train
-    if config.model != weights.kind:
-        example = {"conv": "fashion_mnist"}.get(weights.kind, weights.kind)
+    if config.model != weights.model:
+        example = {"conv": "fashion_mnist"}.get(weights.model, weights.model)
         raise cae_jax.UserError(
-            f"{flags.file} holds the network {weights.kind} and the config is of {config.model}; "
+            f"{flags.file} holds the network {weights.model} and the config is of {config.model}; "
             f"give --config configs/{example}.py"
         )
-    if weights.kind == "conv" and config.features not in (base.features, weights.features):
+    if weights.model == "conv" and config.features not in (base.features, weights.features):
         raise cae_jax.UserError(
             f"{flags.file} has features {weights.features} and --features are {config.features}; "
             "leave them out"
@@ -95,10 +89,10 @@ def report(
     val_loss: float,
 ) -> None:
     """Says what was imported, what was not, and how to go on."""
-    features = f" with features {config.features}" if weights.kind == "conv" else ""
+    features = f" with features {config.features}" if weights.model == "conv" else ""
     parameters = sum(array.size for layer in weights.params.values() for array in layer.values())
-    print(f"{flags.out}: {weights.kind}{features}, {parameters:,} parameters from {flags.file}")
-    if not weights.whole:
+    print(f"{flags.out}: {weights.model}{features}, {parameters:,} parameters from {flags.file}")
+    if not weights.complete:
         print("The file has no padding and no activations; they are taken to be the network's")
     print(f"val_loss: {val_loss:.4f}")
     print(f"To go on training with a fresh optimizer, run {train_command(flags, base, config)}")

@@ -1,6 +1,5 @@
-"""A run that starts from the weights of a network that Keras has saved."""
+"""Creates a run that starts from the weights of a network that Keras has saved."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -9,7 +8,7 @@ from flax import nnx
 
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
-from cae_jax.interop.keras.keras_weights import Weights
+from cae_jax.interop.keras.process import Weights, matching
 from cae_jax.models import autoencoders
 from cae_jax.runs.checkpoints import open_checkpoints
 from cae_jax.runs.fit import load_images
@@ -18,7 +17,7 @@ from cae_jax.training.step import make_evaluate
 from cae_jax.training.trainer import Programs
 
 
-def write_run(
+def import_run(
     weights: Weights,
     config: TrainConfig,
     workdir: str | Path,
@@ -27,34 +26,36 @@ def write_run(
     data_dir: str | Path | None = None,
     archives: str | Path | None = None,
 ) -> float:
-    """Writes a run whose checkpoint before the first step has the weights, and a fresh optimizer.
+    """Writes a run whose checkpoint of step 0 has the weights and a fresh optimizer.
 
-    It can be loaded and evaluated, and ``fit`` with the same config goes on training.
+    It can be loaded and evaluated, and ``fit`` with the same config continues from it.
 
     Args:
-        weights: of `cae_jax.interop.keras.keras_weights.read`.
+        weights: see `cae_jax.interop.keras.read`.
         config: of the training; its model and features are those of the weights.
-        workdir: folder of the run.
-        overwrite: replace a run that is there.
+        workdir: directory of the run.
+        overwrite: replace an existing run.
         data_dir: see `cae_jax.data.store.load`.
         archives: see `cae_jax.data.store.load`.
 
     Returns:
         the mean binary cross-entropy of the test images, by which the checkpoint ranks among those
-        that training will add.
+        of the training that follows.
 
     Raises:
-        UserError: a config for another network, a run that is there, or data or a folder that
-            cannot be used.
+        UserError: the config describes another network, the run exists, or the data or the
+            directory cannot be used.
     """
     workdir = Path(workdir)
     if config != matching(config, weights):
         raise UserError(
             f"the config is of the model {config.model} with features {config.features}; the "
-            f"weights are of {weights.kind} with features {weights.features}"
+            f"weights are of {weights.model} with features {weights.features}"
         )
     if (workdir / "config.json").exists() and not overwrite:
-        raise UserError(f"{workdir} holds a run; give another --out, or --overwrite to replace it")
+        raise UserError(
+            f"{workdir} holds a run; give another directory, or `overwrite=True` to replace it"
+        )
     model = autoencoders.build(config, nnx.Rngs(0))
     params = nnx.state(model, nnx.Param)
     nnx.replace_by_pure_dict(params, weights.params)
@@ -67,12 +68,6 @@ def write_run(
         # Last: a config alone would be taken for a run that starts from random parameters.
         write_config(workdir, config)
     return val_loss
-
-
-def matching(config: TrainConfig, weights: Weights) -> TrainConfig:
-    """A config with the network of the weights."""
-    features = weights.features if weights.kind == "conv" else config.features
-    return dataclasses.replace(config, model=weights.kind, features=features)
 
 
 def _val_loss(programs: Programs, model: autoencoders.Model) -> float:
