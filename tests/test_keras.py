@@ -1,13 +1,15 @@
-"""Files exchanged with Keras 3, Keras itself being the judge; runs made of them."""
+"""Files exchanged with Keras, Keras itself being the judge; runs made of them."""
 
 import dataclasses
 import functools
 import gzip
+import io
 import json
 import os
 import shlex
 import shutil
 import zipfile
+from pathlib import Path
 
 import h5py
 import jax
@@ -18,7 +20,7 @@ from flax import nnx
 from PIL import Image
 
 import cae_jax
-from cae_jax.interop.keras import keras_archive, keras_run, keras_weights
+from cae_jax.interop import keras as interop
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
@@ -33,6 +35,11 @@ os.environ["KERAS_HOME"] = os.environ["XDG_CACHE_HOME"]
 keras = pytest.importorskip("keras")
 layers = keras.layers
 
+from cae_jax.interop.keras import process, worker  # noqa: E402
+
+read, run_process = interop.read, process._run
+DATA = Path(__file__).parent / "data" / "keras"
+
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 WIDTHS = {"simple": (32,), "deep": (128, 64, 32, 64, 128)}
@@ -40,6 +47,21 @@ WIDTHS = {"simple": (32,), "deep": (128, 64, 32, 64, 128)}
 ZEROS = {"kernel_initializer": "zeros"}
 RELU = {**ZEROS, "activation": "relu", "padding": "same"}
 SIGMOID = {**ZEROS, "activation": "sigmoid", "padding": "same"}
+
+
+def run_here(mode, path, scratch):
+    """What the process does, here: starting Keras takes ten times as long as the rest."""
+    if mode == "read":
+        worker.read(path, scratch).save(scratch / "weights.npz")
+    else:
+        worker.write(interop.Weights.load(scratch / "weights.npz"), scratch)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_this_process():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "_run", run_here)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +134,7 @@ def assert_same_weights(model, params):
 
 
 def build(weights, method="phase", **changes):
-    config = keras_run.matching(dataclasses.replace(SMALL, **changes), weights)
+    config = interop.matching(dataclasses.replace(SMALL, **changes), weights)
     model = autoencoders.build(config, nnx.Rngs(0), method)
     state = nnx.state(model, nnx.Param)
     nnx.replace_by_pure_dict(state, weights.params)
@@ -137,15 +159,15 @@ def test_what_keras_saves_is_read_bit_for_bit(kind, form, tmp_path):
     network(kind)  # so that the names of the layers go on with other numbers
     model = network(kind, form)
     for name, whole in (("m.keras", True), ("m.h5", True), ("m.weights.h5", False)):
-        weights = keras_weights.read(save(model, tmp_path / name))
-        assert (weights.kind, weights.features, weights.whole) == (kind, (16, 8, 8), whole)
+        weights = read(save(model, tmp_path / name))
+        assert (weights.model, weights.features, weights.complete) == (kind, (16, 8, 8), whole)
         assert_same_weights(model, weights.params)
 
 
 @pytest.mark.parametrize("kind", ["conv", "simple", "deep"])
 def test_outputs_are_those_of_keras(kind, tmp_path, test_images):
     model = network(kind)
-    weights = keras_weights.read(save(model, tmp_path / "m.keras"))
+    weights = read(save(model, tmp_path / "m.keras"))
     ours = Autoencoder(*build(weights)).reconstruct(test_images[:200])
     theirs = predict(model, test_images[:200])
     assert theirs.std() > 0.01
@@ -157,7 +179,7 @@ def test_features_and_what_an_optimizer_keeps(suffix, tmp_path):
     model = randomised(sequential(conv_layers(5, 4, 3)))
     model.compile("adam", "binary_crossentropy")
     model.train_on_batch(np.zeros((1, 28, 28, 1)), np.zeros((1, 28, 28, 1)))
-    weights = keras_weights.read(save(model, tmp_path / f"m.{suffix}"))
+    weights = read(save(model, tmp_path / f"m.{suffix}"))
     assert weights.features == (5, 4, 3)
     assert_same_weights(model, weights.params)
 
@@ -166,7 +188,7 @@ def test_fully_connected_ones_may_flatten_and_reshape(tmp_path):
     parts = [layers.Flatten(), *dense_layers(32), layers.Reshape((28, 28))]
     model = randomised(sequential(parts, (28, 28)))
     for name in ("m.keras", "m.h5", "m.weights.h5"):
-        assert_same_weights(model, keras_weights.read(save(model, tmp_path / name)).params)
+        assert_same_weights(model, read(save(model, tmp_path / name)).params)
 
 
 def test_a_recompressed_archive(tmp_path):
@@ -177,9 +199,7 @@ def test_a_recompressed_archive(tmp_path):
     ):
         for name in reversed(old.namelist()):
             new.writestr(name, old.read(name))
-    np.testing.assert_equal(
-        keras_weights.read(tmp_path / "n.keras").params, keras_weights.read(path).params
-    )
+    np.testing.assert_equal(read(tmp_path / "n.keras").params, read(path).params)
 
 
 def keras_2_file(path, model, attribute=np.bytes_, whole=True):
@@ -225,8 +245,74 @@ def keras_2_config(model):
 @pytest.mark.parametrize("whole", [True, False])
 def test_files_of_keras_2(kind, whole, tmp_path):
     model = network(kind, functools.partial(functional, name="input_3"))
-    weights = keras_weights.read(keras_2_file(tmp_path / "m.h5", model, whole=whole))
-    assert (weights.kind, weights.whole) == (kind, whole)
+    weights = read(keras_2_file(tmp_path / "m.h5", model, whole=whole))
+    assert (weights.model, weights.complete) == (kind, whole)
+    assert_same_weights(model, weights.params)
+
+
+def in_order(group):
+    """Datasets of the layers of a file of Keras, those with weights by their numbers."""
+    names = sorted(
+        (name for name in group if name.startswith("conv2d")),
+        key=lambda name: int(name.partition("_")[2] or 0),
+    )
+    return [group[name]["vars"][which][()] for name in names for which in "01"]
+
+
+@pytest.mark.parametrize("which", ["tf213", "nested"])
+def test_files_of_other_arrangements(which):
+    """Keras 2.13 numbers with gaps; a model of two models keeps each by itself."""
+    with (
+        zipfile.ZipFile(DATA / f"{which}.keras") as archive,
+        h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file,
+    ):
+        if which == "tf213":
+            expected = in_order(file["_layer_checkpoint_dependencies"])
+        else:
+            encoder, decoder = file["layers/functional"], file["layers/functional_1"]
+            expected = in_order(encoder["layers"]) + in_order(decoder["layers"])
+    weights = read(DATA / f"{which}.keras")
+    assert (weights.model, weights.features, weights.complete) == ("conv", (16, 8, 8), True)
+    for ours, theirs in zip(flat(weights.params), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == np.float32
+
+
+def models_in_a_model():
+    encoder, decoder = functional(conv_layers()[:6]), functional(conv_layers()[6:], (4, 4, 8))
+    return functional([encoder, decoder])
+
+
+def sequences_in_a_sequence():
+    return sequential(
+        [
+            keras.Sequential(conv_layers()[:6]),
+            keras.Sequential([sequential(conv_layers()[6:], (4, 4, 8))]),
+        ]
+    )
+
+
+def a_model_in_a_sequence():
+    return sequential([functional(conv_layers()[:6]), *conv_layers()[6:]])
+
+
+def in_mixed_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        return sequential(conv_layers())
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.parametrize(
+    "make",
+    [models_in_a_model, sequences_in_a_sequence, a_model_in_a_sequence, in_mixed_precision],
+)
+def test_models_that_compute_the_same(make, suffix, tmp_path):
+    model = randomised(make())
+    weights = read(save(model, tmp_path / f"m.{suffix}"))
+    assert weights.features == (16, 8, 8)
     assert_same_weights(model, weights.params)
 
 
@@ -236,19 +322,22 @@ def test_files_of_keras_2(kind, whole, tmp_path):
 def test_a_trained_run_goes_to_keras_and_back(run, tmp_path, test_images):
     autoencoder = cae_jax.load(run, method="conv")
     path = tmp_path / "m.keras"
-    keras_archive.write(path, autoencoder)
+    interop.write(path, autoencoder)
     content = path.read_bytes()
     model = keras.models.load_model(path)
+    names = [layer.name for layer in model.layers if layer.weights]
+    assert names == [f"conv{number}" for number in range(1, 8)]
+    assert model.input_shape == (None, 28, 28, 1)
     params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     assert_same_weights(model, params)
     ours, theirs = autoencoder.reconstruct(test_images[:200]), predict(model, test_images[:200])
     np.testing.assert_allclose(theirs, ours, **SAME_OUTPUTS)
-    back = keras_weights.read(path)
+    back = read(path)
     assert_same_weights(model, back.params)
-    assert (back.kind, back.features) == (SMALL.model, SMALL.features)
-    again = keras_weights.read(save(model, tmp_path / "again.keras"))
+    assert (back.model, back.features) == (SMALL.model, SMALL.features)
+    again = read(save(model, tmp_path / "again.keras"))
     np.testing.assert_equal(again, back)
-    keras_archive.write(path, autoencoder)
+    interop.write(path, autoencoder)
     assert path.read_bytes() == content
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.keras", "m.keras"]
 
@@ -264,16 +353,16 @@ def test_a_trained_run_goes_to_keras_and_back(run, tmp_path, test_images):
 def test_every_network_goes_to_keras_and_back(changes, tmp_path, test_images):
     config = dataclasses.replace(SMALL, **changes)
     autoencoder = Autoencoder(config, autoencoders.build(config, nnx.Rngs(3)))
-    keras_archive.write(tmp_path / "m.keras", autoencoder)
+    interop.write(tmp_path / "m.keras", autoencoder)
     model = keras.models.load_model(tmp_path / "m.keras")
     params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     assert_same_weights(model, params)
     np.testing.assert_allclose(
         predict(model, test_images[:50]), autoencoder.reconstruct(test_images[:50]), **SAME_OUTPUTS
     )
-    back = keras_weights.read(tmp_path / "m.keras")
+    back = read(tmp_path / "m.keras")
     np.testing.assert_equal(flat(back.params), flat(params))
-    assert (back.kind, back.features) == (config.model, config.features)
+    assert (back.model, back.features) == (config.model, config.features)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +372,7 @@ def test_every_network_goes_to_keras_and_back(changes, tmp_path, test_images):
 def test_other_outputs_are_refused(name, message, tmp_path):
     autoencoder = Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0)))
     with pytest.raises(cae_jax.UserError, match=message):
-        keras_archive.write(tmp_path / name, autoencoder)
+        interop.write(tmp_path / name, autoencoder)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -312,7 +401,7 @@ def test_ten_training_steps_stay_together(kind, optimizer, tmp_path, train_image
         "adam": ({"b2": 0.999, "eps": 1e-12}, keras.optimizers.Adam(1e-3, 0.9, 0.999, 1e-12), 0.01),
     }[optimizer]
     model = network(kind)
-    weights = keras_weights.read(save(model, tmp_path / "m.keras"))
+    weights = read(save(model, tmp_path / "m.keras"))
     rate = 1.0 if optimizer == "adadelta" else 1e-3
     schedule = {"learning_rate": rate, "schedule": "constant", "warmup_steps": 0}
     config, ours = build(weights, optimizer=optimizer, **settings, **schedule)
@@ -341,10 +430,10 @@ def imported(tmp_path_factory, data_dir):
     """A model of Keras, its weights, and the run that was made of them."""
     folder = tmp_path_factory.mktemp("imported")
     model = network("conv")
-    weights = keras_weights.read(save(model, folder / "m.keras"))
+    weights = read(save(model, folder / "m.keras"))
     # So slow that an epoch leaves the parameters as they are.
     config = dataclasses.replace(SMALL, optimizer="sgd", learning_rate=1e-12, epochs=1)
-    val_loss = keras_run.write_run(weights, config, folder / "run", data_dir=data_dir)
+    val_loss = interop.import_run(weights, config, folder / "run", data_dir=data_dir)
     return model, weights, config, folder / "run", val_loss
 
 
@@ -374,18 +463,18 @@ def test_training_goes_on_from_the_weights(imported, data_dir, tmp_path, capsys)
 
 def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     _, weights, config, folder, _ = imported
-    with pytest.raises(cae_jax.UserError, match="holds a run; give another --out, or --overwrite"):
-        keras_run.write_run(weights, config, folder, data_dir=data_dir)
+    with pytest.raises(cae_jax.UserError, match="holds a run; give another directory, or `ove"):
+        interop.import_run(weights, config, folder, data_dir=data_dir)
     other = dataclasses.replace(config, features=(4, 4, 4))
     with pytest.raises(cae_jax.UserError, match=r"features \(4, 4, 4\); the weights are of conv"):
-        keras_run.write_run(weights, other, tmp_path / "run", data_dir=data_dir)
+        interop.import_run(weights, other, tmp_path / "run", data_dir=data_dir)
 
     def full(*_):
         raise cae_jax.UserError("no space left")
 
     monkeypatch.setattr("cae_jax.runs.checkpoints.Checkpoints.save", full)
     with pytest.raises(cae_jax.UserError, match="no space left"):
-        keras_run.write_run(weights, config, tmp_path / "run", data_dir=data_dir)
+        interop.import_run(weights, config, tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -400,10 +489,10 @@ def test_killed_at_any_moment_no_run_starts_from_other_weights(
 
     monkeypatch.setattr(f"cae_jax.runs.{where}", killed)
     with pytest.raises(SystemExit):
-        keras_run.write_run(weights, config, tmp_path / "run", data_dir=data_dir)
+        interop.import_run(weights, config, tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run" / "config.json").exists()
     monkeypatch.undo()
-    assert keras_run.write_run(weights, config, tmp_path / "run", data_dir=data_dir) == val_loss
+    assert interop.import_run(weights, config, tmp_path / "run", data_dir=data_dir) == val_loss
     ours, theirs = (
         jax.tree.leaves(nnx.state(cae_jax.load(run, method="conv").model, nnx.Param))
         for run in (tmp_path / "run", folder)
@@ -416,7 +505,7 @@ def test_import_refuses_in_one_line(refuse, run, tmp_path):
     (tmp_path / "text.keras").write_text("no archive")
     save(network("simple"), tmp_path / "simple.keras")
     save(sequential(dense_layers(64), (784,)), tmp_path / "other.keras")
-    keras_archive.write(tmp_path / "m.keras", cae_jax.load(run, method="conv"))
+    interop.write(tmp_path / "m.keras", cae_jax.load(run, method="conv"))
     before = sorted(tmp_path.iterdir())
     for arguments, message in (
         (("nowhere.keras", "--out", "x"), "nowhere.keras is no file"),
@@ -424,7 +513,7 @@ def test_import_refuses_in_one_line(refuse, run, tmp_path):
         (("other.keras", "--out", "x"), "other.keras: layer 1 (dense"),
         (("simple.keras", "--out", "x"), "give --config simple"),
         (("m.keras", "--out", "x", "--features", 4, 4, 4), "leave them out"),
-        (("m.keras", "--out", run), "holds a run; give another --out"),
+        (("m.keras", "--out", run), "holds a run; give another"),
         (("m.keras",), "--out"),
     ):
         assert_fails_in_one_line(refuse("import", *arguments), message)

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from cae_jax.interop.keras import keras_archive, keras_isolated, keras_layers, keras_weights
+from cae_jax.interop import keras as interop
+from cae_jax.interop.keras import process
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from tests.conftest import SMALL
@@ -20,10 +21,13 @@ from tests.test_keras import (
     ZEROS,
     conv_layers,
     dense_layers,
+    functional,
+    in_this_process,  # noqa: F401
     keras,
     layers,
     pytestmark,  # noqa: F401
     rank_promotion,  # noqa: F401
+    read,
     save,
     sequential,
 )
@@ -55,7 +59,7 @@ def a_layer_used_twice():
 
 
 def in_half_precision():
-    keras.config.set_dtype_policy("mixed_float16")
+    keras.config.set_dtype_policy("float16")
     try:
         return sequential(conv_layers())
     finally:
@@ -157,7 +161,7 @@ OTHERS = {
         lambda: sequential([*dense_layers(32), layers.Reshape((14, 56))], (784,)),
         r"the last layer reshapes to \[14, 56\]",
     ),
-    "half precision": (in_half_precision, "has dtype mixed_float16; the network computes in float"),
+    "half precision": (in_half_precision, "has dtype float16; the network takes float32"),
     "code of one's own": (
         lambda: conv_with(8, layers.Lambda(lambda x: x.repeat(2, 1).repeat(2, 2))),
         r"layer 8 \(lambda\w*\) is Lambda; the network has UpSampling2D there",
@@ -167,8 +171,14 @@ OTHERS = {
         "is of class Mine>Conv2D, which is none of Keras|is Mine>Conv2D; the network has Conv2D",
     ),
     "model in a model": (
-        lambda: sequential([sequential(conv_layers()[:6]), *conv_layers()[6:]]),
-        r"layer 1 \(sequential\w*\) is Sequential; the network has Conv2D there",
+        lambda: sequential([sequential(conv_layers()[:5]), *conv_layers()[6:]]),
+        r"layer 6 \(conv2d\w*\) is Conv2D; the network has MaxPooling2D there",
+    ),
+    "code of one's own in a model in a model": (
+        lambda: sequential(
+            [functional([layers.Lambda(abs), *conv_layers()[:6]]), *conv_layers()[6:]]
+        ),
+        r"layer 1 \(lambda\w*\) is Lambda; the network has Conv2D there",
     ),
     "two outputs": (two_outputs, "output_layers of the model are"),
     "shared layer": (a_layer_used_twice, r"layer conv2d\w* takes .*, conv2d\w*; the network is a"),
@@ -181,7 +191,7 @@ def test_the_first_difference_is_named(which, suffix, tmp_path):
     make, message = OTHERS[which]
     path = save(make(), tmp_path / f"m.{suffix}")
     with pytest.raises(cae_jax.UserError, match=message) as error:
-        keras_weights.read(path)
+        read(path)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
@@ -189,15 +199,15 @@ def test_the_first_difference_is_named(which, suffix, tmp_path):
 def test_a_model_of_ones_own_class_is_refused(tmp_path):
     path = save(of_ones_own(), tmp_path / "m.keras")
     with pytest.raises(cae_jax.UserError, match="the model is of class Mine>Mine; it takes a Seq"):
-        keras_weights.read(path)
+        read(path)
 
 
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        ("extra layer", "it names a layer dropout where the network has Conv2D; if it is the"),
-        ("mean pooling", "it names a layer average_pooling2d where the network has"),
-        ("ends early", "it has 12 layers; the network has 13"),
+        ("extra layer", "it has 14 layers and names dropout where .* if it is the same"),
+        ("mean pooling", "it has 13 layers and names average_pooling2d where the network"),
+        ("ends early", "it has 12 layers and names max_pooling2d where the network, of 13"),
         ("kernel size", r"0 has shape \(5, 5, 16, 8\); the network takes \(3, 3, 16, 8\)"),
         ("features that do not mirror", r"0 has shape \(3, 3, 8, 4\); the network takes \(3, 3, 8"),
         ("no bias", "layer conv2d has 1 arrays; it takes a kernel and a bias"),
@@ -208,7 +218,7 @@ def test_a_model_of_ones_own_class_is_refused(tmp_path):
 def test_weights_of_another_network(which, message, tmp_path):
     path = save(OTHERS[which][0](), tmp_path / "m.weights.h5")
     with pytest.raises(cae_jax.UserError, match=message):
-        keras_weights.read(path)
+        read(path)
 
 
 # Damage and malice, without Keras
@@ -218,8 +228,8 @@ def test_weights_of_another_network(which, message, tmp_path):
 def archive(tmp_path_factory):
     """The bytes of an intact archive."""
     path = tmp_path_factory.mktemp("archive") / "m.keras"
-    keras_archive.write(path, Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0))))
-    assert keras_weights.read(path).kind == "conv"
+    interop.write(path, Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0))))
+    assert read(path).model == "conv"
     return path.read_bytes()
 
 
@@ -237,7 +247,7 @@ def write_members(path, members, compression=zipfile.ZIP_STORED):
 
 def refused(path, message):
     with pytest.raises(cae_jax.UserError, match=message) as error:
-        keras_weights.read(path)
+        read(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -362,7 +372,7 @@ def test_weights_that_are_not_what_they_should_be(change, message, archive, tmp_
 
 def outcome(path):
     try:
-        return str(keras_isolated.read(path).features)
+        return str(interop.read(path).features)
     except cae_jax.UserError as error:
         return str(error)
 
@@ -370,7 +380,7 @@ def outcome(path):
 def test_an_intact_file_comes_through_as_it_is(archive, tmp_path):
     path = tmp_path / "m.keras"
     path.write_bytes(archive)
-    np.testing.assert_equal(keras_isolated.read(path), keras_weights.read(path))
+    np.testing.assert_equal(interop.read(path), read(path))
     path.write_text("a text")
     assert outcome(path).startswith(f"{path}: it is neither a .keras archive nor HDF5; save")
 
@@ -423,6 +433,6 @@ def test_a_crash_or_a_stall_of_hdf5_is_one_line(command, message, tmp_path, monk
     python.write_text(f"#!/bin/sh\n{'exec ' if 'sleep' in command else ''}{command}\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(keras_isolated, "_SECONDS", 0.5)
+    monkeypatch.setattr(process, "_SECONDS", 0.5)
     with pytest.raises(cae_jax.UserError, match=message):
-        keras_isolated.read(tmp_path / "m.h5")
+        interop.read(tmp_path / "m.h5")

@@ -39,8 +39,7 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from cae_jax.interop import export
-    from cae_jax.interop.keras import keras_archive
+    from cae_jax.interop import export, keras
 
     out = flags.out or default_path(flags)
     if flags.format != "keras":
@@ -51,7 +50,7 @@ def run(flags: Flags) -> None:
     cache.use_compilation_cache()
     autoencoder = cae_jax.load(flags.run, best=flags.best, backend="matmul")
     if flags.format == "keras":
-        keras_archive.write(out, autoencoder)
+        keras.write(out, autoencoder)
     else:
         export.write(out, autoencoder, flags.format, flags.function)
     print(f"{out}: {out.stat().st_size:,} bytes")

@@ -20,7 +20,7 @@ from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 if TYPE_CHECKING:
-    from cae_jax.interop.keras.keras_weights import Weights
+    from cae_jax.interop.keras import Weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,16 +40,13 @@ class Flags(common.ConfigFlags):
 
 
 def run(flags: Flags) -> None:
-    from cae_jax.interop.keras import keras_isolated
+    from cae_jax.interop import keras
 
-    weights = keras_isolated.read(flags.file)
+    weights = keras.read(flags.file)
     base = load_config(flags.config)
     config = check_network(flags, base, weights)
-    # Takes seconds, which a file that is refused should not cost.
-    from cae_jax.interop.keras import keras_run
-
     cache.use_compilation_cache()
-    val_loss = keras_run.write_run(
+    val_loss = keras.import_run(
         weights, config, flags.out, overwrite=flags.overwrite, **vars(flags.data)
     )
     report(flags, base, weights, config, val_loss)
@@ -58,13 +55,13 @@ def run(flags: Flags) -> None:
 def check_network(flags: Flags, base: TrainConfig, weights: "Weights") -> TrainConfig:
     """The config of the flags, with the features of the file unless the flags override them."""
     config = flags.train
-    if config.model != weights.kind:
-        example = {"conv": "fashion_mnist"}.get(weights.kind, weights.kind)
+    if config.model != weights.model:
+        example = {"conv": "fashion_mnist"}.get(weights.model, weights.model)
         raise UserError(
-            f"{flags.file} holds the network {weights.kind} and the config has {config.model}; "
+            f"{flags.file} holds the network {weights.model} and the config has {config.model}; "
             f"give --config {example}"
         )
-    if weights.kind == "conv" and config.features not in (base.features, weights.features):
+    if weights.model == "conv" and config.features not in (base.features, weights.features):
         raise UserError(
             f"{flags.file} has features {weights.features} and --features are {config.features}; "
             "leave them out"
@@ -80,10 +77,10 @@ def report(
     val_loss: float,
 ) -> None:
     """Prints what was imported, what was missing, and how to continue."""
-    features = f" with features {config.features}" if weights.kind == "conv" else ""
+    features = f" with features {config.features}" if weights.model == "conv" else ""
     parameters = sum(array.size for layer in weights.params.values() for array in layer.values())
-    print(f"{flags.out}: {weights.kind}{features}, {parameters:,} parameters from {flags.file}")
-    if not weights.whole:
+    print(f"{flags.out}: {weights.model}{features}, {parameters:,} parameters from {flags.file}")
+    if not weights.complete:
         print("The file has no padding and no activations; those of the network are assumed")
     print(f"val_loss: {val_loss:.4f}")
     print(f"To continue training with a fresh optimizer, run {train_command(flags, base, config)}")

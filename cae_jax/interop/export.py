@@ -130,7 +130,7 @@ def parameters(autoencoder: Autoencoder) -> dict[str, np.ndarray]:
     values = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     return {
         f"{layer.name}.{name}": np.asarray(values[layer.name][name])
-        for layer in topology.of_config(autoencoder.config).weighted
+        for layer in autoencoder.topology.weighted
         for name in ("kernel", "bias")
     }
 

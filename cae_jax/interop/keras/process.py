@@ -1,0 +1,153 @@
+"""Starts `cae_jax.interop.keras.__main__`, which imports Keras, in a process of its own."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cae_jax import atomic
+from cae_jax.config import TrainConfig
+from cae_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from cae_jax.models.inference import Autoencoder
+
+DEFAULT_FEATURES = TrainConfig().features
+# Most of the time goes into starting Keras: 5 to 15 seconds.
+_SECONDS = 120
+
+
+class Weights(NamedTuple):
+    """The weights of a network that Keras has saved.
+
+    Attributes:
+        model: ``TrainConfig.model``.
+        features: ``TrainConfig.features``; of a fully connected network the default.
+        params: float32 arrays, kernel and bias by the layer's name in `cae_jax.models.topology`.
+        complete: whether the file also has the settings of the layers, so that they were compared;
+            False for a file of weights, which has neither padding nor activations.
+    """
+
+    model: Any
+    features: tuple[int, ...]
+    params: dict[str, dict[str, np.ndarray]]
+    complete: bool
+
+    def save(self, path: Path) -> None:
+        """Writes an ``.npz`` file of plain arrays."""
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in _FACTS}
+        for layer, params in self.params.items():
+            arrays |= {f"{layer}/{which}": array for which, array in params.items()}
+        np.savez(path, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "Weights":
+        """Reads what `save` wrote; nothing in it is unpickled."""
+        params: dict[str, dict[str, np.ndarray]] = {}
+        with np.load(path, allow_pickle=False) as file:
+            model, features, complete = (file[name].tolist() for name in _FACTS)
+            for name in file.files[len(_FACTS) :]:
+                layer, which = name.split("/")
+                params.setdefault(layer, {})[which] = file[name]
+        return cls(model, tuple(features), params, complete)
+
+
+_FACTS = ("model", "features", "complete")
+
+
+def read(path: str | Path) -> Weights:
+    """Reads the weights of one of the project's networks from a file of Keras.
+
+    Args:
+        path: ``.keras`` or ``.h5`` of ``model.save``, or ``.weights.h5``, of Keras 2.12 or later;
+            ``.h5`` of any Keras 2. The content decides, not the name.
+
+    Raises:
+        UserError: Keras is not installed, or the file is missing, damaged, not written by Keras, or
+            holds another network; the message names the first difference.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is no file; give a .keras, .weights.h5 or .h5 file of Keras")
+    with _scratch() as scratch:
+        _run("read", path, scratch)
+        return Weights.load(scratch / "weights.npz")
+
+
+def write(path: str | Path, autoencoder: "Autoencoder") -> None:
+    """Writes a ``.keras`` file, atomically; equal weights give equal bytes.
+
+    The model takes images in [0, 1] ``[N, 28, 28, 1]``, a fully connected one ``[N, 784]``, and
+    returns images of the same shape. Its layers have the names of `cae_jax.models.topology`.
+
+    Args:
+        path: ends in ``.keras``.
+        autoencoder: the model to write.
+
+    Raises:
+        UserError: another suffix, a file that cannot be written, or Keras is not installed.
+    """
+    from flax import nnx  # takes seconds, which the process that imports Keras does without
+
+    path, config = Path(path), autoencoder.config
+    if path.suffix != ".keras":
+        raise UserError(f"{path} does not end in .keras, as Keras requires; rename it")
+    params: Any = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
+    with _scratch() as scratch, atomic.output_file(path) as temporary:
+        Weights(config.model, config.features, params, True).save(scratch / "weights.npz")
+        _run("write", path, scratch)
+        shutil.copyfile(scratch / "model.keras", temporary)
+
+
+def matching(config: TrainConfig, weights: Weights) -> TrainConfig:
+    """Returns the config with the network of the weights."""
+    features = weights.features if weights.model == "conv" else config.features
+    return dataclasses.replace(config, model=weights.model, features=features)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="cae-jax-") as folder:
+        yield Path(folder)
+
+
+def _run(mode: str, path: Path, scratch: Path) -> None:
+    """Runs the worker; what it reads or writes besides `path` lies in `scratch`."""
+    command = [sys.executable, "-P", "-m", "cae_jax.interop.keras", mode, path, scratch]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "KERAS_BACKEND": "jax",
+        "KERAS_HOME": str(scratch),  # not the settings in ~/.keras
+        "JAX_PLATFORMS": "cpu",
+    }
+    doing = {"read": "read", "write": "written"}[mode]
+    try:
+        process = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment,
+            timeout=_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{path} cannot be {doing} in {_SECONDS} s; save it again in Keras"
+        ) from None
+    if process.returncode == 2:
+        raise UserError((scratch / "refusal.txt").read_text())
+    if process.returncode < 0:
+        raise UserError(
+            f"{path} cannot be {doing} (signal {-process.returncode} ended Keras); save it again "
+            "in Keras"
+        )
+    if process.returncode:
+        raise RuntimeError(process.stderr.decode())
