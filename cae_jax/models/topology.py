@@ -108,6 +108,20 @@ class Topology(NamedTuple):
         """
         return 3 * sum(layer.flops for layer in self.layers) - self.weighted[0].flops
 
+    @property
+    def native_sizes(self) -> tuple[tuple[str, int], ...] | None:
+        """Compile-time sizes of the native kernel, by name; None for a network it cannot compute.
+
+        F1 to F3 are the encoder's features, E0 to E3 the sizes of the image and after each pooling,
+        D1 to D3 the sizes after each upsampling layer of the decoder.
+        """
+        if self.model != "conv" or self.image_shape != IMAGE_SHAPE or len(self.features) != 3:
+            return None
+        encoder = [layer.shape[0] for layer in self.layers if layer.kind in ("input", "pool")]
+        decoder = [layer.shape[0] for layer in self.weighted[len(encoder) :]]
+        names = ("F1", "F2", "F3", "E0", "E1", "E2", "E3", "D1", "D2", "D3")
+        return tuple(zip(names, (*self.features, *encoder, *decoder), strict=True))
+
 
 def of_config(config: TrainConfig) -> Topology:
     """The network that a config describes."""

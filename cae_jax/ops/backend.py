@@ -6,8 +6,7 @@ import jax
 
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
-from cae_jax.ops.native import UnavailableError
-from cae_jax.ops.native.build import target
+from cae_jax.ops.native import UnavailableError, of_features
 
 Method = Literal["conv", "phase", "fused"]
 
@@ -47,7 +46,7 @@ def choose(config: TrainConfig, method: str = "auto") -> Choice:
     try:
         if device != "cpu":
             raise UnavailableError(f"it is for the CPU, and the device is a {device}")
-        target("losses", config.features)
+        of_features(config.features)
     except UnavailableError as reason:
         if method == "fused":
             raise UserError(
