@@ -110,10 +110,17 @@ class Topology(NamedTuple):
 
     @property
     def native_sizes(self) -> tuple[tuple[str, int], ...] | None:
-        """Compile-time sizes of the native kernel; None for a network that it does not compute."""
+        """Compile-time sizes of the native kernel, by name; None for a network it cannot compute.
+
+        F1 to F3 are the encoder's features, E0 to E3 the sizes of the image and after each pooling,
+        D1 to D3 the sizes after each upsampling layer of the decoder.
+        """
         if self.model != "conv" or self.image_shape != IMAGE_SHAPE or len(self.features) != 3:
             return None
-        return tuple((f"F{i}", width) for i, width in enumerate(self.features, start=1))
+        encoder = [layer.shape[0] for layer in self.layers if layer.kind in ("input", "pool")]
+        decoder = [layer.shape[0] for layer in self.weighted[len(encoder) :]]
+        names = ("F1", "F2", "F3", "E0", "E1", "E2", "E3", "D1", "D2", "D3")
+        return tuple(zip(names, (*self.features, *encoder, *decoder), strict=True))
 
 
 def of_config(config: TrainConfig) -> Topology:

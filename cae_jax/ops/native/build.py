@@ -1,14 +1,14 @@
-"""Compiles the native kernel for this machine, once, and hands it to JAX."""
+"""Compiles the native kernel for this machine, once, and registers it with JAX."""
 
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +17,12 @@ import jax
 
 from cae_jax.ops.cache import cache_folder
 
-SOURCE = Path(__file__).with_name("step.cpp")
-# No -ffast-math: a value that is not finite must stay so. What it would bring here is in the two
-# flags that drop errno and floating-point traps, which nobody reads, and in fused multiply-adds.
+logger = logging.getLogger(__name__)
+
+# The first is compiled and includes the others.
+SOURCES = [Path(__file__).with_name(name) for name in ("ffi.cc", "network.h", "conv.h", "simd.h")]
+# Without -ffast-math: a value that is not finite must stay so. Its benefit here comes from the
+# last three flags: fused multiply-adds, and no errno and floating-point traps, which nobody reads.
 FLAGS = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 ENTRIES = ("value_and_grad", "losses", "encode", "decode")
@@ -29,12 +32,12 @@ Sizes = tuple[tuple[str, int], ...]
 
 
 class UnavailableError(RuntimeError):
-    """The native kernel cannot be had here; the message says why, in one line."""
+    """The native kernel is unavailable here; the message says why, in one line."""
 
 
 @functools.cache
 def target(entry: str, sizes: Sizes) -> str:
-    """The name under which JAX knows an entry of the native kernel, compiled for some sizes.
+    """Compiles and registers the kernel if necessary; returns JAX's name of one of its `ENTRIES`.
 
     Raises:
         UnavailableError: switched off, unknown platform, no compiler, or one that fails.
@@ -56,15 +59,14 @@ def _load(sizes: Sizes) -> tuple[ctypes.CDLL, str]:
     if os.environ.get("CAE_JAX_NATIVE") == "0":
         raise UnavailableError("CAE_JAX_NATIVE=0 switches it off")
     if platform.system() not in ("Linux", "Darwin"):
-        raise UnavailableError(f"it is not known to work on {platform.system()}")
+        raise UnavailableError(f"it supports Linux and macOS, not {platform.system()}")
     compiler = _compiler()
     flags = [*FLAGS, *(f"-D{name}={value}" for name, value in sizes)]
     flags += shlex.split(os.environ.get("CAE_JAX_NATIVE_FLAGS", ""))
-    parts = (SOURCE.read_bytes(), _version(compiler), flags, _cpu(), metadata.version("jaxlib"))
-    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-    command = [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE)]
+    key = _key(compiler, flags)
+    command = [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCES[0])]
     try:
-        path = cache_folder() / f"step-{key}.so"
+        path = cache_folder() / f"native-{key}.so"
         if not _is_whole(path):
             _compile(command, path)
         return ctypes.CDLL(str(path)), key
@@ -72,8 +74,15 @@ def _load(sizes: Sizes) -> tuple[ctypes.CDLL, str]:
         raise UnavailableError(f"its library cannot be kept or loaded ({error})") from error
 
 
+def _key(compiler: list[str], flags: list[str]) -> str:
+    """A digest of everything that the library depends on."""
+    sources = [path.read_bytes() for path in SOURCES]
+    parts = (sources, _version(compiler), flags, _cpu(), metadata.version("jaxlib"))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
 def _compiler() -> list[str]:
-    """CXX if it is set, else the system's compiler, as the beginning of a command."""
+    """CXX if it is set, else the system's compiler, as the first words of a command."""
     if chosen := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(chosen[0]) is None:
             raise UnavailableError(f"the compiler CXX={chosen[0]} is not found")
@@ -100,9 +109,9 @@ def _cpu() -> str:
 
 
 def _compile(command: list[str], path: Path) -> None:
-    """Writes the library in one step, so that two processes at once do not meet."""
-    print("Compiling the native kernel (once, some seconds)", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # private, on the same disk
+    """Compiles to a private folder and moves the library, with its SHA-256, to its place."""
+    logger.info("Compiling the native kernel (once, some seconds)")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # on the same disk
         output = Path(folder) / path.name
         result = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
         if result.returncode != 0 or not output.exists():
@@ -115,9 +124,9 @@ def _compile(command: list[str], path: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the library is there as it was written; a damaged one would crash the process.
+    """Whether the library is complete; a damaged one would crash the process.
 
-    Its SHA-256 stands at its end, which the loader does not look at.
+    The SHA-256 is at its end, which the loader ignores.
     """
     if not path.exists():
         return False

@@ -1,4 +1,4 @@
-"""The native step against the plain form in float32 and against NumPy in float64."""
+"""The native kernel against XLA's convolutions in float32 and against NumPy in float64."""
 
 import functools
 import os
@@ -16,13 +16,13 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from cae_jax.models import autoencoders
+from cae_jax.models import autoencoders, topology
 from cae_jax.ops import backend, native
 from cae_jax.ops.native import build
 from cae_jax.training import loss
-from tests.conftest import needs_native as needs_fused
+from tests.conftest import needs_native
 
-pytestmark = needs_fused
+pytestmark = needs_native
 LAB = (16, 8, 8)
 
 
@@ -36,14 +36,27 @@ def parameters(features, seed=0):
 @functools.cache
 def plain_step(features):
     """The loss and its gradient by the plain form, compiled."""
-    model = autoencoders.ConvAutoencoder(features, method="conv", rngs=nnx.Rngs(0))
+    model = autoencoders.ConvAutoencoder(features, rngs=nnx.Rngs(0))
     return jax.jit(
-        jax.value_and_grad(loss.make_loss(nnx.graphdef(model))),
+        jax.value_and_grad(loss.make_loss(nnx.graphdef(model), backend.XLA)),
         compiler_options={"xla_backend_optimization_level": 0},  # compiles five times faster
     )
 
 
-native_step = jax.jit(native.value_and_grad)
+@functools.cache
+def kernel(features):
+    network = topology.convolutional(topology.IMAGE_SHAPE, features)
+    return native.Kernel(network.native_sizes, network.image_shape, network.code_shape)
+
+
+def choose_lab(name):
+    return backend.choose(topology.of_config(cae_jax.TrainConfig()), name)
+
+
+@functools.cache
+def native_step(features):
+    """The loss and its gradient by the native kernel, compiled."""
+    return jax.jit(kernel(features).value_and_grad)
 
 
 def pictures(test_images, count):
@@ -115,7 +128,7 @@ def test_loss_and_gradient_equal_the_plain_form(test_images, features, batch):
     inputs, targets = pictures(test_images, batch), test_images[batch : 2 * batch]
     weights = np.random.default_rng(0).uniform(0, 1, batch).astype(np.float32)
     weights[1:2] = 0
-    value, grads = native_step(params, inputs, targets, weights)
+    value, grads = native_step(features)(params, inputs, targets, weights)
     with jax.default_matmul_precision("highest"):
         expected, expected_grads = plain_step(features)(params, inputs, targets, weights)
     # The reference adds the 784 pixels one after another, in float32.
@@ -129,11 +142,16 @@ def test_loss_and_gradient_equal_the_plain_form(test_images, features, batch):
 def test_forward_equals_numpy(test_images, features):
     params, images = parameters(features), pictures(test_images, 21)
     code, logits = numpy_network(float64(params), images / 255)
-    np.testing.assert_allclose(jax.jit(native.encode)(params, images), code, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
-        jax.jit(native.decode)(params, code.astype(np.float32)), logits, rtol=1e-5, atol=2e-5
+        jax.jit(kernel(features).encode)(params, images), code, rtol=1e-5, atol=1e-5
     )
-    bce_N, mse_N = jax.jit(native.losses)(params, images, test_images[:21])
+    np.testing.assert_allclose(
+        jax.jit(kernel(features).decode)(params, code.astype(np.float32)),
+        logits,
+        rtol=1e-5,
+        atol=2e-5,
+    )
+    bce_N, mse_N = jax.jit(kernel(features).losses)(params, images, test_images[:21])
     network = (float64(params), images, test_images[:21])
     np.testing.assert_allclose(bce_N, numpy_losses(*network), rtol=1e-6)
     np.testing.assert_allclose(mse_N, numpy_squared_errors(*network), rtol=2e-6)
@@ -143,7 +161,7 @@ def test_forward_equals_numpy(test_images, features):
 def test_gradient_is_the_slope_of_the_loss_in_float64(test_images, features):
     params, images = parameters(features), test_images[:20]
     weights = np.linspace(0, 1, 20).astype(np.float32)
-    _, grads = native_step(params, images, images, weights)
+    _, grads = native_step(features)(params, images, images, weights)
     rng = np.random.default_rng(0)
     for _ in range(3):
         direction = [[rng.normal(size=a.shape) for a in layer] for layer in float64(params)]
@@ -170,7 +188,7 @@ def test_ties_and_dead_units_take_the_gradient_of_the_plain_form(test_images):
     params = jax.tree.map(lambda p: p + 0.0625 if p.ndim == 4 else p, params)
     images = np.stack([np.full((28, 28, 1), value, np.float32) for value in (0, 0.5, 1)])
     weights = np.ones(3, np.float32)
-    _, grads = native_step(params, images, images, weights)
+    _, grads = native_step(LAB)(params, images, images, weights)
     _, expected = plain_step(LAB)(params, images, images, weights)
     for ours, plain in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5 * np.abs(plain).max())
@@ -181,11 +199,11 @@ def test_extreme_logits_stay_finite(test_images, bias):
     params = parameters(LAB)
     params["conv7"]["bias"][...] += bias
     images, weights = test_images[:5], np.ones(5, np.float32)
-    losses, mse_N = jax.jit(native.losses)(params, images, images)
+    losses, mse_N = jax.jit(kernel(LAB).losses)(params, images, images)
     network = (float64(params), images, images)
     np.testing.assert_allclose(losses, numpy_losses(*network), rtol=1e-5)
     np.testing.assert_allclose(mse_N, numpy_squared_errors(*network), rtol=1e-5)
-    value, grads = native_step(params, images, images, weights)
+    value, grads = native_step(LAB)(params, images, images, weights)
     assert value == pytest.approx(float(losses.mean()), rel=1e-5)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
@@ -198,7 +216,7 @@ def test_a_parameter_that_is_not_finite_makes_the_loss_so(test_images, layer, va
     kernel = params[f"conv{layer}"]["kernel"]
     kernel[...] = kernel[...].at[1, 1, 0, 0].set(value)
     images, weights = test_images[:20], np.ones(20, np.float32)
-    loss, _ = native_step(params, images, images, weights)
+    loss, _ = native_step(LAB)(params, images, images, weights)
     plain, _ = plain_step(LAB)(params, images, images, weights)
     # XLA's maximum pooling may lose a NaN; this one does not.
     assert not np.isfinite(loss) or (np.isfinite(plain) and not np.isnan(value))
@@ -207,11 +225,11 @@ def test_a_parameter_that_is_not_finite_makes_the_loss_so(test_images, layer, va
 def test_a_pixel_that_is_not_a_number_spoils_its_image_alone(test_images):
     params = parameters(LAB)
     images = test_images[:20].astype(np.float32) / 255
-    good, _ = jax.jit(native.losses)(params, images, images)
+    good, _ = jax.jit(kernel(LAB).losses)(params, images, images)
     for pixel in (0, 13 * 28 + 14, 783):
         spoilt = images.copy()
         spoilt[3].flat[pixel] = np.nan
-        losses, mse_N = jax.device_get(jax.jit(native.losses)(params, spoilt, images))
+        losses, mse_N = jax.device_get(jax.jit(kernel(LAB).losses)(params, spoilt, images))
         assert np.isnan(losses[3])
         assert np.isnan(mse_N[3])
         np.testing.assert_array_equal(np.delete(losses, 3), np.delete(good, 3))
@@ -221,87 +239,88 @@ def test_bytes_and_floats_are_the_same_images(test_images):
     params, weights = parameters(LAB), np.ones(40, np.float32)
     images = test_images[:40]
     floats = images.astype(np.float32) / 255
-    expected = jax.tree.leaves(native_step(params, images, images, weights))
+    expected = jax.tree.leaves(native_step(LAB)(params, images, images, weights))
     for inputs, targets in [(floats, images), (images, floats), (floats, floats)]:
         for a, b in zip(
-            jax.tree.leaves(native_step(params, inputs, targets, weights)), expected, strict=True
+            jax.tree.leaves(native_step(LAB)(params, inputs, targets, weights)),
+            expected,
+            strict=True,
         ):
             np.testing.assert_array_equal(a, b)
 
 
 def test_no_images(test_images):
-    assert native.encode(parameters(LAB), test_images[:0]).shape == (0, 4, 4, 8)
+    assert kernel(LAB).encode(parameters(LAB), test_images[:0]).shape == (0, 4, 4, 8)
 
 
 def test_other_arrays_are_refused(test_images):
     params, images = parameters(LAB), test_images[:4]
     for wrong in (images.astype(np.float16), images.astype(np.int32), images[:, :14], images[:3]):
         with pytest.raises(TypeError, match="takes uint8 or float32"):
-            native.losses(params, images, wrong)
+            kernel(LAB).losses(params, images, wrong)
     with pytest.raises(TypeError, match="takes float32"):
-        native.decode(params, np.zeros((2, 4, 4, 8), np.uint8))
+        kernel(LAB).decode(params, np.zeros((2, 4, 4, 8), np.uint8))
 
 
 # --- In JAX ---
 
 
-def test_other_derivatives_are_those_of_the_phase_form(test_images):
+def test_other_derivatives_are_those_of_the_matmul_form(test_images):
     params = parameters(LAB)
     images = test_images[:3].astype(np.float32) / 255
     weights = np.ones(3, np.float32)
-    graphdefs = [
-        nnx.graphdef(autoencoders.ConvAutoencoder(LAB, method=method, rngs=nnx.Rngs(0)))
-        for method in ("fused", "phase")
-    ]
+    graphdef = nnx.graphdef(autoencoders.ConvAutoencoder(LAB, rngs=nnx.Rngs(0)))
+
+    def network(backend, params, x):
+        encode, decode = autoencoders.make_passes(graphdef, backend)
+        return encode(params, x), decode(params, encode(params, x))
+
     for function in (
-        lambda model, x: model.encode(x).sum(),
-        lambda model, x: (model(x) ** 2).mean(),
-        lambda model, x: loss.make_loss(nnx.graphdef(model))(params, x, images, weights),
-        lambda model, x: loss.make_losses(nnx.graphdef(model))(params, x, images)[0].max(),
-        lambda model, x: loss.make_losses(nnx.graphdef(model))(params, x, images)[1].max(),
+        lambda backend, *args: network(backend, *args)[0].sum(),
+        lambda backend, *args: (network(backend, *args)[1] ** 2).mean(),
+        lambda backend, *args: loss.make_loss(graphdef, backend)(*args, images, weights),
+        lambda backend, *args: loss.make_losses(graphdef, backend)(*args, images)[0].max(),
+        lambda backend, *args: loss.make_losses(graphdef, backend)(*args, images)[1].max(),
     ):
-        native, phase = (
+        native, matmul = (
             jax.jit(
-                jax.grad(
-                    lambda params, x, g=graphdef, f=function: f(nnx.merge(g, params), x),
-                    argnums=(0, 1),
-                ),
+                jax.grad(functools.partial(function, choose_lab(name)), argnums=(0, 1)),
                 compiler_options={"xla_backend_optimization_level": 0},
             )(params, images)
-            for graphdef in graphdefs
+            for name in ("native", "matmul")
         )
-        for a, b in zip(jax.tree.leaves(native), jax.tree.leaves(phase), strict=True):
+        for a, b in zip(jax.tree.leaves(native), jax.tree.leaves(matmul), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_forward_mode_is_refused(test_images):
     images = test_images[:2].astype(np.float32) / 255
-    model = autoencoders.ConvAutoencoder(LAB, method="fused", rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(autoencoders.ConvAutoencoder(LAB, rngs=nnx.Rngs(0)), nnx.Param)
+    encode, _ = autoencoders.make_passes(graphdef, choose_lab("native"))
     with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(model.encode, (images,), (images,))
+        jax.jvp(functools.partial(encode, params), (images,), (images,))
 
 
 def test_vmap_over_models(test_images):
     images, weights = test_images[:5], np.ones(5, np.float32)
     several = [parameters(LAB, seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-    values, _ = jax.vmap(native.value_and_grad, (0, None, None, None))(
-        stacked, images, images, weights
-    )
-    expected = [native.value_and_grad(params, images, images, weights)[0] for params in several]
+    value_and_grad = kernel(LAB).value_and_grad
+    values, _ = jax.vmap(value_and_grad, (0, None, None, None))(stacked, images, images, weights)
+    expected = [value_and_grad(params, images, images, weights)[0] for params in several]
     np.testing.assert_array_equal(values, expected)
 
 
 def test_calls_at_the_same_time_do_not_meet(test_images):
     weights = np.ones(64, np.float32)
     cases = [(parameters(LAB, seed), test_images[64 * seed :][:64]) for seed in range(4)]
-    alone = [jax.device_get(native_step(params, x, x, weights)) for params, x in cases]
+    alone = [jax.device_get(native_step(LAB)(params, x, x, weights)) for params, x in cases]
     together = [[] for _ in cases]
 
     def call(i):
         params, x = cases[i]
         for _ in range(20):
-            together[i].append(jax.device_get(native_step(params, x, x, weights)))
+            together[i].append(jax.device_get(native_step(LAB)(params, x, x, weights)))
 
     threads = [threading.Thread(target=call, args=(i,)) for i in range(len(cases))]
     for thread in threads:
@@ -317,7 +336,7 @@ def test_calls_at_the_same_time_do_not_meet(test_images):
 
 def digest(features: str, *batches: int, **environment: str) -> subprocess.Popen:
     """Starts a process that prints a digest of what all entries give for batches of some sizes."""
-    program = Path(__file__).with_name("fused_digest.py")
+    program = Path(__file__).with_name("native_digest.py")
     return subprocess.Popen(
         [sys.executable, str(program), features, *map(str, batches)],
         env={**os.environ, **environment},
@@ -337,7 +356,7 @@ def test_the_number_of_threads_does_not_change_a_bit():
 
 # --- Compilation ---
 
-FAST = {"CAE_JAX_FUSED_FLAGS": "-O0"}  # quickly compiled
+FAST = {"CAE_JAX_NATIVE_FLAGS": "-O0"}  # quickly compiled
 
 
 def test_two_processes_compile_at_once(tmp_path):
@@ -363,33 +382,33 @@ def fresh(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
-        ({"CAE_JAX_FUSED": "0"}, "CAE_JAX_FUSED=0 switches it off"),
+        ({"CAE_JAX_NATIVE": "0"}, "CAE_JAX_NATIVE=0 switches it off"),
         ({"CXX": "no-such-compiler"}, "the compiler CXX=no-such-compiler is not found"),
         ({"CXX": "false"}, "false fails: no message"),
         ({"PATH": "/nowhere"}, "no C++ compiler is found"),
         ({"XDG_CACHE_HOME": "/dev/null/folder"}, "cannot be kept"),
     ],
 )
-def test_without_it_the_phase_form_is_taken(fresh, variables, reason):
+def test_without_it_matmul_is_taken(fresh, variables, reason):
     for name, value in variables.items():
         fresh.setenv(name, value)
-    choice = backend.choose(cae_jax.TrainConfig())
-    assert choice.method == "phase"
-    assert choice.reason.startswith("fused cannot be had: ")
+    choice = choose_lab("auto")
+    assert choice.name == "matmul"
+    assert choice.reason.startswith("native is unavailable: ")
     assert reason in choice.reason
-    with pytest.raises(cae_jax.UserError, match="take --method phase or auto"):
-        backend.choose(cae_jax.TrainConfig(), "fused")
+    with pytest.raises(cae_jax.UserError, match="set `backend='matmul'` or `backend='auto'`"):
+        choose_lab("native")
 
 
 def test_an_error_of_the_compiler_is_told(fresh):
-    fresh.setenv("CAE_JAX_FUSED_FLAGS", "-no-such-flag")
-    assert "no-such-flag" in backend.choose(cae_jax.TrainConfig()).reason
+    fresh.setenv("CAE_JAX_NATIVE_FLAGS", "-no-such-flag")
+    assert "no-such-flag" in choose_lab("auto").reason
 
 
 def test_a_folder_that_others_can_write_to_is_not_trusted(fresh, tmp_path):
     (tmp_path / "cae_jax").mkdir()
     (tmp_path / "cae_jax").chmod(0o777)
-    assert "chmod 700" in backend.choose(cae_jax.TrainConfig()).reason
+    assert "chmod 700" in choose_lab("auto").reason
 
 
 def test_a_damaged_library_is_compiled_again(tmp_path):
@@ -405,9 +424,9 @@ def test_a_damaged_library_is_compiled_again(tmp_path):
 
 
 def check_gradient(features, images):
-    """Loss and gradient by a native step that is compiled as the environment says."""
+    """Loss and gradient by a native kernel compiled as the environment says."""
     params, weights = parameters(features), np.ones(len(images), np.float32)
-    value, grads = jax.jit(lambda *args: native.value_and_grad(*args))(
+    value, grads = jax.jit(kernel.__wrapped__(features).value_and_grad)(
         params, images, images, weights
     )
     # In float64: jax 0.7 adds the 29,008 pixels of the last bias one after another, which in
@@ -431,7 +450,7 @@ def check_gradient(features, images):
 def test_every_width_of_vectors(fresh, test_images, lanes):
     # Also for a machine without AVX, where this is one with it.
     old = " -march=x86-64" if lanes == 4 and platform.machine() == "x86_64" else ""
-    fresh.setenv("CAE_JAX_FUSED_FLAGS", f"-O1 -DLANES={lanes}{old}")
+    fresh.setenv("CAE_JAX_NATIVE_FLAGS", f"-O1 -DLANES={lanes}{old}")
     check_gradient((5, 3, 2), test_images[:37])
 
 
@@ -441,8 +460,15 @@ def test_other_compilers(fresh, test_images, compiler):
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
     fresh.setenv("CXX", compiler)
-    fresh.setenv("CAE_JAX_FUSED_FLAGS", "-O1")
+    fresh.setenv("CAE_JAX_NATIVE_FLAGS", "-O1")
     check_gradient((5, 3, 2), test_images[:37])
+
+
+def compilation(compiler, flags):
+    """The beginning of a command that compiles the kernel."""
+    network = topology.convolutional(topology.IMAGE_SHAPE, (5, 3, 2))
+    sizes = [f"-D{name}={value}" for name, value in network.native_sizes]
+    return [compiler, *flags, *sizes, "-isystem", jax.ffi.include_dir(), str(build.SOURCES[0])]
 
 
 @pytest.mark.slow
@@ -451,10 +477,10 @@ def test_it_compiles_for_arm(tmp_path):
     if compiler is None:
         pytest.skip("no cross-compiler for ARM")
     flags = [flag for flag in build.FLAGS if flag != "-march=native"]
-    widths = [f"-DF{i}={width}" for i, width in enumerate((5, 3, 2), start=1)]
-    files = ["-isystem", jax.ffi.include_dir(), str(build.SOURCE), "-o", str(tmp_path / "step.so")]
     result = subprocess.run(
-        [compiler, *flags, "-O0", *widths, *files], capture_output=True, text=True
+        [*compilation(compiler, flags), "-O0", "-o", str(tmp_path / "native.so")],
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr[:3000]
 
@@ -474,7 +500,7 @@ def test_no_address_is_wrong(tmp_path):
         LD_PRELOAD=" ".join(map(str.strip, libraries)),
         ASAN_OPTIONS="detect_leaks=0",  # CPython and XLA keep what they have until the end
         XDG_CACHE_HOME=str(tmp_path),
-        CAE_JAX_FUSED_FLAGS="-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
+        CAE_JAX_NATIVE_FLAGS="-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
     )
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr[:3000]

@@ -1,0 +1,348 @@
+// Convolutions, pooling and upsampling of LANES images at a time, and their derivatives.
+//
+// Template parameters that are types of planes (X, Y, D) bring sizes and channels with them.
+
+#ifndef CAE_JAX_OPS_NATIVE_CONV_H_
+#define CAE_JAX_OPS_NATIVE_CONV_H_
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "simd.h"
+
+namespace {
+
+// A square image [size, size, channels] inside a border of zeros. Its memory lies outside of any
+// struct so that the address sanitizer sees its ends.
+template <int size, int channels, int before = 0, int after = before, class T = vec>
+struct Plane {
+  static constexpr int kSize = size, kChannels = channels;
+  static constexpr int kStride = (size + before + after) * channels;  // from row to row
+  std::unique_ptr<T[]> data{new T[(size + before + after) * kStride]()};
+  INLINE T* at(int row, int column) const {
+    return data.get() + (row + before) * kStride + (column + before) * channels;
+  }
+};
+
+// The input of a 3x3 convolution with 'same' padding. Odd sizes have one more row and column, for
+// the pooling window and the Winograd tile that reach over the end.
+template <int size, int channels>
+using Padded = Plane<size, channels, 1, 1 + size % 2>;
+
+// --- The loops that do the work -----------------------------------------------------------------
+
+// Tiles of 2x2 pixels in a direction.
+constexpr int tiles_of(int size) { return (size + 1) / 2; }
+
+// sum[p][t] = output feature t of `rows` x `columns` neighbouring output pixels p, kept in
+// registers. x: upper left pixel of the first window; w: the first tap, in a kernel [3, 3, in,
+// out], at feature 0 of t; of two taps in a direction the second is the next but one.
+template <int kh, int kw, int step, int in, int out, int rows, int columns, int T>
+INLINE void convolve(const vec* x, int stride, const float* w, vec (&sum)[rows * columns][T]) {
+  for (auto& row : sum)
+    for (vec& value : row) value = vec{};
+  for (int i = 0; i < kh; i++)
+    for (int j = 0; j < kw; j++)
+      for (int c = 0; c < in; c++) {
+        const float* k = w + (((kh == 2 ? 2 * i : i) * 3 + (kw == 2 ? 2 * j : j)) * in + c) * out;
+        vec pixel[rows * columns];
+        for (int p = 0; p < rows * columns; p++)
+          pixel[p] = x[(p / columns * step + i) * stride + (p % columns * step + j) * in + c];
+#pragma GCC unroll 16
+        for (int t = 0; t < T; t++)
+          for (int p = 0; p < rows * columns; p++) sum[p][t] += pixel[p] * k[t];
+      }
+}
+
+// A row of `n` output pixels; store(pixel, feature, value) takes the results.
+template <int kh, int kw, int step, int in, int out, int n, class Store>
+INLINE void convolve_row(const vec* x, int stride, const float* w, Store store) {
+  constexpr int T = divisor(out, kSums / 3), P = std::min(n, kSums / T), rest = n % P;
+  for (int t0 = 0; t0 < out; t0 += T) {
+    auto block = [&]<int columns>(int q) ALWAYS_INLINE {
+      vec sum[columns][T];
+      convolve<kh, kw, step, in, out, 1, columns, T>(x + q * step * in, stride, w + t0, sum);
+      for (int p = 0; p < columns; p++)
+        for (int t = 0; t < T; t++) store(q + p, t0 + t, sum[p][t]);
+    };
+    for (int q = 0; q + P <= n; q += P) block.template operator()<P>(q);
+    if constexpr (rest > 0) block.template operator()<rest>(n - rest);
+  }
+}
+
+// The derivative with respect to a kernel: sum[i][j][a][b] += window[2 * row + i][2 * column +
+// j][a] * pixel[row][column][b], added over all size x size pixels.
+template <int A, int B, int size>
+void correlate(const vec* window, int window_stride, const vec* pixel, int pixel_stride, vec* sum) {
+  constexpr int T = divisor(B, kSums / 3);
+  for (int i = 0; i < 3; i++)
+    for (int a = 0; a < A; a++)
+      for (int b = 0; b < B; b += T) {
+        vec s[3][T];
+        for (int j = 0; j < 3; j++)
+          for (int t = 0; t < T; t++) s[j][t] = sum[((i * 3 + j) * A + a) * B + b + t];
+        for (int row = 0; row < size; row++)
+          for (int q = 0; q < size; q++) {
+            const vec* x = window + (2 * row + i) * window_stride + 2 * q * A + a;
+            const vec* d = pixel + row * pixel_stride + q * B + b;
+            const vec x0 = x[0], x1 = x[A], x2 = x[2 * A];
+#pragma GCC unroll 16
+            for (int t = 0; t < T; t++) {
+              const vec dt = d[t];
+              s[0][t] += x0 * dt, s[1][t] += x1 * dt, s[2][t] += x2 * dt;
+            }
+          }
+        for (int j = 0; j < 3; j++)
+          for (int t = 0; t < T; t++) sum[((i * 3 + j) * A + a) * B + b + t] = s[j][t];
+      }
+}
+
+// --- Winograd's convolution ---------------------------------------------------------------------
+// F(2x2, 3x3) of Lavin and Gray (2016, arXiv:1509.09308). A tile of 2x2 output pixels reads a
+// window of 4x4. Sums and differences along the rows and the columns transform both, and the
+// kernel, to the Winograd domain of 4x4 points, in which the convolution is a product at each
+// point. A row of tiles at a time.
+
+// Calls f with four values of each row of m, then of each column: m = F m F'.
+template <class F>
+INLINE void rows_then_columns(vec (&m)[16], F f) {
+  for (int i = 0; i < 4; i++) f(m[4 * i], m[4 * i + 1], m[4 * i + 2], m[4 * i + 3]);
+  for (int j = 0; j < 4; j++) f(m[j], m[4 + j], m[8 + j], m[12 + j]);
+}
+
+// Windows to the Winograd domain [16, tiles, C]; x: upper left pixel of the first window.
+template <int C, int tiles>
+void transform_windows(const vec* x, int stride, vec* domain) {
+  for (int q = 0; q < tiles; q++)
+    for (int c = 0; c < C; c++) {
+      vec m[16];
+      for (int p = 0; p < 16; p++) m[p] = x[p / 4 * stride + (2 * q + p % 4) * C + c];
+      rows_then_columns(m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE {
+        const vec b0 = b;
+        a -= c, b += c, c -= b0, d = b0 - d;
+      });
+      for (int p = 0; p < 16; p++) domain[(p * tiles + q) * C + c] = m[p];
+    }
+}
+
+// Derivatives with respect to 2x2 output pixels to the Winograd domain [16, tiles, C].
+template <int C, int tiles>
+void transform_derivatives(const vec* dy, int stride, vec* domain) {
+  for (int q = 0; q < tiles; q++)
+    for (int c = 0; c < C; c++) {
+      const vec* d = dy + 2 * q * C + c;
+      vec m[16] = {d[0], d[C], {}, {}, d[stride], d[stride + C]};
+      rows_then_columns(m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE {
+        c = a - b, d = -b, b += a;
+      });
+      for (int p = 0; p < 16; p++) domain[(p * tiles + q) * C + c] = m[p];
+    }
+}
+
+// Kernels [3, 3, pairs of channels] to the Winograd domain [16, pairs].
+void transform_kernels(const float* w, int pairs, float* domain) {
+  auto transform = [&](const float* w, int step, float* out, int out_step) {
+    const float *w1 = w + step, *w2 = w1 + step;
+    float *out1 = out + out_step, *out2 = out1 + out_step, *out3 = out2 + out_step;
+    for (int k = 0; k < pairs; k++) {
+      const float sum = (w[k] + w2[k]) * 0.5f, middle = w1[k] * 0.5f;
+      out[k] = w[k], out1[k] = sum + middle, out2[k] = sum - middle, out3[k] = w2[k];
+    }
+  };
+  std::vector<float> rows(12 * pairs);
+  for (int i = 0; i < 3; i++) transform(w + 3 * i * pairs, pairs, &rows[4 * i * pairs], pairs);
+  for (int j = 0; j < 4; j++) transform(&rows[j * pairs], 4 * pairs, domain + j * pairs, 4 * pairs);
+}
+
+// The adjoint of transform_kernels, in place: the derivative with respect to the kernel, in the
+// first 3x3 of the 4x4 points.
+INLINE void transform_kernel_derivative(vec (&m)[16]) {
+  rows_then_columns(m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE {
+    const vec half_sum = (b + c) * 0.5f, half_difference = (b - c) * 0.5f;
+    a += half_sum, b = half_difference, c = half_sum + d;
+  });
+}
+
+// 'same' convolution; take(row, column, feature, y) gets the 2x2 pixels of each tile, those beyond
+// an odd size too. kernel: in the Winograd domain, [16, in, out]; domain, products: room for a row
+// of tiles.
+template <int out, class X, class Take>
+INLINE void winograd(const X& x, const float* kernel, vec* domain, vec* products, Take take) {
+  constexpr int in = X::kChannels, tiles = tiles_of(X::kSize);
+  for (int r = 0; r < tiles; r++) {
+    transform_windows<in, tiles>(x.at(2 * r - 1, -1), X::kStride, domain);
+    for (int p = 0; p < 16; p++)
+      convolve_row<1, 1, 1, in, out, tiles>(
+          domain + p * tiles * in, 0, kernel + p * in * out, [&](int q, int t, vec sum)
+              ALWAYS_INLINE { products[(p * tiles + q) * out + t] = sum; });
+    for (int q = 0; q < tiles; q++)
+      for (int t = 0; t < out; t++) {
+        vec m[16];
+        for (int p = 0; p < 16; p++) m[p] = products[(p * tiles + q) * out + t];
+        rows_then_columns(m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE {
+          a += b + c, b -= c + d;
+        });
+        const vec y[4] = {m[0], m[1], m[4], m[5]};
+        take(r, q, t, y);
+      }
+  }
+}
+
+// sum[p][a][b] += domain[p][q][a] * derivatives[p][q][b], added over a row of tiles.
+template <int A, int B, int tiles>
+void add_products(const vec* domain, const vec* derivatives, vec* sum) {
+  constexpr int S = divisor(A, 3), T = divisor(B, kSums / 3);
+  for (int p = 0; p < 16; p++)
+    for (int a = 0; a < A; a += S)
+      for (int b = 0; b < B; b += T) {
+        vec s[S][T];
+        vec* const sums = sum + (p * A + a) * B + b;
+        for (int i = 0; i < S; i++)
+          for (int t = 0; t < T; t++) s[i][t] = sums[i * B + t];
+        for (int q = 0; q < tiles; q++) {
+          const vec* x = domain + (p * tiles + q) * A + a;
+          const vec* d = derivatives + (p * tiles + q) * B + b;
+#pragma GCC unroll 16
+          for (int t = 0; t < T; t++)
+            for (int i = 0; i < S; i++) s[i][t] += x[i] * d[t];
+        }
+        for (int i = 0; i < S; i++)
+          for (int t = 0; t < T; t++) sums[i * B + t] = s[i][t];
+      }
+}
+
+// --- Pooling ------------------------------------------------------------------------------------
+
+// For each pooled value the pixel of its 2x2 window that has the maximum, 0..3, or kOff where the
+// ReLU is off.
+template <int size, int channels>
+using Argmax = Plane<size, channels, 0, 0, bytes>;
+constexpr int kOff = 4;
+
+// Whether pixel p of the 2x2 pixels at (2 r, 2 q) lies in a `size` x `size` image.
+template <int size>
+INLINE bool inside(int r, int q, int p) {
+  return size % 2 == 0 || (2 * r + p / 2 < size && 2 * q + p % 2 < size);
+}
+
+// The maximum of a convolution's outputs y in a 2x2 window, of those inside a `size` x `size`
+// image, with bias and ReLU.
+template <int size>
+INLINE vec pool(const vec* y, int r, int q, float bias, bytes& argmax) {
+  vec best = y[0];
+  ivec which{};
+  for (int p = 1; p < 4; p++)
+    if (inside<size>(r, q, p)) {
+      const ivec take = ~(y[p] <= best) & (best == best);
+      best = take ? y[p] : best;
+      which = take ? ivec{} + p : which;
+    }
+  best += bias;
+  argmax = __builtin_convertvector(best <= 0.f ? ivec{} + kOff : which, bytes);
+  return relu(best);
+}
+
+// Sends the gradient of a pooled value to the pixel that had the maximum; returns what passes.
+template <class D>
+INLINE vec unpool(const D& dy, int r, int q, int t, bytes argmax, vec d) {
+  const ivec which = __builtin_convertvector(argmax, ivec);
+  for (int p = 0; p < 4; p++)
+    if (inside<D::kSize>(r, q, p))
+      dy.at(2 * r + p / 2, 2 * q + p % 2)[t] = which == p ? d : vec{};
+  return which == kOff ? vec{} : d;
+}
+
+// Convolution and pooling of the images themselves, whose single channel Winograd does not help.
+template <class X, class Y, class A>
+void conv_pool(const X& x, const float* b, const float* w, const Y& y, const A& argmax) {
+  constexpr int out = Y::kChannels, T = divisor(out, kSums / 4);
+  for (int r = 0; r < Y::kSize; r++)
+    for (int q = 0; q < Y::kSize; q++)
+      for (int t0 = 0; t0 < out; t0 += T) {
+        vec sum[4][T];
+        convolve<3, 3, 1, 1, out, 2, 2, T>(x.at(2 * r - 1, 2 * q - 1), X::kStride, w + t0, sum);
+        for (int t = t0; t < t0 + T; t++) {
+          const vec window[4] = {sum[0][t - t0], sum[1][t - t0], sum[2][t - t0], sum[3][t - t0]};
+          y.at(r, q)[t] = pool<X::kSize>(window, r, q, b[t], argmax.at(r, q)[t]);
+        }
+      }
+}
+
+// The derivative with respect to the kernel of conv_pool, for a row of `n` pooling windows:
+// sum[i][j][t] += pixel [i][j] of the maximum's 3x3 window * d[q][t]. x: upper left pixel of the
+// first pooling window's first 3x3 window.
+template <int out, int n>
+void correlate_argmax(const vec* x, int stride, const vec* d, const bytes* argmax, vec* sum) {
+  for (int t = 0; t < out; t++) {
+    vec s[9];
+    for (int i = 0; i < 9; i++) s[i] = sum[i * out + t];
+    for (int q = 0; q < n; q++) {
+      const ivec which = __builtin_convertvector(argmax[q * out + t], ivec);
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; p++) {
+        const vec passed = which == p ? d[q * out + t] : vec{};
+#pragma GCC unroll 9
+        for (int i = 0; i < 9; i++)
+          s[i] += x[(p / 2 + i / 3) * stride + 2 * q + p % 2 + i % 3] * passed;
+      }
+    }
+    for (int i = 0; i < 9; i++) sum[i * out + t] = s[i];
+  }
+}
+
+// --- Upsampling ---------------------------------------------------------------------------------
+
+// Upsampling, convolution, bias, and a ReLU unless `last`; 'same' or 'valid' padding, as the sizes
+// of x and y say. z is the convolution of the zero-inserted image, whose even rows and columns are
+// those of x and whose odd ones are 0. It is one row and column larger than the result and begins
+// at -1 ('same') or 0 ('valid'); `rows` holds two of its rows.
+template <bool last, class X, class Y>
+void upsample_conv(const X& x, const float* b, const float* w, const Y& y, vec* rows) {
+  constexpr int size = X::kSize, in = X::kChannels, n = Y::kSize, out = Y::kChannels;
+  constexpr bool same = n == 2 * size;
+  static_assert(same || n == 2 * size - 2);
+  constexpr int odd_columns = same ? size + 1 : size - 1;
+  for (int m = 0; m <= n; m++) {
+    vec *z = rows + m % 2 * (n + 1) * out, *above = rows + (1 - m % 2) * (n + 1) * out;
+    const int r = same ? (m + 1) / 2 - 1 : m / 2;
+    auto even = [&](int q, int t, vec sum) ALWAYS_INLINE { z[(2 * q + same) * out + t] = sum; };
+    auto odd = [&](int q, int t, vec sum) ALWAYS_INLINE { z[(2 * q + !same) * out + t] = sum; };
+    const float* middle = w + in * out;  // of a row of taps
+    if (m % 2 == same) {
+      convolve_row<1, 1, 1, in, out, size>(x.at(r, 0), X::kStride, middle + 3 * in * out, even);
+      convolve_row<1, 2, 1, in, out, odd_columns>(x.at(r, -same), X::kStride, w + 3 * in * out,
+                                                  odd);
+    } else {
+      convolve_row<2, 1, 1, in, out, size>(x.at(r, 0), X::kStride, middle, even);
+      convolve_row<2, 2, 1, in, out, odd_columns>(x.at(r, -same), X::kStride, w, odd);
+    }
+    if (m > 0)
+      for (int q = 0; q < n; q++)
+        for (int t = 0; t < out; t++) {
+          const int k = q * out + t;
+          const vec sum = above[k] + above[k + out] + (z[k] + z[k + out]) + b[t];
+          y.at(m - 1, q)[t] = last ? sum : relu(sum);
+        }
+  }
+}
+
+// The adjoint of the box sum: dz has one row and column more than dy.
+template <class D, class Z>
+void box_sum(const D& dy, const Z& dz) {
+  for (int r = 0; r < Z::kSize; r++)
+    for (int q = 0; q < Z::kSize; q++)
+      for (int t = 0; t < Z::kChannels; t++)
+        dz.at(r, q)[t] =
+            dy.at(r - 1, q - 1)[t] + dy.at(r - 1, q)[t] + (dy.at(r, q - 1)[t] + dy.at(r, q)[t]);
+}
+
+// The box sum of the gradient of upsample_conv<X, Y>, and its first row and column that counts.
+template <class X, class Y>
+struct BoxSum : Plane<Y::kSize + 1, Y::kChannels, Y::kSize != 2 * X::kSize> {
+  static constexpr int kBegin = Y::kSize == 2 * X::kSize ? 0 : -1;
+};
+
+}  // namespace
+
+#endif  // CAE_JAX_OPS_NATIVE_CONV_H_

@@ -1,0 +1,192 @@
+// The convolutional autoencoder on a CPU: losses, gradients, codes and logits in one native call.
+//
+// The SIMD lane is the image. LANES images form a group, and a vector holds one value, the same
+// pixel and channel, of all of them. Every operation of the network, forward and backward, then is
+// an operation on whole vectors with a weight that is the same in all lanes: no shuffles, and no
+// channel count that does not fit. A group runs forward and backward through the whole network, in
+// the cache of one core, before the next one starts; threads take whole groups.
+//
+// Four identities keep the arithmetic small:
+//   - Convolution + pooling: the four convolution outputs in a 2x2 pooling window are computed
+//     together, in registers; stored are the maximum and its argmax.
+//   - Nearest upsampling is zero insertion followed by a 2x2 box sum, and the box sum commutes with
+//     the convolution. So the kernel runs over the zero-inserted image, in which an output pixel
+//     meets 1, 2 or 4 of the 9 taps: 9 multiplications per pixel before upsampling instead of 36.
+//   - The adjoint of that: box-sum the gradient, then a 3x3 convolution with step 2.
+//   - Layers 2 to 4, half of the network, by Winograd's convolution: 16 multiplications for 2x2
+//     output pixels instead of 36, in the forward pass and in both derivatives.
+//
+// build.py compiles this file at first use, with the sizes of the network as macros (network.h).
+// Arrays are row-major, as in JAX.
+
+#include <atomic>
+#include <functional>
+#include <latch>
+#include <memory>
+#include <type_traits>
+
+#include "network.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+template <>
+struct ffi::CtxBinding<ffi::ThreadPool> {
+  using Ctx = ffi::ThreadPool;
+};
+
+namespace {
+
+// Images [N, size, size, channels] of float32 or uint8 (0..255 for 0..1), in groups of LANES.
+struct Images {
+  const void* data;
+  bool is_bytes;
+  int64_t count;
+
+  explicit Images(const ffi::AnyBuffer& buffer)
+      : data(buffer.untyped_data()),
+        is_bytes(buffer.element_type() == ffi::DataType::U8),
+        count(buffer.dimensions()[0]) {}
+
+  template <class P>
+  void load(int64_t group, const P& plane) const {
+    is_bytes ? load_as<uint8_t>(group, plane) : load_as<float>(group, plane);
+  }
+  template <class T, class P>
+  void load_as(int64_t group, const P& plane) const {
+    constexpr int row = P::kSize * P::kChannels;
+    const T* images[LANES];  // past the last image a group repeats it, with weight 0
+    for (int l = 0; l < LANES; l++)
+      images[l] =
+          static_cast<const T*>(data) + std::min(group * LANES + l, count - 1) * P::kSize * row;
+    for (int r = 0; r < P::kSize; r++)
+      for (int k = 0; k < row; k++)
+        for (int l = 0; l < LANES; l++)
+          plane.at(r, 0)[k][l] = images[l][r * row + k] / (std::is_same_v<T, float> ? 1.f : 255.f);
+  }
+};
+
+template <class P>
+void store(const P& plane, int64_t group, int64_t count, float* images) {
+  constexpr int row = P::kSize * P::kChannels;
+  for (int l = 0; l < LANES && group * LANES + l < count; l++)
+    for (int r = 0; r < P::kSize; r++)
+      for (int k = 0; k < row; k++)
+        images[((group * LANES + l) * P::kSize + r) * row + k] = plane.at(r, 0)[k][l];
+}
+
+int64_t groups_of(int64_t images) { return (images + LANES - 1) / LANES; }
+
+// Calls work(group, workspace) for all groups, in XLA's threads and this one. Waits for the groups
+// only, not for the threads: where all of them are busy, this one does everything, and what starts
+// after the last group finds `shared` still there and no group left.
+void for_groups(ffi::ThreadPool& pool, int64_t images,
+                const std::function<void(int64_t, Workspace&)>& work) {
+  struct Shared {
+    std::atomic<int64_t> next{0};
+    std::latch unfinished;
+    explicit Shared(int64_t groups) : unfinished(groups) {}
+  };
+  const int64_t groups = groups_of(images);
+  auto shared = std::make_shared<Shared>(groups);
+  auto take_groups = [shared, groups, &work] {
+    thread_local Workspace workspace;
+    for (int64_t group; (group = shared->next++) < groups;) {
+      work(group, workspace);
+      shared->unfinished.count_down();
+    }
+  };
+  for (int64_t t = 1; t < std::min<int64_t>(pool.num_threads(), groups); t++)
+    pool.Schedule([take_groups] { take_groups(); });
+  take_groups();
+  shared->unfinished.wait();
+}
+
+using Floats = ffi::Buffer<ffi::F32>;
+using FloatsOut = ffi::ResultBuffer<ffi::F32>;
+
+// Loss: mean over the images, weighted by weights [N]. Each group has its own partial sums, which
+// are added in the order of the groups: the result does not depend on the number of threads.
+ffi::Error ValueAndGrad(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs,
+                        ffi::AnyBuffer targets, Floats weights, FloatsOut value,
+                        FloatsOut gradient) {
+  const Images x(inputs), y(targets);
+  const Weights w(parameters.typed_data());
+  const float* image_weights = weights.typed_data();
+  double total_weight = 0;
+  for (int64_t i = 0; i < x.count; i++) total_weight += image_weights[i];
+  const int64_t groups = groups_of(x.count);
+  std::vector<float> gradients(groups * kParameters);
+  std::vector<double> values(groups);
+  for_groups(pool, x.count, [&](int64_t group, Workspace& s) {
+    vec weight{};
+    for (int l = 0; l < LANES && group * LANES + l < x.count; l++)
+      weight[l] = image_weights[group * LANES + l] / total_weight;
+    x.load(group, s.x);
+    y.load(group, s.target);
+    encode(s, w);
+    decode(s, w);
+    float* partial = gradients.data() + group * kParameters;
+    const vec losses = loss_and_gradient(s, weight / float(kPixels), partial) * weight;
+    for (int l = 0; l < LANES; l++) values[group] += losses[l];
+    backward(s, w, partial);
+  });
+  float* sums = gradient->typed_data();
+  std::fill_n(sums, kParameters, 0.f);
+  double sum = 0;
+  for (int64_t group = 0; group < groups; group++) {
+    for (int i = 0; i < kParameters; i++) sums[i] += gradients[group * kParameters + i];
+    sum += values[group];
+  }
+  *value->typed_data() = sum;
+  return ffi::Error::Success();
+}
+
+// The binary cross-entropy and the mean squared error of each image.
+ffi::Error Losses(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs,
+                  ffi::AnyBuffer targets, FloatsOut bce, FloatsOut mse) {
+  const Images x(inputs), y(targets);
+  const Weights w(parameters.typed_data());
+  for_groups(pool, x.count, [&](int64_t group, Workspace& s) {
+    x.load(group, s.x);
+    y.load(group, s.target);
+    encode(s, w);
+    decode(s, w);
+    vec squares{};
+    const vec losses = loss(s, [&](int, vec error) ALWAYS_INLINE { squares += error * error; });
+    for (int64_t l = 0, i = group * LANES; l < LANES && i < x.count; l++, i++) {
+      bce->typed_data()[i] = losses[l];
+      mse->typed_data()[i] = squares[l] / float(kPixels);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error Encode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs, FloatsOut codes) {
+  const Images x(inputs);
+  const Weights w(parameters.typed_data());
+  for_groups(pool, x.count, [&](int64_t group, Workspace& s) {
+    x.load(group, s.x);
+    encode(s, w);
+    store(s.pool3, group, x.count, codes->typed_data());
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error Decode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer codes, FloatsOut logits) {
+  const Images code(codes);
+  const Weights w(parameters.typed_data());
+  for_groups(pool, code.count, [&](int64_t group, Workspace& s) {
+    code.load(group, s.pool3);
+    decode(s, w);
+    store(s.logits, group, code.count, logits->typed_data());
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_value_and_grad, ValueAndGrad);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_losses, Losses);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_encode, Encode);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_decode, Decode);
