@@ -1,8 +1,8 @@
-"""The lab's network on MNIST, the recipe of Fashion-MNIST.
+"""The Keras tutorial's network on MNIST, with the recipe of Fashion-MNIST.
 
-    python scripts/train.py --config configs/mnist.py --archives FOLDER
+    cae-jax train --config mnist --archives DIR
 
-FOLDER holds the four original .gz archives; without --archives they are downloaded.
+DIR holds the four original .gz IDX files; without --archives they are downloaded.
 Result: not measured.
 """
 
