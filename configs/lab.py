@@ -1,4 +1,4 @@
-"""The Keras tutorial's network trained as in docs/lab_log.csv: Adadelta with Keras's settings.
+"""The Keras tutorial's network with Keras's Adadelta, the probable recipe of docs/lab_log.csv.
 
     cae-jax train --config lab
 

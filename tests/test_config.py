@@ -122,7 +122,7 @@ def test_the_default_config_is_the_default():
 def test_every_config_tells_its_command_and_runs_a_step(path, test_images):
     config = load_config(path)
     source = path.read_text()
-    assert f"python scripts/train.py --config configs/{path.name}" in source
+    assert f"cae-jax train --config {path.stem}\n" in source.replace(" --archives DIR", "")
     assert "Result: " in source
     assert "@" not in source
     model = autoencoders.build(config, nnx.Rngs(0))
