@@ -74,7 +74,8 @@ def findings(name: str, source: str) -> list[str]:
 
 def test_the_words():
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
-    files = [path for path in [*files, *ROOT.glob("*.md")] if path.suffix in SUFFIXES]
+    files += set(ROOT.glob("*.md")) - {ROOT / "CHANGELOG.md"}  # which has the old names
+    files = [path for path in files if path.suffix in SUFFIXES]
     assert len(files) > 80
     found = [
         line
