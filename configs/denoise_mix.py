@@ -1,4 +1,4 @@
-"""The Keras tutorial's network, trained to remove six kinds of noise, one per image.
+"""The Keras tutorial's network, trained to remove six kinds of noise, one kind per image.
 
     cae-jax train --config denoise_mix
 

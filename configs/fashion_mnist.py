@@ -1,4 +1,4 @@
-"""The Keras tutorial's network on Fashion-MNIST, the best recipe for 20 epochs.
+"""The Keras tutorial's network on Fashion-MNIST: the default recipe, 20 epochs.
 
     cae-jax train --config fashion_mnist
 

@@ -1,8 +1,8 @@
-"""The Keras tutorial's network on MNIST, with the recipe for Fashion-MNIST.
+"""The Keras tutorial's network on MNIST, with the recipe of Fashion-MNIST.
 
-    cae-jax train --config mnist --archives FOLDER
+    cae-jax train --config mnist --archives DIR
 
-FOLDER holds the four original .gz files; without --archives they are downloaded.
+DIR holds the four original .gz IDX files; without --archives they are downloaded.
 Result: not measured.
 """
 

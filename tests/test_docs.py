@@ -1,0 +1,144 @@
+"""README and docs: what they name exists, and README keeps its size."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "cae_jax"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+FIRST_COMMANDS = "pip install -e . && python scripts/train.py", 'pip install -e ".[test]" && pytest'
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+@cache
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```|^    .*?$", "", page.read_text("utf-8"), flags=re.M | re.S)
+
+
+@cache
+def code(page: Path) -> str:
+    """The indented and inline code of a page, long command lines joined."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    return "\n".join(re.findall(r"^    (.*)$", text, re.M) + re.findall(r"`([^`\n]+)`", text))
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments of a page's headings, as GitHub derives them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_readme_is_short():
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert len(lines) <= 150
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 110] == []
+
+
+def test_readme_begins_with_the_two_commands():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert "\n".join(f"    {command}" for command in FIRST_COMMANDS) in text.split("\n## ")[0]
+
+
+@pages
+def test_links_point_to_files_and_headings(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    for link in links:
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, fragment = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        assert not fragment or fragment in anchors(target), link
+
+
+@pages
+def test_tests_that_are_named_exist(page):
+    file, missing = "", []
+    pattern = r"\b(test_\w+\.py)(?:::(test_\w+))?|`::(test_\w+)"
+    for name, *tests in re.findall(pattern, page.read_text("utf-8")):
+        file = name or file  # `::test` is in the file named before
+        path = ROOT / "tests" / file
+        test = "".join(tests)
+        if not path.is_file() or (test and test not in functions(path)):
+            missing.append(f"{file}::{test}")
+    assert not missing
+
+
+@cache
+def functions(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text("utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+@pages
+def test_commands_that_are_named_exist(page):
+    text = code(page)
+    for command in re.findall(r"\bcae-jax ([a-z]\w*)", text):
+        file = "import_.py" if command == "import" else f"{command}.py"
+        assert (PACKAGE / "cli" / file).is_file(), command
+    for script in re.findall(r"\bpython (scripts/\w+\.py)", text):
+        assert (ROOT / script).is_file(), script
+    for module in re.findall(r"\bpython -m (benchmarks[\w.]+)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), module
+    for config in re.findall(r"\bcae-jax [^\n]*--config (\w+)", text):
+        assert (ROOT / "configs" / f"{config}.py").is_file(), config
+
+
+def test_all_configs_are_named_in_readme():
+    text = (ROOT / "README.md").read_text("utf-8")
+    for path in (ROOT / "configs").glob("[a-z]*.py"):
+        assert f"`{path.stem}`" in text
+
+
+def pictured() -> set[str]:
+    """The paths in the picture of docs/architecture.md; folders end with a slash."""
+    block = ARCHITECTURE.read_text("utf-8").split("    cae_jax/\n", 1)[1].split("\n\n")[0]
+    folders, paths = {4: "cae_jax/"}, {"cae_jax/"}
+    for line in block.splitlines():
+        indent = len(line) - len(line.lstrip())
+        name = line.split()[0]
+        parent = max((depth for depth in folders if depth < indent), default=None)
+        path = "" if parent is None else folders[parent]
+        folders = {depth: folder for depth, folder in folders.items() if depth < indent}
+        paths.add(path + name)
+        if name.endswith("/"):
+            folders[indent] = path + name
+    return paths
+
+
+def test_the_picture_names_paths_that_exist():
+    paths = pictured()
+    assert len(paths) > 50
+    for path in paths:
+        found = ROOT / path
+        assert found.is_dir() if path.endswith("/") else found.is_file(), path
+
+
+def test_every_module_is_in_the_picture():
+    paths = pictured()
+    whole = {
+        p for p in paths if p.endswith("/") and not any(q != p and q.startswith(p) for q in paths)
+    }
+    whole.add("cae_jax/cli/")  # one file per command
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if path.stat().st_size and path.name not in ("__init__.py", "__main__.py"):
+            assert name in paths or any(name.startswith(folder) for folder in whole), name
+
+
+def test_files_to_edit_exist():
+    table = ARCHITECTURE.read_text("utf-8").split("| to add |")[1]
+    rows = [line.split("|") for line in table.splitlines()[2:] if line.startswith("| ")]
+    assert len(rows) >= 7
+    for row in rows:
+        for path in re.findall(r"`([^`]+)`", row[2]):
+            assert any((base / path).exists() for base in (PACKAGE, ROOT)), path
