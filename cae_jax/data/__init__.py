@@ -1,7 +1,7 @@
 """Image data sets as uint8 arrays: `load` gives what a config trains on, `load_split` one split."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,4 +88,5 @@ def class_names(dataset: str) -> tuple[str, ...]:
     """Returns the names of a data set's labels 0 to 9."""
     from cae_jax.data.tfds_builder import IdxImages
 
-    return IdxImages.builder_configs[dataset].classes
+    source: Any = IdxImages.builder_configs[dataset]
+    return source.classes
