@@ -88,4 +88,4 @@ def class_names(dataset: str) -> tuple[str, ...]:
     """Returns the names of a data set's labels 0 to 9."""
     from cae_jax.data.tfds_builder import IdxImages
 
-    return IdxImages.builder_configs[dataset].classes
+    return next(each.classes for each in IdxImages.BUILDER_CONFIGS if each.name == dataset)
