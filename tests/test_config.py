@@ -10,16 +10,8 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from cae_jax.config import (
-    IMAGE_SHAPES,
-    MIX,
-    NOISES,
-    TrainConfig,
-    check_level,
-    from_dict,
-    load_config,
-    to_dict,
-)
+from cae_jax.cli.configs import load_config
+from cae_jax.config import IMAGE_SHAPES, MIX, NOISES, TrainConfig, check_level, from_dict, to_dict
 from cae_jax.models import autoencoders
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer

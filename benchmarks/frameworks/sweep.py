@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.frameworks.case import FRAMEWORKS, BenchmarkCase, run_case
-from cae_jax.config import TrainConfig, load_config, to_dict
+from cae_jax.cli.configs import load_config
+from cae_jax.config import TrainConfig, to_dict
 
 _CONFIG_FILES = {"conv": "fashion_mnist.py", "simple": "simple.py", "deep": "deep.py"}
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from benchmarks import study
 from cae_jax import UserError
 from cae_jax.cli import common
-from cae_jax.config import TrainConfig, load_config
+from cae_jax.cli.configs import load_config
+from cae_jax.config import TrainConfig
 from cae_jax.ops import cache
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -17,7 +17,8 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 import tyro
 
-from cae_jax.config import TrainConfig, config_names, load_config
+from cae_jax.cli.configs import config_names, load_config
+from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.runs.interruption import Interrupted, Interruption
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from cae_jax.cli import common
-from cae_jax.config import TrainConfig, load_config, to_dict
+from cae_jax.cli.configs import load_config
+from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 

@@ -1,0 +1,59 @@
+"""Finds configs, by the names of the shipped ones or as Python files, and loads them."""
+
+import runpy
+from pathlib import Path
+
+from cae_jax.config import TrainConfig
+from cae_jax.errors import UserError
+
+# In a wheel the configs are part of the package, in a clone they lie beside it.
+_PACKAGE = Path(__file__).parent.parent
+_CONFIGS = next(
+    (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()),
+    _PACKAGE / "configs",
+)
+
+
+def config_names() -> list[str]:
+    """Names of the shipped configs, in alphabetical order."""
+    return sorted(path.stem for path in _CONFIGS.glob("*.py"))
+
+
+def load_config(config: str | Path) -> TrainConfig:
+    """Runs a config file and returns what its ``get_config()`` gives.
+
+    Args:
+        config: path of a Python file, or the name of a shipped config, such as ``"denoise"``.
+
+    Raises:
+        UserError: no such file or name, the file raises, or it returns no `TrainConfig`.
+    """
+    path = _config_path(config)
+    try:
+        loaded = runpy.run_path(str(path))["get_config"]()
+    except KeyError as error:
+        if error.args != ("get_config",):
+            raise UserError(f"config {path} raised KeyError: {error}") from error
+        raise UserError(
+            f"config {path} has no get_config(); define one that returns a TrainConfig"
+        ) from None
+    except UserError as error:
+        raise UserError(f"config {path}: {error}") from error
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"config {path} raised {type(error).__name__}: {text}") from error
+    if not isinstance(loaded, TrainConfig):
+        raise UserError(
+            f"config {path}: get_config() gave a {type(loaded).__name__}; it takes a TrainConfig"
+        )
+    return loaded
+
+
+def _config_path(config: str | Path) -> Path:
+    path, names = Path(config), config_names()
+    if path.is_file():
+        return path
+    if str(config) in names:
+        return _CONFIGS / f"{config}.py"
+    what = f"{path} is not a file" if path.suffix == ".py" else f"{str(config)!r} is not known"
+    raise UserError(f"config {what}; give one of {', '.join(names)} or a path to a Python file")
