@@ -90,10 +90,7 @@ def test_tables(entries):
 def test_markdown_tables():
     header, rows = ["", "images/s"], [["a", 12], ["conv", ""]]
     assert markdown.table(header, rows) == (
-        "|      | images/s |\n"
-        "| ---- | -------- |\n"
-        "| a    | 12       |\n"
-        "| conv |          |"
+        "|      | images/s |\n| ---- | -------- |\n| a    | 12       |\n| conv |          |"
     )
     assert markdown.table(["epoch", "a"], [[1, "0.3"]], aligned=False) == (
         "| epoch | a |\n| --- | --- |\n| 1 | 0.3 |"
