@@ -1,4 +1,4 @@
-"""Runs the lesson from top to bottom and stores it with its outputs.
+"""Runs the notebook from top to bottom and stores it with its outputs.
 
 python -m benchmarks.run_notebook
 """
@@ -18,9 +18,9 @@ from cae_jax import UserError, atomic, data
 from cae_jax.cli import common
 
 ROOT = Path(__file__).resolve().parent.parent
-# Progress bars: what is left of them without the process that drew them is nothing to look at.
+# Progress bars, which show nothing without the kernel that drew them.
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# What the outputs must not tell about the machine.
+# Paths of this machine, which the outputs must not contain.
 MACHINE = re.compile(r"(?<![\w.:/])/(?:tmp|home|root|Users|work|var|mnt|opt|private)/\S*")
 
 
@@ -29,10 +29,10 @@ class Flags:
     """Runs a notebook from top to bottom and stores it with its outputs."""
 
     notebook: tyro.conf.Positional[Path] = ROOT / "notebooks" / "convolutional_autoencoders.ipynb"
-    """The notebook, which is replaced only if every cell succeeds."""
+    """The notebook; replaced only if every cell succeeds."""
 
     timeout: int = 3600
-    """Seconds that a cell may take."""
+    """Time limit per cell in seconds."""
 
 
 def main() -> None:
@@ -46,11 +46,15 @@ def main() -> None:
         try:
             notebook = nbformat.read(flags.notebook, as_version=4)
         except (OSError, nbformat.reader.NotJSONError) as error:
-            raise UserError(f"{flags.notebook} is no notebook ({error})") from error
+            raise UserError(f"{flags.notebook} is not a notebook ({error})") from error
         os.environ.pop("CAE_JAX_NOTEBOOK_QUICK", None)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         for split in ("train", "test"):
+<<<<<<< HEAD
             data.load_split("fashion_mnist", split)  # so that no cell announces its preparation
+=======
+            store.load("fashion_mnist", split)  # keeps its messages out of the cells
+>>>>>>> bench
         with tempfile.TemporaryDirectory() as folder:
             nbclient.NotebookClient(
                 notebook,
@@ -62,15 +66,16 @@ def main() -> None:
             ).execute()
         strip(notebook)
         nbformat.validate(notebook)
-        atomic.write_text(flags.notebook, nbformat.writes(notebook) + "\n")
+        with atomic.writing(flags.notebook):
+            atomic.write_text(flags.notebook, nbformat.writes(notebook) + "\n")
         print(f"{flags.notebook}: {flags.notebook.stat().st_size / 1e6:.2f} MB")
 
 
 def strip(notebook: Any) -> None:
-    """Leaves what is worth keeping of a notebook that has just been run.
+    """Removes timings, widgets and the kernel's metadata from a notebook that has been run.
 
     Raises:
-        UserError: an output tells a path of this machine.
+        UserError: an output contains a path of this machine.
     """
     for cell in code_cells(notebook):
         cell.metadata = {}
@@ -86,14 +91,15 @@ def strip(notebook: Any) -> None:
 
 
 def joined(outputs: Iterable[Any]) -> list[Any]:
-    """The outputs with texts that follow each other in one piece."""
-    whole: list[Any] = []
+    """Merges consecutive outputs of the same stream."""
+    merged: list[Any] = []
     for output in outputs:
-        if whole and output.output_type == "stream" and output.get("name") == whole[-1].get("name"):
-            whole[-1].text += output.text
+        last: Any = merged[-1] if merged else {}
+        if output.output_type == "stream" and output.get("name") == last.get("name"):
+            last.text += output.text
         else:
-            whole.append(output)
-    return whole
+            merged.append(output)
+    return merged
 
 
 def code_cells(notebook: Any) -> list[Any]:
@@ -105,7 +111,7 @@ def text_of(output: Any) -> str:
 
 
 def digest(notebook: Any) -> str:
-    """SHA-256 of the code that the outputs belong to."""
+    """Returns the SHA-256 of the code cells, to tell whether the outputs are up to date."""
     code = "\0".join(cell.source for cell in code_cells(notebook))
     return hashlib.sha256(code.encode()).hexdigest()
 

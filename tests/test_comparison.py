@@ -9,8 +9,13 @@ import pytest
 
 import cae_jax
 from benchmarks import study
+<<<<<<< HEAD
 from cae_jax.config import NOISES
 from cae_jax.evaluation import comparison
+=======
+from cae_jax.evaluation import comparison, markdown
+from cae_jax.noises import NOISES
+>>>>>>> bench
 from cae_jax.runs import history
 from tests.conftest import SMALL
 
@@ -85,6 +90,16 @@ def test_tables(entries):
     assert len({len(line) for line in lines}) == 1
     signed = comparison.metrics_table(comparison.differences(entries), signed=True)
     assert re.search(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", signed)
+
+
+def test_markdown_tables():
+    header, rows = ["", "images/s"], [["a", 12], ["conv", ""]]
+    assert markdown.table(header, rows) == (
+        "|      | images/s |\n| ---- | -------- |\n| a    | 12       |\n| conv |          |"
+    )
+    assert markdown.table(["epoch", "a"], [[1, "0.3"]], aligned=False) == (
+        "| epoch | a |\n| --- | --- |\n| 1 | 0.3 |"
+    )
 
 
 def test_noise_depends_on_its_seed_and_on_nothing_else(test_images):

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import cae_jax
-from benchmarks.kill_and_resume import final, soak
+from benchmarks.kill_and_resume import final, stress
 from cae_jax.runs import epochs
 from cae_jax.runs.interruption import Interrupted, Interruption
 from tests.conftest import ROOT, SMALL
@@ -66,7 +66,7 @@ def test_the_end_that_is_compared_tells_runs_apart(run, data_dir, tmp_path):
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_do_not_change_a_bit(data_dir, tmp_path, capsys):
     command = [*TRAIN_SMALL, "--epochs", "20", "--data-dir", str(data_dir)]
-    soak(command, tmp_path / "soak", kills=10, fresh=False)
+    stress(command, tmp_path / "stress", kills=10, fresh=False)
     assert re.search(r"1\d kills .* all ended with the same bits", capsys.readouterr().out)
 
 

@@ -1,4 +1,4 @@
-"""Trainings that are killed at random moments, and what they end with compared bit by bit."""
+"""Kill-and-resume stress test: kills trainings at random and compares their final states."""
 
 import os
 import random
@@ -21,27 +21,27 @@ from cae_jax.runs.folder import checkpoint_folder, read_config
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state
 
-# Mostly the one that no process can catch.
+# Mostly the signal that no process can catch.
 _SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
-# Columns of the history that a clock fills.
+# Columns of the history that hold measured times.
 _TIMING = ("epoch_seconds", "images_per_second")
 
 
-def soak(command: Sequence[str], folder: Path, kills: int, *, fresh: bool, seed: int = 0) -> int:
-    """Kills trainings at random moments and starts each again until it is finished.
+def stress(command: Sequence[str], folder: Path, kills: int, *, fresh: bool, seed: int = 0) -> int:
+    """Kills trainings at random times and restarts each until it is finished.
 
     Args:
-        command: trains, but for its ``--workdir`` and, if `fresh`, its ``--data-dir``.
-        folder: new; gets the runs.
-        kills: signals to send at least, all in all.
-        fresh: prepare the data and compile anew in each run, so that kills meet that too.
-        seed: of the moments.
+        command: the training, without ``--workdir`` and, if `fresh`, ``--data-dir``.
+        folder: of the runs; must not exist.
+        kills: minimum number of signals to send in total.
+        fresh: prepare the data and compile in each run, so that kills hit these phases too.
+        seed: seed of the times.
 
     Returns:
-        the number of runs, all of which ended with the same bits as one that was left alone.
+        the number of runs, each with the same final state, bit for bit, as an undisturbed one.
 
     Raises:
-        AssertionError: one did not, or ended otherwise than it should.
+        AssertionError: a final state differs, or an exit code is unexpected.
     """
     rng, sent, runs = random.Random(seed), Counter(), 0
     folder.mkdir(parents=True)
@@ -51,7 +51,7 @@ def soak(command: Sequence[str], folder: Path, kills: int, *, fresh: bool, seed:
     while sent.total() < kills:
         run, attempts = _Run(command, folder / f"run{runs}", fresh), 0
         while True:
-            # Later and later, or preparing the data would never come to its end.
+            # Increase the delay, or the preparation of the data might never finish.
             number = rng.choice(_SIGNALS)
             delay = rng.uniform(0, seconds * (1 + attempts / 3))
             code = run.start(number, delay)
@@ -70,23 +70,26 @@ def soak(command: Sequence[str], folder: Path, kills: int, *, fresh: bool, seed:
 
 
 def final(run: Path) -> dict[str, Any]:
-    """What a finished run ends with: the bytes of every array, and the history but for the clock.
+    """Returns the final state of a finished run.
 
     Args:
         run: its folder.
+
+    Returns:
+        the bytes of every array by its path in the `TrainState`, and ``history`` without times.
     """
     rows = history.read(run / "history.csv")
-    clockless = [{k: v for k, v in row._asdict().items() if k not in _TIMING} for row in rows]
+    untimed = [{k: v for k, v in row._asdict().items() if k not in _TIMING} for row in rows]
     arrays = leaves_at(run, rows[-1].step)
-    return {**{name: leaf.tobytes() for name, leaf in arrays.items()}, "history": clockless}
+    return {**{name: leaf.tobytes() for name, leaf in arrays.items()}, "history": untimed}
 
 
 def leaves_at(run: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of the checkpoint at a step, by its place in the `TrainState`.
+    """Returns every array of a checkpoint by its path in the `TrainState`.
 
     Args:
         run: folder of a finished run.
-        step: of one of its checkpoints.
+        step: step of the checkpoint.
     """
     config, rows = read_config(run), history.read(run / "history.csv")
     model = autoencoders.build(config, nnx.Rngs(0))
@@ -99,7 +102,7 @@ def leaves_at(run: Path, step: int) -> dict[str, np.ndarray]:
 
 
 class _Run:
-    """One training, that may be started several times."""
+    """A training that can be started several times."""
 
     def __init__(self, command: Sequence[str], workdir: Path, fresh: bool):
         self.workdir, self.log = workdir, ""
@@ -112,7 +115,7 @@ class _Run:
             self._environment.pop("JAX_COMPILATION_CACHE_DIR", None)
 
     def start(self, number: signal.Signals | None, delay: float = 0.0) -> int:
-        """Exit code of the training, which gets a signal after a delay in seconds."""
+        """Runs the training, sends it a signal after `delay` seconds, returns its exit code."""
         process = subprocess.Popen(
             self._command,
             stdout=subprocess.PIPE,
@@ -129,7 +132,7 @@ class _Run:
         return process.returncode
 
     def warm_seconds(self) -> float:
-        """What the whole training takes where data and programs are at hand, seconds."""
+        """Times the whole training with prepared data and a filled compilation cache."""
         self._command.append("--overwrite")
         began = time.perf_counter()
         assert self.start(None) == 0, self.log

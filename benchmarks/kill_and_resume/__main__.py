@@ -1,4 +1,4 @@
-"""Kills trainings at random moments, resumes them, and compares what they end with bit by bit.
+"""Kills trainings at random times, resumes them, and compares their final states bit by bit.
 
 python -m benchmarks.kill_and_resume --kills 100
 """
@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.kill_and_resume import soak
+from benchmarks.kill_and_resume import stress
 from cae_jax import UserError
 from cae_jax.cli import common
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Kills trainings at random moments, resumes them, and compares the ends bit by bit."""
+    """Kills trainings at random times, resumes them, and compares their final states."""
 
     kills: int = 100
     """Signals to send: mostly SIGKILL, some SIGTERM and SIGINT."""
@@ -26,27 +26,27 @@ class Flags:
     """Python file with get_config()."""
 
     train_examples: int = 5000
-    """Train on the first so many images only."""
+    """Number of training images."""
 
     epochs: int = 20
-    """Epochs of a training."""
+    """Epochs per training."""
 
     fresh: bool = True
-    """Prepare the data and compile anew in each run, so that kills meet that too."""
+    """Prepare the data and compile in each run, so that kills hit these phases too."""
 
     seed: int = 0
-    """Seed of the moments."""
+    """Seed of the times."""
 
 
 def main() -> None:
     with common.user_errors(), tempfile.TemporaryDirectory() as folder:
         flags = common.parse(Flags)
         if flags.kills < 1:
-            raise UserError(f"kills is {flags.kills}; it takes a whole number of at least 1")
+            raise UserError(f"`kills` is {flags.kills}; it takes a whole number of at least 1")
         train = ROOT / "scripts" / "train.py"
         command = [sys.executable, str(train), "--config", str(flags.config)]
         command += ["--train-examples", str(flags.train_examples), "--epochs", str(flags.epochs)]
-        soak(command, Path(folder) / "soak", flags.kills, fresh=flags.fresh, seed=flags.seed)
+        stress(command, Path(folder) / "runs", flags.kills, fresh=flags.fresh, seed=flags.seed)
 
 
 if __name__ == "__main__":
