@@ -50,11 +50,7 @@ def main() -> None:
         os.environ.pop("CAE_JAX_NOTEBOOK_QUICK", None)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         for split in ("train", "test"):
-<<<<<<< HEAD
             data.load_split("fashion_mnist", split)  # so that no cell announces its preparation
-=======
-            store.load("fashion_mnist", split)  # keeps its messages out of the cells
->>>>>>> bench
         with tempfile.TemporaryDirectory() as folder:
             nbclient.NotebookClient(
                 notebook,

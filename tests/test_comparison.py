@@ -9,13 +9,8 @@ import pytest
 
 import cae_jax
 from benchmarks import study
-<<<<<<< HEAD
 from cae_jax.config import NOISES
-from cae_jax.evaluation import comparison
-=======
 from cae_jax.evaluation import comparison, markdown
-from cae_jax.noises import NOISES
->>>>>>> bench
 from cae_jax.runs import history
 from tests.conftest import SMALL
 

@@ -8,11 +8,12 @@ argument of each call: a module such as `cae_jax.ops.xla`, equal to the others u
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import jax
 from flax import nnx
 
-from cae_jax.config import TrainConfig
+from cae_jax.config import IMAGE_SHAPES, TrainConfig
 from cae_jax.data.images import scale
 from cae_jax.errors import UserError
 from cae_jax.models import topology
@@ -45,7 +46,7 @@ class ConvAutoencoder(nnx.Module):
     ) -> None:
         self.features, self.image_shape = tuple(features), image_shape
         for layer in self.topology.weighted:
-            setattr(self, layer.name, _conv(layer, rngs))
+            setattr(self, layer.name, _initialised(layer, rngs))
 
     @property
     def topology(self) -> Topology:
@@ -96,7 +97,7 @@ class DenseAutoencoder(nnx.Module):
     ) -> None:
         self.model, self.image_shape = model, image_shape
         for layer in self.topology.weighted:
-            setattr(self, layer.name, _dense(layer, rngs))
+            setattr(self, layer.name, _initialised(layer, rngs))
 
     @property
     def topology(self) -> Topology:
@@ -131,9 +132,10 @@ Pass = Callable[[nnx.State, jax.Array], jax.Array]
 
 def build(config: TrainConfig, rngs: nnx.Rngs) -> Model:
     """Builds and initialises the model described by `config`."""
+    image_shape = IMAGE_SHAPES[config.dataset]
     if config.model == "conv":
-        return ConvAutoencoder(config.features, rngs=rngs)
-    return DenseAutoencoder(config.model, rngs=rngs)
+        return ConvAutoencoder(config.features, image_shape, rngs=rngs)
+    return DenseAutoencoder(config.model, image_shape, rngs=rngs)
 
 
 def make_passes(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> tuple[Pass, Pass]:
@@ -151,23 +153,14 @@ def make_passes(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> tuple[Pass
     )
 
 
-def _conv(layer: Layer, rngs: nnx.Rngs) -> nnx.Conv:
+def _initialised(layer: Layer, rngs: nnx.Rngs) -> nnx.Conv | nnx.Linear:
+    """The layer of a network with its parameters."""
     assert layer.kernel is not None
     *window, n_in, n_out = layer.kernel
-    return nnx.Conv(
-        n_in,
-        n_out,
-        kernel_size=tuple(window),
-        kernel_init=_KERNEL_INIT,
-        bias_init=_BIAS_INIT,
-        rngs=rngs,
-    )
-
-
-def _dense(layer: Layer, rngs: nnx.Rngs) -> nnx.Linear:
-    assert layer.kernel is not None
-    n_in, n_out = layer.kernel
-    return nnx.Linear(n_in, n_out, kernel_init=_KERNEL_INIT, bias_init=_BIAS_INIT, rngs=rngs)
+    start: dict[str, Any] = {"kernel_init": _KERNEL_INIT, "bias_init": _BIAS_INIT, "rngs": rngs}
+    if window:
+        return nnx.Conv(n_in, n_out, kernel_size=tuple(window), **start)
+    return nnx.Linear(n_in, n_out, **start)
 
 
 def _weights(layer: nnx.Conv) -> tuple[jax.Array, jax.Array]:
