@@ -120,6 +120,7 @@ def numpy_squared_errors(layers, inputs, targets):
 
 CASES = [(LAB, batch) for batch in (1, 2, 15, 16, 17, 96, 130)]
 CASES += [((3, 5, 7), batch) for batch in (1, 33)]
+LARGEST = 130
 
 
 @pytest.mark.parametrize(("features", "batch"), CASES)
@@ -129,8 +130,13 @@ def test_loss_and_gradient_equal_the_plain_form(test_images, features, batch):
     weights = np.random.default_rng(0).uniform(0, 1, batch).astype(np.float32)
     weights[1:2] = 0
     value, grads = native_step(features)(params, inputs, targets, weights)
+    # Images of weight 0 fill the reference's batch up: it is compiled for one size, once.
+    filled = [
+        np.concatenate([a, np.zeros((LARGEST - batch, *a.shape[1:]), a.dtype)])
+        for a in (inputs, targets, weights)
+    ]
     with jax.default_matmul_precision("highest"):
-        expected, expected_grads = plain_step(features)(params, inputs, targets, weights)
+        expected, expected_grads = plain_step(features)(params, *filled)
     # The reference adds the 784 pixels one after another, in float32.
     assert value == pytest.approx(float(expected), rel=5e-6)
     for ours, plain in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
@@ -464,11 +470,54 @@ def test_other_compilers(fresh, test_images, compiler):
     check_gradient((5, 3, 2), test_images[:37])
 
 
+def test_every_source_file_is_part_of_the_key(monkeypatch, tmp_path):
+    included = {
+        line.split('"')[1]
+        for source in build.SOURCES
+        for line in source.read_text().splitlines()
+        if line.startswith('#include "') and "/" not in line
+    }
+    assert {source.name for source in build.SOURCES} == {"ffi.cc", *included}
+    sources = [Path(shutil.copy(source, tmp_path)) for source in build.SOURCES]
+    monkeypatch.setattr(build, "SOURCES", sources)
+    keys = {build._key(["c++"], [])}
+    for source in sources:
+        source.write_text(source.read_text() + "//")
+        keys.add(build._key(["c++"], []))
+    assert len(keys) == 1 + len(sources)
+
+
+def test_sizes_come_from_the_topology():
+    network = topology.convolutional(topology.IMAGE_SHAPE, LAB)
+    encoder, decoder = {"E0": 28, "E1": 14, "E2": 7, "E3": 4}, {"D1": 8, "D2": 14, "D3": 28}
+    assert dict(network.native_sizes) == {"F1": 16, "F2": 8, "F3": 8, **encoder, **decoder}
+    for other in (
+        topology.convolutional((32, 32, 1), LAB),
+        topology.convolutional((28, 28, 3), LAB),
+        topology.convolutional(topology.IMAGE_SHAPE, (16, 8)),
+        topology.dense(topology.IMAGE_SHAPE, "deep"),
+    ):
+        assert other.native_sizes is None
+
+
 def compilation(compiler, flags):
     """The beginning of a command that compiles the kernel."""
     network = topology.convolutional(topology.IMAGE_SHAPE, (5, 3, 2))
     sizes = [f"-D{name}={value}" for name, value in network.native_sizes]
     return [compiler, *flags, *sizes, "-isystem", jax.ffi.include_dir(), str(build.SOURCES[0])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_it_compiles_without_warnings(tmp_path, compiler):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler}")
+    # Optimised, because some warnings need the analysis of data flow.
+    strict = ["-Wall", "-Wextra", "-Werror", "-o", str(tmp_path / "native.so")]
+    result = subprocess.run(
+        [*compilation(compiler, build.FLAGS), *strict], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[:3000]
 
 
 @pytest.mark.slow

@@ -2,8 +2,7 @@
 //
 // Template parameters that are types of planes (X, Y, D) bring sizes and channels with them.
 
-#ifndef CAE_JAX_OPS_NATIVE_CONV_H_
-#define CAE_JAX_OPS_NATIVE_CONV_H_
+#pragma once
 
 #include <algorithm>
 #include <memory>
@@ -17,7 +16,7 @@ namespace {
 // struct so that the address sanitizer sees its ends.
 template <int size, int channels, int before = 0, int after = before, class T = vec>
 struct Plane {
-  static constexpr int kSize = size, kChannels = channels;
+  static constexpr int kSize = size, kChannels = channels, kTiles = (size + 1) / 2;  // of 2x2
   static constexpr int kStride = (size + before + after) * channels;  // from row to row
   std::unique_ptr<T[]> data{new T[(size + before + after) * kStride]()};
   INLINE T* at(int row, int column) const {
@@ -31,9 +30,6 @@ template <int size, int channels>
 using Padded = Plane<size, channels, 1, 1 + size % 2>;
 
 // --- The loops that do the work -----------------------------------------------------------------
-
-// Tiles of 2x2 pixels in a direction.
-constexpr int tiles_of(int size) { return (size + 1) / 2; }
 
 // sum[p][t] = output feature t of `rows` x `columns` neighbouring output pixels p, kept in
 // registers. x: upper left pixel of the first window; w: the first tap, in a kernel [3, 3, in,
@@ -71,31 +67,15 @@ INLINE void convolve_row(const vec* x, int stride, const float* w, Store store) 
   }
 }
 
-// The derivative with respect to a kernel: sum[i][j][a][b] += window[2 * row + i][2 * column +
-// j][a] * pixel[row][column][b], added over all size x size pixels.
-template <int A, int B, int size>
-void correlate(const vec* window, int window_stride, const vec* pixel, int pixel_stride, vec* sum) {
-  constexpr int T = divisor(B, kSums / 3);
-  for (int i = 0; i < 3; i++)
-    for (int a = 0; a < A; a++)
-      for (int b = 0; b < B; b += T) {
-        vec s[3][T];
-        for (int j = 0; j < 3; j++)
-          for (int t = 0; t < T; t++) s[j][t] = sum[((i * 3 + j) * A + a) * B + b + t];
-        for (int row = 0; row < size; row++)
-          for (int q = 0; q < size; q++) {
-            const vec* x = window + (2 * row + i) * window_stride + 2 * q * A + a;
-            const vec* d = pixel + row * pixel_stride + q * B + b;
-            const vec x0 = x[0], x1 = x[A], x2 = x[2 * A];
-#pragma GCC unroll 16
-            for (int t = 0; t < T; t++) {
-              const vec dt = d[t];
-              s[0][t] += x0 * dt, s[1][t] += x1 * dt, s[2][t] += x2 * dt;
-            }
-          }
-        for (int j = 0; j < 3; j++)
-          for (int t = 0; t < T; t++) sum[((i * 3 + j) * A + a) * B + b + t] = s[j][t];
-      }
+// Adds to S x T sums, whose rows lie `stride` apart: add(s) gets them in registers.
+template <int S, int T, class Add>
+INLINE void accumulate(vec* sums, int stride, Add add) {
+  vec s[S][T];
+  for (int i = 0; i < S; i++)
+    for (int t = 0; t < T; t++) s[i][t] = sums[i * stride + t];
+  add(s);
+  for (int i = 0; i < S; i++)
+    for (int t = 0; t < T; t++) sums[i * stride + t] = s[i][t];
 }
 
 // --- Winograd's convolution ---------------------------------------------------------------------
@@ -105,19 +85,20 @@ void correlate(const vec* window, int window_stride, const vec* pixel, int pixel
 // point. A row of tiles at a time.
 
 // Calls f with four values of each row of m, then of each column: m = F m F'.
-template <class F>
-INLINE void rows_then_columns(vec (&m)[16], F f) {
+template <class T, class F>
+INLINE void rows_then_columns(T (&m)[16], F f) {
   for (int i = 0; i < 4; i++) f(m[4 * i], m[4 * i + 1], m[4 * i + 2], m[4 * i + 3]);
   for (int j = 0; j < 4; j++) f(m[j], m[4 + j], m[8 + j], m[12 + j]);
 }
 
-// Windows to the Winograd domain [16, tiles, C]; x: upper left pixel of the first window.
-template <int C, int tiles>
-void transform_windows(const vec* x, int stride, vec* domain) {
+// The windows of row r of tiles to the Winograd domain [16, tiles, C].
+template <class X>
+void transform_windows(const X& x, int r, vec* domain) {
+  constexpr int C = X::kChannels, tiles = X::kTiles;
   for (int q = 0; q < tiles; q++)
     for (int c = 0; c < C; c++) {
       vec m[16];
-      for (int p = 0; p < 16; p++) m[p] = x[p / 4 * stride + (2 * q + p % 4) * C + c];
+      for (int p = 0; p < 16; p++) m[p] = x.at(2 * r - 1 + p / 4, 2 * q - 1 + p % 4)[c];
       rows_then_columns(m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE {
         const vec b0 = b;
         a -= c, b += c, c -= b0, d = b0 - d;
@@ -126,33 +107,31 @@ void transform_windows(const vec* x, int stride, vec* domain) {
     }
 }
 
-// Derivatives with respect to 2x2 output pixels to the Winograd domain [16, tiles, C].
-template <int C, int tiles>
-void transform_derivatives(const vec* dy, int stride, vec* domain) {
+// The derivatives with respect to row r of tiles to the Winograd domain [16, tiles, C].
+template <class D>
+void transform_derivatives(const D& dy, int r, vec* domain) {
+  constexpr int C = D::kChannels, tiles = D::kTiles;
   for (int q = 0; q < tiles; q++)
     for (int c = 0; c < C; c++) {
-      const vec* d = dy + 2 * q * C + c;
-      vec m[16] = {d[0], d[C], {}, {}, d[stride], d[stride + C]};
-      rows_then_columns(m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE {
-        c = a - b, d = -b, b += a;
-      });
+      const vec* d = dy.at(2 * r, 2 * q) + c;
+      vec m[16] = {d[0], d[C], {}, {}, d[D::kStride], d[D::kStride + C]};
+      rows_then_columns(
+          m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE { c = a - b, d = -b, b += a; });
       for (int p = 0; p < 16; p++) domain[(p * tiles + q) * C + c] = m[p];
     }
 }
 
 // Kernels [3, 3, pairs of channels] to the Winograd domain [16, pairs].
 void transform_kernels(const float* w, int pairs, float* domain) {
-  auto transform = [&](const float* w, int step, float* out, int out_step) {
-    const float *w1 = w + step, *w2 = w1 + step;
-    float *out1 = out + out_step, *out2 = out1 + out_step, *out3 = out2 + out_step;
-    for (int k = 0; k < pairs; k++) {
-      const float sum = (w[k] + w2[k]) * 0.5f, middle = w1[k] * 0.5f;
-      out[k] = w[k], out1[k] = sum + middle, out2[k] = sum - middle, out3[k] = w2[k];
-    }
-  };
-  std::vector<float> rows(12 * pairs);
-  for (int i = 0; i < 3; i++) transform(w + 3 * i * pairs, pairs, &rows[4 * i * pairs], pairs);
-  for (int j = 0; j < 4; j++) transform(&rows[j * pairs], 4 * pairs, domain + j * pairs, 4 * pairs);
+  for (int k = 0; k < pairs; k++) {
+    float m[16] = {};
+    for (int i = 0; i < 9; i++) m[i / 3 * 4 + i % 3] = w[i * pairs + k];
+    rows_then_columns(m, [](float& a, float& b, float& c, float& d) ALWAYS_INLINE {
+      const float half_sum = (a + c) * 0.5f, half_b = b * 0.5f;
+      d = c, b = half_sum + half_b, c = half_sum - half_b;
+    });
+    for (int p = 0; p < 16; p++) domain[p * pairs + k] = m[p];
+  }
 }
 
 // The adjoint of transform_kernels, in place: the derivative with respect to the kernel, in the
@@ -169,20 +148,19 @@ INLINE void transform_kernel_derivative(vec (&m)[16]) {
 // of tiles.
 template <int out, class X, class Take>
 INLINE void winograd(const X& x, const float* kernel, vec* domain, vec* products, Take take) {
-  constexpr int in = X::kChannels, tiles = tiles_of(X::kSize);
+  constexpr int in = X::kChannels, tiles = X::kTiles;
   for (int r = 0; r < tiles; r++) {
-    transform_windows<in, tiles>(x.at(2 * r - 1, -1), X::kStride, domain);
+    transform_windows(x, r, domain);
     for (int p = 0; p < 16; p++)
       convolve_row<1, 1, 1, in, out, tiles>(
-          domain + p * tiles * in, 0, kernel + p * in * out, [&](int q, int t, vec sum)
-              ALWAYS_INLINE { products[(p * tiles + q) * out + t] = sum; });
+          domain + p * tiles * in, 0, kernel + p * in * out,
+          [&](int q, int t, vec sum) ALWAYS_INLINE { products[(p * tiles + q) * out + t] = sum; });
     for (int q = 0; q < tiles; q++)
       for (int t = 0; t < out; t++) {
         vec m[16];
         for (int p = 0; p < 16; p++) m[p] = products[(p * tiles + q) * out + t];
-        rows_then_columns(m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE {
-          a += b + c, b -= c + d;
-        });
+        rows_then_columns(
+            m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE { a += b + c, b -= c + d; });
         const vec y[4] = {m[0], m[1], m[4], m[5]};
         take(r, q, t, y);
       }
@@ -195,21 +173,16 @@ void add_products(const vec* domain, const vec* derivatives, vec* sum) {
   constexpr int S = divisor(A, 3), T = divisor(B, kSums / 3);
   for (int p = 0; p < 16; p++)
     for (int a = 0; a < A; a += S)
-      for (int b = 0; b < B; b += T) {
-        vec s[S][T];
-        vec* const sums = sum + (p * A + a) * B + b;
-        for (int i = 0; i < S; i++)
-          for (int t = 0; t < T; t++) s[i][t] = sums[i * B + t];
-        for (int q = 0; q < tiles; q++) {
-          const vec* x = domain + (p * tiles + q) * A + a;
-          const vec* d = derivatives + (p * tiles + q) * B + b;
+      for (int b = 0; b < B; b += T)
+        accumulate<S, T>(sum + (p * A + a) * B + b, B, [&](vec(&s)[S][T]) ALWAYS_INLINE {
+          for (int q = 0; q < tiles; q++) {
+            const vec* x = domain + (p * tiles + q) * A + a;
+            const vec* d = derivatives + (p * tiles + q) * B + b;
 #pragma GCC unroll 16
-          for (int t = 0; t < T; t++)
-            for (int i = 0; i < S; i++) s[i][t] += x[i] * d[t];
-        }
-        for (int i = 0; i < S; i++)
-          for (int t = 0; t < T; t++) sums[i * B + t] = s[i][t];
-      }
+            for (int t = 0; t < T; t++)
+              for (int i = 0; i < S; i++) s[i][t] += x[i] * d[t];
+          }
+        });
 }
 
 // --- Pooling ------------------------------------------------------------------------------------
@@ -248,8 +221,7 @@ template <class D>
 INLINE vec unpool(const D& dy, int r, int q, int t, bytes argmax, vec d) {
   const ivec which = __builtin_convertvector(argmax, ivec);
   for (int p = 0; p < 4; p++)
-    if (inside<D::kSize>(r, q, p))
-      dy.at(2 * r + p / 2, 2 * q + p % 2)[t] = which == p ? d : vec{};
+    if (inside<D::kSize>(r, q, p)) dy.at(2 * r + p / 2, 2 * q + p % 2)[t] = which == p ? d : vec{};
   return which == kOff ? vec{} : d;
 }
 
@@ -274,21 +246,19 @@ void conv_pool(const X& x, const float* b, const float* w, const Y& y, const A& 
 // first pooling window's first 3x3 window.
 template <int out, int n>
 void correlate_argmax(const vec* x, int stride, const vec* d, const bytes* argmax, vec* sum) {
-  for (int t = 0; t < out; t++) {
-    vec s[9];
-    for (int i = 0; i < 9; i++) s[i] = sum[i * out + t];
-    for (int q = 0; q < n; q++) {
-      const ivec which = __builtin_convertvector(argmax[q * out + t], ivec);
+  for (int t = 0; t < out; t++)
+    accumulate<9, 1>(sum + t, out, [&](vec(&s)[9][1]) ALWAYS_INLINE {
+      for (int q = 0; q < n; q++) {
+        const ivec which = __builtin_convertvector(argmax[q * out + t], ivec);
 #pragma GCC unroll 4
-      for (int p = 0; p < 4; p++) {
-        const vec passed = which == p ? d[q * out + t] : vec{};
+        for (int p = 0; p < 4; p++) {
+          const vec passed = which == p ? d[q * out + t] : vec{};
 #pragma GCC unroll 9
-        for (int i = 0; i < 9; i++)
-          s[i] += x[(p / 2 + i / 3) * stride + 2 * q + p % 2 + i % 3] * passed;
+          for (int i = 0; i < 9; i++)
+            s[i][0] += x[(p / 2 + i / 3) * stride + 2 * q + p % 2 + i % 3] * passed;
+        }
       }
-    }
-    for (int i = 0; i < 9; i++) sum[i * out + t] = s[i];
-  }
+    });
 }
 
 // --- Upsampling ---------------------------------------------------------------------------------
@@ -343,6 +313,26 @@ struct BoxSum : Plane<Y::kSize + 1, Y::kChannels, Y::kSize != 2 * X::kSize> {
   static constexpr int kBegin = Y::kSize == 2 * X::kSize ? 0 : -1;
 };
 
-}  // namespace
+// The derivative with respect to the kernel of upsample_conv, with its box sum z: sum[i][j][a][b]
+// += z[2 * row + i][2 * column + j][a] * x[row][column][b], added over all pixels of x.
+template <class Z, class X>
+void correlate(const Z& z, const X& x, vec* sum) {
+  constexpr int A = Z::kChannels, B = X::kChannels, T = divisor(B, kSums / 3);
+  for (int i = 0; i < 3; i++)
+    for (int a = 0; a < A; a++)
+      for (int b = 0; b < B; b += T)
+        accumulate<3, T>(sum + (3 * i * A + a) * B + b, A * B, [&](vec(&s)[3][T]) ALWAYS_INLINE {
+          for (int r = 0; r < X::kSize; r++)
+            for (int q = 0; q < X::kSize; q++) {
+              const vec* window = z.at(2 * r + i + Z::kBegin, 2 * q + Z::kBegin) + a;
+              const vec z0 = window[0], z1 = window[A], z2 = window[2 * A];
+#pragma GCC unroll 16
+              for (int t = 0; t < T; t++) {
+                const vec xt = x.at(r, q)[b + t];
+                s[0][t] += z0 * xt, s[1][t] += z1 * xt, s[2][t] += z2 * xt;
+              }
+            }
+        });
+}
 
-#endif  // CAE_JAX_OPS_NATIVE_CONV_H_
+}  // namespace

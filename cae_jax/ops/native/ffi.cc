@@ -19,6 +19,8 @@
 // build.py compiles this file at first use, with the sizes of the network as macros (network.h).
 // Arrays are row-major, as in JAX.
 
+#include "xla/ffi/api/ffi.h"
+
 #include <atomic>
 #include <functional>
 #include <latch>
@@ -26,7 +28,6 @@
 #include <type_traits>
 
 #include "network.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
@@ -73,6 +74,13 @@ void store(const P& plane, int64_t group, int64_t count, float* images) {
     for (int r = 0; r < P::kSize; r++)
       for (int k = 0; k < row; k++)
         images[((group * LANES + l) * P::kSize + r) * row + k] = plane.at(r, 0)[k][l];
+}
+
+void forward(Workspace& s, const Weights& w, const Images& x, const Images& y, int64_t group) {
+  x.load(group, s.x);
+  y.load(group, s.target);
+  encode(s, w);
+  decode(s, w);
 }
 
 int64_t groups_of(int64_t images) { return (images + LANES - 1) / LANES; }
@@ -122,10 +130,7 @@ ffi::Error ValueAndGrad(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer 
     vec weight{};
     for (int l = 0; l < LANES && group * LANES + l < x.count; l++)
       weight[l] = image_weights[group * LANES + l] / total_weight;
-    x.load(group, s.x);
-    y.load(group, s.target);
-    encode(s, w);
-    decode(s, w);
+    forward(s, w, x, y, group);
     float* partial = gradients.data() + group * kParameters;
     const vec losses = loss_and_gradient(s, weight / float(kPixels), partial) * weight;
     for (int l = 0; l < LANES; l++) values[group] += losses[l];
@@ -148,10 +153,7 @@ ffi::Error Losses(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs
   const Images x(inputs), y(targets);
   const Weights w(parameters.typed_data());
   for_groups(pool, x.count, [&](int64_t group, Workspace& s) {
-    x.load(group, s.x);
-    y.load(group, s.target);
-    encode(s, w);
-    decode(s, w);
+    forward(s, w, x, y, group);
     vec squares{};
     const vec losses = loss(s, [&](int, vec error) ALWAYS_INLINE { squares += error * error; });
     for (int64_t l = 0, i = group * LANES; l < LANES && i < x.count; l++, i++) {

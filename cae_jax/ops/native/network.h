@@ -4,8 +4,7 @@
 // convolutions; E0 to E3, sizes of the images and after each pooling; D1 to D3, sizes after each of
 // the decoder's upsampling layers.
 
-#ifndef CAE_JAX_OPS_NATIVE_NETWORK_H_
-#define CAE_JAX_OPS_NATIVE_NETWORK_H_
+#pragma once
 
 #include <algorithm>
 #include <vector>
@@ -21,11 +20,17 @@ static_assert(D3 == E0, "the network crops its result");
 // each layer the bias, then the kernel [3, 3, in, out].
 constexpr int kChannels[8] = {1, F1, F2, F3, F3, F2, F1, 1};
 constexpr int bias_offset(int layer) {
-  return layer == 1 ? 0
-                    : bias_offset(layer - 1) + kChannels[layer - 1] * (9 * kChannels[layer - 2] + 1);
+  if (layer == 1) return 0;
+  return bias_offset(layer - 1) + kChannels[layer - 1] * (9 * kChannels[layer - 2] + 1);
 }
 constexpr int kernel_offset(int layer) { return bias_offset(layer) + kChannels[layer]; }
 constexpr int kParameters = bias_offset(8), kPixels = E0 * E0;
+
+// Vectors in the workspace: two rows of upsample_conv; a row of tiles in the Winograd domain; the
+// derivative with respect to a kernel, that of Winograd's layers in the Winograd domain.
+constexpr int kRows = 2 * std::max({(D1 + 1) * F2, (D2 + 1) * F1, D3 + 1});
+constexpr int kTiles = 16 * std::max({E2 * F1, E2* F2, E3* F3});
+constexpr int kKernel = 16 * std::max({F1, F2, F1* F2, F2* F3, F3* F3});
 
 // What one thread needs for LANES images; the borders stay zero after construction.
 struct Workspace {
@@ -51,12 +56,8 @@ struct Workspace {
   BoxSum<decltype(conv6), decltype(logits)> z7;
   BoxSum<decltype(conv5), decltype(conv6)> z6;
   BoxSum<decltype(conv4), decltype(conv5)> z5;
-  std::vector<vec> rows{2 * std::max({(D1 + 1) * F2, (D2 + 1) * F1, D3 + 1})};  // of upsample_conv
-  // A row of tiles in the Winograd domain.
-  std::vector<vec> domain{16 * std::max({tiles_of(E1) * F1, tiles_of(E1) * F2, tiles_of(E2) * F3})};
-  std::vector<vec> products{domain};
-  std::vector<vec> kernel_sums{16 * std::max({F1, F2, F1 * F2, F2 * F3, F3 * F3})};
-  std::vector<vec> kernel1_sums{9 * F1};
+  std::vector<vec> rows{kRows}, domain{kTiles}, products{kTiles};
+  std::vector<vec> kernel_sums{kKernel}, kernel1_sums{9 * F1};
 };
 
 // The parameters, and each kernel flipped in rows and columns and with its channels exchanged,
@@ -150,11 +151,10 @@ vec loss_and_gradient(Workspace& s, vec weight, float* gradient) {
 template <int layer, class DY, class Z, class X, class DX>
 void upsample_conv_gradient(Workspace& s, const Weights& w, const DY& dy, const Z& z, const X& x,
                             const DX& dx, float* gradient) {
-  constexpr int in = X::kChannels, out = Z::kChannels, size = X::kSize, begin = Z::kBegin;
+  constexpr int in = X::kChannels, out = Z::kChannels;
   box_sum(dy, z);
   std::fill_n(s.kernel_sums.begin(), 9 * out * in, vec{});
-  correlate<out, in, size>(z.at(begin, begin), Z::kStride, x.at(0, 0), X::kStride,
-                           s.kernel_sums.data());
+  correlate(z, x, s.kernel_sums.data());
   std::vector<float> flipped(9 * out * in);  // because the windows are those of z, [3, 3, out, in]
   horizontal_sums(s.kernel_sums.data(), 9 * out * in, flipped.data());
   for (int k = 0; k < 9; k++)
@@ -163,9 +163,10 @@ void upsample_conv_gradient(Workspace& s, const Weights& w, const DY& dy, const 
         gradient[kernel_offset(layer) + ((8 - k) * in + c) * out + f] =
             flipped[(k * out + f) * in + c];
   vec bias[in] = {};
-  for (int r = 0; r < size; r++)
-    convolve_row<3, 3, 2, out, in, size>(
-        z.at(2 * r + begin, begin), Z::kStride, w.flipped(layer), [&](int q, int t, vec sum)
+  for (int r = 0; r < X::kSize; r++)
+    convolve_row<3, 3, 2, out, in, X::kSize>(
+        z.at(2 * r + Z::kBegin, Z::kBegin), Z::kStride, w.flipped(layer),
+        [&](int q, int t, vec sum)
             ALWAYS_INLINE { bias[t] += dx.at(r, q)[t] = relu_gradient(x.at(r, q)[t], sum); });
   horizontal_sums(bias, in, gradient + bias_offset(layer - 1));
 }
@@ -176,12 +177,12 @@ void upsample_conv_gradient(Workspace& s, const Weights& w, const DY& dy, const 
 template <int layer, class X, class D, class Unpool, class RowDone>
 void winograd_gradient(Workspace& s, const Weights& w, const X& x, const D& d, float* gradient,
                        Unpool unpool, RowDone row_done) {
-  constexpr int in = X::kChannels, out = D::kChannels, tiles = tiles_of(X::kSize);
+  constexpr int in = X::kChannels, out = D::kChannels;
   std::fill_n(s.kernel_sums.begin(), 16 * in * out, vec{});
-  for (int r = 0; r < tiles; r++) {
-    transform_windows<in, tiles>(x.at(2 * r - 1, -1), X::kStride, s.domain.data());
-    transform_derivatives<out, tiles>(d.at(2 * r, 0), D::kStride, s.products.data());
-    add_products<in, out, tiles>(s.domain.data(), s.products.data(), s.kernel_sums.data());
+  for (int r = 0; r < X::kTiles; r++) {
+    transform_windows(x, r, s.domain.data());
+    transform_derivatives(d, r, s.products.data());
+    add_products<in, out, X::kTiles>(s.domain.data(), s.products.data(), s.kernel_sums.data());
   }
   for (int k = 0; k < in * out; k++) {
     vec m[16];
@@ -196,7 +197,7 @@ void winograd_gradient(Workspace& s, const Weights& w, const X& x, const D& d, f
                  for (int p = 0; p < 4; p++)
                    if (inside<X::kSize>(r, q, p))
                      bias[t] += unpool(2 * r + p / 2, 2 * q + p % 2, t, y[p]);
-                 if (q == tiles - 1 && t == in - 1) row_done(r);
+                 if (q == X::kTiles - 1 && t == in - 1) row_done(r);
                });
   horizontal_sums(bias, in, gradient + bias_offset(layer - 1));
 }
@@ -208,7 +209,7 @@ void backward(Workspace& s, const Weights& w, float* gradient) {
   upsample_conv_gradient<5>(s, w, s.d5, s.z5, s.conv4, s.d4, gradient);
   auto unpool_to = [](const auto& dx, const auto& argmax) ALWAYS_INLINE {
     return [&](int r, int q, int t, vec d)
-        ALWAYS_INLINE { return unpool(dx, r, q, t, argmax.at(r, q)[t], d); };
+               ALWAYS_INLINE { return unpool(dx, r, q, t, argmax.at(r, q)[t], d); };
   };
   auto nothing = [](int) {};
   winograd_gradient<4>(s, w, s.pool3, s.d4, gradient, unpool_to(s.d3, s.argmax3), nothing);
@@ -228,5 +229,3 @@ void backward(Workspace& s, const Weights& w, float* gradient) {
 }
 
 }  // namespace
-
-#endif  // CAE_JAX_OPS_NATIVE_NETWORK_H_

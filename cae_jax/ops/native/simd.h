@@ -3,8 +3,7 @@
 // All headers use an anonymous namespace: kernels of several networks, compiled from this code with
 // other sizes, are loaded into one process and must not share symbols.
 
-#ifndef CAE_JAX_OPS_NATIVE_SIMD_H_
-#define CAE_JAX_OPS_NATIVE_SIMD_H_
+#pragma once
 
 #include <algorithm>
 #include <cstdint>
@@ -92,5 +91,3 @@ INLINE vec log1p_unit(vec e) {
 }
 
 }  // namespace
-
-#endif  // CAE_JAX_OPS_NATIVE_SIMD_H_
