@@ -84,7 +84,7 @@ def _check(file: h5py.File, size: int) -> None:
 
     def check(name: str, item: Any) -> None:
         for attribute in item.attrs:
-            if item.attrs.get_id(attribute).get_storage_size() > _MAX_CONFIG:
+            if math.prod(item.attrs.get_id(attribute).shape or ()) > _MAX_CONFIG:
                 raise UserError(f"{attribute} of {name} in it is larger than any that Keras writes")
         if isinstance(item, h5py.Dataset):
             if item.dtype != np.float32 and not name.startswith("optimizer"):
