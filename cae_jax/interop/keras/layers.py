@@ -126,15 +126,17 @@ def check(model: Json) -> tuple[Json, Topology]:
     shape = _check_input((inputs or leaves)[0]["config"], model, network)
     layers = {id(leaf): layer for leaf, layer in zip(leaves, wanted, strict=True)}
     plain = _plain(model, layers)
-    plain["config"]["build_input_shape"] = shape
+    if plain["class_name"] == "Sequential":  # Keras 2 may leave the input layer out
+        plain["config"]["build_input_shape"] = [None, *shape[1:]]
     return plain, network
 
 
 def _class(entry: Json) -> str:
-    """The class of a layer, with its package if it is none of Keras's own."""
-    name = str(entry.get("registered_name") or entry["class_name"])
-    package = str(entry.get("module", "keras")).split(".")[0]
-    return name[:60] if package in ("keras", "tf_keras", "tensorflow") else f"{package}>{name}"[:60]
+    """The class of a layer; ``package>class`` if it is none of Keras's own."""
+    name = str(entry.get("registered_name") or entry["class_name"])[:60]
+    package = str(entry.get("module", "keras")).split(".")[0][:60]
+    own = package in ("keras", "tf_keras", "tensorflow") or ">" in name
+    return name if own else f"{package}>{name}"
 
 
 def _children(model: Json) -> list[Json]:
@@ -196,6 +198,8 @@ def _check_input(config: Json, model: Json, network: Topology) -> list[int | Non
     if not isinstance(shape, list) or shape[1:] not in accepted:
         takes = " or ".join(_short([None, *shape]) for shape in accepted)
         raise UserError(f"the input has shape {_short(shape)}; the network takes {takes}")
+    if "float" not in str(config.get("dtype", "float32")):
+        raise UserError(f"the input has dtype {_short(config['dtype'])}; the network takes floats")
     return shape
 
 
