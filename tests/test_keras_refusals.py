@@ -279,7 +279,7 @@ def test_files_that_are_none_of_keras(tmp_path):
 @pytest.mark.parametrize("config", ["", "[]", "{}", "null", "7", "[" * 100_000, '"\\ud800', "\xff"])
 def test_a_damaged_config(config, archive, tmp_path):
     path = write_members(tmp_path / "m.keras", {**members(archive), "config.json": config})
-    refused(path, "cannot be read .*; save it again in Keras")
+    refused(path, "cannot be read .*; save it again in Keras|its config is no JSON object")
 
 
 def test_an_archive_cut_short_or_changed(archive, tmp_path):
@@ -312,6 +312,74 @@ def test_archives_that_would_fill_the_memory(archive, tmp_path):
         zipfile.ZIP_DEFLATED,
     )
     refused(path, "model.weights.h5 in it would take")
+
+
+def test_layers_that_announce_more_than_the_file_has(archive, tmp_path):
+    """Weights of 360 GB: Keras would allocate them before it sees that the file has others."""
+    parts = members(archive)
+    config = json.loads(parts["config.json"])
+    for entry in config["config"]["layers"]:
+        if entry["config"].get("filters", 1) > 1:
+            entry["config"]["filters"] = 100_000
+    path = write_members(tmp_path / "m.keras", {**parts, "config.json": json.dumps(config)})
+    refused(path, r"shape=\(3, 3, 1, 100000\), Received: value.shape=\(3, 3, 1, 16\)")
+
+
+FETCH = {
+    "module": "keras.utils",
+    "class_name": "get_file",
+    "registered_name": None,
+    "config": {"fname": "a", "origin": "file:///etc/passwd", "cache_dir": "."},
+}
+READ = {
+    "module": "keras.layers",
+    "class_name": "StringLookup",
+    "registered_name": None,
+    "config": {"name": "lookup", "vocabulary": "/etc/passwd"},
+}
+
+
+@pytest.mark.parametrize("key", ["layer", "activation", "dtype", "name", "padding", "batch_shape"])
+@pytest.mark.parametrize("object", [FETCH, READ], ids=["fetch", "read"])
+def test_objects_that_fetch_or_read_are_not_created(key, object, archive, tmp_path, monkeypatch):
+    parts = members(archive)
+    config = json.loads(parts["config.json"])
+    inputs, first = config["config"]["layers"][:2]
+    if key == "layer":
+        config["config"]["layers"][1] = {**object, "config": {**object["config"], "name": "conv1"}}
+    else:
+        (inputs if key == "batch_shape" else first)["config"][key] = object
+    path = write_members(tmp_path / "m.keras", {**parts, "config.json": json.dumps(config)})
+    monkeypatch.chdir(tmp_path)
+    refused(path, "m.keras")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
+
+
+def test_what_training_alone_needs_is_not_created(archive, tmp_path, monkeypatch):
+    parts = members(archive)
+    config = json.loads(parts["config.json"])
+    for entry in config["config"]["layers"][1:]:
+        entry["config"] |= {"kernel_initializer": FETCH, "kernel_regularizer": READ}
+        entry |= {"build_config": FETCH, "compile_config": {"optimizer": FETCH}}
+    path = write_members(tmp_path / "m.keras", {**parts, "config.json": json.dumps(config)})
+    monkeypatch.chdir(tmp_path)
+    assert read(path).features == SMALL.features
+    assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
+
+
+def test_members_that_lead_elsewhere(archive, tmp_path):
+    parts = members(archive)
+    link = zipfile.ZipInfo("model.weights.h5")
+    link.external_attr = 0o120777 << 16
+    (tmp_path / "there.h5").write_bytes(parts["model.weights.h5"])
+    path = tmp_path / "m.keras"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("config.json", parts["config.json"])
+        file.writestr(link, str(tmp_path / "there.h5"))
+    refused(path, "cannot be read")
+    write_members(path, {**parts, "../out": b"", "/tmp/out": b"", "assets/../../out": b""})
+    assert read(path).features == SMALL.features
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.keras", "there.h5"]
 
 
 def change_weights(archive, tmp_path, change):

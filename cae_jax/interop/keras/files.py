@@ -65,9 +65,9 @@ def unpack(path: Path, scratch: Path) -> tuple[Path, dict[str, Any] | None]:
 
 
 def _object(text: str | bytes) -> dict[str, Any]:
-    config = json.loads(text)
+    config = json.loads(text) if len(text) <= _MAX_CONFIG else None
     if not isinstance(config, dict):
-        raise ValueError("its config is not an object of JSON")
+        raise UserError(f"its config is no JSON object of at most {_MAX_CONFIG} characters")
     return config
 
 
