@@ -53,7 +53,8 @@ def unpack(path: Path, scratch: Path) -> tuple[Path, dict[str, Any] | None]:
     else:
         raise UserError("it is neither a .keras archive nor HDF5; save the model with model.save")
     with h5py.File(copy, "r+") as file:
-        if not {"model_config", "layer_names", "layers", _LAYERS_2} & {*file.attrs, *file}:
+        known = {"model_config", "layer_names", "layers", _LAYERS_2} & {*file.attrs, *file}
+        if not is_archive and not known:
             raise UserError("it is HDF5, but not of Keras; save the model with model.save")
         _check(file, copy.stat().st_size)
         if "model_config" in file.attrs and not is_archive:
