@@ -45,7 +45,7 @@ def unpack(path: Path, scratch: Path) -> tuple[Path, dict[str, Any] | None]:
         is_archive = file.read(4) == b"PK\x03\x04"
     if is_archive:
         with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read(_member(archive, _CONFIG, _MAX_CONFIG)))
+            config = _object(archive.read(_member(archive, _CONFIG, _MAX_CONFIG)))
             with archive.open(_member(archive, _WEIGHTS, _MAX_FILE)) as source:
                 copy.write_bytes(source.read())
     elif h5py.is_hdf5(path):
@@ -53,13 +53,23 @@ def unpack(path: Path, scratch: Path) -> tuple[Path, dict[str, Any] | None]:
     else:
         raise UserError("it is neither a .keras archive nor HDF5; save the model with model.save")
     with h5py.File(copy, "r+") as file:
+        known = {"model_config", "layer_names", "layers", _LAYERS_2} & {*file.attrs, *file}
+        if not is_archive and not known:
+            raise UserError("it is HDF5, but not of Keras; save the model with model.save")
         _check(file, copy.stat().st_size)
         if "model_config" in file.attrs and not is_archive:
-            config = json.loads(cast(str, file.attrs["model_config"]))
+            config = _object(cast(str, file.attrs["model_config"]))
         legacy = not is_archive and (config is not None or "layer_names" in file.attrs)
         _arrange(file)
     # By this suffix Keras tells the format of Keras 2 from that of Keras 3.
     return (copy.rename(scratch / "model.h5") if legacy else copy), config
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    config = json.loads(text) if len(text) <= _MAX_CONFIG else None
+    if not isinstance(config, dict):
+        raise UserError(f"its config is no JSON object of at most {_MAX_CONFIG} characters")
+    return config
 
 
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> zipfile.ZipInfo:
@@ -78,13 +88,12 @@ def _check(file: h5py.File, size: int) -> None:
     """Refuses links, and arrays or attributes that are not in the file as Keras writes them."""
     sizes = []
 
-    def check_link(name: str, link: Any) -> None:
-        if not isinstance(link, h5py.HardLink):
-            raise UserError(f"{name} in it is a link, which Keras does not write")
+    def find_link(name: str, link: Any) -> str | None:
+        return None if isinstance(link, h5py.HardLink) else name  # what is not None ends the visit
 
     def check(name: str, item: Any) -> None:
         for attribute in item.attrs:
-            if item.attrs.get_id(attribute).get_storage_size() > _MAX_CONFIG:
+            if math.prod(item.attrs.get_id(attribute).shape or ()) > _MAX_CONFIG:
                 raise UserError(f"{attribute} of {name} in it is larger than any that Keras writes")
         if isinstance(item, h5py.Dataset):
             if item.dtype != np.float32 and not name.startswith("optimizer"):
@@ -98,7 +107,8 @@ def _check(file: h5py.File, size: int) -> None:
                     "writes it"
                 )
 
-    file.visititems_links(check_link)
+    if link := file.visititems_links(find_link):
+        raise UserError(f"{link} in it is a link, which Keras does not write")
     check("the file", file)
     file.visititems(check)
 
@@ -126,13 +136,9 @@ def stored_layers(copy: Path) -> dict[str, Any]:
     """The arguments of `cae_jax.interop.keras.layers.identify` from a file of weights alone."""
     with h5py.File(copy, "r") as file:
         in_order = "layer_names" in file.attrs
-        if in_order:
-            group = file
-            names = [np.bytes_(name).decode() for name in cast(list, file.attrs["layer_names"])]
-        elif isinstance(group := file.get("layers"), h5py.Group):
-            names = sorted(group, key=_number)
-        else:
-            raise UserError("it is HDF5, but not of Keras; save the model with model.save")
+        group: Any = file if in_order else file["layers"]
+        given = cast(list, file.attrs["layer_names"]) if in_order else sorted(group, key=_number)
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in given]
         widths = [width for name in names for width in _biases(group[name])]
         return {"names": names, "widths": widths, "in_order": in_order}
 

@@ -90,7 +90,7 @@ def identify(names: Sequence[str], widths: Sequence[int], *, in_order: bool) -> 
 def check(model: Json) -> tuple[Json, Topology]:
     """Compares a saved model with the network and reduces it to what Keras needs to rebuild it.
 
-    Nothing but the names and the connections of layers is taken over from the file.
+    Of the file nothing is left but the names of the layers and how they are nested.
 
     Args:
         model: the JSON of a Sequential or functional model of Keras 2 or 3.
@@ -126,15 +126,17 @@ def check(model: Json) -> tuple[Json, Topology]:
     shape = _check_input((inputs or leaves)[0]["config"], model, network)
     layers = {id(leaf): layer for leaf, layer in zip(leaves, wanted, strict=True)}
     plain = _plain(model, layers)
-    plain["config"]["build_input_shape"] = shape
+    if plain["class_name"] == "Sequential":  # Keras 2 may leave the input layer out
+        plain["config"]["build_input_shape"] = [None, *shape[1:]]
     return plain, network
 
 
 def _class(entry: Json) -> str:
-    """The class of a layer, with its package if it is none of Keras's own."""
-    name = str(entry.get("registered_name") or entry["class_name"])
-    package = str(entry.get("module", "keras")).split(".")[0]
-    return name[:60] if package in ("keras", "tf_keras", "tensorflow") else f"{package}>{name}"[:60]
+    """The class of a layer; ``package>class`` if it is none of Keras's own."""
+    name = str(entry.get("registered_name") or entry["class_name"])[:60]
+    package = str(entry.get("module", "keras")).split(".")[0][:60]
+    own = package in ("keras", "tf_keras", "tensorflow") or ">" in name
+    return name if own else f"{package}>{name}"
 
 
 def _children(model: Json) -> list[Json]:
@@ -196,6 +198,8 @@ def _check_input(config: Json, model: Json, network: Topology) -> list[int | Non
     if not isinstance(shape, list) or shape[1:] not in accepted:
         takes = " or ".join(_short([None, *shape]) for shape in accepted)
         raise UserError(f"the input has shape {_short(shape)}; the network takes {takes}")
+    if "float" not in str(config.get("dtype", "float32")):
+        raise UserError(f"the input has dtype {_short(config['dtype'])}; the network takes floats")
     return shape
 
 
@@ -209,11 +213,10 @@ def _plain(entry: Json, layers: dict[int, Any]) -> Json:
         inner = [_plain(layer, layers) for layer in _children(entry)]
         settings = {"layers": inner}
         if kind != "Sequential":
-            ends = {end: config[end] for end in ("input_layers", "output_layers")}
-            _check_chain(_children(entry), ends)
-            settings |= ends
-            for layer, given in zip(inner, _children(entry), strict=True):
-                layer["inbound_nodes"] = given["inbound_nodes"]
+            names = _check_chain(_children(entry), config)
+            for before, layer in zip([None, *names], inner, strict=False):
+                layer["inbound_nodes"] = [[[before, 0, 0, {}]]] if before else []
+            settings |= {"input_layers": [names[0], 0, 0], "output_layers": [names[-1], 0, 0]}
     elif kind == "InputLayer":
         shape = config.get("batch_shape") or config.get("batch_input_shape")
         settings = {"batch_shape": [n if type(n) is int else None for n in shape or ()]}
@@ -224,8 +227,8 @@ def _plain(entry: Json, layers: dict[int, Any]) -> Json:
     return {**plain, **_MODELS.get(kind, {}), "config": {**settings, "name": name}}
 
 
-def _check_chain(layers: Sequence[Json], ends: Json) -> None:
-    """Refuses a graph in which anything but the layer before feeds a layer."""
+def _check_chain(layers: Sequence[Json], config: Json) -> list[str]:
+    """Refuses a graph in which anything but the layer before feeds a layer; returns their names."""
     names = [layer["config"]["name"] for layer in layers]
     for before, layer in zip([None, *names], layers, strict=False):
         mentioned = [*_strings(layer["inbound_nodes"])]
@@ -240,11 +243,13 @@ def _check_chain(layers: Sequence[Json], ends: Json) -> None:
                 f"layer {layer['config']['name']} takes {', '.join(sources) or 'nothing'}; the "
                 f"network is a chain, in which it takes {before or 'nothing'}"
             )
-    for (end, found), wanted in zip(ends.items(), (names[0], names[-1]), strict=True):
+    for end, wanted in (("input_layers", names[0]), ("output_layers", names[-1])):
+        found = config[end]
         if [text for _, text in _strings(found)] != [wanted]:
             raise UserError(
                 f"{end} of the model are {_short(found)}; the network has {wanted} alone"
             )
+    return names
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

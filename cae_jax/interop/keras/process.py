@@ -1,13 +1,11 @@
 """Starts `cae_jax.interop.keras.__main__`, which imports Keras, in a process of its own."""
 
-import contextlib
 import dataclasses
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -77,9 +75,9 @@ def read(path: str | Path) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is no file; give a .keras, .weights.h5 or .h5 file of Keras")
-    with _scratch() as scratch:
-        _run("read", path, scratch)
-        return Weights.load(scratch / "weights.npz")
+    with tempfile.TemporaryDirectory() as scratch:
+        _run("read", path, Path(scratch))
+        return Weights.load(Path(scratch, "weights.npz"))
 
 
 def write(path: str | Path, autoencoder: "Autoencoder") -> None:
@@ -101,10 +99,11 @@ def write(path: str | Path, autoencoder: "Autoencoder") -> None:
     if path.suffix != ".keras":
         raise UserError(f"{path} does not end in .keras, as Keras requires; rename it")
     params: Any = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
-    with _scratch() as scratch, atomic.output_file(path) as temporary:
-        Weights(config.model, config.features, params, True).save(scratch / "weights.npz")
-        _run("write", path, scratch)
-        shutil.copyfile(scratch / "model.keras", temporary)
+    with atomic.output_file(path) as temporary, tempfile.TemporaryDirectory() as scratch:
+        weights = Weights(config.model, config.features, params, complete=True)
+        weights.save(Path(scratch, "weights.npz"))
+        _run("write", path, Path(scratch))
+        shutil.copyfile(Path(scratch, "model.keras"), temporary)
 
 
 def matching(config: TrainConfig, weights: Weights) -> TrainConfig:
@@ -113,15 +112,8 @@ def matching(config: TrainConfig, weights: Weights) -> TrainConfig:
     return dataclasses.replace(config, model=weights.model, features=features)
 
 
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="cae-jax-") as folder:
-        yield Path(folder)
-
-
 def _run(mode: str, path: Path, scratch: Path) -> None:
-    """Runs the worker; what it reads or writes besides `path` lies in `scratch`."""
-    command = [sys.executable, "-P", "-m", "cae_jax.interop.keras", mode, path, scratch]
+    """Runs the process; what it reads or writes besides `path` lies in `scratch`."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -129,25 +121,17 @@ def _run(mode: str, path: Path, scratch: Path) -> None:
         "KERAS_HOME": str(scratch),  # not the settings in ~/.keras
         "JAX_PLATFORMS": "cpu",
     }
-    doing = {"read": "read", "write": "written"}[mode]
+    command = [sys.executable, "-P", "-m", "cae_jax.interop.keras", mode, path, scratch]
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True}
+    problem = f"{path} cannot be {'read' if mode == 'read' else 'written'}"
     try:
-        process = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=environment,
-            timeout=_SECONDS,
-        )
+        process = subprocess.run(command, env=environment, timeout=_SECONDS, **options)
     except subprocess.TimeoutExpired:
-        raise UserError(
-            f"{path} cannot be {doing} in {_SECONDS} s; save it again in Keras"
-        ) from None
+        raise UserError(f"{problem} in {_SECONDS} s; save it again in Keras") from None
     if process.returncode == 2:
         raise UserError((scratch / "refusal.txt").read_text())
     if process.returncode < 0:
-        raise UserError(
-            f"{path} cannot be {doing} (signal {-process.returncode} ended Keras); save it again "
-            "in Keras"
-        )
+        signal = -process.returncode
+        raise UserError(f"{problem} (signal {signal} ended Keras); save it again in Keras")
     if process.returncode:
         raise RuntimeError(process.stderr.decode())
