@@ -18,9 +18,9 @@ from cae_jax.errors import UserError
 COLUMNS = ("epoch", "loss", "val_loss")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run directories, or CSV files with the columns epoch, loss and val_loss."""
 
     figure: Path | None = None
