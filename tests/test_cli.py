@@ -346,6 +346,24 @@ def test_parameters_in_messages_become_flags(message, text):
     assert common.as_flags(message, evaluate.Flags) == text
 
 
+@pytest.mark.parametrize("error", ["ImportError", "stop"])
+def test_a_signal_ends_a_command_with_the_command_that_continues(error):
+    code = f"""
+import signal
+from cae_jax.cli import common
+with common.interruptible(["cae-jax", "train", "--workdir", "a b", "--overwrite"]):
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt as stop:
+        raise {error}
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 128 + 15, process.stderr
+    assert process.stdout == (
+        "SIGTERM: to continue, run cae-jax train --workdir 'a b' --overwrite\n"
+    )
+
+
 def test_a_script_is_its_command(script):
     paths = list((ROOT / "scripts").glob("*.py"))
     for path in paths:
