@@ -78,8 +78,7 @@ def time_training(flags: Flags) -> tuple[dict[str, Any], "Autoencoder", np.ndarr
     """Trains in the steps of `cae_jax.fit`; only this function knows the trainer.
 
     Returns:
-        the measurements as JSON types; the trained autoencoder; the test images uint8
-        ``[N, 28, 28, 1]``.
+        the measurements as JSON types; the autoencoder; the test images uint8 ``[N, 28, 28, 1]``.
     """
     phases: dict[str, float] = {}
     with timed(phases, "import"):
@@ -92,16 +91,15 @@ def time_training(flags: Flags) -> tuple[dict[str, Any], "Autoencoder", np.ndarr
         from cae_jax.runs.fit import load_images
         from cae_jax.training.step import make_keys
         from cae_jax.training.trainer import Programs
-    with timed(phases, "device"):
+
         device = jax.devices()[0]
     with timed(phases, "data"):
         images = load_images(flags.train, **vars(flags.data))
     config = dataclasses.replace(flags.train, epochs=1 + flags.discard + flags.train.epochs)
     with timed(phases, "build_and_compile"):
         choice = backend.choose(config, **common.backend(flags.backend))
-        model = autoencoders.build(
-            config, nnx.Rngs(params=make_keys(config.seed).init), choice.method
-        )
+        rngs = nnx.Rngs(params=make_keys(config.seed).init)
+        model = autoencoders.build(config, rngs, choice.method)
         trainer = Programs(config, model, *images)
         trainer.compile()
     state, epochs, evaluations, val_loss = trainer.init_state, [], [], 0.0
