@@ -203,8 +203,8 @@ def test_reconstruct(command, refuse, run, tmp_path, test_images):
 def test_tensorflow_is_never_imported(data_dir, tmp_path):
     code = """
 import sys, cae_jax
-from cae_jax.data import store
-store.load("fashion_mnist", "test", data_dir=sys.argv[2])  # prepares and reads records
+from cae_jax import data
+data.load_split("fashion_mnist", "test", data_dir=sys.argv[2])  # prepares and reads records
 config = cae_jax.TrainConfig(train_examples=128, test_examples=10, epochs=1)
 cae_jax.fit(config, sys.argv[3], data_dir=sys.argv[1])
 assert "tensorflow" not in sys.modules
@@ -346,6 +346,24 @@ def test_parameters_in_messages_become_flags(message, text):
     assert common.as_flags(message, evaluate.Flags) == text
 
 
+@pytest.mark.parametrize("error", ["ImportError", "stop"])
+def test_a_signal_ends_a_command_with_the_command_that_continues(error):
+    code = f"""
+import signal
+from cae_jax.cli import common
+with common.interruptible(["cae-jax", "train", "--workdir", "a b", "--overwrite"]):
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt as stop:
+        raise {error}
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 128 + 15, process.stderr
+    assert process.stdout == (
+        "SIGTERM: to continue, run cae-jax train --workdir 'a b' --overwrite\n"
+    )
+
+
 def test_a_script_is_its_command(script):
     paths = list((ROOT / "scripts").glob("*.py"))
     for path in paths:
@@ -362,7 +380,7 @@ def test_benchmark(refuse, capsys, tmp_path, data_dir):
     cli.main(["benchmark", *map(str, (*arguments, "--data-dir", data_dir))])
     output = capsys.readouterr().out
     times = json.loads((tmp_path / "times.json").read_text())
-    assert list(times["startup_seconds"]) == ["import", "device", "data", "build_and_compile"]
+    assert list(times["startup_seconds"]) == ["import", "data", "build_and_compile"]
     epoch = times["epoch_seconds"]
     assert epoch["n"] == 2
     assert 0 < epoch["min"] <= epoch["median"] <= epoch["max"]

@@ -65,6 +65,7 @@ def environment(wheel, tmp_path_factory):
     return folder / "bin"
 
 
+@pytest.mark.slow
 def test_the_command_of_the_wheel(environment, data_dir, test_images, tmp_path):
     place = {"cwd": tmp_path, "TFDS_DATA_DIR": str(data_dir)}
     code = "import cae_jax, sys; print(cae_jax.__file__)"

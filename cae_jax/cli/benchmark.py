@@ -78,8 +78,7 @@ def time_training(flags: Flags) -> tuple[dict[str, Any], "Autoencoder", np.ndarr
     """Trains in the steps of `cae_jax.fit`; only this function knows the trainer.
 
     Returns:
-        the measurements as JSON types; the trained autoencoder; the test images uint8
-        ``[N, 28, 28, 1]``.
+        the measurements as JSON types; the autoencoder; the test images uint8 ``[N, 28, 28, 1]``.
     """
     phases: dict[str, float] = {}
     with timed(phases, "import"):

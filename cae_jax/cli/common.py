@@ -113,9 +113,13 @@ def interruptible(command: Sequence[str] = ()) -> Iterator[None]:
     Args:
         command: command line to continue with, which is printed; () takes that of this process.
     """
-    with Interruption():
+    with Interruption() as interruption:
         try:
-            yield
+            try:
+                yield
+            except ImportError:  # what an extension makes of a signal while it is imported
+                interruption.check()
+                raise
         except Interrupted as stop:
             words = [*(command or ["python", *sys.argv])]
             if isinstance(stop, Resumable):

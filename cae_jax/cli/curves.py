@@ -19,9 +19,9 @@ from cae_jax.evaluation import markdown
 COLUMNS = ("epoch", "loss", "val_loss")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run directories, or CSV files with the columns epoch, loss and val_loss."""
 
     figure: Path | None = None

@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # the modules that import JAX are imported once the flags are
     from cae_jax.evaluation import comparison
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run directories, all on one data set."""
 
     noise: Noise | None = None

@@ -18,7 +18,7 @@ from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
     run: tyro.conf.Positional[Path]
     """Run directory."""

@@ -17,12 +17,12 @@ from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
     run: tyro.conf.Positional[Path]
     """Run directory."""
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """PNG files of 28 x 28 grey pixels, or .npy arrays [28, 28], [N, 28, 28] or [N, 28, 28, 1]."""
 
     out: Path

@@ -17,9 +17,9 @@ from cae_jax.cli import common
 from cae_jax.ops import cache
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run directories, all on one data set; their training may still be running."""
 
     out: Path = Path("report.html")
