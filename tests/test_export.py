@@ -228,8 +228,8 @@ def test_stablehlo_names_its_platforms_and_no_path_of_this_machine(run):
     assert jax.config.values["jax_traceback_in_locations_limit"] != 0  # as it was
 
 
-def test_the_method_makes_no_difference(run):
-    loaded = [cae_jax.load(run, method=method) for method in ("auto", "conv", "phase")]
+def test_the_backend_makes_no_difference(run):
+    loaded = [cae_jax.load(run, backend=name) for name in ("auto", "xla", "matmul")]
     for convert in (export.to_stablehlo, export.to_safetensors, export.to_onnx):
         assert len({convert(each) for each in loaded}) == 1
 

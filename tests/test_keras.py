@@ -133,9 +133,9 @@ def assert_same_weights(model, params):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def build(weights, method="phase", **changes):
+def build(weights, **changes):
     config = interop.matching(dataclasses.replace(SMALL, **changes), weights)
-    model = autoencoders.build(config, nnx.Rngs(0), method)
+    model = autoencoders.build(config, nnx.Rngs(0))
     state = nnx.state(model, nnx.Param)
     nnx.replace_by_pure_dict(state, weights.params)
     nnx.update(model, state)
@@ -324,7 +324,7 @@ def test_models_that_compute_the_same(make, suffix, tmp_path):
 
 
 def test_a_trained_run_goes_to_keras_and_back(run, tmp_path, test_images):
-    autoencoder = cae_jax.load(run, method="conv")
+    autoencoder = cae_jax.load(run, backend="xla")
     path = tmp_path / "m.keras"
     interop.write(path, autoencoder)
     content = path.read_bytes()
@@ -498,7 +498,7 @@ def test_killed_at_any_moment_no_run_starts_from_other_weights(
     monkeypatch.undo()
     assert interop.import_run(weights, config, tmp_path / "run", data_dir=data_dir) == val_loss
     ours, theirs = (
-        jax.tree.leaves(nnx.state(cae_jax.load(run, method="conv").model, nnx.Param))
+        jax.tree.leaves(nnx.state(cae_jax.load(run, backend="xla").model, nnx.Param))
         for run in (tmp_path / "run", folder)
     )
     for left, right in zip(ours, theirs, strict=True):
@@ -509,7 +509,7 @@ def test_import_refuses_in_one_line(refuse, run, tmp_path):
     (tmp_path / "text.keras").write_text("no archive")
     save(network("simple"), tmp_path / "simple.keras")
     save(sequential(dense_layers(64), (784,)), tmp_path / "other.keras")
-    interop.write(tmp_path / "m.keras", cae_jax.load(run, method="conv"))
+    interop.write(tmp_path / "m.keras", cae_jax.load(run, backend="xla"))
     before = sorted(tmp_path.iterdir())
     for arguments, message in (
         (("nowhere.keras", "--out", "x"), "nowhere.keras is no file"),

@@ -17,6 +17,7 @@ from cae_jax.interop.keras import process
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from tests.conftest import SMALL
+from tests.test_cli import assert_fails_in_one_line
 from tests.test_keras import (
     RELU,
     ZEROS,
@@ -29,10 +30,11 @@ from tests.test_keras import (
     pytestmark,  # noqa: F401
     rank_promotion,  # noqa: F401
     read,
+    run_here,
+    run_process,
     save,
     sequential,
 )
-from tests.test_scripts import assert_fails_in_one_line
 
 # Networks that are not the project's
 
