@@ -475,7 +475,7 @@ def test_an_intact_file_comes_through_as_it_is(isolated, archive, tmp_path):
 
 def test_a_refusal_comes_through_as_one_line(isolated, refuse, tmp_path):
     (tmp_path / "m.keras").write_text("a text")
-    process = refuse("import_keras.py", "m.keras", "--out", "x")
+    process = refuse("import", "m.keras", "--out", "x")
     message = "m.keras: it is neither a .keras archive nor HDF5; save the model with model.save"
     assert_fails_in_one_line(process, message)
     assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
