@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 SHOW = """
 import jax
-from cae_jax import cache
+from cae_jax.ops import cache
 cache.use_compilation_cache()
 print(jax.config.jax_compilation_cache_dir)
 """

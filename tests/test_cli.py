@@ -35,7 +35,7 @@ def test_train_resume_and_refusal(command, tmp_path):
     process = command("train", *QUICK)
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
-    assert lines[0] == f"Method {CHOICE.method}: {CHOICE.reason}"
+    assert lines[0] == f"Backend {CHOICE.name}: {CHOICE.reason}"
     assert lines[1].startswith("Compiled in ")
     row = history.read(tmp_path / "runs" / "fashion_mnist" / "history.csv")[-1]
     assert lines[-1] == (
@@ -57,7 +57,7 @@ def test_train_resume_and_refusal(command, tmp_path):
         (("--epochs", "many"), "--epochs"),
         (("--epochs", 0), "epochs is 0; it takes a whole number of at least 1"),
         (("--optimizer", "lion"), "adadelta"),
-        (("--learning-rate", "nan"), "learning_rate is nan"),
+        (("--learning-rate", "nan"), "--learning-rate is nan"),
         (("--config", "nowhere.py"), "nowhere.py is not a file"),
         (("--config",), "--config"),
         (("--features", 16, 8), "--features"),
@@ -144,7 +144,7 @@ def test_evaluate_with_noise(command, run, tmp_path):
         (("RUN", "--noise-level", 2), "noise none takes none"),
         (("RUN", "--robustness", "x.png"), "no level for --robustness; give --noise, one of"),
         (("RUN", "--figure", "nowhere/x.png"), "give a file in a folder that exists"),
-        (("RUN", "--noise-seed", -1), "noise_seed is -1"),
+        (("RUN", "--noise-seed", -1), "--noise-seed is -1"),
         (("RUN", "RUN"), "are the same config with the same seed; give one"),
     ],
 )
@@ -255,7 +255,7 @@ def test_the_commands_are_listed_with_one_line_each(arguments, capsys):
     assert listed["train"] == "Train an autoencoder; repeated with the same --workdir, it resumes."
     assert all(text.endswith(".") for text in listed.values())
     modules = {path.stem.strip("_") for path in (ROOT / "cae_jax" / "cli").glob("*.py")}
-    assert modules == {*cli.COMMANDS, "common", "init"}
+    assert modules == {*cli.COMMANDS, "common", "configs", "init"}
 
 
 def test_an_unknown_command_is_refused(capsys):
@@ -380,7 +380,7 @@ def test_benchmark(refuse, capsys, tmp_path, data_dir):
     cli.main(["benchmark", *map(str, (*arguments, "--data-dir", data_dir))])
     output = capsys.readouterr().out
     times = json.loads((tmp_path / "times.json").read_text())
-    assert list(times["startup_seconds"]) == ["import", "data", "build_and_compile"]
+    assert list(times["startup_seconds"]) == ["import", "device", "data", "build_and_compile"]
     epoch = times["epoch_seconds"]
     assert epoch["n"] == 2
     assert 0 < epoch["min"] <= epoch["median"] <= epoch["max"]

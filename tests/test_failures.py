@@ -17,7 +17,7 @@ import cae_jax
 from cae_jax import atomic
 from cae_jax.runs import epochs, history, manifest, tensorboard
 from cae_jax.runs.folder import open_run
-from cae_jax.training import loss
+from cae_jax.training import step
 from cae_jax.training.step import epoch_batches, make_keys
 from tests.conftest import SMALL
 from tests.test_reliability import TRAIN_SMALL, assert_same_end, finish, start
@@ -53,7 +53,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(run, data_dir, t
     assert (loaded.decode(codes) != before.decode(codes)).any()
     cae_jax.fit(SMALL, folder, data_dir=data_dir)
     captured = capsys.readouterr()
-    moved = f"moved to {folder / 'damaged' / '24-0'}, going on after step 16"
+    moved = f"moved to {folder / 'damaged' / '24-0'}, resuming after step 16"
     assert f"{path} has changed: {moved}" in captured.err
     assert_same_end(folder, run)
     assert steps(folder) == [8, 16, 24]
@@ -113,7 +113,7 @@ def test_a_limit_on_the_size_of_files(run, data_dir, tmp_path):
     assert "Traceback" not in err
     (line,) = err.splitlines()
     assert f"checkpoint {folder}/checkpoints/8 cannot be written (File too large)" in line
-    assert "run the same command again" in line
+    assert "run again to resume" in line
     assert steps(folder) == []
     code, _, err = finish(start(folder, data_dir, *SMALL_COMMAND))
     assert code == 0, err
@@ -169,7 +169,7 @@ def test_whatever_cannot_be_written_the_same_command_goes_on(
         return original(*arguments)
 
     monkeypatch.setattr(*where, full)
-    with pytest.raises(cae_jax.UserError, match=r"cannot be written .*No space left.*same command"):
+    with pytest.raises(cae_jax.UserError, match=r"cannot be .*No space left.*run again to resume"):
         cae_jax.fit(SMALL, folder, data_dir=data_dir)
     assert steps(folder) == [8]
     monkeypatch.undo()
@@ -202,9 +202,9 @@ def test_a_second_trainer_is_refused_and_a_dead_one_does_not_count(run, data_dir
     (folder / ".lock").write_text("process 1 on another host\n")  # who did not tidy up
     code = """
 import sys, pathlib, time
-from cae_jax.runs import folder as run_folder, read_config
+from cae_jax.runs.folder import open_run, read_config
 with open_run(pathlib.Path(sys.argv[1]), read_config(pathlib.Path(sys.argv[1])),
-                     overwrite=False):
+              overwrite=False):
     print("open", flush=True)
     time.sleep(300)
 """
@@ -230,13 +230,13 @@ with open_run(pathlib.Path(sys.argv[1]), read_config(pathlib.Path(sys.argv[1])),
 def poison(monkeypatch, data_dir):
     """Makes the loss or the gradient of every batch with certain training images infinite."""
     images, _ = cae_jax.data.load_split("fashion_mnist", "train", data_dir=data_dir)
-    make_loss = loss.make_loss
+    make_loss = step.make_loss
 
     def plan(*places, gradient=False):
         bad = jnp.asarray(images[list(places)])
 
-        def make_poisoned_loss(graphdef):
-            loss = make_loss(graphdef)
+        def make_poisoned_loss(graphdef, backend):
+            loss = make_loss(graphdef, backend)
 
             def poisoned(params, inputs, targets, weights_N):
                 there = (targets[:, None] == bad[None]).all(axis=(2, 3, 4)).any()
@@ -247,7 +247,7 @@ def poison(monkeypatch, data_dir):
 
             return poisoned
 
-        monkeypatch.setattr(loss, "make_loss", make_poisoned_loss)
+        monkeypatch.setattr(step, "make_loss", make_poisoned_loss)
 
     return plan
 
@@ -273,8 +273,9 @@ def test_a_number_that_is_not_finite_stops_the_run_there(
         cae_jax.fit(SMALL, folder, data_dir=data_dir)
     text = str(error.value)
     assert text.startswith(f"epoch 2: step {step} is the first to have a loss or gradient")
-    assert f"{folder} keeps its last good checkpoint, step 8; lower --learning-rate" in text
-    assert "--on-nan skip" in text
+    assert f"{folder} keeps its last good checkpoint, step 8; lower `learning_rate`" in text
+    assert "`on_nan='skip'`" in text
+    assert "overwrite" not in text  # the checkpoint is intact
     assert steps(folder) == [8]
     assert [row.epoch for row in history.read(folder / "history.csv")] == [1]
     monkeypatch.undo()

@@ -178,7 +178,7 @@ def test_another_config_is_refused_naming_the_keys(run, data_dir):
     with pytest.raises(cae_jax.UserError) as error:
         cae_jax.fit(config, run, data_dir=data_dir)
     assert "learning_rate (0.02 there, 0.5 now), seed (0 there, 5 now)" in str(error.value)
-    assert "--overwrite" in str(error.value)
+    assert "`overwrite=True`" in str(error.value)
 
 
 def test_overwrite_starts_anew_and_spares_other_files(run, data_dir, tmp_path):
@@ -234,7 +234,7 @@ def test_unusable_workdirs_and_batches_are_refused(run, data_dir, tmp_path):
     with pytest.raises(cae_jax.UserError, match="at most the 60000 images"):
         cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(cae_jax.UserError, match="chunk_steps is 0"):
+    with pytest.raises(cae_jax.UserError, match="`chunk_steps` is 0"):
         cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir, chunk_steps=0)
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from cae_jax.models import autoencoders
 from cae_jax.runs import history
-from cae_jax.runs.checkpoints import open_checkpoints
+from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.folder import checkpoint_folder, read_config
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state
@@ -95,7 +95,7 @@ def leaves_at(run: Path, step: int) -> dict[str, np.ndarray]:
     model = autoencoders.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, rows[-1].step)
     like = init_state(model, optimizer, rows[0].step)
-    with open_checkpoints(checkpoint_folder(run), config) as checkpoints:
+    with Checkpoints(checkpoint_folder(run), config) as checkpoints:
         state = checkpoints.restore(step, like)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

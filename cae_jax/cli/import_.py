@@ -77,7 +77,7 @@ def report(
     config: TrainConfig,
     val_loss: float,
 ) -> None:
-    """Prints what was imported, what was missing, and how to continue."""
+    """Prints the imported network, missing settings, and the command that continues."""
     features = f" with features {config.features}" if weights.model == "conv" else ""
     parameters = sum(array.size for layer in weights.params.values() for array in layer.values())
     print(f"{flags.out}: {weights.model}{features}, {parameters:,} parameters from {flags.file}")

@@ -1,14 +1,14 @@
-"""The folder of the user's cache: compiled programs, which can be made anew at any time."""
+"""Caches compiled programs in the user's cache directory, which may be deleted at any time."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/cae_jax``, else ``~/.cache/cae_jax``, made if need be, private to the user.
+    """Returns ``$XDG_CACHE_HOME/cae_jax`` or ``~/.cache/cae_jax``; creates it, private to the user.
 
     Raises:
-        OSError: it cannot be made, or others can write to it: what it holds is executed.
+        OSError: it cannot be created, or other users can write to it: its content is executed.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cae_jax"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -19,12 +19,12 @@ def cache_folder() -> Path:
 
 
 def use_compilation_cache() -> None:
-    """Has JAX keep what it compiles below the user's cache folder, and find it there again.
+    """Makes JAX cache its compiled programs below the user's cache directory.
 
-    Whoever has set ``JAX_COMPILATION_CACHE_DIR`` keeps that. Without a usable folder nothing is
-    kept, which costs seconds at the next start and nothing else.
+    ``JAX_COMPILATION_CACHE_DIR`` takes precedence. Without a usable directory nothing is cached,
+    which only costs seconds at the next start.
     """
-    import jax  # here, so that a command line that only shows its help need not wait for it
+    import jax  # deferred: a command that only shows its help must not wait for it
 
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
@@ -33,6 +33,6 @@ def use_compilation_cache() -> None:
     except OSError:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # JAX's own threshold of a second would leave most of these small programs out.
+    # JAX's default threshold of one second would exclude most of these small programs.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

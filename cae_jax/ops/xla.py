@@ -1,12 +1,10 @@
-"""Convolution, convolution + max pooling and upsampling + convolution as XLA has them.
+"""XLA's convolutions, with max pooling or upsampling: the reference for the other backends.
 
-The same three functions as `phase`, written as one would write them first: the reference
-that the other methods are tested and timed against. Shapes are explained there.
+`cae_jax.ops.matmul` has the same three functions and explains the shape letters.
 
-Only the derivatives of the convolution are spelled out. The ones that autodiff writes exchange
-batch and channels by dimension numbers; XLA on the CPU turns those into a layout that it has a
-fast routine for, but only outside of loops (https://github.com/jax-ml/jax/issues/12868). With
-explicit transposes they have that layout everywhere.
+The convolution has explicit derivatives. Those of autodiff swap batch and channels by dimension
+numbers. On the CPU, XLA converts these to a layout with a fast routine, but not inside loops
+(https://github.com/jax-ml/jax/issues/12868). Explicit transposes give that layout everywhere.
 """
 
 import jax
@@ -20,7 +18,7 @@ def conv(x_BxHxWxC: jax.Array, kernel_3x3xCxF: jax.Array, bias_F: jax.Array) -> 
 
 
 def conv_pool(x_BxHxWxC: jax.Array, kernel_3x3xCxF: jax.Array, bias_F: jax.Array) -> jax.Array:
-    """Convolves with 'same' padding, adds the bias, takes the maximum over 2x2 windows.
+    """Convolves with 'same' padding, adds the bias and max-pools 2x2 windows with 'same' padding.
 
     Returns:
         ``[B, ceil(H / 2), ceil(W / 2), F]``.
@@ -36,23 +34,26 @@ def upsample_conv(
     *,
     padding: str | tuple[str, str] = "same",
 ) -> jax.Array:
-    """Repeats every pixel 2x2 times, convolves, adds the bias.
+    """Upsamples by two (nearest neighbour), convolves and adds the bias.
 
     Args:
-        x_BxHxWxC: input at the low resolution.
-        kernel_3x3xCxF: kernel.
-        bias_F: one value per output feature.
-        padding: of the convolution, ``"same"`` or ``"valid"``; a pair for rows and columns.
+        x_BxHxWxC: low-resolution input.
+        kernel_3x3xCxF: kernel of the convolution.
+        bias_F: bias.
+        padding: of the convolution, ``"same"`` or ``"valid"``, or a pair for rows and columns.
 
     Returns:
         ``[B, 2 H, 2 W, F]`` for padding ``"same"``, ``[B, 2 H - 2, 2 W - 2, F]`` for ``"valid"``.
+
+    Raises:
+        ValueError: another padding.
     """
     x = jnp.repeat(jnp.repeat(x_BxHxWxC, 2, axis=1), 2, axis=2)
     return _convolve(_pad(x, same_edges(padding)), kernel_3x3xCxF) + bias_F[None, None, None, :]
 
 
 def same_edges(padding: str | tuple[str, str]) -> tuple[int, int]:
-    """Pixels that a padding adds on each side of rows and columns: 1 for 'same', 0 for 'valid'."""
+    """Pixels of padding on each side, for rows and columns: 1 for 'same', 0 for 'valid'."""
     rows, columns = (padding, padding) if isinstance(padding, str) else padding
     for name in (rows, columns):
         if name not in ("same", "valid"):
@@ -74,11 +75,11 @@ def _convolve_forward(x, kernel):
 
 def _convolve_backward(residuals, dy):
     x, kernel = residuals
-    turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
     edges = (kernel.shape[0] - 1, kernel.shape[1] - 1)
-    dx = _convolve(_pad(dy, edges), turned)
-    # Channels of one convolved with the other as the kernel, summed over the images. The one with
-    # fewer channels is convolved: a kernel of a single feature is slow inside loops.
+    dx = _convolve(_pad(dy, edges), flipped)
+    # Convolves the channels of x and dy with each other, summing over the images. The one with
+    # fewer channels is the input: a kernel with a single feature is slow inside loops.
     if x.shape[-1] <= dy.shape[-1]:
         dkernel = _convolve(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3))
         return dx, dkernel.transpose(1, 2, 0, 3)

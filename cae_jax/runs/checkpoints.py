@@ -1,23 +1,26 @@
-"""The checkpoints of a run: which there are, which stay, and that they are intact.
+"""Finds, retains and verifies the checkpoints of a run.
 
-A checkpoint is a folder named after its step with two Orbax items, the parameters and what only
-training needs, and a manifest. It is written under another name, the manifest last, and renamed;
-for its removal it is renamed first: a folder named after a step is whole, or damaged.
+A checkpoint is a directory named after its step. It holds two Orbax items, the parameters and the
+rest of the training state, and a manifest with the SHA-256 of every file. A save writes the
+manifest last, then renames the directory from a temporary name; a removal renames it back first. A
+directory named after a step is therefore complete, or damaged.
+
+Orbax's own checkpoint manager has no hook for a manifest that is part of the commit.
 """
 
-import contextlib
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 
+from cae_jax import atomic
 from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 from cae_jax.runs import manifest, orbax_io
@@ -31,8 +34,8 @@ class Checkpoint(NamedTuple):
     """An intact checkpoint.
 
     Attributes:
-        step: steps done since the start of training.
-        val_loss: of its parameters; None where training was interrupted within an epoch.
+        step: steps since the start of training.
+        val_loss: validation loss of its parameters; None for a checkpoint within an epoch.
     """
 
     step: int
@@ -40,14 +43,14 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest three of whole epochs and the one of lowest loss.
+    """The checkpoints of one run: the newest three at ends of epochs and the one of lowest loss.
 
-    Saving is asynchronous and atomic; `close` waits for it. One process may write to a folder,
-    any number may read it meanwhile.
+    A context manager: leaving it waits for the last save. Saving is asynchronous and atomic. One
+    process may write to a directory while any number read it.
 
     Args:
-        folder: need not exist.
-        config: of the run; checkpoints of another one are refused.
+        folder: directory of the checkpoints; created by the first save.
+        config: of the run; checkpoints of another config are refused.
     """
 
     def __init__(self, folder: str | Path, config: TrainConfig):
@@ -57,20 +60,29 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._saving: Future[None] | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
     def clean(self) -> None:
-        """Removes what a process that was killed has left half-written or half-removed."""
+        """Removes checkpoints that a killed process left half-written or half-removed."""
         for path in self.folder.glob(f"*{orbax_io.TEMPORARY}*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def save(self, state: TrainState, val_loss: float | None) -> None:
-        """Starts to save a state; it may be donated afterwards.
+        """Starts to save a state, which may be donated afterwards.
 
         Args:
-            state: what to save.
-            val_loss: of its parameters; None within an epoch.
+            state: the training state.
+            val_loss: validation loss of its parameters; None within an epoch.
 
         Raises:
-            UserError: the save before this one has failed.
+            UserError: the previous save failed.
         """
         self.wait()
         # A copy: on the CPU the saving thread would read the very buffers that the next step
@@ -79,35 +91,29 @@ class Checkpoints:
         self._saving = self._pool.submit(self._save, state, val_loss)
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk.
+        """Waits for the current save.
 
         Raises:
-            UserError: it could not be written.
+            UserError: the checkpoint cannot be written.
         """
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
 
-    def close(self) -> None:
-        """`wait`, and an end to saving."""
-        try:
-            self.wait()
-        finally:
-            self._pool.shutdown()
-
     def find(self, *, best: bool = False) -> tuple[Checkpoint | None, dict[int, str]]:
-        """The newest intact checkpoint.
+        """Finds the newest intact checkpoint.
 
         Args:
-            best: that of the lowest ``val_loss`` instead.
+            best: find the one of lowest ``val_loss`` instead.
 
         Returns:
-            it, or None if there are none at all; and what is wrong with those passed over, by step.
+            the checkpoint, or None if there is none at all; and the damage of each checkpoint that
+            was passed over, by step.
 
         Raises:
             UserError: all are damaged, or the first intact one is of another config or of a later
                 version.
-            FileNotFoundError: the training that is going on has just removed one.
+            FileNotFoundError: another process has just removed one.
         """
         damage: dict[int, str] = {}
         for step in self._best_first() if best else reversed(self._steps()):
@@ -117,88 +123,91 @@ class Checkpoints:
                 damage[step] = str(error)
         if damage:
             raise UserError(
-                f"no checkpoint in {self.folder} is intact: {'; '.join(damage.values())}; put back "
-                "a copy of one, or start anew with --overwrite"
+                f"no checkpoint in {self.folder} is intact: {'; '.join(damage.values())}; restore "
+                "one from a copy, or train again with `overwrite=True`"
             )
         return None, damage
 
     def __contains__(self, checkpoint: Checkpoint) -> bool:
-        """Whether it is still there."""
+        """Whether the checkpoint still exists."""
         return (self.folder / str(checkpoint.step)).exists()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The whole state at a step; `like` gives its structure and its devices.
+        """Restores the training state at a step, with the structure and devices of `like`.
 
         Raises:
-            UserError: it cannot be restored, or not into this structure.
+            UserError: it cannot be restored, or has another structure.
         """
         return self._restore(orbax_io.read, step, like)
 
     def restore_params(self, step: int, like: nnx.State) -> nnx.State:
-        """The parameters at a step; `like` gives their structure and their devices.
+        """Restores the parameters at a step, with the structure and devices of `like`.
 
         Raises:
-            UserError: they cannot be restored, or not into this structure.
+            UserError: they cannot be restored, or have another structure.
         """
         return self._restore(orbax_io.read_params, step, like)
 
     def set_aside(self, step: int, folder: Path) -> Path:
-        """Moves a damaged checkpoint into a folder, out of the way of those to come."""
+        """Moves a damaged checkpoint into `folder` and returns its new path."""
         folder.mkdir(exist_ok=True)
         names = (folder / f"{step}-{number}" for number in itertools.count())
         return (self.folder / str(step)).rename(next(name for name in names if not name.exists()))
 
     def _save(self, state: TrainState, val_loss: float | None) -> None:
         path = self.folder / str(state.step)
+        advice = "free space or grant write permission and run again to resume"
+        with atomic.writing(f"checkpoint {path}", advice):
+            try:
+                self._write(path, state, val_loss)
+            except Exception as error:  # Orbax and TensorStore raise exceptions of many types
+                self.clean()
+                raise OSError(orbax_io.reason(error)) from error
+
+    def _write(self, path: Path, state: TrainState, val_loss: float | None) -> None:
         temporary = path.with_suffix(orbax_io.TEMPORARY)
-        try:
-            orbax_io.write(temporary, state)
-            facts = {**Checkpoint(int(state.step), val_loss)._asdict(), "config": self._config}
-            manifest.write(temporary, facts)
-            if path.exists():  # saved by an interruption before the loss was known
-                self._remove(path)
-            temporary.rename(path)
-            for step in self._superseded():
-                self._remove(self.folder / str(step))
-        except Exception as error:  # Orbax and TensorStore raise all kinds
-            self.clean()
-            raise UserError(
-                f"checkpoint {path} cannot be written ({orbax_io.reason(error)}); free space or "
-                "give the right to write, and run the same command again: it goes on after the "
-                "last one"
-            ) from error
+        orbax_io.write(temporary, state)
+        checkpoint = Checkpoint(int(state.step), val_loss)
+        manifest.write(temporary, {**checkpoint._asdict(), "config": self._config})
+        if path.exists():  # saved on an interruption, before the loss was known
+            self._remove(path)
+        temporary.rename(path)
+        for step in self._superseded():
+            self._remove(self.folder / str(step))
 
     def _verify(self, step: int) -> Checkpoint:
         folder = self.folder / str(step)
         try:
-            facts = manifest.verify(folder)
+            metadata = manifest.verify(folder)
         except manifest.NewerError as error:
             raise UserError(f"checkpoint {error}; update cae-jax") from error
         except PermissionError as error:
-            raise UserError(f"checkpoint {folder} may not be read ({error})") from error
+            raise UserError(
+                f"checkpoint {folder} cannot be read ({error}); grant read permission"
+            ) from error
         except manifest.DamagedError:
             if not folder.exists():
                 raise FileNotFoundError(folder) from None
             raise
         differing = [
             f"{key} ({value} there, {self._config.get(key)} now)"
-            for key, value in facts["config"].items()  # later versions may have more keys
+            for key, value in metadata["config"].items()  # later versions may have more keys
             if self._config.get(key) != value
         ]
         if differing:
             raise UserError(
                 f"checkpoint {folder} was trained with another config than the run's config.json "
-                f"has now: {', '.join(differing)}; put that back"
+                f"describes now: {', '.join(differing)}; restore config.json"
             )
-        return Checkpoint(facts["step"], facts["val_loss"])
+        return Checkpoint(metadata["step"], metadata["val_loss"])
 
     def _steps(self) -> list[int]:
-        """The steps of all checkpoints in rising order, damaged ones included."""
+        """Lists the steps of all checkpoints in ascending order, damaged ones included."""
         paths = self.folder.iterdir() if self.folder.is_dir() else []
         return sorted(int(path.name) for path in paths if path.name.isdecimal())
 
     def _best_first(self) -> list[int]:
-        """The steps of all checkpoints of whole epochs by loss, those without a manifest last."""
+        """Lists the steps of all checkpoints at ends of epochs by loss, unknown losses last."""
 
         def loss(step: int) -> float | None:
             try:
@@ -211,7 +220,7 @@ class Checkpoints:
         return sorted(known, key=known.__getitem__)
 
     def _superseded(self) -> list[int]:
-        """Steps of the checkpoints that are neither new nor the best."""
+        """Lists the steps of the checkpoints that are neither among the newest nor the best."""
         steps, ranking = self._steps(), self._best_first()
         keep = {steps[-1], *sorted(ranking)[-KEEP_NEWEST:], *ranking[:1]}
         return [step for step in steps if step not in keep]
@@ -223,18 +232,8 @@ class Checkpoints:
         path = self.folder / str(step)
         try:
             return read(path, like)
-        except Exception as error:  # Orbax and TensorStore raise all kinds
+        except Exception as error:  # Orbax and TensorStore raise exceptions of many types
             raise UserError(
-                f"checkpoint {path} does not fit this model ({orbax_io.reason(error)}); put back "
-                "that of the run, or start anew with --overwrite"
+                f"checkpoint {path} does not fit this model ({orbax_io.reason(error)}); restore "
+                "the checkpoint and config.json of one run"
             ) from error
-
-
-@contextlib.contextmanager
-def open_checkpoints(folder: str | Path, config: TrainConfig) -> Iterator[Checkpoints]:
-    """`Checkpoints` for a ``with`` statement."""
-    checkpoints = Checkpoints(folder, config)
-    try:
-        yield checkpoints
-    finally:
-        checkpoints.close()

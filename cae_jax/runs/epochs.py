@@ -1,5 +1,6 @@
-"""Trains epochs in chunks of steps, with history, checkpoints, interruption and resumption."""
+"""Runs the epochs of a training in chunks of steps; records, checkpoints and resumes them."""
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -22,11 +23,13 @@ _SCALARS = ("loss", "val_loss", "val_psnr", "images_per_second")
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
+        workdir: directory of the run.
+        checkpoints: of the run.
         state: after the last chunk of steps, on the device.
-        rows: of the history, one an epoch.
+        rows: the history, one row per epoch.
         saved_step: step of the newest checkpoint; None if there is none.
     """
 
@@ -56,10 +59,10 @@ def resume(
         workdir: directory of the run.
         checkpoints: of the run.
         initial_state: the state before the first step.
-        steps: steps in an epoch.
+        steps: steps per epoch.
 
     Raises:
-        UserError: all checkpoints are damaged, or they and the history do not belong together.
+        UserError: all checkpoints are damaged, or the history does not match them.
     """
     checkpoints.clean()
     newest, damage = checkpoints.find()
@@ -70,24 +73,25 @@ def resume(
     state, epochs, saved_step = initial_state, 0, None
     if newest is not None:
         state, saved_step = checkpoints.restore(newest.step, like=state), newest.step
-        # Where the loss is unknown, the last epoch has at least its evaluation ahead.
+        # Without a loss, the last epoch has yet to be evaluated at least.
         known = newest.val_loss is not None
         epochs = (newest.step if known else max(newest.step - 1, 0)) // steps
     return Progress(workdir, checkpoints, state, _read_rows(workdir, epochs), saved_step)
 
 
 def _read_rows(workdir: Path, epochs: int) -> list[history.Row]:
-    """Reads the history of that many epochs; drops later ones, whose checkpoint is missing."""
+    """Reads the history of the first `epochs` epochs; drops later rows, without checkpoint."""
     path = workdir / "history.csv"
     rows = [row for row in history.read(path) if row.epoch <= epochs]
     if [row.epoch for row in rows] != list(range(1, epochs + 1)):
         raise UserError(
-            f"{path} has epochs {[row.epoch for row in rows]} and the newest checkpoint {epochs} "
-            "of them; restore what is missing, or start again with `overwrite=True`"
+            f"{path} has epochs {[row.epoch for row in rows]} and the newest checkpoint follows "
+            f"epoch {epochs}; restore the file from a copy, or train in another `workdir`"
         )
     if not epochs and (workdir / "result.json").exists():
         raise UserError(
-            f"{workdir} is finished but its checkpoints are gone; start again with `overwrite=True`"
+            f"{workdir} is finished but its checkpoints are gone; restore them from a copy, or "
+            "start again with `overwrite=True`"
         )
     history.rewrite(path, rows)
     return rows
@@ -102,24 +106,24 @@ def run_epochs(
 ) -> None:
     """Trains the remaining epochs.
 
-    A first signal waits for the current chunk, or for the end of the epoch after its last chunk; a
-    second one does not.
+    A first signal takes effect after the current chunk, or at the end of the epoch after its last
+    chunk; a second one at once.
 
     Raises:
-        Interrupted: on a signal; `progress` is as it was after the last chunk.
-        UserError: a number is not finite, or a file cannot be written.
+        Interrupted: on a signal; `progress` is that after the last chunk.
+        UserError: a loss, gradient or parameter is not finite, or a file cannot be written.
     """
     first = len(progress.rows) + 1
     if progress.saved_step is not None:
         logger.info("%s resumes after step %d", progress.workdir, progress.saved_step)
     with (
-        tensorboard.open_writer(progress.workdir / "tensorboard", first) as writer,
+        contextlib.closing(tensorboard.Writer(progress.workdir / "tensorboard", first)) as writer,
         interruption.patience(1),
     ):
         for epoch in range(first, trainer.config.epochs + 1):
             row = _run_epoch(progress, trainer, epoch, chunk_steps, interruption)
             with interruption.patience():
-                # The checkpoint last: it never knows of an epoch that the others do not.
+                # The checkpoint last: it must not be ahead of the history.
                 history.append(progress.workdir / "history.csv", row)
                 progress.rows.append(row)
                 writer.add(epoch, {name: getattr(row, name) for name in _SCALARS})
@@ -173,9 +177,9 @@ def _run_epoch(
 def _check_finite(
     progress: Progress, trainer: Trainer, epoch: int, losses: np.ndarray, finite_params: bool
 ) -> None:
-    """Refuses to go on from a loss, gradient or parameter that is not finite.
+    """Stops the run at a loss, gradient or parameter that is not finite.
 
-    Where the config skips such steps, the parameters stay finite until `max_skips` is exceeded.
+    With ``on_nan="skip"`` the parameters stay finite until `max_skips` is exceeded.
     """
     config, finite = trainer.config, np.isfinite(losses)
     if finite_params and (finite.all() or config.on_nan == "skip"):
@@ -184,11 +188,13 @@ def _check_finite(
     problem = f"by step {progress.step} more than {config.max_skips} in a row have"
     if config.on_nan == "stop":
         problem, advice = f"step {step} is the first to have", ", or set `on_nan='skip'`"
-    saved = "" if progress.saved_step is None else f", step {progress.saved_step}"
+    kept, where = "", "with `overwrite=True`"
+    if progress.saved_step is not None:
+        kept = f" {progress.workdir} keeps its last good checkpoint, step {progress.saved_step};"
+        where = "in another `workdir`"
     raise UserError(
-        f"epoch {epoch}: {problem} a loss or gradient that is not finite; {progress.workdir} keeps "
-        f"its last good checkpoint{saved}; lower `learning_rate`, set `clip_norm`{advice}, in "
-        "another `workdir` or with `overwrite=True`"
+        f"epoch {epoch}: {problem} a loss or gradient that is not finite;{kept} lower "
+        f"`learning_rate`, set `clip_norm`{advice}, and train {where}"
     )
 
 

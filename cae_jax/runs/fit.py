@@ -1,4 +1,4 @@
-"""`fit`: a whole training run, from the config to the files that it writes."""
+"""Runs a training from its config to the files that it writes."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ from cae_jax.models.inference import Autoencoder
 from cae_jax.models.topology import layer_table, of_config
 from cae_jax.ops.backend import Backend, choose
 from cae_jax.runs import history, results
-from cae_jax.runs.checkpoints import open_checkpoints
+from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.epochs import Progress, resume, run_epochs
 from cae_jax.runs.folder import checkpoint_folder, open_run
 from cae_jax.runs.interruption import Interrupted, Interruption
@@ -33,8 +33,8 @@ class FitResult(NamedTuple):
 
     Attributes:
         autoencoder: the model after the last step.
-        history: one row an epoch, those before a resumption included.
-        interrupted: number of the signal that ended the training early; None if none did.
+        history: one row per epoch, including those before a resumption.
+        interrupted: number of the signal that ended the training early; None without one.
     """
 
     autoencoder: Autoencoder
@@ -55,26 +55,26 @@ def fit(
 ) -> FitResult:
     """Trains an autoencoder; called again with the same directory, it resumes.
 
-    SIGTERM and SIGINT, which is Ctrl-C or a notebook's interrupt, let it finish the current chunk
-    of steps, save, and return; a second one does not wait for the chunk.
+    On SIGTERM or SIGINT (Ctrl-C, or a notebook's interrupt) it finishes the current chunk of steps,
+    saves and returns; a second signal does not wait for the chunk.
 
     Args:
         config: the training.
         workdir: directory of the run; `cae_jax.runs.folder` lists its files.
-        overwrite: start again where a run exists.
-        data_dir: where TFDS keeps data sets, see `cae_jax.data`.
+        overwrite: replace an existing run.
+        data_dir: directory of TFDS data sets, see `cae_jax.data`.
         archives: directory with the four original IDX files, see `cae_jax.data`.
-        chunk_steps: steps between two checks for signals and two updates of the progress bar;
-            without effect on the result.
+        chunk_steps: steps between checks for signals and updates of the progress bar, at least 1;
+            does not affect the result.
         backend: how the network is computed, see `cae_jax.ops.backend.choose`. The backends agree
-            up to rounding; a run may be resumed by another one.
-        on_epoch: called after each epoch with the history so far, for a live plot, say; the epoch's
-            checkpoint is being written by then. An exception that it raises ends the training.
+            up to rounding; another one may resume a run.
+        on_epoch: called after each epoch with the history so far, for example for a live plot,
+            while the checkpoint is being written. Its exceptions end the training.
 
     Raises:
         UserError: data or directory cannot be used, the directory holds a run of another config or
-            another process trains in it, or a number became infinite or not-a-number.
-        Interrupted: a signal came before there was a model.
+            another process trains in it, or a loss, gradient or parameter is not finite.
+        Interrupted: a signal arrived before the model was built.
     """
     if chunk_steps < 1:
         raise UserError(f"`chunk_steps` is {chunk_steps}; it takes a whole number of at least 1")
@@ -85,7 +85,7 @@ def fit(
         interruption.check()
         with (
             open_run(workdir, config, overwrite=overwrite),
-            open_checkpoints(checkpoint_folder(workdir), config) as checkpoints,
+            Checkpoints(checkpoint_folder(workdir), config) as checkpoints,
         ):
             atomic.write_text(workdir / "summary.txt", layer_table(of_config(config)) + "\n")
             model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
@@ -103,7 +103,7 @@ def fit(
 
 
 class _Setup(NamedTuple):
-    """A model, the way to compute it, and its images."""
+    """A model, its backend and its images; the arguments of `Trainer`."""
 
     config: TrainConfig
     model: autoencoders.Model
@@ -113,7 +113,7 @@ class _Setup(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Steps in an epoch."""
+        """Steps per epoch."""
         return steps_per_epoch(self.config, len(self.train_images))
 
     def initial_state(self) -> TrainState:
@@ -154,7 +154,7 @@ def _train(
 
 
 def _save_interrupted(setup: _Setup, progress: Progress, stop: Interrupted) -> None:
-    """Saves what is trained so far."""
+    """Saves the state after the last chunk."""
     progress.save()
     progress.checkpoints.wait()
     kept = f", which {progress.workdir} keeps" if progress.step == progress.saved_step else ""

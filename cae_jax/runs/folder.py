@@ -1,15 +1,15 @@
-"""The files of a run's folder, apart from what its checkpoints hold.
+"""Creates, locks and clears the directory of a run.
 
-config.json            what determines the result
-history.csv            one row an epoch
+config.json            the `TrainConfig`
+history.csv            one row per epoch
 checkpoints/           the newest three and the best
 tensorboard/           the history for TensorBoard
 summary.txt            the layer table
 history.png            loss over epochs
-reconstructions.png    first ten test images, with noise if it was trained with any, reconstructed
+reconstructions.png    the first ten test images, their noisy inputs if any, and reconstructions
 result.json            final and best metrics, versions, device; written last
-damaged/               checkpoints that were found damaged
-.lock                  held by the process that trains
+damaged/               damaged checkpoints, set aside
+.lock                  held by the training process
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from cae_jax.config import TrainConfig, from_dict, to_dict
 from cae_jax.errors import UserError
 from cae_jax.runs import manifest
 
-# In the order of their removal: config.json last, as long as there is anything of its run.
+# In order of removal: config.json last, because it marks the directory as a run.
 _FOLDERS = ("checkpoints", "damaged", "tensorboard")
 _FILES = (
     "result.json",
@@ -39,26 +39,33 @@ _FILES = (
 
 
 def checkpoint_folder(run: Path) -> Path:
+    """Returns the directory of a run's checkpoints."""
     return run / "checkpoints"
 
 
 def read_config(run: Path) -> TrainConfig:
-    """The config of an existing run.
+    """Reads the config of a run.
 
     Raises:
-        UserError: the folder is no run, its config was damaged, or a later version wrote it.
+        UserError: not a run directory, or its config is damaged or of a later version.
     """
     path = run / "config.json"
     if not path.is_file():
-        raise UserError(f"{run} is no run (it has no config.json); give a folder of train.py")
+        raise UserError(
+            f"{run} is not a run directory: config.json is missing; pass a directory written by "
+            "cae-jax train"
+        )
     try:
         values = json.loads(path.read_bytes())
         if not isinstance(values, dict) or type(values.get("format")) is not int:
-            raise ValueError("it holds no object with a format")
+            raise ValueError("it holds no JSON object with a format")
         if values["format"] <= manifest.FORMAT:
             return from_dict({key: values[key] for key in values if key != "format"})
-    except (OSError, ValueError) as error:  # among them what JSON, Unicode and TrainConfig refuse
-        raise UserError(f"{path} cannot be used ({error}); restore it or train anew") from error
+    except (OSError, ValueError) as error:  # ValueError: from JSON, Unicode and TrainConfig
+        raise UserError(
+            f"{path} cannot be used ({error}); restore it from a copy, or train in another "
+            "`workdir`"
+        ) from error
     raise UserError(
         f"{run} has format {values['format']} and this version reads up to {manifest.FORMAT}; "
         "update cae-jax"
@@ -67,11 +74,11 @@ def read_config(run: Path) -> TrainConfig:
 
 @contextlib.contextmanager
 def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> Iterator[None]:
-    """A folder to train in, new or begun with the same config, for this process alone.
+    """Opens a directory for training, new or of a run with the same config; locks it.
 
     Raises:
-        UserError: another process trains there; it holds a run of another config, naming the keys
-            that differ; or it cannot be written, also while it is open.
+        UserError: another process trains there; it holds a run of another config, and the message
+            names the keys that differ; or it cannot be written, now or while it is open.
     """
     with open_folder(run, overwrite=overwrite):
         if (run / "config.json").exists():
@@ -83,34 +90,30 @@ def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> Iterator[Non
 
 @contextlib.contextmanager
 def open_folder(run: Path, *, overwrite: bool) -> Iterator[None]:
-    """The folder of a run that may not have begun yet, for this process alone.
+    """Creates and locks the directory of a run, which may have no config yet.
 
     Raises:
-        UserError: another process trains there; or it cannot be written, also while it is open.
+        UserError: another process trains there, or it cannot be written, now or while it is open.
     """
-    try:
+    advice = "choose another one, or free space or grant write permission and run again to resume"
+    with atomic.writing(f"`workdir` {run}", advice):
         if run.exists() and not run.is_dir():
-            raise UserError(f"workdir {run} is a file; give a folder")
+            raise UserError(f"`workdir` {run} is a file; pass a directory")
         run.mkdir(parents=True, exist_ok=True)
         with _locked(run):
             if overwrite:
                 _clear(run)
             yield
-    except OSError as error:
-        raise UserError(
-            f"workdir {run} cannot be written ({error}); give another one, or free space or give "
-            "the right to write and run the same command again"
-        ) from error
 
 
 def write_config(run: Path, config: TrainConfig) -> None:
-    """Makes a folder a run."""
+    """Writes the config, which makes the directory a run."""
     atomic.write_json(run / "config.json", {"format": manifest.FORMAT, **to_dict(config)})
 
 
 @contextlib.contextmanager
 def _locked(run: Path) -> Iterator[None]:
-    """Holds the lock of a run, which the system releases when the process ends, however it does."""
+    """Holds the lock of a run; the system releases it when the process ends or is killed."""
     with (run / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,7 +121,7 @@ def _locked(run: Path) -> Iterator[None]:
             file.seek(0)
             raise UserError(
                 f"{file.read().strip() or 'another process'} trains in {run}; wait for it, stop "
-                "it, or give another --workdir"
+                "it, or choose another `workdir`"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -131,13 +134,13 @@ def _check_same(run: Path, there: TrainConfig, now: TrainConfig) -> None:
     differing = [f"{key} ({old[key]} there, {new[key]} now)" for key in new if old[key] != new[key]]
     if differing:
         raise UserError(
-            f"workdir {run} holds a run that differs in {', '.join(differing)}; "
-            "give another --workdir, or --overwrite to start anew"
+            f"`workdir` {run} holds a run that differs in {', '.join(differing)}; choose another "
+            "`workdir`, or replace that run with `overwrite=True`"
         )
 
 
 def _clear(run: Path) -> None:
-    """Removes what a run consists of and nothing else, should somebody name his home folder."""
+    """Removes the files of a run and no others: the directory may be the user's home."""
     for name in _FOLDERS:
         if (run / name).exists():
             shutil.rmtree(run / name)

@@ -1,4 +1,4 @@
-"""One row an epoch in ``history.csv``, written as it happens."""
+"""Writes and reads ``history.csv``, one row per epoch."""
 
 import csv
 from pathlib import Path
@@ -9,19 +9,19 @@ from cae_jax.errors import UserError
 
 
 class Row(NamedTuple):
-    """What is known after an epoch.
+    """The record of one epoch.
 
     Attributes:
         epoch: counted from 1.
         step: steps since the start of training.
-        loss: mean over the epoch's examples, each as its step saw it.
-        val_loss: mean over the test images after the epoch, noisy ones if the config wants noise.
-        val_psnr: mean of their peak signal-to-noise ratios in dB against the clean images.
-        val_psnr_input: the same of the noisy images themselves; None without noise.
-        skipped: updates that were left out because a loss or gradient was not finite.
-        epoch_seconds: of training; neither evaluation nor compilation. Where the epoch was
-            interrupted, of what came after.
-        images_per_second: in these seconds.
+        loss: mean training loss over the epoch's images, each as its step saw it, nats.
+        val_loss: mean loss over the test images after the epoch, with noise if the config has any.
+        val_psnr: mean PSNR of their reconstructions in dB, against the clean images.
+        val_psnr_input: mean PSNR of the noisy test images themselves in dB; None without noise.
+        skipped: number of updates skipped because of a loss or gradient that was not finite.
+        epoch_seconds: seconds of training, without evaluation and compilation; of a resumed epoch,
+            those after the resumption.
+        images_per_second: training images in these seconds.
     """
 
     epoch: int
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 def append(path: Path, row: Row) -> None:
-    """Adds a row, and the header to a new file. Floats are written so that they read back equal."""
+    """Appends a row, after the header in a new file. Floats keep their exact value."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
@@ -46,10 +46,10 @@ def append(path: Path, row: Row) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """All whole rows; a last one cut off by a crash is left out.
+    """Reads all complete rows; drops a last one that a crash cut off.
 
     Raises:
-        UserError: a line that is no row.
+        UserError: a line is malformed.
     """
     if not path.exists():
         return []
@@ -60,8 +60,8 @@ def read(path: Path) -> list[Row]:
                 rows.append(_parse(line))
             except ValueError as error:
                 raise UserError(
-                    f"{path} has the line {line.strip()!r}; restore it, or start anew with "
-                    "--overwrite"
+                    f"{path} has the line {line.strip()!r}; restore the file from a copy, or "
+                    "train in another `workdir`"
                 ) from error
     return rows
 
@@ -77,11 +77,11 @@ def _parse(line: str) -> Row:
 
 
 def rewrite(path: Path, rows: list[Row]) -> None:
-    """Replaces the file by these rows, atomically."""
+    """Replaces the file atomically by one with these rows."""
     if not rows:
         path.unlink(missing_ok=True)
         return
     with atomic.replacing(path) as temporary:
-        temporary.unlink(missing_ok=True)  # of a process that was killed
+        temporary.unlink(missing_ok=True)  # left by a killed process
         for row in rows:
             append(temporary, row)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to stop at the next good moment."""
+"""Turns SIGINT and SIGTERM into a request to stop at the next safe point."""
 
 import contextlib
 import math
@@ -9,13 +9,13 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Those that came during the outermost `Interruption`.
+# Signals received during the outermost `Interruption`.
 _received: list[int] = []
 Result = TypeVar("Result")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody asked to stop.
+    """A signal requested a stop.
 
     Attributes:
         signal: number of the signal, SIGINT or SIGTERM.
@@ -27,11 +27,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Takes SIGINT and SIGTERM over for a ``with`` statement, in the main thread.
+    """Handles SIGINT and SIGTERM within a ``with`` statement, in the main thread.
 
-    A signal raises `Interrupted`, at once unless a `patience` covers it. What was raised where
-    Python ignores exceptions, as in a destructor, is raised again at the next `check` or the next
-    statement of this module. In other threads, where Python takes no signals, it does nothing.
+    A signal raises `Interrupted`, at once unless a `patience` defers it. If Python ignores that
+    exception, as in a destructor, the next `check` or `patience` raises it again. In other threads,
+    which receive no signals, this class does nothing.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def patience(self, signals: float = math.inf) -> Iterator[None]:
-        """So many signals are only noted, for `check` or the end of the statement to act on."""
+        """Defers the first `signals` signals, until `check` or the end of the statement."""
         before, self._patience = self._patience, signals
         try:
             self._act()
@@ -68,20 +68,20 @@ class Interruption:
         self._act()
 
     def check(self) -> None:
-        """Raises `Interrupted` if there was any signal."""
+        """Raises `Interrupted` if a signal was received."""
         if _received:
             raise Interrupted(_received[0])
 
     def ignore(self) -> None:
-        """From now on no signal raises: for what must still be done after `Interrupted`."""
+        """Defers all further signals, for the clean-up after `Interrupted`."""
         self._patience = math.inf
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """What a function gives that may keep Python waiting for long.
+        """Calls a function that may block for long, such that a signal can end the wait.
 
-        Compilation and computation run in one piece outside of Python, which takes signals only
-        between its own instructions. So they run in a thread, and the main one waits for it. Where
-        `Interrupted` ends the wait, the thread goes on and its result is lost.
+        Python handles signals between its own instructions only, and compilation and computation
+        are single calls outside of Python. They run in a thread for which the main thread waits. If
+        `Interrupted` ends the wait, the thread continues and its result is lost.
         """
         if not self._previous:
             return function(*arguments)
@@ -90,7 +90,7 @@ class Interruption:
         def run() -> None:
             try:
                 future.set_result(function(*arguments))
-            except BaseException as error:  # the caller's
+            except BaseException as error:  # re-raised in the caller
                 future.set_exception(error)
 
         threading.Thread(target=run, daemon=True).start()

@@ -11,16 +11,16 @@ from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, topology
 from cae_jax.models.inference import Autoencoder
 from cae_jax.ops.backend import choose
-from cae_jax.runs.checkpoints import open_checkpoints
+from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.folder import checkpoint_folder, read_config
 
 logger = logging.getLogger(__name__)
-# A trainer at work may remove a checkpoint while it is read.
+# A training process may remove a checkpoint while it is read.
 _ATTEMPTS = 5
 
 
 def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoencoder:
-    """Opens the autoencoder of a run, also while the run is in training.
+    """Opens the autoencoder of a run, even while the run is training.
 
     Args:
         run: directory written by `cae_jax.fit`, such as ``runs/fashion_mnist``.
@@ -28,7 +28,7 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
         backend: how the network is computed, see `cae_jax.ops.backend.choose`.
 
     Raises:
-        UserError: not a run directory, or one without a checkpoint.
+        UserError: not a run directory, no intact checkpoint, or an unavailable backend.
     """
     run = Path(run)
     config = read_config(run)
@@ -47,9 +47,9 @@ def _read_params(run: Path, config: TrainConfig, best: bool, like: nnx.State) ->
     """Reads the parameters of the newest or best intact checkpoint.
 
     Raises:
-        FileNotFoundError: it has been removed meanwhile.
+        FileNotFoundError: it was removed in the meantime.
     """
-    with open_checkpoints(checkpoint_folder(run), config) as checkpoints:
+    with Checkpoints(checkpoint_folder(run), config) as checkpoints:
         found, damage = checkpoints.find(best=best)
         if found is None:
             raise UserError(f"run {run} has no checkpoint yet; train it for at least one epoch")

@@ -1,6 +1,6 @@
-"""What belongs into a folder, byte for byte: the manifest of a checkpoint.
+"""Detects damage to a directory byte by byte: the manifest of a checkpoint.
 
-Orbax's formats carry checksums of some of their parts only.
+Orbax's formats have checksums for some of their parts only.
 """
 
 import hashlib
@@ -9,43 +9,46 @@ from pathlib import Path
 from typing import Any
 
 NAME = "manifest.json"
-# Rises whenever older versions cannot read what is written.
+# Incremented whenever older versions cannot read what this one writes.
 FORMAT = 1
 
 
 class DamagedError(Exception):
-    """A folder that is not what its manifest says; the message names the file."""
+    """A directory differs from its manifest; the message names the file."""
 
 
 class NewerError(Exception):
-    """A folder of a later version of cae-jax."""
+    """A directory was written by a later version of cae-jax."""
 
 
-def write(folder: Path, facts: dict[str, Any]) -> None:
-    """Writes the manifest of all files that are below a folder now.
+def write(folder: Path, metadata: dict[str, Any]) -> None:
+    """Writes the manifest of all files below a directory.
 
     Args:
-        folder: without a manifest.
-        facts: plain JSON values to keep with it.
+        folder: directory without a manifest.
+        metadata: JSON values to store with the checksums.
     """
     files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _files(folder)}
-    (folder / NAME).write_bytes(_encode({"format": FORMAT, **facts, "files": files}))
+    (folder / NAME).write_bytes(_encode({"format": FORMAT, **metadata, "files": files}))
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The facts in the manifest of a folder, itself checked; the other files are not.
+    """Reads and checks the manifest of a directory, but not the other files.
+
+    Returns:
+        the metadata, with the entries ``format``, ``files`` and ``sha256``.
 
     Raises:
-        DamagedError: there is no manifest, or it is not as it was written.
-        NewerError: it was written by a later version.
-        FileNotFoundError: there is no such folder.
+        DamagedError: the manifest is missing or was changed.
+        NewerError: a later version wrote it.
+        FileNotFoundError: the directory does not exist.
     """
     path = folder / NAME
     try:
         content = path.read_bytes()
-        facts = json.loads(content)
-        intact = content == _encode({key: facts[key] for key in facts if key != "sha256"})
-        number = facts["format"]
+        metadata = json.loads(content)
+        intact = content == _encode({key: metadata[key] for key in metadata if key != "sha256"})
+        number = metadata["format"]
     except FileNotFoundError:
         if not folder.exists():
             raise
@@ -56,17 +59,17 @@ def read(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{path} has changed")
     if number > FORMAT:
         raise NewerError(f"{folder} has format {number}; this version reads up to {FORMAT}")
-    return facts
+    return metadata
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """`read`, with every file of the folder compared with its manifest.
+    """Reads the manifest of a directory and checks every file against it.
 
     Raises:
-        DamagedError: also if a byte has changed, or a file is missing or one too many.
+        DamagedError: a file was changed, is missing or is not in the manifest; see also `read`.
     """
-    facts = read(folder)
-    wanted = facts["files"]
+    metadata = read(folder)
+    wanted = metadata["files"]
     for name in sorted(wanted.keys() | dict(_files(folder)).keys()):
         if name not in wanted:
             raise DamagedError(f"{folder / name} does not belong there")
@@ -76,16 +79,16 @@ def verify(folder: Path) -> dict[str, Any]:
             raise DamagedError(f"{folder / name} is missing") from None
         if hashlib.sha256(content).hexdigest() != wanted[name]:
             raise DamagedError(f"{folder / name} has changed")
-    return facts
+    return metadata
 
 
-def _encode(facts: dict[str, Any]) -> bytes:
-    """The bytes of a manifest, which hold a sum of all others."""
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return (json.dumps({**facts, "sha256": digest}, indent=2) + "\n").encode()
+def _encode(metadata: dict[str, Any]) -> bytes:
+    """Encodes a manifest, with a checksum of its own content."""
+    digest = hashlib.sha256(json.dumps(metadata).encode()).hexdigest()
+    return (json.dumps({**metadata, "sha256": digest}, indent=2) + "\n").encode()
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
-    """Every file and link below a folder but its manifest, with its name from there."""
+    """Lists the files and links below a directory, except the manifest, by relative name."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
     return [(path.relative_to(folder).as_posix(), path) for path in paths if path != folder / NAME]

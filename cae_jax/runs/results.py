@@ -28,16 +28,16 @@ def write(
     Args:
         workdir: directory of the run.
         autoencoder: the model after the last epoch.
-        rows: of the history.
-        trainer: has the test images and their noisy form.
+        rows: the history, at least one row.
+        trainer: provides the test images and their noisy inputs.
         details: further entries of ``result.json``.
     """
     originals, inputs = (
         np.asarray(scale(images[:10])) for images in (trainer.test_images, trainer.test_inputs)
     )
     noisy = {} if autoencoder.config.noise == "none" else {"noisy": inputs}
-    pictures = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}
-    figures.save_rows(workdir / "reconstructions.png", pictures)
+    images = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}
+    figures.save_rows(workdir / "reconstructions.png", images)
     columns = {name: [getattr(row, name) for row in rows] for name in history.Row._fields}
     figures.save_curves(workdir / "history.png", {workdir.name: columns})
     best = min(rows, key=lambda row: row.val_loss)

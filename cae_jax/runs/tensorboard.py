@@ -1,12 +1,10 @@
-"""The history for TensorBoard: scalars in an event file, written at once.
+"""Writes the history as scalars of a TensorBoard event file, synchronously.
 
-tensorboardX's own ``SummaryWriter`` writes in a thread, and waits for ever for one that a full disk
-has ended.
+tensorboardX's own ``SummaryWriter`` writes in a thread, and hangs once a full disk has ended it.
 """
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +12,30 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
-_PROTO: Any = event_pb2  # its classes are made when it is imported
+_PROTO: Any = event_pb2  # its classes are created at import
 
 
 class Writer:
-    """Adds scalars to an event file of a folder; use `open_writer`."""
+    """Adds scalars to an event file.
+
+    Args:
+        folder: directory of the event file; created.
+        first_step: values of this step and later ones that the directory already holds are
+            superseded.
+    """
 
     def __init__(self, folder: Path, first_step: int):
         folder.mkdir(exist_ok=True)
         self._events = EventsWriter(str(folder / "events"))
-        # TensorBoard forgets what a broken-off process has written of this step and later ones.
+        # Tells TensorBoard to drop what an interrupted process wrote from this step on.
         start = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
         self._events.write_event(_PROTO.Event(step=first_step, session_log=start))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the values of a step, by name.
+        """Writes the values of one step, by name.
 
         Raises:
-            OSError: they cannot be written.
+            OSError: the file cannot be written.
         """
         for name, value in values.items():
             event = _PROTO.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
@@ -40,18 +44,3 @@ class Writer:
 
     def close(self) -> None:
         self._events.close()
-
-
-@contextlib.contextmanager
-def open_writer(folder: Path, first_step: int) -> Iterator[Writer]:
-    """`Writer` for a ``with`` statement.
-
-    Args:
-        folder: is created.
-        first_step: from which on what is there already is superseded.
-    """
-    writer = Writer(folder, first_step)
-    try:
-        yield writer
-    finally:
-        writer.close()

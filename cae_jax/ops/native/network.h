@@ -146,8 +146,8 @@ vec loss_and_gradient(Workspace& s, vec weight, float* gradient) {
   return losses;
 }
 
-// Layer 5, 6 or 7, with input x: the gradient with respect to its kernel; to its input, as far as
-// it passes the ReLU of the layer below, in dx; and to the bias of the layer below.
+// Layer 5, 6 or 7, with input x: the gradient with respect to its kernel; to its input, where it
+// passes it passes the ReLU of the layer below, in dx; and to the bias of the layer below.
 template <int layer, class DY, class Z, class X, class DX>
 void upsample_conv_gradient(Workspace& s, const Weights& w, const DY& dy, const Z& z, const X& x,
                             const DX& dx, float* gradient) {
@@ -172,7 +172,7 @@ void upsample_conv_gradient(Workspace& s, const Weights& w, const DY& dy, const 
 }
 
 // Layer 2, 3 or 4, with input x: the gradient with respect to its kernel; to its input, which
-// unpool(row, column, feature, d) hands to the pooling below and returns as far as it passes; and
+// unpool(row, column, feature, d) hands to the pooling below and returns where it passes; and
 // to the bias of the layer below. row_done(r) is called after rows 2 r and 2 r + 1.
 template <int layer, class X, class D, class Unpool, class RowDone>
 void winograd_gradient(Workspace& s, const Weights& w, const X& x, const D& d, float* gradient,
