@@ -24,7 +24,7 @@ from cae_jax.interop import export
 from cae_jax.interop.onnx import to_onnx
 from cae_jax.models import autoencoders, topology
 from cae_jax.models.inference import Autoencoder
-from cae_jax.runs.checkpoints import open_checkpoints
+from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state
 from tests.conftest import ROOT, SMALL
@@ -384,7 +384,7 @@ def test_best(script, tmp_path):
     state = init_state(
         autoencoders.build(config, nnx.Rngs(0)), build_optimizer(config, total_steps=2), steps=1
     )
-    with open_checkpoints(run / "checkpoints", config) as checkpoints:
+    with Checkpoints(run / "checkpoints", config) as checkpoints:
         for step, loss in {1: 0.1, 2: 0.5}.items():
             filled = jax.tree.map(lambda leaf, step=step: jnp.full_like(leaf, step), state)
             checkpoints.save(filled._replace(step=jnp.int32(step)), loss)

@@ -10,7 +10,7 @@ from cae_jax.errors import UserError
 from cae_jax.interop.keras.process import Weights, matching
 from cae_jax.models import autoencoders
 from cae_jax.ops.backend import MATMUL
-from cae_jax.runs.checkpoints import open_checkpoints
+from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.folder import checkpoint_folder, open_folder, write_config
 from cae_jax.training.trainer import Trainer, initial_state
 
@@ -63,7 +63,7 @@ def import_run(
     state = initial_state(config, model, len(images.train))
     val_loss, _ = trainer.evaluate(state.params)
     with open_folder(workdir, overwrite=overwrite):
-        with open_checkpoints(checkpoint_folder(workdir), config) as checkpoints:
+        with Checkpoints(checkpoint_folder(workdir), config) as checkpoints:
             checkpoints.save(state, val_loss)
         # Last: a config alone would be taken for a run that starts from random parameters.
         write_config(workdir, config)
