@@ -115,8 +115,7 @@ def time_training(flags: Flags) -> tuple[dict[str, Any], "Autoencoder", np.ndarr
     results = {
         "device": f"{device.platform} ({device.device_kind})",
         "backend": f"{backend.name}: {backend.reason}",
-        "train_examples": len(images.train),
-        "test_examples": len(images.test),
+        "images": {"train": len(images.train), "test": len(images.test)},
         "startup_seconds": phases,
         "first_epoch_seconds": epochs[0],
         "epoch_seconds": spread(counted),

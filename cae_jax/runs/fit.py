@@ -55,26 +55,24 @@ def fit(
 ) -> FitResult:
     """Trains an autoencoder; called again with the same directory, it resumes.
 
-    On SIGTERM or SIGINT (Ctrl-C, or a notebook's interrupt) it finishes the current chunk of steps,
-    saves and returns; a second signal does not wait for the chunk.
+    On SIGTERM and SIGINT (Ctrl-C, a notebook's interrupt) it finishes the current chunk of steps,
+    saves, and returns; a second signal does not wait for the chunk.
 
     Args:
         config: the training.
         workdir: directory of the run; `cae_jax.runs.folder` lists its files.
-        overwrite: replace an existing run.
-        data_dir: directory of TFDS data sets, see `cae_jax.data`.
-        archives: directory with the four original IDX files, see `cae_jax.data`.
-        chunk_steps: steps between checks for signals and updates of the progress bar, at least 1;
-            does not affect the result.
-        backend: how the network is computed, see `cae_jax.ops.backend.choose`. The backends agree
-            up to rounding; another one may resume a run.
-        on_epoch: called after each epoch with the history so far, for example for a live plot,
-            while the checkpoint is being written. Its exceptions end the training.
+        overwrite: start again where a run exists.
+        data_dir, archives: see `cae_jax.data.load_split`.
+        chunk_steps: steps between two checks for signals; without effect on the result.
+        backend: see `cae_jax.ops.backend.choose`. The backends agree up to rounding; a run may be
+            resumed by another one.
+        on_epoch: called after each epoch with the history so far, for a live plot, say. An
+            exception that it raises ends the training.
 
     Raises:
-        UserError: data or directory cannot be used, the directory holds a run of another config or
-            another process trains in it, or a loss, gradient or parameter is not finite.
-        Interrupted: a signal arrived before the model was built.
+        UserError: unusable data or directory, a run of another config, another process that trains
+            in it, or a number that became infinite or not-a-number.
+        Interrupted: a signal came before there was a model.
     """
     if chunk_steps < 1:
         raise UserError(f"`chunk_steps` is {chunk_steps}; it takes a whole number of at least 1")
@@ -93,7 +91,6 @@ def fit(
             progress = resume(workdir, checkpoints, setup.initial_state(), setup.steps)
             interrupted = None
             try:
-                interruption.check()
                 _train(setup, progress, interruption, chunk_steps, on_epoch)
             except Interrupted as stop:
                 interruption.ignore()
@@ -133,6 +130,7 @@ def _train(
     on_epoch: Callable[[list[history.Row]], None] | None,
 ) -> None:
     """Runs the remaining epochs and writes the results."""
+    interruption.check()
     workdir, epochs = progress.workdir, setup.config.epochs
     result = workdir / "result.json"
     if len(progress.rows) == epochs and result.exists():

@@ -99,13 +99,7 @@ def make_run_steps(
     corrupt: Corruption | None = None,
     backend: Backend = MATMUL,
 ) -> jax.stages.Wrapped:
-    """Makes the compiled loop over training steps.
-
-    Args:
-        graphdef: of the model.
-        optimizer: updates the parameters.
-        corrupt: adds noise to the inputs; the targets stay clean.
-        backend: computes the network.
+    """Makes the compiled loop over training steps; `corrupt` adds noise to the inputs only.
 
     Returns:
         ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the

@@ -33,16 +33,13 @@ def import_run(
         config: of the training; its model and features are those of the weights.
         workdir: directory of the run.
         overwrite: replace an existing run.
-        data_dir: see `cae_jax.data.load_split`.
-        archives: see `cae_jax.data.load_split`.
+        data_dir, archives: see `cae_jax.data.load_split`.
 
     Returns:
-        the mean binary cross-entropy of the test images, by which the checkpoint ranks among those
-        of the training that follows.
+        val_loss, by which the checkpoint ranks among those of the training that follows.
 
     Raises:
-        UserError: the config describes another network, the run exists, or the data or the
-            directory cannot be used.
+        UserError: a config of another network, an existing run, unusable data or directory.
     """
     workdir = Path(workdir)
     if config != matching(config, weights):
