@@ -138,7 +138,7 @@ def test_evaluate_with_noise(command, run, tmp_path):
     ("arguments", "message"),
     [
         ((), "RUNS"),
-        (("nowhere",), "nowhere is no run"),
+        (("nowhere",), "nowhere is not a run directory: config.json is missing"),
         (("RUN", "--noise", "fog"), "--noise"),
         (("RUN", "--noise", "masking", "--noise-level", 2), "from 0 to 1: fraction of the pixels"),
         (("RUN", "--noise-level", 2), "noise none takes none"),

@@ -398,7 +398,7 @@ def test_best(script, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere", "--format", "onnx"), "nowhere is no run"),
+        (("nowhere", "--format", "onnx"), "nowhere is not a run directory: config.json is missing"),
         (("RUN", "--format", "pickle"), "--format"),
         (("RUN", "--format", "onnx", "--out", "nowhere/x.onnx"), "in a folder that exists"),
     ],

@@ -83,7 +83,7 @@ def test_other_codes_are_refused(autoencoder, codes, message):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(cae_jax.UserError, match=r"is no run .*config\.json"):
+    with pytest.raises(cae_jax.UserError, match=r"is not a run directory: config\.json is missing"):
         cae_jax.load(tmp_path)
 
 

@@ -457,8 +457,8 @@ def test_the_command_refuses_in_one_line(refuse, tmp_path):
     assert process.returncode == 2
     assert process.stdout == ""
     assert process.stderr == (
-        "cae-jax report: error: nowhere is no run (it has no config.json); "
-        "give a folder of train.py\n"
+        "cae-jax report: error: nowhere is not a run directory: config.json is missing; "
+        "pass a directory written by cae-jax train\n"
     )
     assert list(tmp_path.iterdir()) == []
 
