@@ -65,7 +65,7 @@ class CaeJax:
         return results
 
     def evaluate(self) -> float:
-        return self.trainer.evaluate(self.state.params)[0]
+        return self.trainer.validation.evaluate(self.state.params)[0]
 
     def _open_autoencoder(self) -> None:
         from flax import nnx

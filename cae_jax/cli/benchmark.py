@@ -107,7 +107,7 @@ def time_training(flags: Flags) -> tuple[dict[str, Any], "Autoencoder", np.ndarr
         began = time.perf_counter()
         state = trainer.run(state, trainer.order(epoch), 0, trainer.steps).state
         trained = time.perf_counter()
-        val_loss, _ = trainer.evaluate(state.params)
+        val_loss, _ = trainer.validation.evaluate(state.params)
         epochs.append(trained - began)
         evaluations.append(time.perf_counter() - trained)
     nnx.update(model, state.params)

@@ -16,7 +16,7 @@ from cae_jax.config import NOISES, TrainConfig, check_level, to_dict
 from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison
 from cae_jax.models.inference import Autoencoder
-from cae_jax.models.topology import Topology, of_config
+from cae_jax.models.topology import Topology
 from cae_jax.runs import history
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.load import load
@@ -112,7 +112,7 @@ def _run_data(run: Path, autoencoder: Autoencoder, images: np.ndarray) -> dict[s
         "history": [{name: _finite(getattr(row, name)) for name in columns} for row in rows],
         "inputs": _base64(inputs) if noisy else None,
         "reconstructions": _base64(autoencoder.reconstruct(inputs if noisy else images)),
-        "network": network(of_config(config), parameters),
+        "network": network(autoencoder.topology, parameters),
     }
 
 

@@ -159,7 +159,7 @@ def _run_epoch(
             if stop < trainer.steps:
                 interruption.check()
     seconds = time.perf_counter() - started
-    val_loss, val_psnr = interruption.call(trainer.evaluate, progress.state.params)
+    val_loss, val_psnr = interruption.call(trainer.validation.evaluate, progress.state.params)
     trained = (trainer.steps - first) / trainer.steps * trainer.examples
     return history.Row(
         epoch=epoch,
@@ -167,7 +167,7 @@ def _run_epoch(
         loss=trainer.epoch_loss(losses_S),
         val_loss=val_loss,
         val_psnr=val_psnr,
-        val_psnr_input=trainer.psnr_input,
+        val_psnr_input=trainer.validation.psnr_input,
         skipped=int((~np.isfinite(losses_S)).sum()),
         epoch_seconds=seconds,
         images_per_second=trained / seconds,

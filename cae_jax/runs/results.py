@@ -33,7 +33,8 @@ def write(
         details: further entries of ``result.json``.
     """
     originals, inputs = (
-        np.asarray(scale(images[:10])) for images in (trainer.test_images, trainer.test_inputs)
+        np.asarray(scale(images[:10]))
+        for images in (trainer.validation.images, trainer.validation.inputs)
     )
     noisy = {} if autoencoder.config.noise == "none" else {"noisy": inputs}
     images = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}

@@ -41,6 +41,39 @@ def initial_state(config: TrainConfig, model: Model, examples: int) -> TrainStat
     return step.init_state(model, build_optimizer(config, steps * config.epochs), steps)
 
 
+class Validation:
+    """Evaluates one model on the test images; its program is compiled on construction.
+
+    Args:
+        config: the training.
+        model: the model, whose structure counts.
+        backend: computes the network.
+        test_images: uint8 ``[N, *image_shape]``.
+
+    Attributes:
+        inputs: the test images, with noise if `config` has any.
+        psnr_input: mean PSNR in dB of the noisy test images themselves; None without noise.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: Model, backend: Backend, test_images: np.ndarray
+    ) -> None:
+        self.images = jax.device_put(test_images)
+        self.inputs, self.psnr_input = self.images, None
+        if corrupt := build_corruption(config.noise, config.noise_level):
+            clean = scale(self.images)
+            self.inputs = jax.jit(corrupt)(step.make_keys(config.seed).test_noise, clean)
+            self.psnr_input = _mean(metrics.psnr(self.inputs, clean))
+        graphdef, params = nnx.split(model, nnx.Param)
+        evaluate = step.make_evaluate(graphdef, backend)
+        self._evaluate = evaluate.lower(params, self.inputs, self.images).compile()
+
+    def evaluate(self, params: nnx.State) -> tuple[float, float]:
+        """Means over the test images: binary cross-entropy in nats and PSNR in dB."""
+        bce_N, mse_N = self._evaluate(params, self.inputs, self.images)
+        return _mean(bce_N), _mean(metrics.psnr_of_mse(mse_N))
+
+
 class Trainer:
     """Trains and evaluates one model; all its programs are compiled on construction.
 
@@ -52,8 +85,7 @@ class Trainer:
 
     Attributes:
         steps: steps in an epoch.
-        test_inputs: the inputs for validation: the test images, with noise if `config` has any.
-        psnr_input: mean PSNR in dB of the noisy test images themselves; None without noise.
+        validation: evaluates the model on the test images.
     """
 
     def __init__(
@@ -67,17 +99,13 @@ class Trainer:
         self.config = config
         self.examples = len(train_images)
         self.steps = steps_per_epoch(config, self.examples)
-        self.train_images, self.test_images = jax.device_put((train_images, test_images))
+        self.train_images = jax.device_put(train_images)
         self._keys = step.make_keys(config.seed)
-        corrupt = build_corruption(config.noise, config.noise_level)
-        self.test_inputs, self.psnr_input = self.test_images, None
-        if corrupt is not None:
-            clean = scale(self.test_images)
-            self.test_inputs = jax.jit(corrupt)(self._keys.test_noise, clean)
-            self.psnr_input = _mean(metrics.psnr(self.test_inputs, clean))
-        self._compile(model, backend, corrupt)
+        self._compile(model, backend)
+        self.validation = Validation(config, model, backend, test_images)
 
-    def _compile(self, model: Model, backend: Backend, corrupt: step.Corruption | None) -> None:
+    def _compile(self, model: Model, backend: Backend) -> None:
+        corrupt = build_corruption(self.config.noise, self.config.noise_level)
         graphdef, _ = nnx.split(model, nnx.Param)
         optimizer = build_optimizer(self.config, self.steps * self.config.epochs)
         run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend)
@@ -92,12 +120,10 @@ class Trainer:
         number, state = np.int32(0), step.init_state(model, optimizer, self.steps)
         batches = jax.ShapeDtypeStruct((self.steps, self.config.batch_size), jnp.int32)
         sizes = {"examples": self.examples, "batch_size": self.config.batch_size}
-        evaluate = step.make_evaluate(graphdef, backend)
         self._order = step.epoch_batches.lower(self._keys.order, number, **sizes).compile()
         self._run_chunk = run_chunk.lower(
             state, self.train_images, batches, self._keys.noise, number, number
         ).compile()
-        self._evaluate = evaluate.lower(state.params, self.test_inputs, self.test_images).compile()
 
     def order(self, epoch: int) -> jax.Array:
         """The batches of an epoch, counted from 1: int32 indices ``[S, B]``."""
@@ -121,11 +147,6 @@ class Trainer:
     def epoch_loss(self, losses_S: np.ndarray) -> float:
         """Mean loss over the training images in an epoch, each as its step saw it."""
         return step.epoch_loss(losses_S, self.examples, self.config.batch_size)
-
-    def evaluate(self, params: nnx.State) -> tuple[float, float]:
-        """Means over the test images: binary cross-entropy in nats and PSNR in dB."""
-        bce_N, mse_N = self._evaluate(params, self.test_inputs, self.test_images)
-        return _mean(bce_N), _mean(metrics.psnr_of_mse(mse_N))
 
 
 def _mean(values: jax.Array) -> float:

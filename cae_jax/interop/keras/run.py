@@ -12,7 +12,7 @@ from cae_jax.models import autoencoders
 from cae_jax.ops.backend import MATMUL
 from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.folder import checkpoint_folder, open_folder, write_config
-from cae_jax.training.trainer import Trainer, initial_state
+from cae_jax.training.trainer import Validation, initial_state
 
 
 def import_run(
@@ -56,9 +56,8 @@ def import_run(
     nnx.replace_by_pure_dict(params, weights.params)
     nnx.update(model, params)
     images = data.load(config, data_dir=data_dir, archives=archives)
-    trainer = Trainer(config, model, MATMUL, images.train, images.test)
     state = initial_state(config, model, len(images.train))
-    val_loss, _ = trainer.evaluate(state.params)
+    val_loss, _ = Validation(config, model, MATMUL, images.test).evaluate(state.params)
     with open_folder(workdir, overwrite=overwrite):
         with Checkpoints(checkpoint_folder(workdir), config) as checkpoints:
             checkpoints.save(state, val_loss)
