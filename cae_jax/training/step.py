@@ -103,7 +103,9 @@ def make_run_steps(
 
     Returns:
         ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
-        steps ``start <= i < stop`` of an epoch and returns the new state. The state is donated.
+        steps ``start <= i < stop`` of an epoch and returns the new state and whether all its
+        parameters are finite. The state is not donated: a training that is interrupted within a
+        chunk saves the state before it.
     """
     value_and_grad = jax.value_and_grad(make_loss(graphdef, backend))
 
@@ -132,12 +134,14 @@ def make_run_steps(
         losses_S = state.losses_S.at[i].set(jnp.where(finite, loss, jnp.nan))
         return TrainState(params, opt_state, state.step + 1, losses_S)
 
-    @partial(jax.jit, donate_argnames=("state",))
+    @jax.jit
     def run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop):
         def body(i, state):
             return train_step(i, state, images_NxHxWxC, batches_SxB[i], noise_key)
 
-        return jax.lax.fori_loop(start, stop, body, state)
+        state = jax.lax.fori_loop(start, stop, body, state)
+        leaves = jax.tree.leaves(state.params)
+        return state, jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
     return run_steps
 

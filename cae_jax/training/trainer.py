@@ -109,19 +109,11 @@ class Trainer:
         graphdef, _ = nnx.split(model, nnx.Param)
         optimizer = build_optimizer(self.config, self.steps * self.config.epochs)
         run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend)
-
-        # Not donated: a training that is interrupted within a chunk saves the state before it.
-        @jax.jit
-        def run_chunk(*arguments):
-            state = run_steps(*arguments)
-            leaves = jax.tree.leaves(state.params)
-            return state, jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
-
         number, state = np.int32(0), step.init_state(model, optimizer, self.steps)
         batches = jax.ShapeDtypeStruct((self.steps, self.config.batch_size), jnp.int32)
         sizes = {"examples": self.examples, "batch_size": self.config.batch_size}
         self._order = step.epoch_batches.lower(self._keys.order, number, **sizes).compile()
-        self._run_chunk = run_chunk.lower(
+        self._run_steps = run_steps.lower(
             state, self.train_images, batches, self._keys.noise, number, number
         ).compile()
 
@@ -134,7 +126,7 @@ class Trainer:
 
         `state` stays valid.
         """
-        state, finite = self._run_chunk(
+        state, finite = self._run_steps(
             state,
             self.train_images,
             batches_SxB,

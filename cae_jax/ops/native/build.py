@@ -1,5 +1,6 @@
 """Compiles the native kernel for this machine, once, and registers it with JAX."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -25,6 +27,8 @@ SOURCES = [Path(__file__).with_name(name) for name in ("ffi.cc", "network.h", "c
 # last three flags: fused multiply-adds, and no errno and floating-point traps, which nobody reads.
 FLAGS = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+# Suffix of the folder of a compilation, in the cache folder.
+_TEMPORARY = ".tmp"
 ENTRIES = ("value_and_grad", "losses", "encode", "decode")
 
 # Compile-time constants of the kernel: names of macros and their values.
@@ -68,7 +72,9 @@ def _load(sizes: Sizes) -> tuple[ctypes.CDLL, str]:
     try:
         path = cache_folder() / f"native-{key}.so"
         if not _is_whole(path):
-            _compile(command, path)
+            with _alone(path.parent):
+                if not _is_whole(path):  # another process may have compiled it meanwhile
+                    _compile(command, path)
         return ctypes.CDLL(str(path)), key
     except OSError as error:
         raise UnavailableError(f"its library cannot be kept or loaded ({error})") from error
@@ -108,10 +114,27 @@ def _cpu() -> str:
     return "\n".join(line for line in lines if line.startswith(names))
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Compiles in one process at a time, and removes what a killed one left behind."""
+    import fcntl  # deferred: not on Windows, where this is not reached
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for left in folder.glob(f"*{_TEMPORARY}"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _compile(command: list[str], path: Path) -> None:
     """Compiles to a private folder and moves the library, with its SHA-256, to its place."""
     logger.info("Compiling the native kernel (once, some seconds)")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # on the same disk
+    # In the cache folder, on the same disk as the library's place.
+    with tempfile.TemporaryDirectory(suffix=_TEMPORARY, dir=path.parent) as folder:
         output = Path(folder) / path.name
         result = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
         if result.returncode != 0 or not output.exists():
