@@ -1,7 +1,8 @@
-"""Writes files atomically, and reports those that cannot be written in one place."""
+"""Writes files atomically and durably, and reports those that cannot be written in one place."""
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,39 @@ from cae_jax.errors import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path that replaces `path` on success and is removed on failure.
 
+    After a power failure the file has its old or its new content, whole; it has the new one for
+    certain when the ``with`` statement has ended.
+
     Raises:
         OSError: the file cannot be written; an existing one is left unchanged.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         yield temporary
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or the names in a directory, are on the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows has no such call
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until a directory and everything below it is on the disk."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            sync(path)
+    sync(folder)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
 import typing
 from collections.abc import Mapping
@@ -103,6 +104,10 @@ class TrainConfig:
     warmup_steps: int = 1500
     """Steps in which the learning rate rises linearly from 0, capped at half of all steps."""
 
+    restarts: tuple[int, ...] = ()
+    """Epochs after which the schedule starts again, with its warm-up; a finished run that is given
+    more epochs has one there. Schedule cosine only; constant goes on."""
+
     b1: float = 0.9
     """Decay of the running mean of the gradient. Optimizers adam, nadam, adamw."""
 
@@ -164,6 +169,10 @@ def _check_types(config: TrainConfig) -> None:
             ):
                 raise UserError(f"`features` is {value!r}; it takes three positive whole numbers")
             object.__setattr__(config, name, tuple(value))
+        elif name == "restarts":
+            if not isinstance(value, (tuple, list)) or not all(type(n) is int for n in value):
+                raise UserError(f"`restarts` is {value!r}; it takes whole numbers")
+            object.__setattr__(config, name, tuple(value))
 
 
 def _is_finite_number(value: Any) -> bool:
@@ -187,6 +196,12 @@ def _check_ranges(config: TrainConfig) -> None:
     check("eps", config.eps > 0, "a positive number")
     for name in ("warmup_steps", "max_skips"):
         check(name, getattr(config, name) >= 0, "a whole number of at least 0")
+    phases = [0, *config.restarts, config.epochs]
+    check(
+        "restarts",
+        all(a < b for a, b in itertools.pairwise(phases)),
+        "rising epochs below `epochs`",
+    )
     check("weight_decay", config.weight_decay >= 0, "a number of at least 0")
     check(
         "clip_norm", config.clip_norm is None or config.clip_norm > 0, "None or a positive number"

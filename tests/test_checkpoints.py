@@ -159,7 +159,7 @@ DAMAGE = {
     "empty": (lambda path: path.write_bytes(b""), "has changed"),
     "missing": (lambda path: path.unlink(), "is missing"),
     "a link": (lambda path: (path.unlink(), path.symlink_to("nowhere")), "has changed|missing"),
-    "extra": (lambda path: path.with_name("extra").touch(), "extra does not belong there"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is missing"),
 }
 
 
@@ -174,6 +174,25 @@ def test_other_damage_is_found_and_named(two, tmp_path, damage, file):
     assert file.split("/")[0] in problems[2]
     with pytest.raises(manifest.DamagedError, match=message):
         manifest.verify(tmp_path / "runs" / "2")
+
+
+def test_a_copy_under_another_step_does_not_hide_damage(two, tmp_path):
+    shutil.copytree(two, tmp_path / "runs")
+    shutil.copytree(two / "2", tmp_path / "runs" / "99")
+    path = next((tmp_path / "runs" / "2" / "params").rglob("d/*"))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    found, damage = find(tmp_path / "runs")
+    assert found == Checkpoint(1, 0.2)
+    assert damage[99].endswith("99 holds step 2")
+    assert damage[2] == f"{path} has changed"
+
+
+def test_only_checkpoints_are_cleaned_away(tmp_path):
+    for name in ("8.tmp", "9.tmp-removed", "7.tmp.orbax-checkpoint-tmp", "notes.tmp", "a8.tmp"):
+        (tmp_path / name).mkdir()
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.clean()
+    assert names(tmp_path) == ["a8.tmp", "notes.tmp"]
 
 
 def test_a_checkpoint_without_a_manifest_is_damaged(two, tmp_path):

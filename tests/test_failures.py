@@ -69,7 +69,7 @@ def test_with_no_intact_checkpoint_nothing_is_overwritten(run, data_dir, tmp_pat
             call(folder)
         assert all(str(path) in str(error.value) for path in paths)
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    lock = folder / ".lock"
+    lock = folder / ".cae-jax"
     assert {**after, lock: b""} == {**before, lock: b""}
 
 
@@ -199,7 +199,9 @@ def test_a_folder_without_the_right_to_write(tmp_path):
 def test_a_second_trainer_is_refused_and_a_dead_one_does_not_count(run, data_dir, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    (folder / ".lock").write_text("process 1 on another host\n")  # who did not tidy up
+    (folder / ".cae-jax").write_text(
+        "cae-jax run 1\nprocess 1 on another host\n"
+    )  # who did not tidy up
     code = """
 import sys, pathlib, time
 from cae_jax.runs.folder import open_run, read_config

@@ -15,9 +15,12 @@ from PIL import Image
 import cae_jax
 from cae_jax.runs import epochs, history
 from cae_jax.runs.checkpoints import Checkpoints
+from cae_jax.runs.folder import read_config
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.step import make_keys
-from tests.conftest import SMALL
+from tests.conftest import ROOT, SMALL
+
+GOLDEN = ROOT / "tests" / "golden" / "format1"
 
 
 def parameters(result):
@@ -50,9 +53,10 @@ def finished(run, data_dir):
 
 def test_a_run_leaves_its_files(run):
     assert sorted(path.name for path in run.iterdir()) == [
-        ".lock",
+        ".cae-jax",
         "checkpoints",
         "config.json",
+        "environment.json",
         "history.csv",
         "history.png",
         "reconstructions.png",
@@ -178,7 +182,7 @@ def test_another_config_is_refused_naming_the_keys(run, data_dir):
     with pytest.raises(cae_jax.UserError) as error:
         cae_jax.fit(config, run, data_dir=data_dir)
     assert "learning_rate (0.02 there, 0.5 now), seed (0 there, 5 now)" in str(error.value)
-    assert "`overwrite=True`" in str(error.value)
+    assert "overwrite" not in str(error.value)  # the checkpoints are intact
 
 
 def test_overwrite_starts_anew_and_spares_other_files(run, data_dir, tmp_path):
@@ -192,16 +196,18 @@ def test_overwrite_starts_anew_and_spares_other_files(run, data_dir, tmp_path):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["8"]
 
 
-def test_a_history_that_lost_rows_is_refused(run, data_dir, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
+def test_a_history_that_lost_rows_is_refused_where_no_checkpoint_keeps_them(tmp_path, data_dir):
+    """As in the runs of earlier versions."""
+    shutil.copytree(GOLDEN, tmp_path / "run")
+    config = read_config(tmp_path / "run")
     (tmp_path / "run" / "history.csv").unlink()
     with pytest.raises(cae_jax.UserError, match=r"history\.csv has epochs \[\] and the newest"):
-        cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+        cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
     header = ",".join(history.Row._fields)
     for text, line in [(f"{header}\n1,x\n", "1,x"), ("epoch,step,loss\n", "epoch,step,loss")]:
         (tmp_path / "run" / "history.csv").write_text(text)
         with pytest.raises(cae_jax.UserError, match=rf"history\.csv has the line '{line}'"):
-            cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+            cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
 
 
 def test_a_finished_run_that_lost_its_last_checkpoint_is_completed(

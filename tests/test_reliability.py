@@ -123,7 +123,7 @@ def test_a_signal_ends_the_script_soon_with_the_command_that_goes_on(
     if moment == "start":
         time.sleep(1)
     elif moment == "data":
-        until((tmp_path / "run" / ".lock").exists)
+        until((tmp_path / "run" / ".cae-jax").exists)
     else:
         for _ in range({"compilation": 1, "first epoch": 2, "later": 3}[moment]):
             process.stdout.readline()
@@ -134,7 +134,7 @@ def test_a_signal_ends_the_script_soon_with_the_command_that_goes_on(
     assert time.monotonic() - began < 5
     assert code == 128 + number
     *_, command = out.splitlines()
-    overwrite = moment in ("start", "data")  # nothing of this run is there yet
+    overwrite = moment in ("start", "data", "compilation")  # no step has been taken
     assert command == (
         f"{number.name}: to continue, run cae-jax train {'--overwrite ' * overwrite}"
         f"--workdir {tmp_path / 'run'} --data-dir {data_dir}"

@@ -7,6 +7,7 @@ Every field of the config is a flag too and overrides it.
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -22,6 +23,9 @@ class Flags(common.ConfigFlags):
 
     overwrite: bool = False
     """Replace an existing run instead of resuming it."""
+
+    start_from: Annotated[Path | None, tyro.conf.arg(aliases=["--from"])] = None
+    """Run of the same network, whose weights a new run begins with."""
 
     chunk_steps: int = 67
     """Steps between two updates of the progress bar; the result does not depend on it."""
@@ -40,6 +44,7 @@ def run(flags: Flags) -> None:
         flags.train,
         flags.workdir or Path("runs") / Path(flags.config).stem,
         overwrite=flags.overwrite,
+        start_from=flags.start_from,
         chunk_steps=flags.chunk_steps,
         backend=flags.backend,
         **vars(flags.data),

@@ -1,17 +1,19 @@
 """Finds, retains and verifies the checkpoints of a run.
 
 A checkpoint is a directory named after its step. It holds two Orbax items, the parameters and the
-rest of the training state, and a manifest with the SHA-256 of every file. A save writes the
-manifest last, then renames the directory from a temporary name; a removal renames it back first. A
-directory named after a step is therefore complete, or damaged.
+rest of the training state, the history so far, and a manifest with the SHA-256 of every file. A
+save writes the manifest last, waits until all is on the disk, then renames the directory from a
+temporary name; a removal renames it back first. A directory named after a step is therefore
+complete, even after a power failure, or damaged.
 
 Orbax's own checkpoint manager has no hook for a manifest that is part of the commit.
 """
 
+import contextlib
 import itertools
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -23,10 +25,12 @@ from flax import nnx
 from cae_jax import atomic
 from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
-from cae_jax.runs import manifest, orbax_io
+from cae_jax.runs import history, manifest, orbax_io
+from cae_jax.runs.folder import MARK
 from cae_jax.training.step import TrainState
 
 KEEP_NEWEST = 3
+_HISTORY = "history.csv"
 _Like = TypeVar("_Like", TrainState, nnx.State)
 
 
@@ -51,11 +55,18 @@ class Checkpoints:
     Args:
         folder: directory of the checkpoints; created by the first save.
         config: of the run; checkpoints of another config are refused.
+        check: called before each change; raises where the directory may not be written any more.
     """
 
-    def __init__(self, folder: str | Path, config: TrainConfig):
+    def __init__(
+        self,
+        folder: str | Path,
+        config: TrainConfig,
+        check: Callable[[], None] = lambda: None,
+    ):
         orbax_io.silence()
         self.folder = Path(folder).absolute()
+        self.check = check
         self._config = to_dict(config)
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._saving: Future[None] | None = None
@@ -72,14 +83,18 @@ class Checkpoints:
     def clean(self) -> None:
         """Removes checkpoints that a killed process left half-written or half-removed."""
         for path in self.folder.glob(f"*{orbax_io.TEMPORARY}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.name.split(".")[0].isdecimal():  # of a step
+                shutil.rmtree(path, ignore_errors=True)
 
-    def save(self, state: TrainState, val_loss: float | None) -> None:
+    def save(
+        self, state: TrainState, val_loss: float | None, rows: Sequence[history.Row] = ()
+    ) -> None:
         """Starts to save a state, which may be donated afterwards.
 
         Args:
             state: the training state.
             val_loss: validation loss of its parameters; None within an epoch.
+            rows: the history so far, of which the checkpoint keeps a copy.
 
         Raises:
             UserError: the previous save failed.
@@ -88,7 +103,7 @@ class Checkpoints:
         # A copy: on the CPU the saving thread would read the very buffers that the next step
         # writes to.
         state = jax.tree.map(np.array, state)
-        self._saving = self._pool.submit(self._save, state, val_loss)
+        self._saving = self._pool.submit(self._save, state, val_loss, list(rows))
 
     def wait(self) -> None:
         """Waits for the current save.
@@ -132,6 +147,11 @@ class Checkpoints:
         """Whether the checkpoint still exists."""
         return (self.folder / str(checkpoint.step)).exists()
 
+    def rows(self, step: int) -> list[history.Row] | None:
+        """The history up to an intact checkpoint; None in one of a version that kept none."""
+        path = self.folder / str(step) / _HISTORY
+        return history.read(path) if path.exists() else None
+
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Restores the training state at a step, with the structure and devices of `like`.
 
@@ -152,28 +172,50 @@ class Checkpoints:
         """Moves a damaged checkpoint into `folder` and returns its new path."""
         folder.mkdir(exist_ok=True)
         names = (folder / f"{step}-{number}" for number in itertools.count())
-        return (self.folder / str(step)).rename(next(name for name in names if not name.exists()))
+        target = next(name for name in names if not name.exists())
+        shutil.move(self.folder / str(step), target)  # `checkpoints` may be on another disk
+        return target
 
-    def _save(self, state: TrainState, val_loss: float | None) -> None:
+    def _save(self, state: TrainState, val_loss: float | None, rows: list[history.Row]) -> None:
         path = self.folder / str(state.step)
         advice = "free space or grant write permission and run again to resume"
         with atomic.writing(f"checkpoint {path}", advice):
             try:
-                self._write(path, state, val_loss)
+                self._write(path, state, val_loss, rows)
             except Exception as error:  # Orbax and TensorStore raise exceptions of many types
+                try:
+                    self.check()
+                except UserError:
+                    self._leave()
+                    raise
                 self.clean()
                 raise OSError(orbax_io.reason(error)) from error
 
-    def _write(self, path: Path, state: TrainState, val_loss: float | None) -> None:
+    def _write(
+        self, path: Path, state: TrainState, val_loss: float | None, rows: list[history.Row]
+    ) -> None:
+        self.check()
         temporary = path.with_suffix(orbax_io.TEMPORARY)
         orbax_io.write(temporary, state)
+        history.write(temporary / _HISTORY, rows)
         checkpoint = Checkpoint(int(state.step), val_loss)
         manifest.write(temporary, {**checkpoint._asdict(), "config": self._config})
+        self.check()
         if path.exists():  # saved on an interruption, before the loss was known
             self._remove(path)
         temporary.rename(path)
+        atomic.sync(self.folder)  # before an older one is removed
         for step in self._superseded():
             self._remove(self.folder / str(step))
+
+    def _leave(self) -> None:
+        """Removes what TensorStore has written to the old path of a directory that was moved."""
+        run = self.folder.parent
+        if not (run / MARK).exists():  # else it is another run's by now
+            self.clean()
+            for folder in (self.folder, run):
+                with contextlib.suppress(OSError):  # not empty: of others
+                    folder.rmdir()
 
     def _verify(self, step: int) -> Checkpoint:
         folder = self.folder / str(step)
@@ -189,10 +231,15 @@ class Checkpoints:
             if not folder.exists():
                 raise FileNotFoundError(folder) from None
             raise
+        if metadata["step"] != step:
+            raise manifest.DamagedError(f"{folder} holds step {metadata['step']}")
         differing = [
             f"{key} ({value} there, {self._config.get(key)} now)"
             for key, value in metadata["config"].items()  # later versions may have more keys
             if self._config.get(key) != value
+            # written before the run was given more epochs
+            and not (key == "epochs" and value in self._config["restarts"])
+            and not (key == "restarts" and value == self._config["restarts"][: len(value)])
         ]
         if differing:
             raise UserError(
@@ -202,7 +249,13 @@ class Checkpoints:
         return Checkpoint(metadata["step"], metadata["val_loss"])
 
     def _steps(self) -> list[int]:
-        """Lists the steps of all checkpoints in ascending order, damaged ones included."""
+        """Lists the steps of all checkpoints in ascending order, damaged ones included.
+
+        Raises:
+            UserError: the directory is a link to nothing.
+        """
+        if self.folder.is_symlink() and not self.folder.exists():
+            raise UserError(f"{self.folder} is a link to nothing; mount the disk that it leads to")
         paths = self.folder.iterdir() if self.folder.is_dir() else []
         return sorted(int(path.name) for path in paths if path.name.isdecimal())
 

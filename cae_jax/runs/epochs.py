@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from cae_jax.errors import UserError
 from cae_jax.runs import history, tensorboard
 from cae_jax.runs.checkpoints import Checkpoints
+from cae_jax.runs.folder import OpenFolder, checkpoint_folder
 from cae_jax.runs.interruption import Interruption
 from cae_jax.training.step import TrainState
 from cae_jax.training.trainer import Trainer
@@ -26,18 +27,22 @@ class Progress:
     """The progress of a run.
 
     Attributes:
-        workdir: directory of the run.
+        folder: directory of the run, open.
         checkpoints: of the run.
         state: after the last chunk of steps, on the device.
         rows: the history, one row per epoch.
         saved_step: step of the newest checkpoint; None if there is none.
     """
 
-    workdir: Path
+    folder: OpenFolder
     checkpoints: Checkpoints
     state: TrainState
     rows: list[history.Row]
     saved_step: int | None
+
+    @property
+    def workdir(self) -> Path:
+        return self.folder.path
 
     @property
     def step(self) -> int:
@@ -45,18 +50,28 @@ class Progress:
 
     def save(self, val_loss: float | None = None) -> None:
         """Starts to save the state, unless it is saved already."""
-        if self.step != self.saved_step and self.step > 0:
-            self.checkpoints.save(self.state, val_loss)
+        if self.step != self.saved_step:
+            self.checkpoints.save(self.state, val_loss, self.rows)
             self.saved_step = self.step
+
+    def save_in(self, workdir: Path) -> None:
+        """Saves the state in the directory that the run was moved to."""
+        with contextlib.suppress(UserError):  # of a save at the old path
+            self.checkpoints.wait()
+        self.checkpoints.folder = checkpoint_folder(workdir.absolute())
+        self.checkpoints.check = lambda: None
+        self.saved_step = None
+        self.save()
+        self.checkpoints.wait()
 
 
 def resume(
-    workdir: Path, checkpoints: Checkpoints, initial_state: TrainState, steps: int
+    folder: OpenFolder, checkpoints: Checkpoints, initial_state: TrainState, steps: int
 ) -> Progress:
     """Restores the newest intact checkpoint, or starts before the first step.
 
     Args:
-        workdir: directory of the run.
+        folder: directory of the run, open.
         checkpoints: of the run.
         initial_state: the state before the first step.
         steps: steps per epoch.
@@ -64,25 +79,29 @@ def resume(
     Raises:
         UserError: all checkpoints are damaged, or the history does not match them.
     """
+    workdir = folder.path
     checkpoints.clean()
     newest, damage = checkpoints.find()
     for step, problem in damage.items():
         assert newest is not None
         moved = checkpoints.set_aside(step, workdir / "damaged")
         logger.warning("%s: moved to %s, resuming after step %d", problem, moved, newest.step)
-    state, epochs, saved_step = initial_state, 0, None
+    state, epochs, saved_step, kept = initial_state, 0, None, None
     if newest is not None:
         state, saved_step = checkpoints.restore(newest.step, like=state), newest.step
+        kept = checkpoints.rows(newest.step)
         # Without a loss, the last epoch has yet to be evaluated at least.
         known = newest.val_loss is not None
         epochs = (newest.step if known else max(newest.step - 1, 0)) // steps
-    return Progress(workdir, checkpoints, state, _read_rows(workdir, epochs), saved_step)
+    with folder.writing():
+        rows = _read_rows(workdir, epochs, kept)
+    return Progress(folder, checkpoints, state, rows, saved_step)
 
 
-def _read_rows(workdir: Path, epochs: int) -> list[history.Row]:
+def _read_rows(workdir: Path, epochs: int, kept: list[history.Row] | None) -> list[history.Row]:
     """Reads the history of the first `epochs` epochs; drops later rows, without checkpoint."""
     path = workdir / "history.csv"
-    rows = [row for row in history.read(path) if row.epoch <= epochs]
+    rows = [row for row in history.checked(path, kept) if row.epoch <= epochs]
     if [row.epoch for row in rows] != list(range(1, epochs + 1)):
         raise UserError(
             f"{path} has epochs {[row.epoch for row in rows]} and the newest checkpoint follows "
@@ -111,22 +130,23 @@ def run_epochs(
 
     Raises:
         Interrupted: on a signal; `progress` is that after the last chunk.
+        MovedError: the directory was moved or removed; `progress` likewise.
         UserError: a loss, gradient or parameter is not finite, or a file cannot be written.
     """
     first = len(progress.rows) + 1
     if progress.saved_step is not None:
         logger.info("%s resumes after step %d", progress.workdir, progress.saved_step)
-    with (
-        contextlib.closing(tensorboard.Writer(progress.workdir / "tensorboard", first)) as writer,
-        interruption.patience(1),
-    ):
+    with progress.folder.writing():
+        writer = tensorboard.Writer(progress.workdir / "tensorboard", first)
+    with contextlib.closing(writer), interruption.patience(1):
         for epoch in range(first, trainer.config.epochs + 1):
             row = _run_epoch(progress, trainer, epoch, chunk_steps, interruption)
             with interruption.patience():
                 # The checkpoint last: it must not be ahead of the history.
-                history.append(progress.workdir / "history.csv", row)
-                progress.rows.append(row)
-                writer.add(epoch, {name: getattr(row, name) for name in _SCALARS})
+                with progress.folder.writing():
+                    history.append(progress.workdir / "history.csv", row)
+                    progress.rows.append(row)
+                    writer.add(epoch, {name: getattr(row, name) for name in _SCALARS})
                 progress.save(row.val_loss)
                 _log_row(row, trainer.config.epochs)
             if on_epoch is not None:
@@ -155,6 +175,7 @@ def _run_epoch(
                 trainer.run, progress.state, batches_SxB, start, stop
             )
             _check_finite(progress, trainer, epoch, losses_S[:stop], finite)
+            progress.folder.check()
             bar.update(stop - start)
             if stop < trainer.steps:
                 interruption.check()

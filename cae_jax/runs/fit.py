@@ -16,12 +16,13 @@ from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from cae_jax.models.topology import layer_table, of_config
-from cae_jax.ops.backend import Backend, choose
-from cae_jax.runs import history, results
+from cae_jax.ops.backend import Backend
+from cae_jax.runs import environment, history, results
 from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.epochs import Progress, resume, run_epochs
-from cae_jax.runs.folder import checkpoint_folder, open_run
+from cae_jax.runs.folder import MovedError, checkpoint_folder, is_finished, open_run
 from cae_jax.runs.interruption import Interrupted, Interruption
+from cae_jax.runs.load import load
 from cae_jax.training.step import TrainState, make_keys
 from cae_jax.training.trainer import Trainer, device_name, initial_state, steps_per_epoch
 
@@ -47,6 +48,7 @@ def fit(
     workdir: str | Path = "runs/fit",
     *,
     overwrite: bool = False,
+    start_from: str | Path | None = None,
     data_dir: str | Path | None = None,
     archives: str | Path | None = None,
     chunk_steps: int = 67,
@@ -55,48 +57,63 @@ def fit(
 ) -> FitResult:
     """Trains an autoencoder; called again with the same directory, it resumes.
 
+    A finished run takes more epochs: with a constant schedule it goes on as if they had been there
+    from the beginning, a cosine starts again (see `TrainConfig.restarts`).
+
     On SIGTERM and SIGINT (Ctrl-C, a notebook's interrupt) it finishes the current chunk of steps,
     saves, and returns; a second signal does not wait for the chunk.
 
     Args:
         config: the training.
         workdir: directory of the run; `cae_jax.runs.folder` lists its files.
-        overwrite: start again where a run exists.
+        overwrite: start again where a run exists; it is kept until the new one has a checkpoint.
+        start_from: directory of a run of the same network, whose weights a new run begins with; its
+            optimizer, schedule and history start fresh.
         data_dir, archives: see `cae_jax.data.load_split`.
         chunk_steps: steps between two checks for signals; without effect on the result.
-        backend: see `cae_jax.ops.backend.choose`. The backends agree up to rounding; a run may be
-            resumed by another one.
+        backend: see `cae_jax.ops.backend.choose`. The backends agree up to rounding; a run keeps
+            the one that it began with unless another one is named.
         on_epoch: called after each epoch with the history so far, for a live plot, say. An
             exception that it raises ends the training.
 
     Raises:
         UserError: unusable data or directory, a run of another config, another process that trains
             in it, or a number that became infinite or not-a-number.
-        Interrupted: a signal came before there was a model.
+        Interrupted: a signal came before the first step.
     """
     if chunk_steps < 1:
         raise UserError(f"`chunk_steps` is {chunk_steps}; it takes a whole number of at least 1")
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     with Interruption() as interruption:
-        chosen = choose(of_config(config), backend)
+        chosen = environment.choose_backend(workdir, of_config(config), backend)
         images = data.load(config, data_dir=data_dir, archives=archives)
         interruption.check()
+        model = _initial_model(config, start_from)
         with (
-            open_run(workdir, config, overwrite=overwrite),
-            Checkpoints(checkpoint_folder(workdir), config) as checkpoints,
+            open_run(workdir, config, overwrite=overwrite) as folder,
+            Checkpoints(checkpoint_folder(workdir), folder.config, folder.check) as checkpoints,
         ):
-            atomic.write_text(workdir / "summary.txt", layer_table(of_config(config)) + "\n")
-            model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
-            setup = _Setup(config, model, chosen, images.train, images.test)
-            progress = resume(workdir, checkpoints, setup.initial_state(), setup.steps)
-            interrupted = None
-            try:
-                _train(setup, progress, interruption, chunk_steps, on_epoch)
-            except Interrupted as stop:
-                interruption.ignore()
-                interrupted = stop.signal
-                _save_interrupted(setup, progress, stop)
-            return FitResult(setup.autoencoder(progress), progress.rows, interrupted)
+            setup = _Setup(folder.config, model, chosen, images.train, images.test)
+            progress = resume(folder, checkpoints, setup.initial_state(), setup.steps)
+            if start_from is not None and progress.saved_step is None:
+                progress.save()  # whoever resumes the run need not name its origin
+            stopped = _train(setup, progress, interruption, chunk_steps, on_epoch)
+            return FitResult(setup.autoencoder(progress), progress.rows, stopped)
+
+
+def _initial_model(config: TrainConfig, start_from: str | Path | None) -> autoencoders.Model:
+    """The model before the first step."""
+    model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
+    if start_from is not None:
+        source = load(start_from, backend="auto")
+        if source.topology != model.topology:
+            raise UserError(
+                f"`start_from` {start_from} has the model {source.config.model} with features "
+                f"{source.config.features}, and the config describes {config.model} with features "
+                f"{config.features}; they must be equal"
+            )
+        nnx.update(model, nnx.state(source.model, nnx.Param))
+    return model
 
 
 class _Setup(NamedTuple):
@@ -128,17 +145,50 @@ def _train(
     interruption: Interruption,
     chunk_steps: int,
     on_epoch: Callable[[list[history.Row]], None] | None,
-) -> None:
-    """Runs the remaining epochs and writes the results."""
-    interruption.check()
-    workdir, epochs = progress.workdir, setup.config.epochs
-    result = workdir / "result.json"
-    if len(progress.rows) == epochs and result.exists():
+) -> int | None:
+    """Runs the remaining epochs and writes the results, unless the run is finished.
+
+    Returns:
+        the number of a signal that ended the training early.
+    """
+    epochs = setup.config.epochs
+    if len(progress.rows) == epochs and is_finished(progress.workdir, epochs):
         logger.info(
-            f"{workdir} is finished after {epochs} epochs; set `overwrite=True` to start again"
+            f"{progress.workdir} is finished after {epochs} epochs; more epochs continue it"
         )
-        return
-    result.unlink(missing_ok=True)
+        return None
+    try:
+        _run(setup, progress, interruption, chunk_steps, on_epoch)
+    except Interrupted as stop:
+        if progress.step == 0:  # nothing that could be kept
+            raise
+        interruption.ignore()
+        progress.save()
+        progress.checkpoints.wait()
+        kept = f", which {progress.workdir} keeps" if progress.step == progress.saved_step else ""
+        total = setup.steps * epochs
+        logger.info(f"{stop} after step {progress.step} of {total}{kept}")
+        return stop.signal
+    except MovedError as moved:
+        if moved.now is not None:
+            progress.save_in(moved.now)
+        raise
+    return None
+
+
+def _run(
+    setup: _Setup,
+    progress: Progress,
+    interruption: Interruption,
+    chunk_steps: int,
+    on_epoch: Callable[[list[history.Row]], None] | None,
+) -> None:
+    interruption.check()
+    folder, workdir = progress.folder, progress.workdir
+    with folder.writing():
+        (workdir / "result.json").unlink(missing_ok=True)
+        atomic.write_text(workdir / "summary.txt", layer_table(setup.model.topology) + "\n")
+        environment.record(workdir, setup.backend)
     logger.info(f"Backend {setup.backend.name}: {setup.backend.reason}")
     started = time.perf_counter()
     trainer = interruption.call(Trainer, *setup)
@@ -148,13 +198,5 @@ def _train(
     progress.checkpoints.wait()
     interruption.check()
     details = {"compile_seconds": compile_seconds, "backend": setup.backend.name}
-    results.write(workdir, setup.autoencoder(progress), progress.rows, trainer, details)
-
-
-def _save_interrupted(setup: _Setup, progress: Progress, stop: Interrupted) -> None:
-    """Saves the state after the last chunk."""
-    progress.save()
-    progress.checkpoints.wait()
-    kept = f", which {progress.workdir} keeps" if progress.step == progress.saved_step else ""
-    total = setup.steps * setup.config.epochs
-    logger.info(f"{stop} after step {progress.step} of {total}{kept}")
+    with folder.writing():
+        results.write(workdir, setup.autoencoder(progress), progress.rows, trainer, details)

@@ -1,6 +1,8 @@
-"""Creates, locks and clears the directory of a run.
+"""Creates, marks and locks the directory of a run.
 
+.cae-jax               marks the directory as a run; held locked by the training process
 config.json            the `TrainConfig`
+environment.json       the backend, and whatever else changes numbers
 history.csv            one row per epoch
 checkpoints/           the newest three and the best
 tensorboard/           the history for TensorBoard
@@ -9,14 +11,13 @@ history.png            loss over epochs
 reconstructions.png    the first ten test images, their noisy inputs if any, and reconstructions
 result.json            final and best metrics, versions, device; written last
 damaged/               damaged checkpoints, set aside
-.lock                  held by the training process
 """
 
 import contextlib
-import fcntl
+import dataclasses
 import json
+import logging
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,18 +25,28 @@ from pathlib import Path
 from cae_jax import atomic
 from cae_jax.config import TrainConfig, from_dict, to_dict
 from cae_jax.errors import UserError
-from cae_jax.runs import manifest
+from cae_jax.runs import manifest, replacement
 
-# In order of removal: config.json last, because it marks the directory as a run.
-_FOLDERS = ("checkpoints", "damaged", "tensorboard")
-_FILES = (
-    "result.json",
-    "history.csv",
-    "history.png",
-    "reconstructions.png",
-    "summary.txt",
-    "config.json",
-)
+try:
+    import fcntl
+except ImportError:  # Windows, where runs can be read
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+MARK = ".cae-jax"
+_MARK_LINE = b"cae-jax run 1\n"
+
+
+class MovedError(UserError):
+    """The directory of a run was moved, replaced or removed while it was open.
+
+    Attributes:
+        now: where it is now, still locked; None if it is gone or another process has it.
+    """
+
+    def __init__(self, message: str, now: Path | None):
+        super().__init__(message)
+        self.now = now
 
 
 def checkpoint_folder(run: Path) -> Path:
@@ -72,77 +83,205 @@ def read_config(run: Path) -> TrainConfig:
     )
 
 
-@contextlib.contextmanager
-def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> Iterator[None]:
-    """Opens a directory for training, new or of a run with the same config; locks it.
+class OpenFolder:
+    """The directory of a run while one process holds its lock.
 
-    Raises:
-        UserError: another process trains there; it holds a run of another config, and the message
-            names the keys that differ; or it cannot be written, now or while it is open.
+    Attributes:
+        path: of the directory.
+        config: of the run, once it has one.
     """
-    with open_folder(run, overwrite=overwrite):
-        if (run / "config.json").exists():
-            _check_same(run, read_config(run), config)
-        else:
-            write_config(run, config)
-        yield
 
+    config: TrainConfig
 
-@contextlib.contextmanager
-def open_folder(run: Path, *, overwrite: bool) -> Iterator[None]:
-    """Creates and locks the directory of a run, which may have no config yet.
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+        self._folder = os.open(path, os.O_RDONLY)
 
-    Raises:
-        UserError: another process trains there, or it cannot be written, now or while it is open.
-    """
-    advice = "choose another one, or free space or grant write permission and run again to resume"
-    with atomic.writing(f"`workdir` {run}", advice):
-        if run.exists() and not run.is_dir():
-            raise UserError(f"`workdir` {run} is a file; pass a directory")
-        run.mkdir(parents=True, exist_ok=True)
-        with _locked(run):
-            if overwrite:
-                _clear(run)
+    def close(self) -> None:
+        os.close(self._folder)
+        os.close(self._lock)
+
+    def check(self) -> None:
+        """Raises `MovedError` if the path no longer leads to the directory that was locked."""
+        if _same(self.path / MARK, self._lock) and _same(self.path, self._folder):
+            return
+        now = _path_of(self._folder)
+        if now is None or not _same(now, self._folder):
+            raise MovedError(
+                f"`workdir` {self.path} was removed during the training, which ends here; train "
+                "again, in a directory that stays",
+                None,
+            )
+        # Without its mark another process may open it, unless that has happened already.
+        ours = _same(now / MARK, self._lock) or not (now / MARK).exists()
+        moved = f"is {now} now" if now != self.path.absolute() else f"has lost its file {MARK}"
+        raise MovedError(
+            f"`workdir` {self.path} {moved}: it was changed during the training, which ends here; "
+            f"continue with `workdir='{now}'`",
+            now if ours else None,
+        )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Checks the directory before it is written; a file that cannot be is a `UserError`."""
+        self.check()
+        with _writing(self.path):
             yield
 
 
-def write_config(run: Path, config: TrainConfig) -> None:
-    """Writes the config, which makes the directory a run."""
-    atomic.write_json(run / "config.json", {"format": manifest.FORMAT, **to_dict(config)})
+@contextlib.contextmanager
+def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> Iterator[OpenFolder]:
+    """Opens a directory for training, new or of a run with the same config; locks it.
+
+    A finished run takes more epochs: its config then has a restart after those that it had.
+
+    Raises:
+        UserError: see `open_folder`; or it holds a run of another config, and the message names
+            the keys that differ.
+    """
+    with open_folder(run, overwrite=overwrite) as folder:
+        there = read_config(run) if (run / "config.json").exists() else None
+        folder.config = config if there is None else _agreed(run, there, config)
+        if folder.config != there:
+            with folder.writing():
+                write_config(run, folder.config)
+        yield folder
 
 
 @contextlib.contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Holds the lock of a run; the system releases it when the process ends or is killed."""
-    with (run / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{file.read().strip() or 'another process'} trains in {run}; wait for it, stop "
-                "it, or choose another `workdir`"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
+def open_folder(run: Path, *, overwrite: bool) -> Iterator[OpenFolder]:
+    """Creates, marks and locks the directory of a run, which may have no config yet.
+
+    Args:
+        run: the directory; new, empty, or that of a run.
+        overwrite: replace the run that is there, see `cae_jax.runs.replacement`.
+
+    Raises:
+        UserError: it holds other files than a run's; another process trains there; or it cannot be
+            written.
+    """
+    if fcntl is None:
+        raise UserError("training needs Linux or macOS, such as WSL; here runs can only be read")
+    if run.exists() and not run.is_dir():
+        raise UserError(f"`workdir` {run} is a file; pass a directory")
+    with _writing(run):
+        _check_ours(run)
+        run.mkdir(parents=True, exist_ok=True)
+        folder = OpenFolder(run, _locked(run))
+    try:
+        with folder.writing():
+            replacement.settle(run)
+            if overwrite:
+                replacement.set_aside(run)
+        yield folder
+    finally:
+        with contextlib.closing(folder), contextlib.suppress(MovedError), folder.writing():
+            replacement.settle(run)
 
 
-def _check_same(run: Path, there: TrainConfig, now: TrainConfig) -> None:
-    old, new = to_dict(there), to_dict(now)
-    differing = [f"{key} ({old[key]} there, {new[key]} now)" for key in new if old[key] != new[key]]
-    if differing:
+def is_finished(run: Path, epochs: int) -> bool:
+    """Whether a run has the results of its last epoch; a damaged file counts as none."""
+    try:
+        return json.loads((run / "result.json").read_bytes())["final"]["epoch"] == epochs
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def write_config(run: Path, config: TrainConfig) -> None:
+    """Writes the config, which makes the directory a run that can be loaded."""
+    atomic.write_json(run / "config.json", {"format": manifest.FORMAT, **to_dict(config)})
+
+
+def _writing(run: Path) -> contextlib.AbstractContextManager[None]:
+    advice = "choose another one, or free space or grant write permission and run again to resume"
+    return atomic.writing(f"`workdir` {run}", advice)
+
+
+def _check_ours(run: Path) -> None:
+    """Refuses a directory with files of others: nothing in it may be touched."""
+    if not run.is_dir() or _is_marked(run):
+        return
+    names = sorted(path.name for path in run.iterdir() if path.name != MARK)
+    if names and "config.json" in names:  # of a version that did not mark its runs
+        with contextlib.suppress(UserError):
+            read_config(run)
+            names = []
+    # A mark may be empty: its process was killed in the first moment.
+    mark = run / MARK
+    broken_off = mark.is_file() and not mark.is_symlink() and mark.stat().st_size == 0
+    if names or (os.path.lexists(mark) and not broken_off):
         raise UserError(
-            f"`workdir` {run} holds a run that differs in {', '.join(differing)}; choose another "
-            "`workdir`, or replace that run with `overwrite=True`"
+            f"`workdir` {run} is not empty and not a run of cae-jax: it holds "
+            f"{', '.join([*names, MARK][:3])}; choose another directory, new or empty"
         )
 
 
-def _clear(run: Path) -> None:
-    """Removes the files of a run and no others: the directory may be the user's home."""
-    for name in _FOLDERS:
-        if (run / name).exists():
-            shutil.rmtree(run / name)
-    for name in _FILES:
-        (run / name).unlink(missing_ok=True)
+def _is_marked(run: Path) -> bool:
+    mark = run / MARK
+    return mark.is_file() and not mark.is_symlink() and mark.read_bytes().startswith(_MARK_LINE)
+
+
+def _locked(run: Path) -> int:
+    """Marks a directory and locks it; the system releases the lock when the process ends."""
+    assert fcntl is not None
+    lock = os.open(run / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 1000, len(_MARK_LINE)).decode(errors="replace").strip()
+        os.close(lock)
+        raise UserError(
+            f"{holder or 'another process'} trains in {run}; wait for it, stop it, or choose "
+            "another `workdir`"
+        ) from None
+    except OSError as error:
+        logger.warning(
+            "%s cannot be locked (%s): make sure that no other process trains in it", run, error
+        )
+    os.ftruncate(lock, len(_MARK_LINE))  # the mark stays whole if the power fails here
+    os.pwrite(lock, _MARK_LINE, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), len(_MARK_LINE))
+    os.fsync(lock)
+    atomic.sync(run)
+    return lock
+
+
+def _same(path: Path, descriptor: int) -> bool:
+    """Whether a path leads to an open file or directory."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _path_of(folder: int) -> Path | None:
+    """Where an open directory is now."""
+    try:
+        if command := getattr(fcntl, "F_GETPATH", None):  # macOS
+            assert fcntl is not None
+            return Path(os.fsdecode(fcntl.fcntl(folder, command, bytes(1024)).rstrip(b"\0")))
+        return Path(f"/proc/self/fd/{folder}").readlink()
+    except OSError:
+        return None
+
+
+def _agreed(run: Path, there: TrainConfig, now: TrainConfig) -> TrainConfig:
+    """The config of a run that is opened with another one, if they agree."""
+    if now in (there, dataclasses.replace(there, restarts=())):
+        return there
+    finished = is_finished(run, there.epochs)
+    if finished and now.epochs > there.epochs and not now.restarts:
+        longer = dataclasses.replace(
+            there, epochs=now.epochs, restarts=(*there.restarts, there.epochs)
+        )
+        if longer == dataclasses.replace(now, restarts=longer.restarts):
+            return longer
+    old, new = to_dict(there), to_dict(now)
+    differing = [f"{key} ({old[key]} there, {new[key]} now)" for key in new if old[key] != new[key]]
+    more = "" if finished else " once it is finished"
+    raise UserError(
+        f"`workdir` {run} holds a run that differs in {', '.join(differing)}; it takes more "
+        f"`epochs`{more}; for other changes choose another `workdir`, and, to begin with its "
+        f"weights, `start_from={str(run)!r}`"
+    )

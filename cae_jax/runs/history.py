@@ -1,11 +1,14 @@
 """Writes and reads ``history.csv``, one row per epoch."""
 
 import csv
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cae_jax import atomic
 from cae_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -43,6 +46,9 @@ def append(path: Path, row: Row) -> None:
         if new:
             writer.writerow(Row._fields)
         writer.writerow(row)
+    atomic.sync(path)
+    if new:
+        atomic.sync(path.parent)
 
 
 def read(path: Path) -> list[Row]:
@@ -54,7 +60,7 @@ def read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
         if line.endswith("\n") and line.rstrip() != ",".join(Row._fields):
             try:
                 rows.append(_parse(line))
@@ -82,6 +88,37 @@ def rewrite(path: Path, rows: list[Row]) -> None:
         path.unlink(missing_ok=True)
         return
     with atomic.replacing(path) as temporary:
-        temporary.unlink(missing_ok=True)  # left by a killed process
-        for row in rows:
-            append(temporary, row)
+        write(temporary, rows)
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """Writes a new file with these rows."""
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([Row._fields, *rows])
+
+
+def checked(path: Path, kept: list[Row] | None) -> list[Row]:
+    """Reads the file and checks it against the rows that the newest checkpoint keeps.
+
+    Args:
+        path: of the file.
+        kept: rows of the first epochs; None where the checkpoint keeps none.
+
+    Returns:
+        The kept rows, and those of later epochs from the file.
+
+    Raises:
+        UserError: a line is malformed and there are no kept rows.
+    """
+    try:
+        rows = read(path)
+    except UserError:
+        if kept is None:
+            raise
+        rows = []
+    if kept is None:
+        return rows
+    if rows[: len(kept)] != kept:
+        logger.warning("%s is damaged: its rows are taken from the checkpoint", path)
+        rows = kept + [row for row in rows if row.epoch > len(kept)]
+    return rows

@@ -30,7 +30,7 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
     Raises:
         UserError: not a run directory, no intact checkpoint, or an unavailable backend.
     """
-    run = Path(run)
+    run = Path(run).expanduser()
     config = read_config(run)
     chosen = choose(topology.of_config(config), backend)
     model = autoencoders.build(config, nnx.Rngs(0))

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cae_jax import atomic
+
 NAME = "manifest.json"
 # Incremented whenever older versions cannot read what this one writes.
 FORMAT = 1
@@ -22,7 +24,7 @@ class NewerError(Exception):
 
 
 def write(folder: Path, metadata: dict[str, Any]) -> None:
-    """Writes the manifest of all files below a directory.
+    """Writes the manifest of all files below a directory; then all of it is on the disk.
 
     Args:
         folder: directory without a manifest.
@@ -30,6 +32,7 @@ def write(folder: Path, metadata: dict[str, Any]) -> None:
     """
     files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _files(folder)}
     (folder / NAME).write_bytes(_encode({"format": FORMAT, **metadata, "files": files}))
+    atomic.sync_tree(folder)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -49,11 +52,11 @@ def read(folder: Path) -> dict[str, Any]:
         metadata = json.loads(content)
         intact = content == _encode({key: metadata[key] for key in metadata if key != "sha256"})
         number = metadata["format"]
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         if not folder.exists():
-            raise
+            raise FileNotFoundError(folder) from error
         raise DamagedError(f"{path} is missing") from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"{path} is no manifest") from error
     if not intact:
         raise DamagedError(f"{path} has changed")
@@ -63,21 +66,20 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Reads the manifest of a directory and checks every file against it.
+    """Reads the manifest of a directory and checks every file that it lists.
+
+    Other files do not count: file managers, backups and network file systems leave theirs.
 
     Raises:
-        DamagedError: a file was changed, is missing or is not in the manifest; see also `read`.
+        DamagedError: a file was changed or is missing; see also `read`.
     """
     metadata = read(folder)
-    wanted = metadata["files"]
-    for name in sorted(wanted.keys() | dict(_files(folder)).keys()):
-        if name not in wanted:
-            raise DamagedError(f"{folder / name} does not belong there")
+    for name, digest in metadata["files"].items():
         try:
             content = (folder / name).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise DamagedError(f"{folder / name} is missing") from None
-        if hashlib.sha256(content).hexdigest() != wanted[name]:
+        if hashlib.sha256(content).hexdigest() != digest:
             raise DamagedError(f"{folder / name} has changed")
     return metadata
 

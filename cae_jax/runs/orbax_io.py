@@ -3,11 +3,13 @@
 The state is two items, the parameters and the rest, so that the parameters can be read alone.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,9 @@ def write(folder: Path, state: TrainState) -> None:
         Exception: Orbax and TensorStore raise exceptions of many types; see `reason`.
     """
     hook, sys.unraisablehook = sys.unraisablehook, partial(_unraisable, sys.unraisablehook)
-    ocp.save_checkpointables(folder, _items(state))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _without_patterns(folder.parent) as parent:
+        ocp.save_checkpointables(parent / folder.name, _items(state))
     sys.unraisablehook = hook
 
 
@@ -82,7 +86,20 @@ def _read(folder: Path, like: dict[str, Any]) -> dict[str, Any]:
     def describe(leaf: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
-    return ocp.load_checkpointables(folder, jax.tree.map(describe, like))
+    with _without_patterns(folder) as path:
+        return ocp.load_checkpointables(path, jax.tree.map(describe, like))
+
+
+@contextlib.contextmanager
+def _without_patterns(folder: Path) -> Iterator[Path]:
+    """A path of the directory without brackets and backslashes, which Orbax takes for patterns."""
+    if not set(str(folder)) & set("[]\\"):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / "checkpoint"
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link
 
 
 def _to_state(like: nnx.State, values: dict[str, Any]) -> nnx.State:

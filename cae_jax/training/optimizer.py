@@ -1,5 +1,7 @@
 """Builds the Optax optimizer and the learning rate schedule of a config."""
 
+import itertools
+
 import optax
 
 from cae_jax.config import TrainConfig
@@ -35,9 +37,18 @@ def build_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTran
 
 def build_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
     """Builds the learning rate as a function of the step; see `build_optimizer`."""
-    warmup_steps = min(config.warmup_steps, total_steps // 2)  # short runs warm up too
+    steps = [epochs * total_steps // config.epochs for epochs in (0, *config.restarts)]
+    phases = [b - a for a, b in itertools.pairwise([*steps, total_steps])]
+    if config.schedule == "constant":
+        return _phase(config, phases[0])
+    return optax.join_schedules([_phase(config, phase) for phase in phases], steps[1:])
+
+
+def _phase(config: TrainConfig, steps: int) -> optax.Schedule:
+    """A warm-up and what follows it."""
+    warmup_steps = min(config.warmup_steps, steps // 2)  # short runs warm up too
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.learning_rate, total_steps - warmup_steps)
+        after = optax.cosine_decay_schedule(config.learning_rate, steps - warmup_steps)
     else:
         after = optax.constant_schedule(config.learning_rate)
     if warmup_steps == 0:

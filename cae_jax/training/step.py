@@ -65,7 +65,9 @@ class Keys(NamedTuple):
 
 def make_keys(seed: int) -> Keys:
     """Splits a seed into the root keys of a run."""
-    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+    # Whatever generator the user has set as JAX's default: a run is reproduced by its config.
+    key = jax.random.key(seed, impl="threefry2x32")
+    return Keys(*jax.random.split(key, len(Keys._fields)))
 
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, steps: int) -> TrainState:

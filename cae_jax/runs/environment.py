@@ -1,0 +1,99 @@
+"""Records what changes the numbers of a run without being part of its config.
+
+A run keeps its backend. Everything else is the user's to change; a change is logged, because the
+result is then no longer the one that its config gives bit by bit.
+"""
+
+import json
+import logging
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import get_args
+
+import jax
+
+from cae_jax import atomic
+from cae_jax.errors import UserError
+from cae_jax.models.topology import Topology
+from cae_jax.ops.backend import Backend, Name, choose
+
+logger = logging.getLogger(__name__)
+_OPTIONS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_matmul_precision")
+
+
+def choose_backend(run: Path, topology: Topology, name: str) -> Backend:
+    """Chooses the backend of a run: the one that it began with, unless another one is named.
+
+    Args:
+        run: directory of the run, which need not exist.
+        topology: the network.
+        name: see `cae_jax.ops.backend.choose`.
+
+    Raises:
+        UserError: the backend is unknown or unavailable.
+    """
+    recorded = _read(run).get("backend")
+    if name != "auto" or recorded is None:
+        return choose(topology, name)
+    try:
+        return choose(topology, recorded)
+    except UserError as error:
+        raise UserError(
+            f"{run} was trained by the backend {recorded} so far: {error}; or name another "
+            "`backend`, which gives numbers that differ in the last digits"
+        ) from error
+
+
+def record(run: Path, backend: Backend) -> None:
+    """Writes the environment of a run, and logs how it differs from the one before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    before, now = _read(run), _current(backend)
+    changes = [
+        f"{key} {before[key]} -> {now[key]}" for key in now if before.get(key, now[key]) != now[key]
+    ]
+    if changes:
+        logger.warning(
+            "%s continues in another environment (%s): the last digits of its numbers may differ",
+            run,
+            ", ".join(changes),
+        )
+    if before != now:
+        atomic.write_json(run / "environment.json", now)
+
+
+def _current(backend: Backend) -> dict[str, str]:
+    device = jax.devices()[0]
+    return {
+        "backend": backend.name,
+        "device": f"{device.platform} ({device.device_kind})",
+        "processor": _processor(),
+        "jax": metadata.version("jax"),
+        "jaxlib": metadata.version("jaxlib"),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        **{name: str(getattr(jax.config, name)) for name in _OPTIONS},
+    }
+
+
+def _processor() -> str:
+    """Model of the CPU, whose vector width decides the order of sums."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _read(run: Path) -> dict[str, str]:
+    """The recorded environment; empty without a usable one, as in runs of earlier versions."""
+    try:
+        values = json.loads((run / "environment.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    usable = isinstance(values, dict) and values.get("backend") in get_args(Name)
+    return {key: str(value) for key, value in values.items()} if usable else {}

@@ -1,0 +1,204 @@
+"""More epochs, other weights to begin with, and the environment that a run keeps."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import cae_jax
+from cae_jax.ops import backend, native
+from cae_jax.runs import history
+from cae_jax.training.optimizer import build_schedule
+from tests.conftest import SMALL, needs_native
+from tests.test_folder import CONFIG, copied, dense_run  # noqa: F401
+from tests.test_reliability import assert_same_end
+
+
+def parameters(autoencoder):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(autoencoder.model, nnx.Param))]
+
+
+# More epochs
+
+
+def test_a_constant_schedule_goes_on_as_if_the_epochs_had_been_there(data_dir, tmp_path):
+    short = dataclasses.replace(CONFIG, schedule="constant")
+    longer = dataclasses.replace(short, epochs=4)
+    for folder, configs in (("whole", [longer]), ("in two", [short, longer, longer])):
+        for config in configs:
+            result = cae_jax.fit(config, tmp_path / folder, data_dir=data_dir)
+    assert result.autoencoder.config.restarts == (2,)
+    whole = cae_jax.load(tmp_path / "whole")
+    for ours, expected in zip(parameters(result.autoencoder), parameters(whole), strict=True):
+        assert ours.tobytes() == expected.tobytes()
+    losses, expected = (
+        [row.val_loss for row in history.read(tmp_path / name / "history.csv")]
+        for name in ("in two", "whole")
+    )
+    assert losses == expected
+    assert json.loads((tmp_path / "in two" / "result.json").read_text())["final"]["epoch"] == 4
+
+
+def test_a_cosine_starts_again_and_the_run_says_so(copied, data_dir):  # noqa: F811
+    longer = dataclasses.replace(CONFIG, epochs=3)
+    rows = cae_jax.fit(longer, copied, data_dir=data_dir).history
+    assert [row.epoch for row in rows] == [1, 2, 3]
+    config = json.loads((copied / "config.json").read_text())
+    assert (config["epochs"], config["restarts"]) == (3, [2])
+    assert cae_jax.load(copied).config == dataclasses.replace(longer, restarts=(2,))
+    for more, restarts in ((3, (2,)), (5, (2, 3))):  # again, and more once more
+        again = dataclasses.replace(CONFIG, epochs=more)
+        assert cae_jax.fit(again, copied, data_dir=data_dir).autoencoder.config.restarts == restarts
+
+
+def test_a_second_phase_that_broke_off_resumes_exactly(copied, data_dir, tmp_path, monkeypatch):  # noqa: F811
+    longer = dataclasses.replace(CONFIG, epochs=4)
+    shutil.copytree(copied, tmp_path / "broken")
+    cae_jax.fit(longer, copied, data_dir=data_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr("cae_jax.runs.epochs._log_row", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            cae_jax.fit(longer, tmp_path / "broken", data_dir=data_dir)
+    cae_jax.fit(longer, tmp_path / "broken", data_dir=data_dir)
+    assert_same_end(tmp_path / "broken", copied)
+
+
+def test_the_schedule_of_two_phases_is_that_of_one_twice():
+    """By Optax's own schedules of each phase: 100 steps an epoch, warm-up capped at a half."""
+    config = cae_jax.TrainConfig(epochs=5, restarts=(2,), warmup_steps=120, learning_rate=0.5)
+    ours = build_schedule(config, 500)
+    first = optax.warmup_cosine_decay_schedule(0.0, 0.5, 100, 200)
+    second = optax.warmup_cosine_decay_schedule(0.0, 0.5, 120, 300)
+    for step in (0, 50, 100, 150, 199):
+        assert float(ours(step)) == pytest.approx(float(first(step)), abs=1e-6)
+    for step in (200, 250, 320, 400, 499, 500):
+        assert float(ours(step)) == pytest.approx(float(second(step - 200)), abs=1e-6)
+
+
+@pytest.mark.parametrize("restarts", [(0,), (5,), (3, 2), (2, 2), (1.5,), 3])
+def test_restarts_that_are_none_are_refused(restarts):
+    with pytest.raises(cae_jax.UserError, match="`restarts` is"):
+        cae_jax.TrainConfig(epochs=5, restarts=restarts)
+
+
+def test_an_unfinished_run_and_other_changes_are_refused_with_the_ways(copied, data_dir):  # noqa: F811
+    for changes in ({"epochs": 4, "seed": 1}, {"epochs": 1}, {"learning_rate": 1.0}):
+        with pytest.raises(cae_jax.UserError) as error:
+            cae_jax.fit(dataclasses.replace(CONFIG, **changes), copied, data_dir=data_dir)
+        assert "it takes more `epochs`; for other" in str(error.value)
+        assert f"`start_from='{copied}'`" in str(error.value)
+    (copied / "result.json").unlink()
+    with pytest.raises(cae_jax.UserError, match="more `epochs` once it is finished"):
+        cae_jax.fit(dataclasses.replace(CONFIG, epochs=4), copied, data_dir=data_dir)
+
+
+# Other weights
+
+
+def test_a_run_begins_with_the_weights_of_another(dense_run, data_dir, tmp_path):  # noqa: F811
+    config = dataclasses.replace(CONFIG, optimizer="sgd", learning_rate=1e-12, epochs=1, seed=7)
+    result = cae_jax.fit(config, tmp_path / "run", start_from=dense_run, data_dir=data_dir)
+    for ours, expected in zip(
+        parameters(result.autoencoder), parameters(cae_jax.load(dense_run)), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9)
+    assert [row.epoch for row in result.history] == [1]
+
+
+def test_whoever_resumes_need_not_name_the_origin(dense_run, data_dir, tmp_path, monkeypatch):  # noqa: F811
+    config = dataclasses.replace(CONFIG, seed=7)
+    cae_jax.fit(config, tmp_path / "whole", start_from=dense_run, data_dir=data_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr("cae_jax.runs.fit.run_epochs", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            cae_jax.fit(config, tmp_path / "run", start_from=dense_run, data_dir=data_dir)
+    cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_weights_of_another_network_are_refused(dense_run, data_dir, tmp_path):  # noqa: F811
+    config = dataclasses.replace(CONFIG, model="deep")
+    with pytest.raises(
+        cae_jax.UserError, match=r"has the model simple .* the config describes deep"
+    ):
+        cae_jax.fit(config, tmp_path / "run", start_from=dense_run, data_dir=data_dir)
+    assert not (tmp_path / "run").exists()
+
+
+# The environment
+
+
+@needs_native
+def test_a_run_keeps_its_backend(data_dir, tmp_path, monkeypatch, capsys):
+    """Begun without a compiler, resumed with one."""
+    folder, original = tmp_path / "run", native.Kernel
+    short = dataclasses.replace(SMALL, epochs=1, schedule="constant")
+    longer = dataclasses.replace(short, epochs=2)
+
+    def unavailable(*_):
+        raise native.UnavailableError("the compiler was killed")
+
+    monkeypatch.setattr(backend.native, "Kernel", unavailable)
+    cae_jax.fit(longer, tmp_path / "whole", data_dir=data_dir)
+    cae_jax.fit(short, folder, data_dir=data_dir)
+    monkeypatch.setattr(backend.native, "Kernel", original)
+    result = cae_jax.fit(longer, folder, data_dir=data_dir)
+    assert capsys.readouterr().err == ""
+    whole = cae_jax.load(tmp_path / "whole")
+    for ours, expected in zip(parameters(result.autoencoder), parameters(whole), strict=True):
+        assert ours.tobytes() == expected.tobytes()
+    # By name it is changed, with a word; then the other one is kept, and missed where it is gone.
+    more = dataclasses.replace(longer, epochs=3)
+    cae_jax.fit(more, folder, data_dir=data_dir, backend="native")
+    assert "in another environment (backend matmul -> native)" in capsys.readouterr().err
+    monkeypatch.setattr(backend.native, "Kernel", unavailable)
+    more = dataclasses.replace(longer, epochs=4)
+    with pytest.raises(cae_jax.UserError, match=r"by the backend native so far: .*was killed"):
+        cae_jax.fit(more, folder, data_dir=data_dir)
+    assert json.loads((folder / "config.json").read_text())["epochs"] == 3
+
+
+def test_a_change_of_the_environment_is_logged(copied, data_dir, capsys):  # noqa: F811
+    path = copied / "environment.json"
+    values = json.loads(path.read_text())
+    assert values["jax"] == jax.__version__
+    path.write_text(json.dumps({**values, "jax": "0.1", "jax_threefry_partitionable": "False"}))
+    cae_jax.fit(dataclasses.replace(CONFIG, epochs=3), copied, data_dir=data_dir)
+    err = capsys.readouterr().err
+    assert f"jax 0.1 -> {jax.__version__}" in err
+    assert "jax_threefry_partitionable False -> True" in err
+    assert json.loads(path.read_text()) == values
+    for damaged in ("", "[]", "{}", '{"backend": "natove"}', "[" * 9000):
+        path.write_text(damaged)
+        cae_jax.fit(dataclasses.replace(CONFIG, epochs=3), copied, data_dir=data_dir)
+
+
+def test_the_generator_of_random_numbers_is_not_the_users(dense_run, data_dir, tmp_path):  # noqa: F811
+    with jax.default_prng_impl("rbg"):
+        cae_jax.fit(CONFIG, tmp_path / "run", data_dir=data_dir)
+    assert_same_end(tmp_path / "run", dense_run)
+
+
+# The caller's own code
+
+
+def test_an_error_of_the_users_function_is_not_a_full_disk(data_dir, tmp_path):
+    def on_epoch(_):
+        raise FileNotFoundError("no such plot")
+
+    with pytest.raises(FileNotFoundError, match="no such plot"):
+        cae_jax.fit(CONFIG, tmp_path / "run", data_dir=data_dir, on_epoch=on_epoch)
+
+
+def test_a_tilde_is_the_home(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cae_jax.fit(dataclasses.replace(CONFIG, epochs=1), "~/run", data_dir=data_dir)
+    assert (tmp_path / "run" / "config.json").exists()
+    assert not Path("~").exists()
+    cae_jax.load("~/run")

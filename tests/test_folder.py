@@ -1,0 +1,368 @@
+"""Whose directory it is: files of others, moved and removed directories, links, replaced runs."""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import cae_jax
+from cae_jax.runs import epochs, history, replacement
+from cae_jax.runs.folder import MARK, open_folder
+from cae_jax.training import trainer
+from tests.conftest import SMALL
+from tests.test_reliability import assert_same_end
+
+# Trained in two epochs of eight steps without compiling a kernel.
+CONFIG = dataclasses.replace(SMALL, model="simple", epochs=2)
+
+
+@pytest.fixture(scope="module")
+def dense_run(tmp_path_factory, data_dir):
+    folder = tmp_path_factory.mktemp("dense") / "run"
+    cae_jax.fit(CONFIG, folder, data_dir=data_dir)
+    return folder
+
+
+@pytest.fixture
+def copied(dense_run, tmp_path):
+    return Path(shutil.copytree(dense_run, tmp_path / "run"))
+
+
+def content(folder):
+    """Every file below a directory with its content, every directory, every link."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path)  # noqa: PTH115
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+# Files of others
+
+
+FOREIGN = {
+    "temporary files": lambda folder: (folder / "checkpoints" / "notes.tmp").mkdir(parents=True),
+    "a summary": lambda folder: (folder / "summary.txt").write_text("mine"),
+    "a history": lambda folder: (folder / "history.csv").write_text("epoch,step\n"),
+    "a lock": lambda folder: (folder / ".lock").write_text("mine"),
+    "a config": lambda folder: (folder / "config.json").write_text('{"format": "mine"}'),
+    "a config that is a link": lambda folder: (folder / "config.json").symlink_to("/dev/null"),
+    "a mark that is a link": lambda folder: (folder / MARK).symlink_to("../precious"),
+    "a mark of another's": lambda folder: (folder / MARK).write_text("mine"),
+    "a mark that is a folder": lambda folder: (folder / MARK).mkdir(),
+    "checkpoints": lambda folder: (folder / "checkpoints" / "8").mkdir(parents=True),
+    "a picture": lambda folder: (folder / "history.png").write_bytes(b"mine"),
+    "a hidden file": lambda folder: (folder / ".bashrc").write_text("mine"),
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_nothing_is_touched_where_files_of_others_are(tmp_path, foreign, overwrite):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "precious").write_text("mine")
+    FOREIGN[foreign](folder)
+    before = content(tmp_path)
+    with (
+        pytest.raises(cae_jax.UserError, match="is not empty and not a run of cae-jax: it holds"),
+        open_folder(folder, overwrite=overwrite),
+    ):
+        raise AssertionError("it was opened")
+    assert content(tmp_path) == before
+
+
+def test_a_link_in_place_of_the_mark_of_a_run_is_not_followed(copied, tmp_path, data_dir):
+    (tmp_path / "precious").write_text("mine")
+    (copied / MARK).unlink()
+    (copied / MARK).symlink_to(tmp_path / "precious")
+    with pytest.raises(cae_jax.UserError, match="is not empty and not a run"):
+        cae_jax.fit(CONFIG, copied, data_dir=data_dir)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_an_empty_directory_and_one_whose_first_moment_was_the_last_are_taken(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / MARK).touch()
+    for name in ("new", "empty", "killed"):
+        with open_folder(tmp_path / name, overwrite=False):
+            assert (tmp_path / name / MARK).read_text().startswith("cae-jax run 1\n")
+
+
+def test_a_run_of_a_version_without_marks_is_taken(copied, dense_run, data_dir):
+    (copied / MARK).unlink()
+    shutil.rmtree(copied / "checkpoints" / "16")
+    cae_jax.fit(CONFIG, copied, data_dir=data_dir)
+    assert_same_end(copied, dense_run)
+
+
+# Replaced runs
+
+
+def test_overwriting_spares_files_of_others_also_between_the_checkpoints(copied, data_dir):
+    for name in ("notes.txt", "checkpoints/notes.txt", "tensorboard/mine", "checkpoints/8b"):
+        (copied / name).write_text("mine")
+    config = dataclasses.replace(CONFIG, epochs=1)
+    assert len(cae_jax.fit(config, copied, data_dir=data_dir, overwrite=True).history) == 1
+    for name in ("notes.txt", "checkpoints/notes.txt", "tensorboard/mine", "checkpoints/8b"):
+        assert (copied / name).read_text() == "mine"
+    names = {path.name for path in (copied / "checkpoints").iterdir()}
+    assert names == {"8", "8b", "notes.txt"}
+    assert len(list((copied / "tensorboard").iterdir())) == 2
+    assert not [path.name for path in copied.rglob(".re*")]
+
+
+@pytest.mark.parametrize("failure", [cae_jax.UserError("no memory"), KeyboardInterrupt()])
+def test_the_old_run_is_back_when_the_new_one_ends_without_a_checkpoint(
+    copied, data_dir, monkeypatch, failure
+):
+    before = content(copied)
+
+    def fail(*_):
+        assert not (copied / "result.json").exists()
+        raise failure
+
+    monkeypatch.setattr(trainer.Trainer, "_compile", fail)
+    with pytest.raises(type(failure)):
+        cae_jax.fit(dataclasses.replace(CONFIG, seed=1), copied, data_dir=data_dir, overwrite=True)
+    after = content(copied)
+    assert {**after, MARK: b""} == {**before, MARK: b""}
+
+
+class Killed(BaseException):
+    """Nothing tidies up after a process that is killed."""
+
+
+def test_killed_at_any_rename_the_old_run_or_the_new_one_is_whole(
+    copied, data_dir, tmp_path, monkeypatch
+):
+    """Opened again after each of the calls that change a directory was the last one."""
+    other = dataclasses.replace(CONFIG, seed=1, epochs=1)
+    cae_jax.fit(other, tmp_path / "other", data_dir=data_dir)
+    before = {name: value for name, value in content(copied).items() if name != MARK}
+    outcomes = set()
+    for last in range(1, 200):
+        shutil.copytree(
+            tmp_path / "other" / "checkpoints" / "8", tmp_path / "8", dirs_exist_ok=True
+        )
+        folder = Path(shutil.copytree(copied, tmp_path / f"killed-{last}"))
+        calls = []
+
+        def counted(original, calls=calls, last=last):
+            def call(*arguments, **options):
+                calls.append(1)
+                if len(calls) >= last:
+                    raise Killed
+                return original(*arguments, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("rename", "unlink", "rmdir", "mkdir"):
+                patch.setattr(os, name, counted(getattr(os, name)))
+            with contextlib.suppress(Killed):
+                replacement.set_aside(folder)
+                for name in ("config.json", "summary.txt"):
+                    shutil.copy(tmp_path / "other" / name, folder / name)
+                if last % 2:  # the new run comes to its first checkpoint, or it does not
+                    (tmp_path / "8").rename(folder / "checkpoints" / "8")
+                replacement.settle(folder)
+        with open_folder(folder, overwrite=False):
+            pass
+        after = {name: value for name, value in content(folder).items() if name != MARK}
+        if after == before:
+            outcomes.add("old")
+        else:
+            outcomes.add("new")
+            assert (folder / "checkpoints" / "8" / "manifest.json").exists()
+            assert not list(folder.rglob(".re*"))
+            assert json.loads((folder / "config.json").read_text())["seed"] == 1
+        if len(calls) < last - 1:
+            break
+    assert outcomes == {"old", "new"}
+    assert len(calls) > 20
+
+
+# Moved and removed directories
+
+
+def fit_and(change, folder, data_dir, monkeypatch, after=3):
+    """Trains, and changes the directory after a number of chunks; returns the error."""
+    check_finite, calls = epochs._check_finite, []
+
+    def change_once(*arguments):
+        calls.append(1)
+        if len(calls) == after:
+            change()
+        check_finite(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs, "_check_finite", change_once)
+        with pytest.raises(
+            cae_jax.UserError, match="during the training, which ends here"
+        ) as error:
+            cae_jax.fit(CONFIG, folder, data_dir=data_dir, chunk_steps=3)
+    assert len(calls) == after
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("after", [2, 5])
+def test_a_run_that_is_moved_ends_and_goes_on_where_it_is(
+    dense_run, data_dir, tmp_path, monkeypatch, after
+):
+    old, new = tmp_path / "old", tmp_path / "new"
+    error = fit_and(lambda: old.rename(new), old, data_dir, monkeypatch, after)
+    assert f"continue with `workdir='{new}'`" in error
+    assert not old.exists()
+    # Not a step is lost: three in a chunk, and two in the last one of the first epoch.
+    step = {2: 6, 5: 8 + 6}[after]
+    assert (new / "checkpoints" / str(step)).exists()
+    cae_jax.fit(CONFIG, new, data_dir=data_dir)
+    assert_same_end(new, dense_run)
+
+
+def test_two_runs_do_not_mix_where_one_was(dense_run, data_dir, tmp_path, monkeypatch):
+    old, new = tmp_path / "old", tmp_path / "new"
+
+    def move_and_start_another():
+        old.rename(new)
+        shutil.copytree(dense_run, old)
+
+    fit_and(move_and_start_another, old, data_dir, monkeypatch)
+    assert content(old) == content(dense_run)
+    cae_jax.fit(CONFIG, new, data_dir=data_dir)
+    assert_same_end(new, dense_run)
+
+
+def test_a_run_that_is_removed_ends(data_dir, tmp_path, monkeypatch):
+    old = tmp_path / "old"
+    error = fit_and(lambda: shutil.rmtree(old), old, data_dir, monkeypatch)
+    assert "was removed" in error
+    assert not old.exists()
+
+
+def test_a_run_that_loses_its_mark_ends_and_goes_on(dense_run, data_dir, tmp_path, monkeypatch):
+    old = tmp_path / "old"
+    error = fit_and((old / MARK).unlink, old, data_dir, monkeypatch)
+    assert f"has lost its file {MARK}" in error
+    cae_jax.fit(CONFIG, old, data_dir=data_dir)
+    assert_same_end(old, dense_run)
+
+
+def test_a_run_that_another_process_has_taken_is_left_to_it(data_dir, tmp_path, monkeypatch):
+    old, held = tmp_path / "old", contextlib.ExitStack()
+
+    def take():
+        (old / MARK).unlink()
+        held.enter_context(open_folder(old, overwrite=False))
+
+    with held:
+        fit_and(take, old, data_dir, monkeypatch)
+        assert not (old / "checkpoints").exists()
+
+
+# Disks and names
+
+
+def test_checkpoints_on_another_disk(dense_run, data_dir, tmp_path):
+    """`checkpoints` is a link; /dev/shm is a disk of its own on Linux."""
+    disk = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else tmp_path
+    there = disk / f"cae-jax-test-{os.getpid()}"
+    there.mkdir()
+    try:
+        folder = tmp_path / "run"
+        with open_folder(folder, overwrite=False):
+            (folder / "checkpoints").symlink_to(there)
+        cae_jax.fit(CONFIG, folder, data_dir=data_dir)
+        path = next((there / "16" / "params").rglob("d/*"))
+        path.write_bytes(path.read_bytes()[:-1])
+        cae_jax.fit(CONFIG, folder, data_dir=data_dir)  # sets it aside and trains its epoch again
+        assert_same_end(folder, dense_run)
+        assert [path.name for path in (folder / "damaged").iterdir()] == ["16-0"]
+        cae_jax.fit(CONFIG, folder, data_dir=data_dir, overwrite=True)
+        assert_same_end(folder, dense_run)
+        assert (folder / "checkpoints").is_symlink()
+        assert sorted(path.name for path in there.iterdir()) == ["16", "8"]
+    finally:
+        shutil.rmtree(there)
+    for call in (cae_jax.load, lambda run: cae_jax.fit(CONFIG, run, data_dir=data_dir)):
+        with pytest.raises(cae_jax.UserError, match="checkpoints is a link to nothing; mount"):
+            call(folder)
+
+
+@pytest.mark.parametrize("name", ["a[1]", "b\\c", "d*?", "e{x}", "f g", "ü%20#", "new\nline"])
+def test_any_name_of_a_directory(dense_run, data_dir, tmp_path, name):
+    folder = tmp_path / name
+    shutil.copytree(dense_run, folder)
+    shutil.rmtree(folder / "checkpoints" / "16")
+    cae_jax.fit(CONFIG, folder, data_dir=data_dir)
+    cae_jax.load(folder)
+    assert_same_end(folder, dense_run)
+
+
+def test_where_nothing_can_be_locked_it_trains_with_a_warning(tmp_path, monkeypatch, capsys):
+    def unsupported(*_):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with open_folder(tmp_path / "run", overwrite=False):
+        assert "make sure that no other process trains in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._x", ".nfs0000000", "Thumbs.db", "desktop.ini", "copy of 8/notes"]
+)
+def test_files_of_others_do_not_damage_a_checkpoint(copied, data_dir, capsys, name):
+    for folder in ("checkpoints/16", "checkpoints/16/params", "checkpoints"):
+        (copied / folder / name).parent.mkdir(exist_ok=True)
+        (copied / folder / name).write_text("not ours")
+    cae_jax.load(copied)
+    cae_jax.fit(CONFIG, copied, data_dir=data_dir)
+    assert "finished" in capsys.readouterr().out
+    cae_jax.fit(dataclasses.replace(CONFIG), copied, data_dir=data_dir)
+    assert capsys.readouterr().err == ""
+    assert not (copied / "damaged").exists()
+
+
+# The history
+
+
+@pytest.mark.parametrize("damage", ["lost", "emptied", "cut", "a digit", "not a number", "bytes"])
+def test_the_history_is_rebuilt_from_the_checkpoint(dense_run, copied, data_dir, capsys, damage):
+    path = copied / "history.csv"
+    text = path.read_text()
+    row = text.splitlines()[1]
+    new = {
+        "emptied": "",
+        "cut": text[:-30],
+        "a digit": text.replace(row, row.replace("8,0.6", "8,0.1").replace("8,0.5", "8,0.1")),
+        "not a number": text.replace(row, row.replace("8,0.", "8,x.")),
+        "bytes": "\ud800",
+    }
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(new[damage].encode(errors="surrogatepass"))
+        assert path.read_bytes() != text.encode()
+    cae_jax.fit(CONFIG, copied, data_dir=data_dir)
+    assert path.read_text() == text
+    assert "is damaged: its rows are taken from the checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("result", ["", "{}", "[]", "null", '{"final": {"epoch": 1}}', "[" * 5000])
+def test_a_damaged_result_does_not_count_as_finished(copied, data_dir, result):
+    (copied / "result.json").write_text(result)
+    cae_jax.fit(CONFIG, copied, data_dir=data_dir)
+    rows = history.read(copied / "history.csv")
+    assert json.loads((copied / "result.json").read_text())["final"] == rows[-1]._asdict()
