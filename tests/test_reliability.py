@@ -66,8 +66,11 @@ def test_the_end_that_is_compared_tells_runs_apart(run, data_dir, tmp_path):
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_do_not_change_a_bit(data_dir, tmp_path, capsys):
     command = [*TRAIN_SMALL, "--epochs", "20", "--data-dir", str(data_dir)]
-    stress(command, tmp_path / "stress", kills=10, fresh=False)
-    assert re.search(r"1\d kills .* all ended with the same bits", capsys.readouterr().out)
+    stress(command, tmp_path / "stress", kills=10, fresh=False, damage=True)
+    assert re.search(
+        r"1\d kills .* and \d+ damaged files .* all ended with the same bits",
+        capsys.readouterr().out,
+    )
 
 
 @pytest.mark.parametrize(

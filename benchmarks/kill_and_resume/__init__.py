@@ -27,7 +27,15 @@ _SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
 _TIMING = ("epoch_seconds", "images_per_second")
 
 
-def stress(command: Sequence[str], folder: Path, kills: int, *, fresh: bool, seed: int = 0) -> int:
+def stress(
+    command: Sequence[str],
+    folder: Path,
+    kills: int,
+    *,
+    fresh: bool,
+    seed: int = 0,
+    damage: bool = False,
+) -> int:
     """Kills trainings at random times and restarts each until it is finished.
 
     Args:
@@ -36,6 +44,7 @@ def stress(command: Sequence[str], folder: Path, kills: int, *, fresh: bool, see
         kills: minimum number of signals to send in total.
         fresh: prepare the data and compile in each run, so that kills hit these phases too.
         seed: seed of the times.
+        damage: flip a bit of a file of the run, or cut it off, after half of the kills.
 
     Returns:
         the number of runs, each with the same final state, bit for bit, as an undisturbed one.
@@ -43,7 +52,7 @@ def stress(command: Sequence[str], folder: Path, kills: int, *, fresh: bool, see
     Raises:
         AssertionError: a final state differs, or an exit code is unexpected.
     """
-    rng, sent, runs = random.Random(seed), Counter(), 0
+    rng, sent, runs, damaged = random.Random(seed), Counter(), 0, 0
     folder.mkdir(parents=True)
     reference = _Run(command, folder / "reference", fresh)
     assert reference.start(None) == 0, reference.log
@@ -58,6 +67,7 @@ def stress(command: Sequence[str], folder: Path, kills: int, *, fresh: bool, see
             if code == 0:
                 break
             attempts += 1
+            damaged += _damage(run.workdir, rng) if damage else 0
             sent[number.name] += 1
             assert code in (-number, 128 + number), f"exit code {code} after {number!r}\n{run.log}"
             print(f"{run.workdir.name}: {number.name} after {delay:.2f} s", flush=True)
@@ -65,8 +75,33 @@ def stress(command: Sequence[str], folder: Path, kills: int, *, fresh: bool, see
         assert not differing, f"{run.workdir} differs from {reference.workdir} in {differing}"
         runs += 1
     counts = ", ".join(f"{count} {name}" for name, count in sorted(sent.items()))
-    print(f"{sent.total()} kills ({counts}) in {runs} runs: all ended with the same bits")
+    files = f" and {damaged} damaged files" if damage else ""
+    print(f"{sent.total()} kills ({counts}){files} in {runs} runs: all ended with the same bits")
     return runs
+
+
+def _damage(run: Path, rng: random.Random) -> int:
+    """Flips a bit of a file of a run that can be restored, or cuts it off; returns 1 if so.
+
+    The config cannot be restored, and neither can a checkpoint that is the only one.
+    """
+    steps = [path for path in run.glob("checkpoints/*") if path.name.isdecimal()]
+    newest = max(steps, key=lambda path: int(path.name), default=run)
+    inside = [path for path in newest.rglob("*") if path.is_file()] if len(steps) > 1 else []
+    names = ("history.csv", "environment.json", "result.json", "summary.txt", ".cae-jax")
+    files = [path for path in (*inside, *(run / name for name in names)) if path.is_file()]
+    files = [path for path in files if path.stat().st_size]
+    if not files or not (run / "config.json").exists() or rng.random() < 0.5:
+        return 0
+    path = rng.choice(files)
+    content = bytearray(path.read_bytes())
+    place = rng.randrange(len(content))
+    if rng.random() < 0.5:
+        del content[place:]
+    else:
+        content[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    return 1
 
 
 def final(run: Path) -> dict[str, Any]:

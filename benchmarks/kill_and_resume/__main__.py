@@ -34,8 +34,11 @@ class Flags:
     fresh: bool = True
     """Prepare the data and compile in each run, so that kills hit these phases too."""
 
+    damage: bool = True
+    """Flip a bit of a file, or cut it off, after half of the kills."""
+
     seed: int = 0
-    """Seed of the times."""
+    """Seed of the times and the damage."""
 
 
 def main() -> None:
@@ -46,7 +49,8 @@ def main() -> None:
         train = ROOT / "scripts" / "train.py"
         command = [sys.executable, str(train), "--config", str(flags.config)]
         command += ["--train-examples", str(flags.train_examples), "--epochs", str(flags.epochs)]
-        stress(command, Path(folder) / "runs", flags.kills, fresh=flags.fresh, seed=flags.seed)
+        options = {"fresh": flags.fresh, "seed": flags.seed, "damage": flags.damage}
+        stress(command, Path(folder) / "runs", flags.kills, **options)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def open_runs(label: str, runs: Sequence[Path]) -> Trained:
     return Trained(
         label,
         [load(run) for run in runs],
-        [sum(row.epoch_seconds for row in history.read(run / "history.csv")) for run in runs],
+        [sum(row.epoch_seconds for row in history.of_run(run)) for run in runs],
     )
 
 

@@ -100,7 +100,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def _run_data(run: Path, autoencoder: Autoencoder, images: np.ndarray) -> dict[str, Any]:
     """The report data of one run; `images` are the clean test images."""
     parameters = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
-    config, rows = autoencoder.config, history.read(run / "history.csv")
+    config, rows = autoencoder.config, history.of_run(run)
     inputs = comparison.noisy_images(images, config.noise, config.noise_level, config.seed)
     noisy = config.noise != "none"
     columns = ("epoch", "loss", "val_loss", "val_psnr")

@@ -30,7 +30,6 @@ from cae_jax.runs.folder import MARK
 from cae_jax.training.step import TrainState
 
 KEEP_NEWEST = 3
-_HISTORY = "history.csv"
 _Like = TypeVar("_Like", TrainState, nnx.State)
 
 
@@ -149,7 +148,7 @@ class Checkpoints:
 
     def rows(self, step: int) -> list[history.Row] | None:
         """The history up to an intact checkpoint; None in one of a version that kept none."""
-        path = self.folder / str(step) / _HISTORY
+        path = self.folder / str(step) / history.NAME
         return history.read(path) if path.exists() else None
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -197,7 +196,7 @@ class Checkpoints:
         self.check()
         temporary = path.with_suffix(orbax_io.TEMPORARY)
         orbax_io.write(temporary, state)
-        history.write(temporary / _HISTORY, rows)
+        history.write(temporary / history.NAME, rows)
         checkpoint = Checkpoint(int(state.step), val_loss)
         manifest.write(temporary, {**checkpoint._asdict(), "config": self._config})
         self.check()

@@ -86,7 +86,7 @@ def resume(
         assert newest is not None
         moved = checkpoints.set_aside(step, workdir / "damaged")
         logger.warning("%s: moved to %s, resuming after step %d", problem, moved, newest.step)
-    state, epochs, saved_step, kept = initial_state, 0, None, None
+    state, epochs, saved_step, kept = initial_state, 0, None, []
     if newest is not None:
         state, saved_step = checkpoints.restore(newest.step, like=state), newest.step
         kept = checkpoints.rows(newest.step)

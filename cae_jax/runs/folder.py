@@ -200,26 +200,34 @@ def _writing(run: Path) -> contextlib.AbstractContextManager[None]:
 
 def _check_ours(run: Path) -> None:
     """Refuses a directory with files of others: nothing in it may be touched."""
-    if not run.is_dir() or _is_marked(run):
+    if not run.is_dir():
         return
-    names = sorted(path.name for path in run.iterdir() if path.name != MARK)
-    if names and "config.json" in names:  # of a version that did not mark its runs
-        with contextlib.suppress(UserError):
-            read_config(run)
-            names = []
-    # A mark may be empty: its process was killed in the first moment.
-    mark = run / MARK
-    broken_off = mark.is_file() and not mark.is_symlink() and mark.stat().st_size == 0
-    if names or (os.path.lexists(mark) and not broken_off):
+    mark, names = run / MARK, sorted(path.name for path in run.iterdir())
+    regular = mark.is_file() and not mark.is_symlink()
+    if not regular and MARK in names:
+        ours = False
+    elif set(names) <= {MARK}:  # new; an empty mark is that of a process killed in its first moment
+        ours = not names or mark.stat().st_size == 0 or _is_marked(mark)
+    else:
+        ours = (regular and _is_marked(mark)) or _has_config(run)
+    if not ours:
         raise UserError(
             f"`workdir` {run} is not empty and not a run of cae-jax: it holds "
-            f"{', '.join([*names, MARK][:3])}; choose another directory, new or empty"
+            f"{', '.join(names[:3])}; choose another directory, new or empty"
         )
 
 
-def _is_marked(run: Path) -> bool:
-    mark = run / MARK
-    return mark.is_file() and not mark.is_symlink() and mark.read_bytes().startswith(_MARK_LINE)
+def _is_marked(mark: Path) -> bool:
+    return mark.read_bytes().startswith(_MARK_LINE)
+
+
+def _has_config(run: Path) -> bool:
+    """Whether it is a run of a version that had no marks, or one whose mark is damaged."""
+    try:
+        read_config(run)
+    except UserError:
+        return False
+    return True
 
 
 def _locked(run: Path) -> int:

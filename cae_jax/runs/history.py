@@ -1,5 +1,6 @@
 """Writes and reads ``history.csv``, one row per epoch."""
 
+import contextlib
 import csv
 import logging
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any, NamedTuple
 
 from cae_jax import atomic
 from cae_jax.errors import UserError
+from cae_jax.runs import manifest
 
 logger = logging.getLogger(__name__)
+NAME = "history.csv"
 
 
 class Row(NamedTuple):
@@ -95,6 +98,23 @@ def write(path: Path, rows: list[Row]) -> None:
     """Writes a new file with these rows."""
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([Row._fields, *rows])
+
+
+def of_run(run: Path) -> list[Row]:
+    """Reads the history of a run, checked against its newest intact checkpoint.
+
+    Raises:
+        UserError: a line is malformed and no checkpoint has another copy.
+    """
+    paths = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
+    kept = None
+    for path in sorted(paths, key=lambda path: int(path.name), reverse=True):
+        # Damaged, of a later version, unreadable, or removed in the meantime: the one before.
+        with contextlib.suppress(manifest.DamagedError, manifest.NewerError, OSError):
+            if NAME in manifest.verify(path)["files"]:
+                kept = read(path / NAME)
+            break
+    return checked(run / NAME, kept)
 
 
 def checked(path: Path, kept: list[Row] | None) -> list[Row]:
