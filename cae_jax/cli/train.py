@@ -14,6 +14,7 @@ import tyro
 import cae_jax
 from cae_jax.cli import common
 from cae_jax.ops import cache
+from cae_jax.runs.interruption import Interrupted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,4 +51,5 @@ def run(flags: Flags) -> None:
         **vars(flags.data),
     )
     if result.interrupted is not None:
-        raise common.Resumable(result.interrupted)
+        # Without a step the run that --overwrite replaces is back.
+        raise (common.Resumable if result.steps else Interrupted)(result.interrupted)

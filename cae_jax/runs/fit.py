@@ -35,11 +35,13 @@ class FitResult(NamedTuple):
     Attributes:
         autoencoder: the model after the last step.
         history: one row per epoch, including those before a resumption.
+        steps: steps since the start of training.
         interrupted: number of the signal that ended the training early; None without one.
     """
 
     autoencoder: Autoencoder
     history: list[history.Row]
+    steps: int
     interrupted: int | None = None
 
 
@@ -79,7 +81,7 @@ def fit(
     Raises:
         UserError: unusable data or directory, a run of another config, another process that trains
             in it, or a number that became infinite or not-a-number.
-        Interrupted: a signal came before the first step.
+        Interrupted: a signal came before there was a model.
     """
     if chunk_steps < 1:
         raise UserError(f"`chunk_steps` is {chunk_steps}; it takes a whole number of at least 1")
@@ -98,7 +100,7 @@ def fit(
             if start_from is not None and progress.saved_step is None:
                 progress.save()  # whoever resumes the run need not name its origin
             stopped = _train(setup, progress, interruption, chunk_steps, on_epoch)
-            return FitResult(setup.autoencoder(progress), progress.rows, stopped)
+            return FitResult(setup.autoencoder(progress), progress.rows, progress.step, stopped)
 
 
 def _initial_model(config: TrainConfig, start_from: str | Path | None) -> autoencoders.Model:
@@ -160,10 +162,9 @@ def _train(
     try:
         _run(setup, progress, interruption, chunk_steps, on_epoch)
     except Interrupted as stop:
-        if progress.step == 0:  # nothing that could be kept
-            raise
         interruption.ignore()
-        progress.save()
+        if progress.step > 0:
+            progress.save()
         progress.checkpoints.wait()
         kept = f", which {progress.workdir} keeps" if progress.step == progress.saved_step else ""
         total = setup.steps * epochs

@@ -163,9 +163,9 @@ def open_folder(run: Path, *, overwrite: bool) -> Iterator[OpenFolder]:
     """
     if fcntl is None:
         raise UserError("training needs Linux or macOS, such as WSL; here runs can only be read")
-    if run.exists() and not run.is_dir():
-        raise UserError(f"`workdir` {run} is a file; pass a directory")
     with _writing(run):
+        if run.exists() and not run.is_dir():
+            raise UserError(f"`workdir` {run} is a file; pass a directory")
         _check_ours(run)
         run.mkdir(parents=True, exist_ok=True)
         folder = OpenFolder(run, _locked(run))

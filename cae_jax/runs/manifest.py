@@ -24,7 +24,7 @@ class NewerError(Exception):
 
 
 def write(folder: Path, metadata: dict[str, Any]) -> None:
-    """Writes the manifest of all files below a directory; then all of it is on the disk.
+    """Writes the manifest of all files below a directory; then the directory is on the disk.
 
     Args:
         folder: directory without a manifest.
