@@ -106,7 +106,7 @@ def test_evaluate(command, run, tmp_path, test_images):
         [cell.strip() for cell in line.split("|")[1:-1]] for line in process.stdout.splitlines()
     )
     assert heads == ["", "model", "runs", "parameters", "code", "seconds", *HEADS]
-    assert cells[:5] == [str(run), "conv", "1", "4,385", "128"]
+    assert cells[:5] == ["small", "conv", "1", "4,385", "128"]
     assert cells[8] == "{:.2f} [{:.2f}, {:.2f}]".format(*row["psnr"])
     # Mean squared error and PSNR once more by NumPy from the model's own output.
     error = cae_jax.load(run).reconstruct(test_images) - test_images / 255
@@ -126,8 +126,8 @@ def test_evaluate_with_noise(command, run, tmp_path):
     lines = [line.split("|")[1].strip() for line in process.stdout.splitlines() if line]
     assert [line for line in lines if line.strip("-")] == [
         "noisy image",
-        str(run),
-        f"noisy image - {run}",
+        "small",
+        "noisy image - small",
     ]
     for name in files[1::2]:
         with Image.open(tmp_path / name) as figure:
