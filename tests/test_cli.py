@@ -1,5 +1,6 @@
 """Each command as a user gives it, in a new process."""
 
+import collections
 import contextlib
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -106,7 +108,7 @@ def test_evaluate(command, run, tmp_path, test_images):
         [cell.strip() for cell in line.split("|")[1:-1]] for line in process.stdout.splitlines()
     )
     assert heads == ["", "model", "runs", "parameters", "code", "seconds", *HEADS]
-    assert cells[:5] == [str(run), "conv", "1", "4,385", "128"]
+    assert cells[:5] == ["small", "conv", "1", "4,385", "128"]
     assert cells[8] == "{:.2f} [{:.2f}, {:.2f}]".format(*row["psnr"])
     # Mean squared error and PSNR once more by NumPy from the model's own output.
     error = cae_jax.load(run).reconstruct(test_images) - test_images / 255
@@ -126,8 +128,8 @@ def test_evaluate_with_noise(command, run, tmp_path):
     lines = [line.split("|")[1].strip() for line in process.stdout.splitlines() if line]
     assert [line for line in lines if line.strip("-")] == [
         "noisy image",
-        str(run),
-        f"noisy image - {run}",
+        "small",
+        "noisy image - small",
     ]
     for name in files[1::2]:
         with Image.open(tmp_path / name) as figure:
@@ -190,6 +192,13 @@ def test_reconstruct(command, refuse, run, tmp_path, test_images):
     assert process.returncode == 0, process.stderr
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["boot.png", "two-0000.png", "two-0001.png"]
+    assert process.stderr == ""  # neither a bar nor a hint
+    # Mean squared error and PSNR once more by NumPy.
+    images = test_images[:3] / 255
+    error = cae_jax.load(run).reconstruct(test_images[:3]) - images
+    psnr = -10 * np.log10((error**2).mean(axis=(1, 2, 3)))
+    lines = [f"{name}: {value:.2f} dB" for name, value in zip(names, psnr, strict=True)]
+    assert process.stdout.splitlines() == [*lines, "3 images in out"]
     with Image.open(tmp_path / "out" / "boot.png") as image:
         assert (image.mode, image.size) == ("L", (28, 28))
     refused = refuse("reconstruct", run, "boot.png", "--out", ".")
@@ -198,6 +207,103 @@ def test_reconstruct(command, refuse, run, tmp_path, test_images):
     assert_fails_in_one_line(refused, "colour.png: 30 x 30 pixels of mode RGB")
     assert not (tmp_path / "new").exists()
     assert command("reconstruct", run, "colour.png", "--out", "new", "--resize").returncode == 0
+
+
+def test_reconstruct_scales_each_file_by_its_type(run, tmp_path, test_images, monkeypatch, capsys):
+    """Bytes next to floats, and either inverted."""
+    monkeypatch.chdir(tmp_path)
+    np.save("bytes.npy", test_images[:1])
+    np.save("floats.npy", (test_images[:1] / 255).astype(np.float32))
+    np.save("dark.npy", 255 - test_images[:1])
+    reconstruct = ["reconstruct", str(run), "--out", "out"]
+    cli.main([*reconstruct, "bytes.npy", "floats.npy"])
+    cli.main([*reconstruct, "dark.npy", "--invert"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.split(": ")[1] for line in lines if line.endswith("dB")}) == 1
+    expected = cae_jax.load(run).reconstruct(test_images[:1])[0, :, :, 0]
+    for name in ("bytes", "floats", "dark"):
+        with Image.open(tmp_path / "out" / f"{name}-0000.png") as image:
+            np.testing.assert_allclose(np.asarray(image) / 255, expected, atol=0.51 / 255)
+
+
+def test_reconstruct_composes_over_the_background(run, tmp_path, test_images, monkeypatch, capsys):
+    """Dark ink on white, inverted, is light ink on black."""
+    monkeypatch.chdir(tmp_path)
+    shape = Image.fromarray(test_images[0, :, :, 0])
+    for name, color in (("light", 255), ("dark", 0)):
+        image = Image.new("L", shape.size, color)
+        image.putalpha(shape)
+        image.save(f"{name}.png")
+    reconstruct = ["reconstruct", str(run), "--out", "out", "--resize"]
+    cli.main([*reconstruct, "light.png"])
+    cli.main([*reconstruct, "dark.png", "--invert"])
+    cli.main([*reconstruct, "dark.png", "--background", "black"])
+    light, _, dark, _, black, _ = capsys.readouterr().out.splitlines()
+    assert light.split(": ")[1] == dark.split(": ")[1] != black.split(": ")[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "psnr_input", "advice"),
+    [
+        ("dark", (), None, "give --invert, with which it is 20.0 dB"),
+        ("light", ("--invert",), None, "omit --invert, with which it is 20.0 dB"),
+        ("noise", (), None, "the images are unlike those of its training"),
+        ("light", (), None, None),
+        ("dark", ("--invert",), None, None),
+        ("noise", (), 8.0, None),  # the run removes noise, which its inputs have
+    ],
+)
+def test_reconstruct_hints_at_other_images(
+    run, tmp_path, test_images, monkeypatch, capsys, file, flags, psnr_input, advice
+):
+    class Trained:
+        """Reconstructs light on dark with 20 dB, as a mean squared error of 0.01."""
+
+        def reconstruct(self, images):
+            known = images.mean(axis=(1, 2, 3), keepdims=True) < 0.45
+            return np.where(known, images + 0.1, 0).astype(np.float32)
+
+    (row,) = history.read(run / "history.csv")[-1:]
+    row = row._replace(val_psnr=18.0, val_psnr_input=psnr_input)
+    monkeypatch.setattr(history, "read", lambda path: [row])
+    monkeypatch.setattr(cae_jax, "load", lambda path: Trained())
+    monkeypatch.chdir(tmp_path)
+    light = test_images[[1, 2, 3, 5]]
+    noise = np.random.default_rng(0).integers(0, 256, light.shape, np.uint8)
+    for name, images in (("light", light), ("dark", 255 - light), ("noise", noise)):
+        np.save(f"{name}.npy", images)
+    cli.main(["reconstruct", str(run), f"{file}.npy", "--out", "out", *flags])
+    hint = capsys.readouterr().err
+    if advice is None:
+        assert hint == ""
+    else:
+        begin = (
+            r"hint: the median PSNR is \d\.\d dB, far below the 18\.0 dB of the run's validation"
+        )
+        assert re.fullmatch(f"{begin}; {re.escape(advice)}\n", hint)
+
+
+def test_reconstruct_is_linear_in_the_files(run, tmp_path, test_images, monkeypatch, capsys):
+    """Each file and each output is looked at a fixed number of times."""
+    monkeypatch.chdir(tmp_path)
+    calls = collections.Counter()
+    for name in ("resolve", "stat", "open"):
+        method = getattr(Path, name)
+
+        def counted(self, *args, _name=name, _method=method, **options):
+            calls[_name] += 1
+            return _method(self, *args, **options)
+
+        monkeypatch.setattr(Path, name, counted)
+    files = [f"{i}.png" for i in range(60)]
+    for i, file in enumerate(files):
+        Image.fromarray(test_images[i, :, :, 0]).save(file)
+    counts = []
+    for number in (20, 40, 60):
+        calls.clear()
+        cli.main(["reconstruct", str(run), *files[:number], "--out", f"out{number}"])
+        counts.append(sum(calls.values()))
+    assert counts[2] - counts[1] == counts[1] - counts[0] < 20 * 10
 
 
 def test_tensorflow_is_never_imported(data_dir, tmp_path):
@@ -244,6 +350,24 @@ def test_curves(command, refuse, run, tmp_path):
     (tmp_path / "bad.csv").write_text("epoch,loss\n1,x\n")
     assert_fails_in_one_line(refuse("curves", "bad.csv"), "bad.csv lacks the numeric columns")
     assert_fails_in_one_line(refuse("curves", "nowhere"), "nowhere cannot be read")
+
+
+def test_curves_of_runs_with_similar_paths(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = ["lr0.01", "lr0.02", "a/trial", "b/trial", "log.csv", "lr0.02.csv"]
+    for i, path in enumerate(paths):
+        file = Path(path) if path.endswith(".csv") else Path(path) / "history.csv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"epoch,loss,val_loss\n1,{i},{i}\n")
+    cli.main(["curves", *paths[:5]])
+    head, _, row = capsys.readouterr().out.splitlines()
+    assert head == "| epoch | lr0.01 | lr0.02 | a/trial | b/trial | log |"
+    cells = [f"{i}.0000 / {i}.0000" for i in range(6)]
+    assert row == f"| 1 | {' | '.join(cells[:5])} |"
+    cli.main(["curves", *paths])  # a file next to the run of its name
+    head, _, row = capsys.readouterr().out.splitlines()
+    assert head == "| epoch | lr0.01 | lr0.02 | a/trial | b/trial | log.csv | lr0.02.csv |"
+    assert row == f"| 1 | {' | '.join(cells)} |"
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",)])

@@ -112,8 +112,8 @@ def test_runs_of_one_config_belong_together(run, noisy_run, tmp_path):
     config = (other / "config.json").read_text()
     (other / "config.json").write_text(config.replace('"seed": 0', '"seed": 5'))
     assert comparison.group_runs([noisy_run, run, other]) == {
-        str(noisy_run): [noisy_run],
-        str(run): [run, other],
+        noisy_run.name: [noisy_run],
+        run.name: [run, other],
     }
 
 

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 
 import jax.numpy as jnp
@@ -77,9 +78,14 @@ def save_bomb(path):
         ("a.png", lambda p: Image.new("RGB", (28, 28)).save(p), "mode RGB.*`resize=True`"),
         ("a.png", lambda p: Image.new("L", (32, 28)).save(p), "32 x 28 pixels.*`resize=True`"),
         ("a.png", lambda p: Image.new("I;16", (28, 28)).save(p), "mode I;16"),
+        ("a.png", lambda p: Image.new("L", (28, 28)).save(p, transparency=0), "transparency.*`res"),
         ("a.png", lambda p: p.write_bytes(b"no picture"), "not an intact PNG"),
         ("a.png", save_bomb, "not an intact PNG|more than"),
-        ("a.npy", lambda p: np.save(p, np.zeros((2, 5, 5))), r"shape \[2, 5, 5, 1\]"),
+        ("a.npy", lambda p: np.save(p, np.zeros((2, 5, 5))), r"shape \[2, 5, 5\]; it takes"),
+        ("a.npy", lambda p: np.save(p, np.zeros((2, 28, 28, 4))), r"shape \[2, 28, 28, 4\]"),
+        ("a.npy", lambda p: np.save(p, np.zeros((32, 32, 3))), r"shape \[32, 32, 3\].*`resize"),
+        ("a.npy", lambda p: np.save(p, np.zeros(783)), r"shape \[783\].*flattened \[784\]"),
+        ("a.npy", lambda p: np.save(p, np.float32(1)), r"shape \[\];"),
         ("a.npy", lambda p: np.save(p, np.zeros((2, 28, 28), int)), "images are int64"),
         ("a.npy", lambda p: np.save(p, np.array([{}])), "not a readable array"),
         ("a.npy", save_pickle, "not a readable array"),
@@ -144,7 +150,7 @@ def test_an_array_that_announces_what_it_does_not_hold(tmp_path, shape, kind):
 
 def test_resize_refuses_other_types(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 5, 5), np.int64))
-    with pytest.raises(UserError, match="int64; `resize=True` takes"):
+    with pytest.raises(UserError, match="int64; they take uint8"):
         read_images(tmp_path / "a.npy", SHAPE, resize=True)
 
 
@@ -159,6 +165,157 @@ def test_any_image_shape(tmp_path):
         assert read_images(tmp_path / name, (10, 6, 1), resize=True).shape == (1, 10, 6, 1)
         with pytest.raises(UserError, match=r"28 x 28 pixels"):
             read_images(tmp_path / name, SHAPE)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Saves an image or array and reads it with `resize` at its own size."""
+
+    def call(image, shape=None, **options):
+        path = tmp_path / ("a.npy" if isinstance(image, np.ndarray) else "a.png")
+        save = {name: options.pop(name) for name in ("transparency", "exif") if name in options}
+        np.save(path, image) if path.suffix == ".npy" else image.save(path, **save)
+        shape = shape or (*(image.shape if path.suffix == ".npy" else image.size[::-1]), 1)
+        return read_images(path, shape, **{"resize": True, **options})
+
+    return call
+
+
+def test_16_bit_gray_keeps_white_white(read, pixels):
+    wide = pixels.astype(np.uint16) * 257
+    np.testing.assert_array_equal(read(Image.fromarray(wide))[0, ..., 0], pixels)
+    wide[0, :3] = 128, 129, 65535 - 129  # 0.498, 0.502 and 254.498 of 255
+    assert read(Image.fromarray(wide))[0, 0, :3, 0].tolist() == [0, 1, 254]
+
+
+INK = np.array([[0, 255, 51]], np.uint8)  # opacity: none, full, a fifth
+
+
+@pytest.mark.parametrize(
+    ("color", "background", "expected"),
+    [
+        (0, "auto", [255, 0, 204]),  # dark ink on white
+        (255, "auto", [0, 255, 51]),  # light ink on black
+        (0, "black", [0, 0, 0]),
+        (0, "white", [255, 0, 204]),
+        (255, "white", [255, 255, 255]),
+        (100, "black", [0, 100, 20]),
+    ],
+)
+def test_transparency_shows_the_background(read, color, background, expected):
+    plane = np.full_like(INK, color)
+    hidden = np.where(INK == 0, 255 - plane, plane)  # the colors of invisible pixels do not matter
+    for mode, bands in (("LA", [hidden, INK]), ("RGBA", [hidden, hidden, hidden, INK])):
+        image = Image.merge(mode, [Image.fromarray(band) for band in bands])
+        images = read(image, background=background)
+        assert images[0, 0, :, 0].tolist() == expected
+
+
+def test_transparency_of_palettes_and_single_values(read):
+    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
+    palette.putpalette([255, 0, 0, 0, 0, 0, 255, 255, 255])  # red is invisible
+    images = read(palette, transparency=bytes([0, 255, 255]), background="white")
+    assert images[0, 0, :, 0].tolist() == [255, 0, 255]
+    gray = Image.fromarray(np.array([[7, 8, 255]], np.uint8))
+    assert read(gray, transparency=7)[0, 0, :, 0].tolist() == [0, 8, 255]
+    assert read(gray, transparency=7, background="white")[0, 0, :, 0].tolist() == [255, 8, 255]
+    wide = Image.fromarray(np.array([[65535, 257, 65534]], np.uint16))
+    assert read(wide, transparency=65535, background="black")[0, 0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_an_image_without_visible_pixels_is_black(read):
+    assert read(Image.new("RGBA", (3, 2))).tolist() == np.zeros((1, 2, 3, 1)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (1, lambda x: x),
+        (2, np.fliplr),
+        (3, lambda x: np.rot90(x, 2)),
+        (4, np.flipud),
+        (5, np.transpose),
+        (6, np.rot90),  # shown turned clockwise by a quarter
+        (7, lambda x: np.rot90(x, 2).T),
+        (8, lambda x: np.rot90(x, -1)),
+    ],
+)
+def test_exif_turns_an_image_upright(read, orientation, stored):
+    upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.ascontiguousarray(stored(upright)))
+    for resize in (False, True):
+        images = read(image, (2, 3, 1), exif=exif, resize=resize)
+        np.testing.assert_array_equal(images[0, ..., 0], upright)
+
+
+def test_damaged_exif_does_not_spoil_an_image(read, pixels):
+    images = read(Image.fromarray(pixels), exif=b"MM\0*\xff\xff")
+    np.testing.assert_array_equal(images[0, ..., 0], pixels)
+
+
+@pytest.mark.parametrize("resize", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 1), (24,), (5, 6, 4), (5, 6, 4, 1), (5, 24)])
+def test_every_form_of_an_array(read, shape, dtype, resize):
+    array = (np.arange(np.prod(shape)) % 2).astype(dtype)
+    array = (array * (255 if dtype == np.uint8 else 1)).reshape(shape)
+    if resize and shape == (5, 24):
+        with pytest.raises(UserError, match=r"\[5, 24\]: 5 flattened images or one of 5 x 24 "):
+            read(array, (6, 4, 1), resize=True)
+        return
+    images = read(array, (6, 4, 1), resize=resize)
+    assert images.dtype == dtype
+    np.testing.assert_array_equal(images, array.reshape(-1, 6, 4, 1))
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 3), (2, 9, 7, 3)])
+def test_colors_become_gray_as_in_pillow(read, shape):
+    colors = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    images = colors.reshape(-1, 9, 7, 3)
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])
+    np.testing.assert_array_equal(read(colors, (9, 7, 1))[..., 0], expected)
+    floats = read(colors / 255, (9, 7, 1))
+    np.testing.assert_allclose(floats[..., 0], expected / 255, atol=0.51 / 255)
+    small = [Image.fromarray(gray).resize((4, 6), Image.Resampling.BILINEAR) for gray in expected]
+    np.testing.assert_array_equal(read(colors, (6, 4, 1))[..., 0], np.stack(small))
+
+
+def test_colors_for_a_color_model(read):
+    colors = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
+    np.testing.assert_array_equal(read(colors, (6, 4, 3), resize=False), colors[None])
+    np.testing.assert_array_equal(read(Image.fromarray(colors), (6, 4, 3)), colors[None])
+    gray = read(colors[..., 0], (6, 4, 3))
+    np.testing.assert_array_equal(gray, np.stack([colors[None, ..., 0]] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 4), (9, 7, 2), (2, 9, 7, 4), (2, 3, 9, 7), (2, 0, 7)])
+def test_resize_refuses_other_shapes(read, shape):
+    with pytest.raises(UserError, match=rf"a.npy: .* shape {re.escape(str(list(shape)))}; `res"):
+        read(np.zeros(shape, np.uint8), (6, 4, 1))
+
+
+def test_masks_are_white_or_refused(read):
+    mask = np.eye(4, dtype=bool)
+    np.testing.assert_array_equal(read(mask)[0, ..., 0], mask * 255)
+    np.testing.assert_array_equal(read(Image.fromarray(mask))[0, ..., 0], mask * 255)
+    np.testing.assert_array_equal(prepare_images(mask[None], (4, 4, 1))[0, ..., 0], mask * 255)
+    np.testing.assert_array_equal(read(mask.astype(np.float64))[0, ..., 0], mask)
+    numbers = mask.astype(np.uint8)
+    for image in (numbers, Image.fromarray(numbers), Image.fromarray(numbers.astype(np.uint16))):
+        with pytest.raises(UserError, match="up to 1, which is black for uint"):
+            read(image)
+    assert not read(numbers * 0).any()
+
+
+def test_a_path_in_the_home(tmp_path, monkeypatch, pixels):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "a.npy", pixels)
+    assert read_images("~/a.npy", SHAPE).shape == (1, *SHAPE)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.npy").rename("~no user.npy")
+    assert read_images("~no user.npy", SHAPE).shape == (1, *SHAPE)
 
 
 def test_color_images_keep_their_channels():

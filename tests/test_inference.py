@@ -1,9 +1,13 @@
 """A trained autoencoder on NumPy images."""
 
+import pickle
+
 import numpy as np
 import pytest
 
 import cae_jax
+from cae_jax.ops import native
+from tests.conftest import BACKENDS
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,38 @@ def test_every_form_of_input_gives_the_same(autoencoder, test_images):
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), expected, atol=1e-6)
 
 
+def test_bool_images_are_black_and_white(autoencoder, test_images):
+    mask = test_images[:5] > 127
+    expected = autoencoder.reconstruct(mask.astype(np.float32))
+    np.testing.assert_allclose(autoencoder.reconstruct(mask), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_can_be_pickled(run, test_images, backend):
+    autoencoder = cae_jax.load(run, backend=backend)
+    again = pickle.loads(pickle.dumps(autoencoder))
+    assert again.config == autoencoder.config
+    images = test_images[:5]
+    np.testing.assert_array_equal(again.reconstruct(images), autoencoder.reconstruct(images))
+    np.testing.assert_array_equal(again.encode(images), autoencoder.encode(images))
+
+
+def test_a_pickle_of_a_machine_with_another_backend(autoencoder, test_images, monkeypatch, capsys):
+    state = autoencoder.__getstate__() | {"backend": "native"}
+
+    def unavailable(*_):
+        raise native.UnavailableError("no compiler")
+
+    monkeypatch.setattr(native, "Kernel", unavailable)
+    again = cae_jax.Autoencoder.__new__(cae_jax.Autoencoder)
+    again.__setstate__(state)
+    warning = "Pickled with native, loaded with matmul: native is unavailable: no compiler\n"
+    assert capsys.readouterr().err == warning
+    images = test_images[:5]
+    expected = autoencoder.reconstruct(images)
+    np.testing.assert_allclose(again.reconstruct(images), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("count", [0, 1, 513])
 def test_any_number_of_images(autoencoder, test_images, count):
     pictures = autoencoder.reconstruct(test_images[:count])
@@ -54,7 +90,8 @@ IMAGE = np.zeros((2, 28, 28), np.float32)
     ("images", "message"),
     [
         (np.zeros((28, 28), np.uint8), r"shape \[28, 28, 1\]|shape \[28, 28\]"),
-        (np.zeros((2, 32, 32), np.uint8), r"shape \[2, 32, 32, 1\].*28 x 28"),
+        (np.zeros((28, 28, 1), np.uint8), r"shape \[28, 28, 1\]; they take \[N, 28, 28\]"),
+        (np.zeros((2, 32, 32), np.uint8), r"shape \[2, 32, 32\];.*28 x 28"),
         (np.zeros((2, 28, 28, 3), np.uint8), r"shape \[2, 28, 28, 3\]"),
         (IMAGE.astype(np.int32), "images are int32; they take uint8, or floats"),
         (IMAGE.astype(object), "images are object"),

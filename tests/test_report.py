@@ -422,8 +422,9 @@ return [...document.querySelectorAll("input, select, canvas, svg:not([aria-hidde
 
 @needs_browser
 def test_names_stay_text(browser, run, tmp_path, data_dir):
-    # Where two folders have one name, the paths stand in for it.
-    paths = [tmp_path / "a<" / "script><b id=broken>$data&amp;" / "same", tmp_path / "b" / "same"]
+    # Where the last folders share their names, those before them tell the runs apart.
+    names = [f"{first}/script><b id=broken>$data&amp;/same" for first in ("a<", "b")]
+    paths = [tmp_path / name for name in names]
     for path in paths:
         path.parent.mkdir(parents=True)
         path.symlink_to(run)
@@ -431,7 +432,7 @@ def test_names_stay_text(browser, run, tmp_path, data_dir):
     assert (tmp_path / "page.html").read_text().count("</script>") == 1 + len(page.SCRIPTS)
     show(browser, tmp_path / "page.html")
     assert browser.find_elements(By.ID, "broken") == []
-    assert f"{paths[0]}, {paths[1]}: trained" in browser.find_element(By.ID, "summary").text
+    assert f"{names[0]}, {names[1]}: trained" in browser.find_element(By.ID, "summary").text
 
 
 @needs_browser

@@ -7,6 +7,7 @@ Prints one row per epoch with loss / val_loss of each.
 
 import csv
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,8 @@ import tyro
 from cae_jax import atomic
 from cae_jax.errors import UserError
 from cae_jax.evaluation import markdown
+from cae_jax.runs import history
+from cae_jax.runs.names import run_names
 
 COLUMNS = ("epoch", "loss", "val_loss")
 
@@ -34,7 +37,7 @@ def run(flags: Flags) -> None:
             "no RUNS given; give run directories written by cae-jax train, or CSV files"
         )
     atomic.check_output(flags.figure)
-    curves = {path.stem: read_curve(path) for path in flags.runs}
+    curves = dict(zip(names(flags.runs), map(read_curve, flags.runs), strict=True))
     rows = [dict(zip(curve["epoch"], lines(curve), strict=True)) for curve in curves.values()]
     epochs = sorted(set().union(*rows))
     cells = [[f"{epoch:.0f}", *(row.get(epoch, "") for row in rows)] for epoch in epochs]
@@ -43,6 +46,13 @@ def run(flags: Flags) -> None:
         from cae_jax import figures  # matplotlib takes a second to import
 
         figures.save_curves(flags.figure, curves)
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """The names of runs and CSV files, these without suffix unless a run has that name."""
+    paths = [path.absolute() for path in paths]
+    bare = [path.with_suffix("") if path.suffix == ".csv" else path for path in paths]
+    return run_names(bare if len(set(bare)) == len(set(paths)) else paths)
 
 
 def lines(curve: dict[str, list[float]]) -> list[str]:
@@ -55,6 +65,9 @@ def lines(curve: dict[str, list[float]]) -> list[str]:
 
 def read_curve(path: Path) -> dict[str, list[float]]:
     """The three columns of a run's history or of a CSV file."""
+    if path.is_dir() and (path / "config.json").exists():
+        rows = [row._asdict() for row in history.of_run(path)]
+        return {name: [row[name] for row in rows] for name in COLUMNS}
     file = path / "history.csv" if path.is_dir() else path
     try:
         rows = list(csv.DictReader(file.read_text().splitlines()))

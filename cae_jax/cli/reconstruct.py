@@ -1,20 +1,32 @@
 """Reconstruct user images with a trained autoencoder and write PNG files.
 
-cae-jax reconstruct runs/fashion_mnist boot.png images.npy --out reconstructed
+    cae-jax reconstruct runs/fashion_mnist boot.png images.npy --out reconstructed
+
+Prints the PSNR of each reconstruction against its input image.
 """
 
 import collections
+import contextlib
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
+from tqdm import tqdm
 
 import cae_jax
 from cae_jax import atomic
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
+
+if TYPE_CHECKING:  # the modules that import JAX are imported once the flags are accepted
+    from cae_jax.models.inference import Autoencoder
+
+# In dB: how far the median may fall below the validation, and what inverting has to gain.
+_FAR_BELOW, _CLEAR_GAIN = 6, 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,39 +35,116 @@ class Flags:
     """Run directory."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """PNG files of 28 x 28 grey pixels, or .npy arrays [28, 28], [N, 28, 28] or [N, 28, 28, 1]."""
+    """8-bit grey PNG files, or .npy arrays of one image or many, [H, W], [N, H, W] or
+    [N, H, W, 1] or flattened, of the size that the run was trained on; light on dark, as its
+    training images."""
 
     out: Path
     """Directory for the PNG files: NAME.png for a PNG, NAME-0000.png, ... for an array."""
 
     resize: bool = False
-    """Accept other sizes and colours and convert them to 28 x 28 grey pixels."""
+    """Accept other sizes, colours, transparency and 16 bits, and convert them."""
+
+    invert: bool = False
+    """Invert the images before use: for dark shapes on a light background."""
+
+    background: Literal["auto", "black", "white"] = "auto"
+    """Shows behind transparent pixels; auto takes black behind light pixels and white behind dark
+    ones, so that the shape shows."""
 
 
 def run(flags: Flags) -> None:
     if not flags.files:
         raise UserError("no FILES given; give PNG or .npy files")
-    from cae_jax.data.images import read_images, write_png
+    names, images = read(flags)
+    check_outputs(flags, names)
+    cache.use_compilation_cache()
+    autoencoder = cae_jax.load(flags.run)
+    reconstructions = autoencoder.reconstruct(images)
+    write(flags.out, names, reconstructions)
+    psnr = psnr_of(reconstructions, images)
+    for name, value in zip(names, psnr, strict=True):
+        print(f"{name}.png: {value:.2f} dB")
+    print(f"{len(names)} images in {flags.out}")
+    hint(flags, autoencoder, images, psnr)
+
+
+def read(flags: Flags) -> tuple[list[str], np.ndarray]:
+    """The name of each output and the images, float32 ``[N, *image_shape]`` in [0, 1]."""
+    from cae_jax.data.images import read_images
     from cae_jax.models.topology import of_config
     from cae_jax.runs.folder import read_config
 
     image_shape = of_config(read_config(flags.run)).image_shape
-
-    names, images = [], []
-    for file in flags.files:
-        images.append(read_images(file, image_shape, resize=flags.resize))
+    names, parts = [], []
+    for file in progress(flags.files, "Reading"):
+        images = read_images(file, image_shape, resize=flags.resize, background=flags.background)
+        if images.dtype == np.uint8:  # next to float images too
+            images = images.astype(np.float32) / 255
         array = file.suffix.lower() == ".npy"
-        names += [f"{file.stem}-{i:04}" if array else file.stem for i in range(len(images[-1]))]
+        names += [f"{file.stem}-{i:04}" if array else file.stem for i in range(len(images))]
+        parts.append(1 - images if flags.invert else images)
+    return names, np.concatenate(parts)
+
+
+def check_outputs(flags: Flags, names: list[str]) -> None:
+    """Refuses two images for one output, and outputs that are inputs."""
+    inputs = {file.resolve() for file in flags.files}
     for name, count in collections.Counter(names).items():
         output = flags.out / f"{name}.png"
         if count > 1:
             raise UserError(f"{count} images would become {output}; rename the files")
-        if output.resolve() in {file.resolve() for file in flags.files}:
+        if output.resolve() in inputs:
             raise UserError(f"{output} is one of the images; give another `out`")
-    cache.use_compilation_cache()
-    reconstructions = cae_jax.load(flags.run).reconstruct(np.concatenate(images))
-    with atomic.writing(flags.out):
-        flags.out.mkdir(parents=True, exist_ok=True)
-        for name, image in zip(names, reconstructions, strict=True):
-            write_png(flags.out / f"{name}.png", image)
-    print(f"{len(names)} images in {flags.out}")
+
+
+def write(folder: Path, names: list[str], images: np.ndarray) -> None:
+    """Writes each image as a PNG."""
+    from cae_jax.data.images import write_png
+
+    with atomic.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, image in progress(list(zip(names, images, strict=True)), "Writing"):
+            write_png(folder / f"{name}.png", image)
+
+
+def progress(items: Sequence, what: str) -> tqdm:
+    """A bar over the items; none where the output is no terminal."""
+    return tqdm(items, desc=what, unit="image", leave=False, disable=None)
+
+
+def psnr_of(reconstructions: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """PSNR in dB of each reconstruction: ``[N]``."""
+    import jax.numpy as jnp
+
+    from cae_jax.training import metrics
+
+    mse = np.square(reconstructions - images).mean(axis=(1, 2, 3))
+    return np.asarray(metrics.psnr_of_mse(jnp.asarray(mse)))
+
+
+def hint(flags: Flags, autoencoder: "Autoencoder", images: np.ndarray, psnr: np.ndarray) -> None:
+    """Prints a line where the images are reconstructed far worse than the run's validation."""
+    from cae_jax.runs import history
+
+    rows: list[history.Row] = []
+    with contextlib.suppress(UserError):  # the reconstructions do not depend on the history
+        rows = history.read(flags.run / "history.csv")
+    if not rows or not len(psnr):
+        return
+    # Against a noisy input a denoised image is as far off as the noise.
+    inputs = rows[-1].val_psnr_input
+    expected = rows[-1].val_psnr if inputs is None else min(rows[-1].val_psnr, inputs)
+    median = np.median(psnr)
+    if median > expected - _FAR_BELOW:
+        return
+    inverted = np.median(psnr_of(autoencoder.reconstruct(1 - images), 1 - images))
+    advice = "the images are unlike those of its training"
+    if inverted > median + _CLEAR_GAIN:
+        flag = "omit" if flags.invert else "give"
+        advice = f"{flag} --invert, with which it is {inverted:.1f} dB"
+    print(
+        f"hint: the median PSNR is {median:.1f} dB, far below the {expected:.1f} dB of the run's "
+        f"validation; {advice}",
+        file=sys.stderr,
+    )

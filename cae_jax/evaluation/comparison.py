@@ -22,12 +22,15 @@ from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.load import load
+from cae_jax.runs.names import run_names
 from cae_jax.training import metrics
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.step import make_keys
 
 # Levels of a robustness curve, relative to the default level of the noise.
 _RELATIVE_LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+# Rows of tables and figures that are no runs.
+_LABELS = ("clean", "noisy image", *baselines.DENOISERS)
 _FORMATS = {"bce": ".4f", "mse": ".5f", "psnr": ".2f", "ssim": ".4f"}
 _FORMATS |= {"parameters": ",", "seconds": ".0f"}
 _TITLES = {"label": "", "bce": "BCE", "mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM"}
@@ -80,13 +83,14 @@ def open_runs(label: str, runs: Sequence[Path]) -> Trained:
     )
 
 
-def group_runs(runs: Iterable[Path]) -> dict[str, list[Path]]:
+def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
     """Groups runs whose configs differ only in the seed; the first run of a group names it.
 
     Raises:
         UserError: two runs have the same config and seed, and would count as two.
     """
     groups: dict[str, dict[int, Path]] = {}
+    names = dict(zip(runs, run_names(runs, taken=_LABELS), strict=True))
     for run in runs:
         config = read_config(run)
         group = groups.setdefault(repr(dataclasses.replace(config, seed=0)), {})
@@ -95,7 +99,7 @@ def group_runs(runs: Iterable[Path]) -> dict[str, list[Path]]:
                 f"{group[config.seed]} and {run} are the same config with the same seed; give one"
             )
         group[config.seed] = run
-    return {str(next(iter(group.values()))): list(group.values()) for group in groups.values()}
+    return {names[next(iter(group.values()))]: list(group.values()) for group in groups.values()}
 
 
 def noisy_images(

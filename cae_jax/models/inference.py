@@ -1,6 +1,8 @@
 """A trained autoencoder as functions of NumPy images."""
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,18 @@ from cae_jax.config import TrainConfig
 from cae_jax.data.images import prepare_images
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, topology
-from cae_jax.ops.backend import MATMUL, Backend
+from cae_jax.ops.backend import MATMUL, Backend, choose
+
+logger = logging.getLogger(__name__)
 
 
 class Autoencoder:
     """A trained autoencoder: `encode`, `decode` and `reconstruct`.
 
-    Images are uint8, or floats in [0, 1], of shape ``[N, height, width]`` or ``[N, height, width,
-    channels]`` with any N including 0. Results are float32 NumPy arrays. At most
-    ``backend.max_batch`` images go to the device in one call; each batch size is compiled once.
+    Images are uint8, bool (True is white), or floats in [0, 1], of shape ``[N, height, width]`` or
+    ``[N, height, width, channels]`` with any N including 0. Results are float32 NumPy arrays. At
+    most ``backend.max_batch`` images go to the device in one call; each batch size is compiled
+    once. It can be pickled; loading chooses the same backend, or the default one without it.
 
     Attributes:
         config: the config that it was trained with.
@@ -35,7 +40,7 @@ class Autoencoder:
         self.model = model
         self.topology = topology.of_config(config)
         graphdef, self.params = nnx.split(model, nnx.Param)
-        self._max_batch = backend.max_batch
+        self._backend = backend
         encode, decode = autoencoders.make_passes(graphdef, backend)
         self._encode = jax.jit(encode)
         self._decode = jax.jit(lambda params, x: nnx.sigmoid(decode(params, x)))
@@ -43,6 +48,30 @@ class Autoencoder:
         self._reconstruct = jax.jit(
             lambda params, x: nnx.sigmoid(decode(params, encode(params, x)))
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled programs and the native kernel belong to this process.
+        params = jax.tree.map(np.asarray, nnx.to_pure_dict(self.params))
+        return {"config": self.config, "params": params, "backend": self._backend.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        config, name = state["config"], state["backend"]
+        model = autoencoders.build(config, nnx.Rngs(0))
+        params = nnx.state(model, nnx.Param)
+        nnx.replace_by_pure_dict(params, jax.tree.map(jnp.asarray, state["params"]))
+        nnx.update(model, params)
+        network = topology.of_config(config)
+        try:
+            backend = choose(network, name)
+        except UserError:  # pickled on another machine
+            backend = choose(network)
+            logger.warning(
+                "Pickled with the %s backend, loaded with %s: %s",
+                name,
+                backend.name,
+                backend.reason,
+            )
+        self.__init__(config, model, backend)
 
     @property
     def parameters(self) -> int:
@@ -89,7 +118,7 @@ class Autoencoder:
         self, function: Callable, inputs: np.ndarray, shape: tuple[int, ...]
     ) -> np.ndarray:
         outputs = [np.zeros((0, *shape), np.float32)]
-        for start in range(0, len(inputs), self._max_batch):
-            batch = jnp.asarray(inputs[start : start + self._max_batch])
+        for start in range(0, len(inputs), self._backend.max_batch):
+            batch = jnp.asarray(inputs[start : start + self._backend.max_batch])
             outputs.append(function(self.params, batch))
         return np.concatenate([np.asarray(output) for output in outputs])

@@ -20,6 +20,7 @@ from cae_jax.models.topology import Topology
 from cae_jax.runs import history
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.load import load
+from cae_jax.runs.names import run_names
 
 IMAGES = 10
 # Of all runs in a report together; they take 27 MB of the page.
@@ -67,7 +68,7 @@ def collect(
         "defaults": to_dict(TrainConfig()),
         "runs": [
             {"name": name, **_run_data(run, autoencoder, images)}
-            for name, run, autoencoder in zip(_names(runs), runs, autoencoders, strict=True)
+            for name, run, autoencoder in zip(run_names(runs), runs, autoencoders, strict=True)
         ],
     }
 
@@ -89,12 +90,6 @@ def network(topology: Topology, parameters: Mapping[str, Mapping[str, Any]]) -> 
             values = parameters[layer["name"]]
             layer.update(weights=_base64(values["kernel"]), bias=_base64(values["bias"]))
     return {"code": topology.code, "layers": layers}
-
-
-def _names(runs: Sequence[Path]) -> list[str]:
-    """The names of the directories, or their paths as given if two names are equal."""
-    names = [run.absolute().name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
 def _run_data(run: Path, autoencoder: Autoencoder, images: np.ndarray) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from cae_jax.config import to_dict
 from cae_jax.models.autoencoders import scale
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
+from cae_jax.runs.names import run_names
 from cae_jax.training.trainer import Trainer, device_name
 
 _PACKAGES = ("cae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -40,7 +41,7 @@ def write(
     images = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}
     figures.save_rows(workdir / "reconstructions.png", images)
     columns = {name: [getattr(row, name) for row in rows] for name in history.Row._fields}
-    figures.save_curves(workdir / "history.png", {workdir.name: columns})
+    figures.save_curves(workdir / "history.png", {run_names([workdir])[0]: columns})
     best = min(rows, key=lambda row: row.val_loss)
     atomic.write_json(
         workdir / "result.json",

@@ -1,0 +1,28 @@
+"""Names runs in tables and figures."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+def run_names(runs: Sequence[Path], taken: Iterable[str] = ()) -> list[str]:
+    """Names each run by the shortest end of its path that no other run shares.
+
+    ``runs/lr0.01`` is ``lr0.01``; next to ``b/trial``, ``a/trial`` keeps its folder. One path given
+    twice has one name.
+
+    Args:
+        runs: paths of the runs, or of files that stand for runs.
+        taken: names that mean something else beside them.
+    """
+    # Not resolved: a link keeps the name by which the user knows the run.
+    paths = [Path(os.path.abspath(run)).parts for run in runs]  # noqa: PTH100
+
+    def name(path: tuple[str, ...]) -> str:
+        others = {*paths, *((name,) for name in taken)} - {path}
+        for length in range(1, len(path)):
+            if all(other[-length:] != path[-length:] for other in others):
+                return "/".join(path[-length:])
+        return Path(*path).as_posix()
+
+    return [name(path) for path in paths]
