@@ -66,8 +66,9 @@ def test_a_pickle_of_a_machine_with_another_backend(autoencoder, test_images, mo
     monkeypatch.setattr(native, "Kernel", unavailable)
     again = cae_jax.Autoencoder.__new__(cae_jax.Autoencoder)
     again.__setstate__(state)
-    warning = "Pickled with native, loaded with matmul: native is unavailable: no compiler\n"
-    assert capsys.readouterr().err == warning
+    assert capsys.readouterr().err == (
+        "Pickled with the native backend, loaded with matmul: native is unavailable: no compiler\n"
+    )
     images = test_images[:5]
     expected = autoencoder.reconstruct(images)
     np.testing.assert_allclose(again.reconstruct(images), expected, atol=1e-5)
