@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import io
 import json
 import os
 import re
@@ -281,6 +282,20 @@ def test_reconstruct_hints_at_other_images(
             r"hint: the median PSNR is \d\.\d dB, far below the 18\.0 dB of the run's validation"
         )
         assert re.fullmatch(f"{begin}; {re.escape(advice)}\n", hint)
+
+
+def test_reconstruct_shows_its_progress_in_a_terminal(run, tmp_path, test_images, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.chdir(tmp_path)
+    np.save("two.npy", test_images[:2])
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    cli.main(["reconstruct", str(run), "two.npy", "--out", "out"])
+    assert "Reading: " in terminal.getvalue()
+    assert "Writing: " in terminal.getvalue()
 
 
 def test_reconstruct_is_linear_in_the_files(run, tmp_path, test_images, monkeypatch, capsys):

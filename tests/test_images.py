@@ -85,6 +85,7 @@ def save_bomb(path):
         ("a.npy", lambda p: np.save(p, np.zeros((2, 28, 28, 4))), r"shape \[2, 28, 28, 4\]"),
         ("a.npy", lambda p: np.save(p, np.zeros((32, 32, 3))), r"shape \[32, 32, 3\].*`resize"),
         ("a.npy", lambda p: np.save(p, np.zeros(783)), r"shape \[783\].*flattened \[784\]"),
+        ("a.npy", lambda p: np.save(p, np.zeros((784, 784))), "784 flattened images or one of 784"),
         ("a.npy", lambda p: np.save(p, np.float32(1)), r"shape \[\];"),
         ("a.npy", lambda p: np.save(p, np.zeros((2, 28, 28), int)), "images are int64"),
         ("a.npy", lambda p: np.save(p, np.array([{}])), "not a readable array"),

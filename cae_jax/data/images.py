@@ -216,16 +216,17 @@ def _as_batch(array: np.ndarray, image_shape: tuple[int, int, int], resize: bool
     if shape in (image_shape, planes, (pixels,)):
         return array.reshape(1, *image_shape)
     flat = shape[1:] == (pixels,)
-    if shape[1:] in (image_shape, planes) or (flat and not resize):
+    ambiguous = flat and (resize or shape[0] == pixels)  # a square is likely an image
+    if shape[1:] in (image_shape, planes) or (flat and not ambiguous):
         return array.reshape(shape[0], *image_shape)
-    if not resize:
+    if not (resize or ambiguous):
         gray = f"[{height}, {width}] or [N, {height}, {width}], " if channels == 1 else ""
         raise UserError(
             f"the array has shape {list(shape)}; it takes {gray}[{height}, {width}, {channels}] or "
             f"[N, {height}, {width}, {channels}], or flattened [{pixels}] or [N, {pixels}]: resize "
             f"or crop the images to {height} x {width} pixels, or pass `resize=True` to convert"
         )
-    if flat:
+    if ambiguous:
         raise UserError(
             f"the array has shape {list(shape)}: {shape[0]} flattened images or one of "
             f"{shape[0]} x {pixels} pixels; save it as [{shape[0]}, {height}, {width}, {channels}] "

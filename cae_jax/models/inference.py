@@ -66,10 +66,7 @@ class Autoencoder:
         except UserError:  # pickled on another machine
             backend = choose(network)
             logger.warning(
-                "Pickled with the %s backend, loaded with %s: %s",
-                name,
-                backend.name,
-                backend.reason,
+                "Pickled with %s, loaded with %s: %s", name, backend.name, backend.reason
             )
         self.__init__(config, model, backend)
 
