@@ -35,9 +35,9 @@ os.environ["KERAS_HOME"] = os.environ["XDG_CACHE_HOME"]
 keras = pytest.importorskip("keras")
 layers = keras.layers
 
-from cae_jax.interop.keras import process, worker  # noqa: E402
+from cae_jax.interop.keras import worker  # noqa: E402
 
-read, run_process = interop.read, process._run
+read, run_process = interop.read, interop._run
 DATA = Path(__file__).parent / "data" / "keras"
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -52,15 +52,15 @@ SIGMOID = {**ZEROS, "activation": "sigmoid", "padding": "same"}
 def run_here(mode, path, scratch):
     """What the process does, here: starting Keras takes ten times as long as the rest."""
     if mode == "read":
-        worker.read(path, scratch).save(scratch / "weights.npz")
+        worker.read(path).save(scratch / "weights.npz")
     else:
-        worker.write(interop.Weights.load(scratch / "weights.npz"), scratch)
+        worker.write(scratch)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def in_this_process():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "_run", run_here)
+        patch.setattr(interop, "_run", run_here)
         yield
 
 

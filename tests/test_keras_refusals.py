@@ -13,7 +13,6 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.interop import keras as interop
-from cae_jax.interop.keras import process
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from tests.conftest import SMALL
@@ -459,7 +458,7 @@ def test_weights_that_are_not_what_they_should_be(change, message, archive, tmp_
 
 @pytest.fixture
 def isolated(monkeypatch):
-    monkeypatch.setattr(process, "_run", run_process)
+    monkeypatch.setattr(interop, "_run", run_process)
 
 
 def test_an_intact_file_comes_through_as_it_is(isolated, archive, tmp_path):
@@ -469,7 +468,7 @@ def test_an_intact_file_comes_through_as_it_is(isolated, archive, tmp_path):
     interop.write(tmp_path / "n.keras", Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0))))
     assert (tmp_path / "n.keras").read_bytes() == archive
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "_run", run_here)
+        patch.setattr(interop, "_run", run_here)
         np.testing.assert_equal(ours, interop.read(path))
 
 
@@ -534,14 +533,13 @@ ORDER = [
     "conv2d_6",
 ]
 READ_ALL = """
-import pathlib, sys, tempfile
+import pathlib, sys
 from cae_jax.interop.keras import worker
 for path in map(pathlib.Path, sys.argv[1:]):
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            print(worker.read(path, pathlib.Path(scratch)).features, flush=True)
-        except ValueError as error:
-            print(error, flush=True)
+    try:
+        print(worker.read(path).features, flush=True)
+    except ValueError as error:
+        print(error, flush=True)
 """
 
 
@@ -590,7 +588,7 @@ def test_a_crash_or_a_stall_of_hdf5_is_one_line(command, message, isolated, tmp_
     python.write_text(f"#!/bin/sh\n{'exec ' if 'sleep' in command else ''}{command}\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(process, "_SECONDS", 0.5)
+    monkeypatch.setattr(interop, "_SECONDS", 0.5)
     (tmp_path / "m.h5").touch()
     with pytest.raises(cae_jax.UserError, match=message):
         interop.read(tmp_path / "m.h5")

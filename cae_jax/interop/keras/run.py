@@ -7,7 +7,7 @@ from flax import nnx
 from cae_jax import data
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
-from cae_jax.interop.keras.process import Weights, matching
+from cae_jax.interop.keras import Weights, matching
 from cae_jax.models import autoencoders
 from cae_jax.ops.backend import MATMUL
 from cae_jax.runs.checkpoints import Checkpoints
