@@ -14,16 +14,15 @@ from cae_jax.errors import UserError
 _KERAS = (3, 15, 1)
 # Bytes, by resource: far more than the networks take, less than a hostile file may ask for. Core
 # dumps of a crash stay unwritten.
-_MOST = {"DATA": 2**34, "FSIZE": 2**31, "CORE": 0}
+_MOST = {"DATA": 2**33, "FSIZE": 2**31, "CORE": 0}
 
 
 def main(mode: str, path: Path, scratch: Path) -> None:
     for name, most in _MOST.items():
         limit = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(limit)[1]
-        resource.setrlimit(
-            limit, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
-        )
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (most, most))
     try:
         _check_keras()
         from cae_jax.interop.keras import worker

@@ -52,7 +52,7 @@ def open_file(path: Path) -> tuple[h5py.File, Json | None]:
     file = h5py.File(io.BytesIO(content))
     # What is not None ends a visit.
     link = file.visititems_links(lambda name, x: None if isinstance(x, h5py.HardLink) else name)
-    link = link or file.visititems(lambda name, x: name if h5py.h5o.get_info(x.id).rc > 1 else None)
+    link = link or file.visititems(_linked_twice)
     if link:
         raise UserError(f"{link} in it is a link, which Keras does not write")
     if config is None and "model_config" in file.attrs:
@@ -62,6 +62,11 @@ def open_file(path: Path) -> tuple[h5py.File, Json | None]:
         if not isinstance(config, dict):
             raise UserError(f"its config is no JSON object of at most {_MAX_CONFIG} characters")
     return file, config
+
+
+def _linked_twice(name: str, item: Any) -> str | None:
+    links = h5py.h5o.get_info(item.id).rc  # pyright: ignore[reportAttributeAccessIssue]
+    return name if links > 1 else None
 
 
 def _in_folder(member: Path, most: int) -> bytes:
@@ -170,12 +175,15 @@ def _parts(group: Any) -> Iterator[Part]:
     groups: Json = {x: group[x] for x in names if x not in ("vars", "optimizer", "metrics")}
     single: Json = {x: groups[x].get("vars", {}) for x in groups if {*groups[x]} <= {"vars"}}
     if "vars" in group:
-        yield from ([(None, arrays)] for arrays in single.values())
+        for arrays in single.values():
+            yield [(None, arrays)]
     else:
         yield [(_stem(name), arrays) for name, arrays in single.items()]
-    for name, item in groups.items():
-        if name not in single:
-            yield from _parts(item)
+    # The list of all layers then lacks those that an attribute sorts before it.
+    gaps = "vars" in group and any(len(_kernel(arrays)) > 1 for arrays in single.values())
+    for name in [x for x in groups if x not in single]:
+        for part in _parts(groups[name]):
+            yield from ([layer] for layer in part) if gaps and name == "layers" else [part]
 
 
 def _legacy_parts(file: h5py.File) -> Iterator[Part]:
@@ -189,8 +197,8 @@ def _legacy_parts(file: h5py.File) -> Iterator[Part]:
             outer.append((_stem(name), {str(i): array for i, (_, array) in enumerate(arrays)}))
             continue
         ordered: Part = [(None, inner[layer]) for layer in sorted(inner, key=_number)]
-        known = len({*map(_number, inner)}) == len(inner)
-        yield from [ordered] if known else ([layer] for layer in ordered)
+        numbered = {_stem(layer) for layer in inner} <= {"conv2d", "dense"}  # by Keras
+        yield from [ordered] if numbered else ([layer] for layer in ordered)
     yield outer
 
 
@@ -246,8 +254,8 @@ def _stem(name: str) -> str:
 
 
 def _number(name: str) -> int:
-    digits = re.search(r"\d+$", name)
-    return int(digits[0]) if digits else 0
+    digits = re.search(r"_(\d+)$", name)
+    return int(digits[1]) if digits else 0
 
 
 def _snake_case(kind: str) -> str:
