@@ -604,9 +604,7 @@ def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-@pytest.mark.parametrize(
-    "where", ["runs.checkpoints.Checkpoints.save", "interop.keras.run.write_config"]
-)
+@pytest.mark.parametrize("where", ["runs.checkpoints.Checkpoints.save", "runs.folder.write_config"])
 def test_killed_at_any_moment_no_run_starts_from_other_weights(
     where, imported, data_dir, tmp_path, monkeypatch
 ):

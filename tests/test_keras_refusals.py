@@ -554,7 +554,7 @@ def test_the_process_limits_what_it_takes(tmp_path, monkeypatch):
         __main__.main("read", tmp_path / "m.keras", tmp_path)
     assert end.value.code == 2
     assert "it is neither a .keras archive nor HDF5" in (tmp_path / "refusal.txt").read_text()
-    assert 2**30 < limits[resource.RLIMIT_DATA][0] <= 2**33
+    assert 2**30 < limits[resource.RLIMIT_DATA][0] <= 2**34
     assert limits[resource.RLIMIT_FSIZE][0] <= 2**31
     assert limits[resource.RLIMIT_CORE][0] == 0
 

@@ -21,21 +21,11 @@ from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from cae_jax.interop.keras.run import import_run
     from cae_jax.models.inference import Autoencoder
 
 __all__ = ["Weights", "import_run", "matching", "read", "write"]
 _SECONDS = 120  # most of them go into starting Keras: 5 to 15
 Params = dict[str, dict[str, np.ndarray]]
-
-
-def __getattr__(name: str) -> Any:
-    # Imported on first use: it takes seconds, which neither a refused file nor Keras should cost.
-    if name == "import_run":
-        from cae_jax.interop.keras.run import import_run
-
-        return import_run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Weights(NamedTuple):
@@ -125,6 +115,64 @@ def matching(config: TrainConfig, weights: Weights) -> TrainConfig:
     """Returns the config with the network of the weights."""
     features = weights.features if weights.model == "conv" else config.features
     return dataclasses.replace(config, model=weights.model, features=features)
+
+
+def import_run(
+    weights: Weights,
+    config: TrainConfig,
+    workdir: str | Path,
+    *,
+    overwrite: bool = False,
+    data_dir: str | Path | None = None,
+    archives: str | Path | None = None,
+) -> float:
+    """Writes a run whose checkpoint of step 0 has the weights and a fresh optimizer.
+
+    It can be loaded and evaluated, and ``fit`` with the same config continues from it.
+
+    Args:
+        config: of the training; its model and features are those of the weights.
+        workdir: directory of the run.
+        overwrite: replace an existing run.
+        data_dir, archives: see `cae_jax.data.load_split`.
+
+    Returns:
+        val_loss, by which the checkpoint ranks among those of the training that follows.
+
+    Raises:
+        UserError: a config of another network, an existing run, unusable data or directory.
+    """
+    from flax import nnx  # takes seconds, which a refused file does without
+
+    from cae_jax import data
+    from cae_jax.models import autoencoders
+    from cae_jax.ops.backend import MATMUL
+    from cae_jax.runs import checkpoints, folder
+    from cae_jax.training.trainer import Validation, initial_state
+
+    workdir = Path(workdir).expanduser()
+    if config != matching(config, weights):
+        raise UserError(
+            f"the config is of the model {config.model} with features {config.features}; the "
+            f"weights are of {weights.model} with features {weights.features}"
+        )
+    if (workdir / "config.json").exists() and not overwrite:
+        raise UserError(
+            f"{workdir} holds a run; give another directory, or `overwrite=True` to replace it"
+        )
+    model = autoencoders.build(config, nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(params, weights.params)
+    nnx.update(model, params)
+    images = data.load(config, data_dir=data_dir, archives=archives)
+    state = initial_state(config, model, len(images.train))
+    val_loss, _ = Validation(config, model, MATMUL, images.test).evaluate(state.params)
+    with folder.open_folder(workdir, overwrite=overwrite):
+        with checkpoints.Checkpoints(folder.checkpoint_folder(workdir), config) as saved:
+            saved.save(state, val_loss)
+        # Last: a config alone would be taken for a run that starts from random parameters.
+        folder.write_config(workdir, config)
+    return val_loss
 
 
 def _run(mode: str, path: Path, scratch: Path) -> None:

@@ -12,9 +12,9 @@ from cae_jax.errors import UserError
 
 # The first release, next to 3.12.4, in which all known holes of deserialisation are closed.
 _KERAS = (3, 15, 1)
-# Bytes, by resource: far more than the networks take, less than a hostile file may ask for. Core
-# dumps of a crash stay unwritten.
-_MOST = {"DATA": 2**33, "FSIZE": 2**31, "CORE": 0}
+# Bytes: far more than the networks take (0.5 GiB, and 10 MB for each thread of a large machine),
+# less than a hostile file may ask for; no core dump after a crash.
+_MOST = {"DATA": 2**34, "FSIZE": 2**31, "CORE": 0}
 
 
 def main(mode: str, path: Path, scratch: Path) -> None:

@@ -115,7 +115,7 @@ def check(model: Json) -> Topology:
     if kind_of(model) not in MODELS:
         raise UserError(
             f"the model is of class {kind_of(model)}; it takes a Sequential or functional one, or "
-            "its weights alone"
+            "its weights alone (model.save_weights)"
         )
     every = [*leaves(model)]
     found = [leaf for leaf in every if kind_of(leaf) != "InputLayer"]
@@ -182,8 +182,9 @@ def _check_input(config: Json, model: Json, network: Topology) -> None:
 def _check_chain(model: Json) -> None:
     """Refuses a functional model in which anything but the layer before feeds a layer."""
     names = [name_of(layer) for layer in children(model)]
+    known = {*names}
     for before, layer in zip([None, *names], children(model), strict=False):
-        sources = [name for name in _strings(layer["inbound_nodes"]) if name in names]
+        sources = [name for name in _strings(layer["inbound_nodes"]) if name in known]
         if sources != [before][: before is not None]:
             raise UserError(
                 f"layer {name_of(layer)} takes {', '.join(sources) or 'nothing'}; the network is a "

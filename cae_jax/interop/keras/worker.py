@@ -24,7 +24,9 @@ def read(path: Path) -> Weights:
         UserError: see `cae_jax.interop.keras.read`.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):
+        # Variables stay without memory: a file may announce more than it has.
+        scope = keras.StatelessScope(initialize_variables=False)
+        with warnings.catch_warnings(action="ignore"), scope:
             file, config = files.open_file(path)
             with file:
                 if config is None:
@@ -44,19 +46,16 @@ def read(path: Path) -> Weights:
 
 def _load(network: Topology, variables: Sequence[files.Arrays]) -> Params:
     """Loads the variables into the network as Keras builds it, which checks their shapes."""
-    params: Params = {}
-    # Without memory for variables: a file may announce more than it has.
-    with keras.StatelessScope(initialize_variables=False):
-        model = layers.build(network)
-        for layer, own in zip(network.weighted, variables, strict=True):
-            # Keras compares the number first; a file may have thousands in a layer.
-            values: Any = {
-                key: files.read_array(own[key]) if key in ("0", "1") else None for key in own
-            }
-            model.get_layer(layer.name).load_own_variables(values)
-            params[layer.name] = {"kernel": values["0"], "bias": values["1"]}
-            if not all(np.isfinite(array).all() for array in values.values()):
-                raise UserError(f"{layer.name} has values that are not finite")
+    params, model = {}, layers.build(network)
+    for layer, own in zip(network.weighted, variables, strict=True):
+        # Keras compares the number first; a file may have thousands in a layer.
+        values: Any = {
+            key: files.read_array(own[key]) if key in ("0", "1") else None for key in own
+        }
+        model.get_layer(layer.name).load_own_variables(values)
+        params[layer.name] = {"kernel": values["0"], "bias": values["1"]}
+        if not all(np.isfinite(array).all() for array in values.values()):
+            raise UserError(f"{layer.name} has values that are not finite")
     return params
 
 
