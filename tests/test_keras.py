@@ -35,9 +35,9 @@ os.environ["KERAS_HOME"] = os.environ["XDG_CACHE_HOME"]
 keras = pytest.importorskip("keras")
 layers = keras.layers
 
-from cae_jax.interop.keras import process, worker  # noqa: E402
+from cae_jax.interop.keras import worker  # noqa: E402
 
-read, run_process = interop.read, process._run
+read, run_process = interop.read, interop._run
 DATA = Path(__file__).parent / "data" / "keras"
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -52,15 +52,15 @@ SIGMOID = {**ZEROS, "activation": "sigmoid", "padding": "same"}
 def run_here(mode, path, scratch):
     """What the process does, here: starting Keras takes ten times as long as the rest."""
     if mode == "read":
-        worker.read(path, scratch).save(scratch / "weights.npz")
+        worker.read(path).save(scratch / "weights.npz")
     else:
-        worker.write(interop.Weights.load(scratch / "weights.npz"), scratch)
+        worker.write(scratch)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def in_this_process():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "_run", run_here)
+        patch.setattr(interop, "_run", run_here)
         yield
 
 
@@ -282,6 +282,37 @@ def test_files_of_other_arrangements(which):
         assert ours.dtype == np.float32
 
 
+@pytest.mark.parametrize("version", ["tf212", "tf213", "tf214"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("nested.keras", "nested.h5", "nested.weights.h5"),
+        *("sequences.keras", "sequences.weights.h5"),
+        *("flat.weights.h5", "subclass.weights.h5", "mixed.keras", "frozen.h5"),
+    ],
+)
+def test_files_of_tensorflow(version, name, tmp_path):
+    """TensorFlow wrote them; the n-th layer has kernels of n and biases of -n.
+
+    In "frozen" all features are 2, and the second layer of the encoder was not trainable.
+    """
+    path = tmp_path / name
+    path.write_bytes(gzip.decompress((DATA / f"{version}_{name}.gz").read_bytes()))
+    weights = read(path)
+    assert weights.features == ((2, 2, 2) if name == "frozen.h5" else (3, 2, 2))
+    assert weights.complete == ("weights" not in name)
+    arrays = flat(weights.params)
+    assert [array.shape for array in arrays[1::2]] == [
+        *((n,) for n in weights.features),
+        *((n,) for n in weights.features[::-1]),
+        (1,),
+    ]
+    for number, (kernel, bias) in enumerate(zip(arrays[::2], arrays[1::2], strict=True), start=1):
+        assert kernel.dtype == bias.dtype == np.float32
+        assert (kernel == number).all()
+        assert (bias == -number).all()
+
+
 def models_in_a_model():
     encoder, decoder = functional(conv_layers()[:6]), functional(conv_layers()[6:], (4, 4, 8))
     return functional([encoder, decoder])
@@ -317,6 +348,94 @@ def test_models_that_compute_the_same(make, suffix, tmp_path):
     model = randomised(make())
     weights = read(save(model, tmp_path / f"m.{suffix}"))
     assert weights.features == (16, 8, 8)
+    assert_same_weights(model, weights.params)
+
+
+class Halves(keras.Model):
+    """Encoder and decoder as attributes, which sort the other way round."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.zencoder, self.decoder = first, second
+
+    def call(self, inputs):
+        return self.decoder(self.zencoder(inputs))
+
+
+class Attributes(keras.Model):
+    """Every layer an attribute or in a list, as PyTorch users write it."""
+
+    def __init__(self, f1, f2, f3, listed):
+        super().__init__()
+        self.steps = conv_layers(f1, f2, f3)
+        if not listed:
+            for letter, layer in zip("qwertyuiopasd", self.steps, strict=True):
+                setattr(self, letter, layer)
+            self.steps = None
+        self.order = "qwertyuiopasd"
+
+    def call(self, inputs):
+        for layer in self.steps or [getattr(self, letter) for letter in self.order]:
+            inputs = layer(inputs)
+        return inputs
+
+
+def called(model):
+    model(np.zeros((1, 28, 28, 1)))
+    return model
+
+
+def halves():
+    return called(Halves(keras.Sequential(conv_layers()[:6]), keras.Sequential(conv_layers()[6:])))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        models_in_a_model,
+        sequences_in_a_sequence,
+        a_model_in_a_sequence,
+        halves,
+        lambda: called(Attributes(16, 8, 8, listed=True)),
+        lambda: called(Attributes(5, 4, 3, listed=False)),
+    ],
+    ids=["models", "sequences", "mixed", "subclass", "list", "attributes"],
+)
+def test_weights_alone_whose_order_their_kernels_decide(make, tmp_path):
+    model = randomised(make())
+    weights = read(save(model, tmp_path / "m.weights.h5"))
+    assert not weights.complete
+    layers_in_order = [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(layer, layers.Conv2D)
+    ]
+    layers_in_order.sort(key=lambda layer: int(([*layer.name.split("_"), "0"])[1]))
+    theirs = [array for layer in layers_in_order for array in layer.get_weights()]
+    for ours, expected in zip(flat(weights.params), theirs, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_layers_that_were_frozen_in_a_model_of_models(tmp_path):
+    """In the format of Keras 2 they come last; with equal features nothing else would show it."""
+    model = functional(
+        [functional(conv_layers(8, 8, 8)[:6]), functional(conv_layers(8, 8, 8)[6:], (4, 4, 8))]
+    )
+    randomised(model)
+    expected = model.get_weights()
+    model.layers[1].layers[3].trainable = False
+    for name in ("m.keras", "m.h5"):
+        for ours, theirs in zip(
+            flat(read(save(model, tmp_path / name)).params), expected, strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_folder_in_place_of_an_archive(tmp_path):
+    model = network("conv")
+    model.save(tmp_path / "m", zipped=False)
+    weights = read(tmp_path / "m")
+    assert weights.complete
     assert_same_weights(model, weights.params)
 
 
@@ -485,9 +604,7 @@ def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-@pytest.mark.parametrize(
-    "where", ["runs.checkpoints.Checkpoints.save", "interop.keras.run.write_config"]
-)
+@pytest.mark.parametrize("where", ["runs.checkpoints.Checkpoints.save", "runs.folder.write_config"])
 def test_killed_at_any_moment_no_run_starts_from_other_weights(
     where, imported, data_dir, tmp_path, monkeypatch
 ):

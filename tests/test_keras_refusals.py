@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import resource
 import subprocess
 import sys
 import zipfile
@@ -13,14 +15,17 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.interop import keras as interop
-from cae_jax.interop.keras import process
-from cae_jax.models import autoencoders
+from cae_jax.interop.keras import __main__
+from cae_jax.models import autoencoders, topology
 from cae_jax.models.inference import Autoencoder
 from tests.conftest import SMALL
 from tests.test_cli import assert_fails_in_one_line
 from tests.test_keras import (
     RELU,
     ZEROS,
+    Attributes,
+    Halves,
+    called,
     conv_layers,
     dense_layers,
     functional,
@@ -35,6 +40,8 @@ from tests.test_keras import (
     save,
     sequential,
 )
+
+from cae_jax.interop.keras.layers import build as build_in_keras  # isort: skip
 
 # Networks that are not the project's
 
@@ -231,6 +238,58 @@ def test_weights_of_another_network(which, message, tmp_path):
         read(path)
 
 
+def test_models_that_may_stand_in_either_order(tmp_path):
+    model = called(Attributes(16, 8, 8, listed=False))
+    path = save(model, tmp_path / "m.weights.h5")
+    kernel = re.escape("(3, 3, 1, 16)")
+    with pytest.raises(cae_jax.UserError, match=f"{kernel}.* are the network's in more than one"):
+        read(path)
+    path = save(called(Attributes(16, 8, 4, listed=False)), path)
+    assert read(path).features == (16, 8, 4)
+
+
+def test_models_that_are_the_network_in_no_order(tmp_path):
+    wrong = conv_layers()[6:]
+    wrong[2] = layers.Conv2D(4, 3, **RELU)
+    model = called(Halves(keras.Sequential(conv_layers()[:6]), keras.Sequential(wrong)))
+    path = save(model, tmp_path / "m.weights.h5")
+    message = r"\(3, 3, 8, 4\) .* are the network's in no order; save a Sequential or functional"
+    with pytest.raises(cae_jax.UserError, match=message):
+        read(path)
+
+
+def test_layers_of_another_class_in_a_model_of_ones_own(tmp_path):
+    encoder = keras.Sequential([*conv_layers()[:5], layers.AveragePooling2D(2, padding="same")])
+    model = called(Halves(encoder, keras.Sequential(conv_layers()[6:])))
+    path = save(model, tmp_path / "m.weights.h5")
+    with pytest.raises(cae_jax.UserError, match="it has 13 layers and names average_pooling2d whe"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_difference_in_a_model_in_a_model_is_found_there(suffix, tmp_path):
+    def nested(decoder):
+        encoder = functional(conv_layers()[:6])
+        encoder.name = "encoder"
+        decoder = functional(decoder, (4, 4, 8))
+        decoder.name = "decoder"
+        return functional([encoder, decoder])
+
+    path = save(nested([layers.ReLU(), *conv_layers()[6:]]), tmp_path / f"m.{suffix}")
+    refused(path, r"in decoder, layer 7 \(re_lu\w*\) is ReLU; the network has Conv2D there")
+    save(nested([*conv_layers()[6:], layers.ReLU()]), path)
+    refused(path, r"in decoder, layer 14 \(re_lu\w*\) is ReLU; the network ends before it")
+    save(nested(conv_layers()[6:-1]), path)
+    refused(path, r"it has 12 layers \(in encoder, decoder\); the network goes on with Conv2D")
+
+
+def test_a_network_that_keras_cannot_pad():
+    network = topology.convolutional((28, 24, 1), (16, 8, 8))
+    assert any(len({*layer.padding}) > 1 for layer in network.layers)
+    with pytest.raises(cae_jax.UserError, match="has valid padding for rows and same for columns"):
+        build_in_keras(network)
+
+
 # Damage and malice, without Keras
 
 
@@ -382,6 +441,24 @@ def test_members_that_lead_elsewhere(archive, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.keras", "there.h5"]
 
 
+def test_folders_that_are_damaged_or_lead_elsewhere(archive, tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    for name, content in members(archive).items():
+        (folder / name).write_bytes(content)
+    assert read(folder).features == SMALL.features
+    weights = folder / "model.weights.h5"
+    weights.rename(tmp_path / "there.h5")
+    refused(folder, "model.weights.h5 in it is no file of at most")
+    weights.symlink_to(tmp_path / "there.h5")
+    refused(folder, "model.weights.h5 in it is a link, which Keras does not write")
+    weights.unlink()
+    weights.mkdir()
+    refused(folder, "model.weights.h5 in it is no file of at most")
+    (folder / "config.json").write_bytes(bytes(2**20 + 1))
+    refused(folder, "config.json in it is no file of at most 1048576 bytes")
+
+
 def change_weights(archive, tmp_path, change):
     """The archive with changes to its HDF5 file."""
     parts = members(archive)
@@ -454,12 +531,37 @@ def test_weights_that_are_not_what_they_should_be(change, message, archive, tmp_
     refused(change_weights(archive, tmp_path, change), message)
 
 
+def test_groups_that_lead_in_a_circle(archive, tmp_path):
+    """Following them would take for ever."""
+
+    def change(file):
+        file["layers/a"] = file["layers/b"] = file["layers"]
+
+    path = change_weights(archive, tmp_path, change)
+    refused(path, "in it is a link, which Keras does not write")
+    path.write_bytes(members(path.read_bytes())["model.weights.h5"])
+    refused(path, "in it is a link, which Keras does not write")
+
+
 # In a process of its own
+
+
+def test_the_process_limits_what_it_takes(tmp_path, monkeypatch):
+    limits = {}
+    monkeypatch.setattr(resource, "setrlimit", lambda which, most: limits.update({which: most}))
+    (tmp_path / "m.keras").write_text("a text")
+    with pytest.raises(SystemExit) as end:
+        __main__.main("read", tmp_path / "m.keras", tmp_path)
+    assert end.value.code == 2
+    assert "it is neither a .keras archive nor HDF5" in (tmp_path / "refusal.txt").read_text()
+    assert 2**30 < limits[resource.RLIMIT_DATA][0] <= 2**34
+    assert limits[resource.RLIMIT_FSIZE][0] <= 2**31
+    assert limits[resource.RLIMIT_CORE][0] == 0
 
 
 @pytest.fixture
 def isolated(monkeypatch):
-    monkeypatch.setattr(process, "_run", run_process)
+    monkeypatch.setattr(interop, "_run", run_process)
 
 
 def test_an_intact_file_comes_through_as_it_is(isolated, archive, tmp_path):
@@ -469,7 +571,7 @@ def test_an_intact_file_comes_through_as_it_is(isolated, archive, tmp_path):
     interop.write(tmp_path / "n.keras", Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0))))
     assert (tmp_path / "n.keras").read_bytes() == archive
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "_run", run_here)
+        patch.setattr(interop, "_run", run_here)
         np.testing.assert_equal(ours, interop.read(path))
 
 
@@ -534,14 +636,13 @@ ORDER = [
     "conv2d_6",
 ]
 READ_ALL = """
-import pathlib, sys, tempfile
+import pathlib, sys
 from cae_jax.interop.keras import worker
 for path in map(pathlib.Path, sys.argv[1:]):
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            print(worker.read(path, pathlib.Path(scratch)).features, flush=True)
-        except ValueError as error:
-            print(error, flush=True)
+    try:
+        print(worker.read(path).features, flush=True)
+    except ValueError as error:
+        print(error, flush=True)
 """
 
 
@@ -590,7 +691,7 @@ def test_a_crash_or_a_stall_of_hdf5_is_one_line(command, message, isolated, tmp_
     python.write_text(f"#!/bin/sh\n{'exec ' if 'sleep' in command else ''}{command}\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(process, "_SECONDS", 0.5)
+    monkeypatch.setattr(interop, "_SECONDS", 0.5)
     (tmp_path / "m.h5").touch()
     with pytest.raises(cae_jax.UserError, match=message):
         interop.read(tmp_path / "m.h5")

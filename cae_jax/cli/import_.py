@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags(common.ConfigFlags):
     file: tyro.conf.Positional[Path]
-    """File that Keras wrote: .keras, .weights.h5 or .h5."""
+    """File that Keras wrote: .keras, .weights.h5 or .h5, or the folder of an unzipped .keras."""
 
     out: Annotated[Path, tyro.conf.arg(aliases=["--workdir"])]
     """Directory of the run."""

@@ -4,20 +4,197 @@ Keras itself does the reading and writing, in a process that is started for it: 
 imported without Keras, and a file that crashes or stalls the HDF5 library costs one line.
 """
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cae_jax.interop.keras.process import Weights, matching, read, write
+import numpy as np
+
+from cae_jax import atomic
+from cae_jax.config import TrainConfig, to_dict
+from cae_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from cae_jax.interop.keras.run import import_run
+    from cae_jax.models.inference import Autoencoder
 
 __all__ = ["Weights", "import_run", "matching", "read", "write"]
+_SECONDS = 120  # most of them go into starting Keras: 5 to 15
+Params = dict[str, dict[str, np.ndarray]]
 
 
-def __getattr__(name: str) -> Any:
-    # Imported on first use: it takes seconds, which neither a refused file nor Keras should cost.
-    if name == "import_run":
-        from cae_jax.interop.keras.run import import_run
+class Weights(NamedTuple):
+    """The weights of a network that Keras has saved.
 
-        return import_run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    Attributes:
+        model: ``TrainConfig.model``.
+        features: ``TrainConfig.features``; of a fully connected network the default.
+        params: float32 arrays, kernel and bias by the layer's name in `cae_jax.models.topology`.
+        complete: whether the file also has the settings of the layers, so that they were compared;
+            False for a file of weights, which has neither padding nor activations.
+    """
+
+    model: Any
+    features: tuple[int, ...]
+    params: Params
+    complete: bool
+
+    def save(self, path: Path) -> None:
+        """Writes an ``.npz`` file of plain arrays."""
+        arrays: Any = {"facts": json.dumps([self.model, self.features, self.complete])}
+        for layer, params in self.params.items():
+            arrays |= {f"{layer}/{which}": array for which, array in params.items()}
+        np.savez(path, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "Weights":
+        """Reads what `save` wrote; nothing in it is unpickled."""
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        model, features, complete = json.loads(arrays.pop("facts").item())
+        params: Params = {}
+        for name, array in arrays.items():
+            layer, which = name.split("/")
+            params.setdefault(layer, {})[which] = array
+        return cls(model, tuple(features), params, complete)
+
+
+def read(path: str | Path) -> Weights:
+    """Reads the weights of one of the project's networks from a file of Keras.
+
+    Args:
+        path: ``.keras`` or ``.h5`` of ``model.save``, a folder of ``model.save(zipped=False)``, or
+            ``.weights.h5``, of Keras 2.12 or later; ``.h5`` of any Keras 2. The content decides,
+            not the name.
+
+    Raises:
+        UserError: Keras is not installed, or the file is missing, damaged, not written by Keras, or
+            holds another network; the message names the first difference.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file() and not (path / "config.json").is_file():
+        raise UserError(
+            f"{path} is no file; give a .keras, .weights.h5 or .h5 file of Keras, or a folder of "
+            "model.save with zipped=False"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        _run("read", path, Path(scratch))
+        return Weights.load(Path(scratch, "weights.npz"))
+
+
+def write(path: str | Path, autoencoder: "Autoencoder") -> None:
+    """Writes a ``.keras`` file, atomically; equal weights give equal bytes.
+
+    The model takes images in [0, 1] ``[N, height, width, channels]``, a fully connected one
+    ``[N, pixels]``, and returns images of the same shape. Its layers have the names of
+    `cae_jax.models.topology`.
+
+    Raises:
+        UserError: another suffix, a file that cannot be written, a network that Keras cannot
+            express, or Keras is not installed.
+    """
+    from flax import nnx  # takes seconds, which the process that imports Keras does without
+
+    path, config = Path(path).expanduser(), autoencoder.config
+    if path.suffix != ".keras":
+        raise UserError(f"{path} does not end in .keras, as Keras requires; rename it")
+    params: Any = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
+    with atomic.output_file(path) as temporary, tempfile.TemporaryDirectory() as scratch:
+        Weights(config.model, config.features, params, True).save(Path(scratch, "weights.npz"))
+        Path(scratch, "config.json").write_text(json.dumps(to_dict(config)))
+        _run("write", path, Path(scratch))
+        shutil.copyfile(Path(scratch, "model.keras"), temporary)
+
+
+def matching(config: TrainConfig, weights: Weights) -> TrainConfig:
+    """Returns the config with the network of the weights."""
+    features = weights.features if weights.model == "conv" else config.features
+    return dataclasses.replace(config, model=weights.model, features=features)
+
+
+def import_run(
+    weights: Weights,
+    config: TrainConfig,
+    workdir: str | Path,
+    *,
+    overwrite: bool = False,
+    data_dir: str | Path | None = None,
+    archives: str | Path | None = None,
+) -> float:
+    """Writes a run whose checkpoint of step 0 has the weights and a fresh optimizer.
+
+    It can be loaded and evaluated, and ``fit`` with the same config continues from it.
+
+    Args:
+        config: of the training; its model and features are those of the weights.
+        workdir: directory of the run.
+        overwrite: replace an existing run.
+        data_dir, archives: see `cae_jax.data.load_split`.
+
+    Returns:
+        val_loss, by which the checkpoint ranks among those of the training that follows.
+
+    Raises:
+        UserError: a config of another network, an existing run, unusable data or directory.
+    """
+    from flax import nnx  # takes seconds, which a refused file does without
+
+    from cae_jax import data
+    from cae_jax.models import autoencoders
+    from cae_jax.ops.backend import MATMUL
+    from cae_jax.runs import checkpoints, folder
+    from cae_jax.training.trainer import Validation, initial_state
+
+    workdir = Path(workdir).expanduser()
+    if config != matching(config, weights):
+        raise UserError(
+            f"the config is of the model {config.model} with features {config.features}; the "
+            f"weights are of {weights.model} with features {weights.features}"
+        )
+    if (workdir / "config.json").exists() and not overwrite:
+        raise UserError(
+            f"{workdir} holds a run; give another directory, or `overwrite=True` to replace it"
+        )
+    model = autoencoders.build(config, nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(params, weights.params)
+    nnx.update(model, params)
+    images = data.load(config, data_dir=data_dir, archives=archives)
+    state = initial_state(config, model, len(images.train))
+    val_loss, _ = Validation(config, model, MATMUL, images.test).evaluate(state.params)
+    with folder.open_folder(workdir, overwrite=overwrite):
+        with checkpoints.Checkpoints(folder.checkpoint_folder(workdir), config) as saved:
+            saved.save(state, val_loss)
+        # Last: a config alone would be taken for a run that starts from random parameters.
+        folder.write_config(workdir, config)
+    return val_loss
+
+
+def _run(mode: str, path: Path, scratch: Path) -> None:
+    """Runs the process; what it reads or writes besides `path` lies in `scratch`."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "KERAS_BACKEND": "jax",
+        "KERAS_HOME": str(scratch),  # not the settings in ~/.keras
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-P", "-m", "cae_jax.interop.keras", mode, path, scratch]
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True}
+    problem = f"{path} cannot be {'read' if mode == 'read' else 'written'}"
+    try:
+        process = subprocess.run(command, env=environment, timeout=_SECONDS, **options)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{problem} in {_SECONDS} s; save it again in Keras") from None
+    if process.returncode == 2:
+        raise UserError((scratch / "refusal.txt").read_text())
+    if process.returncode < 0:
+        signal = -process.returncode
+        raise UserError(f"{problem} (signal {signal} ended Keras); save it again in Keras")
+    if process.returncode:
+        raise RuntimeError(process.stderr.decode())

@@ -1,28 +1,36 @@
 """Reads or writes a file of Keras in this process: ``python -m`` with read or write, file, folder.
 
-`cae_jax.interop.keras.process` starts it. The folder holds what goes in and what comes out; exit
-code 2 says that it holds the one line of a `UserError`.
+The folder holds what goes in and what comes out; exit code 2 says that it holds the one line of a
+`UserError`.
 """
 
+import resource
 import sys
 from pathlib import Path
 
 from cae_jax.errors import UserError
-from cae_jax.interop.keras.process import Weights
 
 # The first release, next to 3.12.4, in which all known holes of deserialisation are closed.
 _KERAS = (3, 15, 1)
+# Bytes: far more than the networks take (0.5 GiB, and 10 MB for each thread of a large machine),
+# less than a hostile file may ask for; no core dump after a crash.
+_MOST = {"DATA": 2**34, "FSIZE": 2**31, "CORE": 0}
 
 
 def main(mode: str, path: Path, scratch: Path) -> None:
+    for name, most in _MOST.items():
+        limit = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(limit)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (most, most))
     try:
         _check_keras()
         from cae_jax.interop.keras import worker
 
         if mode == "read":
-            worker.read(path, scratch).save(scratch / "weights.npz")
+            worker.read(path).save(scratch / "weights.npz")
         else:
-            worker.write(Weights.load(scratch / "weights.npz"), scratch)
+            worker.write(scratch)
     except UserError as error:
         (scratch / "refusal.txt").write_text(str(error))
         raise SystemExit(2) from None
