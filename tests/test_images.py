@@ -173,11 +173,14 @@ def read(tmp_path):
     """Saves an image or array and reads it with `resize` at its own size."""
 
     def call(image, shape=None, **options):
-        path = tmp_path / ("a.npy" if isinstance(image, np.ndarray) else "a.png")
         save = {name: options.pop(name) for name in ("transparency", "exif") if name in options}
-        np.save(path, image) if path.suffix == ".npy" else image.save(path, **save)
-        shape = shape or (*(image.shape if path.suffix == ".npy" else image.size[::-1]), 1)
-        return read_images(path, shape, **{"resize": True, **options})
+        if isinstance(image, np.ndarray):
+            path, size = tmp_path / "a.npy", image.shape
+            np.save(path, image)
+        else:
+            path, size = tmp_path / "a.png", image.size[::-1]
+            image.save(path, **save)
+        return read_images(path, shape or (*size, 1), **{"resize": True, **options})
 
     return call
 

@@ -65,9 +65,8 @@ class Autoencoder:
             backend = choose(network, name)
         except UserError:  # pickled on another machine
             backend = choose(network)
-            logger.warning(
-                "Pickled with %s, loaded with %s: %s", name, backend.name, backend.reason
-            )
+            taken = f"{backend.name}: {backend.reason}"
+            logger.warning("Pickled with %s, loaded with %s", name, taken)
         self.__init__(config, model, backend)
 
     @property
