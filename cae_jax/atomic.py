@@ -9,6 +9,9 @@ from typing import Any
 
 from cae_jax.errors import UserError
 
+# Suffix of what is being written and does not count yet.
+TEMPORARY = ".tmp"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -20,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written; an existing one is left unchanged.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}{TEMPORARY}")
     try:
         yield temporary
         sync(temporary)

@@ -1,7 +1,6 @@
-"""Prepares data sets with TensorFlow Datasets and caches their decoded splits.
+"""Prepares data sets with TensorFlow Datasets, and reads their records.
 
-Preparing writes ``<data_dir>/idx_images/<dataset>/<version>``; `read` keeps a decoded copy of each
-split beside the records, which loads in a fraction of their time.
+Both leave a decoded copy of each split beside the records, see `cae_jax.data.decoded`.
 """
 
 import contextlib
@@ -17,8 +16,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 
-from cae_jax import atomic
-from cae_jax.data import tfds_builder
+from cae_jax.data import decoded, tfds_builder
 from cae_jax.data.tfds_builder import IdxImages
 from cae_jax.errors import UserError
 
@@ -26,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Data sets whose IDX files are part of the package.
 SHIPPED = ("fashion_mnist",)
+# Records that are read in one call.
+_BLOCK = 1000
 
 
 def prepare(dataset: str, data_dir: str | Path | None, archives: str | Path | None) -> IdxImages:
@@ -41,6 +41,8 @@ def prepare(dataset: str, data_dir: str | Path | None, archives: str | Path | No
             with _locked(builder):
                 if not builder.data_path.exists():  # another process may have been faster
                     _prepare(builder, archives)
+                    for split, arrays in builder.written.items():
+                        decoded.write(Path(builder.data_dir), split, *arrays)
             builder = IdxImages(config=dataset, data_dir=data_dir)
     except OSError as error:
         raise UserError(
@@ -56,12 +58,15 @@ def read(builder: IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
         UserError: the prepared data set is damaged.
     """
     try:
-        return _read_cached(builder, split)
+        images, labels = _read_records(builder, split)
     except Exception as error:  # TFDS and array_record document no exceptions
         raise UserError(
             f"data set in {builder.data_dir} is damaged ({' '.join(str(error).split())[:200]}); "
             "delete that directory to have it prepared again"
         ) from error
+    with contextlib.suppress(OSError), _locked(builder):
+        decoded.write(Path(builder.data_dir), split, images, labels)
+    return images, labels
 
 
 @contextlib.contextmanager
@@ -140,41 +145,13 @@ def _unreachable(source: tfds_builder.IdxImagesConfig) -> UserError:
     )
 
 
-def _read_cached(builder: IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a split from its cache; rebuilds a cache that is missing, stale or damaged."""
-    cache = Path(builder.data_dir) / f"{split}.cache.npz"
-    fingerprint = _fingerprint(builder, split)
-    try:
-        # The zip format verifies a CRC-32 of each array.
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if arrays["fingerprint"].item() == fingerprint:
-                return arrays["images"], arrays["labels"]
-    except Exception:  # any damage has the same remedy
-        pass
-    images, labels = _read_records(builder, split)
-    # Without a cache (full disk, read-only directory) the next start is slower, nothing else.
-    with (
-        contextlib.suppress(OSError),
-        _locked(builder),
-        atomic.replacing(cache) as temporary,
-        temporary.open("wb") as file,
-    ):
-        np.savez(file, fingerprint=fingerprint, images=images, labels=labels)
-    return images, labels
-
-
 def _read_records(builder: IdxImages, split: str) -> tuple[np.ndarray, np.ndarray]:
     records: Any = builder.as_data_source(split)  # pyright: ignore[reportCallIssue] - hidden by TFDS's decorator
     images = np.empty((len(records), *builder.source.image_shape), np.uint8)
     labels = np.empty(len(records), np.int32)
-    for i in range(len(records)):
-        example = records[i]
-        images[i], labels[i] = example["image"], example["label"]
+    # In blocks: a record alone costs the decompression of its whole neighbourhood.
+    for start in range(0, len(records), _BLOCK):
+        block = range(start, min(start + _BLOCK, len(records)))
+        for i, example in zip(block, records.__getitems__(block), strict=True):
+            images[i], labels[i] = example["image"], example["label"]
     return images, labels
-
-
-def _fingerprint(builder: IdxImages, split: str) -> str:
-    """Identifies the records that a cache was read from; changes whenever they do."""
-    paths = [Path(name) for name in builder.info.splits[split].filepaths]
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return repr((builder.info.full_name, stats))

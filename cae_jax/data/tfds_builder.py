@@ -44,7 +44,12 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
     TensorFlow. This one leaves downloads and checksums to TFDS, decompresses with Python's gzip,
     and stores raw uint8 tensors as array_record. The class name is part of the path of prepared
     data.
+
+    Attributes:
+        written: images and labels of the splits that were prepared by this object, by split.
     """
+
+    written: dict[str, tuple[np.ndarray, np.ndarray]]
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS's interface
@@ -109,12 +114,16 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
         paths = dl_manager.download(
             {name: self.source.url + name for pair in ARCHIVES.values() for name in pair}
         )
+        self.written = {}
         return {
-            split: self._generate_examples(paths[images], paths[labels])
+            split: self._generate_examples(split, paths[images], paths[labels])
             for split, (images, labels) in ARCHIVES.items()
         }
 
-    def _generate_examples(self, images: Any, labels: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(
+        self, split: str, images: Any, labels: Any
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         arrays = idx.read_examples(images, labels, self.source.image_shape)
+        self.written[split] = arrays
         for index, (image, label) in enumerate(zip(*arrays, strict=True)):
             yield index, {"image": image, "label": int(label)}

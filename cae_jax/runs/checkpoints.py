@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, Self, TypeVar
 
 import jax
@@ -25,7 +26,7 @@ from flax import nnx
 from cae_jax import atomic
 from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
-from cae_jax.runs import history, manifest, orbax_io
+from cae_jax.runs import history, manifest
 from cae_jax.runs.folder import MARK
 from cae_jax.training.step import TrainState
 
@@ -63,7 +64,6 @@ class Checkpoints:
         config: TrainConfig,
         check: Callable[[], None] = lambda: None,
     ):
-        orbax_io.silence()
         self.folder = Path(folder).absolute()
         self.check = check
         self._config = to_dict(config)
@@ -81,7 +81,7 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Removes checkpoints that a killed process left half-written or half-removed."""
-        for path in self.folder.glob(f"*{orbax_io.TEMPORARY}*"):
+        for path in self.folder.glob(f"*{atomic.TEMPORARY}*"):
             if path.name.split(".")[0].isdecimal():  # of a step
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -157,7 +157,7 @@ class Checkpoints:
         Raises:
             UserError: it cannot be restored, or has another structure.
         """
-        return self._restore(orbax_io.read, step, like)
+        return self._restore(_orbax_io().read, step, like)
 
     def restore_params(self, step: int, like: nnx.State) -> nnx.State:
         """Restores the parameters at a step, with the structure and devices of `like`.
@@ -165,7 +165,7 @@ class Checkpoints:
         Raises:
             UserError: they cannot be restored, or have another structure.
         """
-        return self._restore(orbax_io.read_params, step, like)
+        return self._restore(_orbax_io().read_params, step, like)
 
     def set_aside(self, step: int, folder: Path) -> Path:
         """Moves a damaged checkpoint into `folder` and returns its new path."""
@@ -188,14 +188,14 @@ class Checkpoints:
                     self._leave()
                     raise
                 self.clean()
-                raise OSError(orbax_io.reason(error)) from error
+                raise OSError(_orbax_io().reason(error)) from error
 
     def _write(
         self, path: Path, state: TrainState, val_loss: float | None, rows: list[history.Row]
     ) -> None:
         self.check()
-        temporary = path.with_suffix(orbax_io.TEMPORARY)
-        orbax_io.write(temporary, state)
+        temporary = path.with_suffix(atomic.TEMPORARY)
+        _orbax_io().write(temporary, state)
         history.write(temporary / history.NAME, rows)
         checkpoint = Checkpoint(int(state.step), val_loss)
         manifest.write(temporary, {**checkpoint._asdict(), "config": self._config})
@@ -278,7 +278,7 @@ class Checkpoints:
         return [step for step in steps if step not in keep]
 
     def _remove(self, path: Path) -> None:
-        shutil.rmtree(path.rename(path.with_suffix(f"{orbax_io.TEMPORARY}-removed")))
+        shutil.rmtree(path.rename(path.with_suffix(f"{atomic.TEMPORARY}-removed")))
 
     def _restore(self, read: Callable[[Path, _Like], _Like], step: int, like: _Like) -> _Like:
         path = self.folder / str(step)
@@ -286,6 +286,13 @@ class Checkpoints:
             return read(path, like)
         except Exception as error:  # Orbax and TensorStore raise exceptions of many types
             raise UserError(
-                f"checkpoint {path} does not fit this model ({orbax_io.reason(error)}); restore "
+                f"checkpoint {path} does not fit this model ({_orbax_io().reason(error)}); restore "
                 "the checkpoint and config.json of one run"
             ) from error
+
+
+def _orbax_io() -> ModuleType:
+    """Orbax takes a third of a second to import: a new run does so during its first epoch."""
+    from cae_jax.runs import orbax_io
+
+    return orbax_io

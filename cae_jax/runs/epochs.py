@@ -136,8 +136,7 @@ def run_epochs(
     first = len(progress.rows) + 1
     if progress.saved_step is not None:
         logger.info("%s resumes after step %d", progress.workdir, progress.saved_step)
-    with progress.folder.writing():
-        writer = tensorboard.Writer(progress.workdir / "tensorboard", first)
+    writer = tensorboard.Writer(progress.workdir / "tensorboard", first)
     with contextlib.closing(writer), interruption.patience(1):
         for epoch in range(first, trainer.config.epochs + 1):
             row = _run_epoch(progress, trainer, epoch, chunk_steps, interruption)

@@ -1,5 +1,6 @@
 """Runs a training from its config to the files that it writes."""
 
+import importlib
 import logging
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from cae_jax.models.topology import layer_table, of_config
 from cae_jax.ops.backend import Backend
-from cae_jax.runs import environment, history, results
+from cae_jax.runs import environment, history
 from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.epochs import Progress, resume, run_epochs
 from cae_jax.runs.folder import MovedError, checkpoint_folder, is_finished, open_run
@@ -87,8 +88,10 @@ def fit(
         raise UserError(f"`chunk_steps` is {chunk_steps}; it takes a whole number of at least 1")
     workdir = Path(workdir).expanduser()
     with Interruption() as interruption:
-        chosen = environment.choose_backend(workdir, of_config(config), backend)
+        # The first start compiles a kernel and prepares the data, at the same time.
+        chosen = interruption.start(environment.choose_backend, workdir, of_config(config), backend)
         images = data.load(config, data_dir=data_dir, archives=archives)
+        chosen = chosen.result()
         interruption.check()
         model = _initial_model(config, start_from)
         with (
@@ -177,6 +180,12 @@ def _train(
     return None
 
 
+def _import_writers() -> None:
+    """Imports what saves and draws, which takes a second, while the first epoch runs."""
+    for name in ("cae_jax.runs.orbax_io", "tensorboardX", "cae_jax.runs.results"):
+        importlib.import_module(name)
+
+
 def _run(
     setup: _Setup,
     progress: Progress,
@@ -195,9 +204,12 @@ def _run(
     trainer = interruption.call(Trainer, *setup)
     compile_seconds = time.perf_counter() - started
     logger.info(f"Compiled in {compile_seconds:.1f}s for {device_name()}")
+    interruption.start(_import_writers)
     run_epochs(progress, trainer, chunk_steps, interruption, on_epoch)
     progress.checkpoints.wait()
     interruption.check()
     details = {"compile_seconds": compile_seconds, "backend": setup.backend.name}
+    from cae_jax.runs import results
+
     with folder.writing():
         results.write(workdir, setup.autoencoder(progress), progress.rows, trainer, details)

@@ -83,8 +83,11 @@ class Interruption:
         are single calls outside of Python. They run in a thread for which the main thread waits. If
         `Interrupted` ends the wait, the thread continues and its result is lost.
         """
-        if not self._previous:
-            return function(*arguments)
+        return self.start(function, *arguments).result() if self._previous else function(*arguments)
+
+    @staticmethod
+    def start(function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Starts a function in a thread that ends with the process at the latest."""
         future: Future[Result] = Future()
 
         def run() -> None:
@@ -94,7 +97,7 @@ class Interruption:
                 future.set_exception(error)
 
         threading.Thread(target=run, daemon=True).start()
-        return future.result()
+        return future
 
     def _handle(self, number: int, _: object) -> None:
         _received.append(number)

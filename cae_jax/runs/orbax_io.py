@@ -18,27 +18,16 @@ import jax
 import orbax.checkpoint
 from flax import nnx
 
+from cae_jax.atomic import TEMPORARY
 from cae_jax.training.step import TrainState
 
 # Orbax 1.0 moves the API of its module `v1` to the top level.
 _at_top = hasattr(orbax.checkpoint, "save_checkpointables")
 ocp: Any = orbax.checkpoint if _at_top else orbax.checkpoint.v1
-# Suffix of a directory while it is written.
-TEMPORARY = ".tmp"
-
-
-def silence() -> None:
-    """Silences Orbax's per-save log lines, and errors that are reported twice.
-
-    When one write of a save fails, Orbax never awaits the others, and asyncio logs "exception was
-    never retrieved" for each of them.
-    """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    logging.getLogger("asyncio").addFilter(_not_of_a_save)
 
 
 def write(folder: Path, state: TrainState) -> None:
-    """Writes a state to a new directory whose name ends in `TEMPORARY`.
+    """Writes a state to a new directory whose name ends in `atomic.TEMPORARY`.
 
     Raises:
         Exception: Orbax and TensorStore raise exceptions of many types; see `reason`.
@@ -117,3 +106,9 @@ def _unraisable(hook: Callable[[Any], None], problem: Any) -> None:
 
 def _not_of_a_save(record: logging.LogRecord) -> bool:
     return f"{TEMPORARY}.orbax-checkpoint" not in record.getMessage()
+
+
+# Orbax logs a line per save. When one write of a save fails, it never awaits the others, and
+# asyncio logs "exception was never retrieved" for each of them.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+logging.getLogger("asyncio").addFilter(_not_of_a_save)
