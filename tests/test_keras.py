@@ -573,7 +573,7 @@ def test_the_run_is_the_model(imported, test_images):
     model.compile(loss="binary_crossentropy")
     x = (images / 255).astype(np.float32)
     assert val_loss == pytest.approx(model.evaluate(x, x, verbose=0), abs=1e-5)
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "checkpoints", "config.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [".cae-jax", "checkpoints", "config.json"]
 
 
 def test_training_goes_on_from_the_weights(imported, data_dir, tmp_path, capsys):
