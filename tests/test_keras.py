@@ -573,7 +573,11 @@ def test_the_run_is_the_model(imported, test_images):
     model.compile(loss="binary_crossentropy")
     x = (images / 255).astype(np.float32)
     assert val_loss == pytest.approx(model.evaluate(x, x, verbose=0), abs=1e-5)
-    assert sorted(path.name for path in folder.iterdir()) == [".cae-jax", "checkpoints", "config.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".cae-jax",
+        "checkpoints",
+        "config.json",
+    ]
 
 
 def test_training_goes_on_from_the_weights(imported, data_dir, tmp_path, capsys):
@@ -589,7 +593,7 @@ def test_training_goes_on_from_the_weights(imported, data_dir, tmp_path, capsys)
 
 def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     _, weights, config, folder, _ = imported
-    with pytest.raises(cae_jax.UserError, match="holds a run; give another directory, or `ove"):
+    with pytest.raises(cae_jax.UserError, match=r"holds a run; give another directory$"):
         interop.import_run(weights, config, folder, data_dir=data_dir)
     other = dataclasses.replace(config, features=(4, 4, 4))
     with pytest.raises(cae_jax.UserError, match=r"features \(4, 4, 4\); the weights are of conv"):

@@ -12,7 +12,7 @@ from jax import lax
 
 import cae_jax
 from cae_jax.models import autoencoders
-from cae_jax.models.topology import layer_table
+from cae_jax.models.summary import layer_table
 
 # The lab's table: type, output shape, parameters.
 LAB = """

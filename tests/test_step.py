@@ -12,11 +12,11 @@ from flax import nnx
 import cae_jax
 from cae_jax.models import autoencoders
 from cae_jax.training import loss
+from cae_jax.training.metrics import epoch_loss
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer, build_schedule
 from cae_jax.training.step import (
     epoch_batches,
-    epoch_loss,
     init_state,
     make_evaluate,
     make_run_steps,

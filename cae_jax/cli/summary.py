@@ -11,6 +11,7 @@ Flags = common.ConfigFlags
 
 
 def run(flags: Flags) -> None:
-    from cae_jax.models.topology import layer_table, of_config
+    from cae_jax.models.summary import layer_table
+    from cae_jax.models.topology import of_config
 
     print(layer_table(of_config(flags.train)))

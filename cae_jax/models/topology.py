@@ -178,37 +178,3 @@ def dense(image_shape: tuple[int, int, int], model: str) -> Topology:
 def _conv(name, before, size, width, padding=("same", "same")) -> Layer:
     kernel = (KERNEL, KERNEL, before.shape[-1], width)
     return Layer(name, "conv", (*size, width), kernel, padding, "relu")
-
-
-_COLUMNS = (32, 26, 10)
-# Keras's names of the layers, by which readers of the tutorial know them.
-KERAS_TYPES = {
-    "input": "InputLayer",
-    "conv": "Conv2D",
-    "pool": "MaxPooling2D",
-    "upsample": "UpSampling2D",
-    "crop": "Cropping2D",
-    "dense": "Dense",
-}
-
-
-def layer_table(topology: Topology) -> str:
-    """The layers, output shapes and parameters as text, laid out like Keras's ``summary()``."""
-    rule = "_" * sum(_COLUMNS)
-    lines = [rule, _line("Layer (type)", "Output Shape", "Param #"), "=" * sum(_COLUMNS)]
-    for layer in topology.layers:
-        shape = f"(None, {', '.join(map(str, layer.shape))})"
-        title = f"{layer.name} ({KERAS_TYPES[layer.kind]})"
-        lines += [_line(title, shape, str(layer.parameters)), rule]
-    lines[-1] = "=" * sum(_COLUMNS)
-    lines += [
-        f"Total params: {topology.parameters:,}",
-        f"Trainable params: {topology.parameters:,}",
-        "Non-trainable params: 0",
-        rule,
-    ]
-    return "\n".join(lines)
-
-
-def _line(*cells: str) -> str:
-    return "".join(f"{cell:<{width}}" for cell, width in zip(cells, _COLUMNS, strict=True)).rstrip()

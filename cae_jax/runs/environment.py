@@ -15,20 +15,21 @@ from typing import get_args
 import jax
 
 from cae_jax import atomic
+from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
-from cae_jax.models.topology import Topology
+from cae_jax.models.topology import of_config
 from cae_jax.ops.backend import Backend, Name, choose
 
 logger = logging.getLogger(__name__)
 _OPTIONS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_matmul_precision")
 
 
-def choose_backend(run: Path, topology: Topology, name: str) -> Backend:
+def choose_backend(run: Path, config: TrainConfig, name: str) -> Backend:
     """Chooses the backend of a run: the one that it began with, unless another one is named.
 
     Args:
         run: directory of the run, which need not exist.
-        topology: the network.
+        config: of the run.
         name: see `cae_jax.ops.backend.choose`.
 
     Raises:
@@ -36,9 +37,9 @@ def choose_backend(run: Path, topology: Topology, name: str) -> Backend:
     """
     recorded = _read(run).get("backend")
     if name != "auto" or recorded is None:
-        return choose(topology, name)
+        return choose(of_config(config), name)
     try:
-        return choose(topology, recorded)
+        return choose(of_config(config), recorded)
     except UserError as error:
         raise UserError(
             f"{run} was trained by the backend {recorded} so far: {error}; or name another "

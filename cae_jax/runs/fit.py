@@ -16,7 +16,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
-from cae_jax.models.topology import layer_table, of_config
+from cae_jax.models.summary import layer_table
 from cae_jax.ops.backend import Backend
 from cae_jax.runs import environment, history
 from cae_jax.runs.checkpoints import Checkpoints
@@ -60,28 +60,21 @@ def fit(
 ) -> FitResult:
     """Trains an autoencoder; called again with the same directory, it resumes.
 
-    A finished run takes more epochs: with a constant schedule it goes on as if they had been there
-    from the beginning, a cosine starts again (see `TrainConfig.restarts`).
-
-    On SIGTERM and SIGINT (Ctrl-C, a notebook's interrupt) it finishes the current chunk of steps,
-    saves, and returns; a second signal does not wait for the chunk.
+    A finished run takes more epochs, see `TrainConfig.restarts`. On SIGTERM and SIGINT (Ctrl-C) it
+    finishes the current chunk of steps, saves, and returns; a second signal does not wait for it.
 
     Args:
         config: the training.
         workdir: directory of the run; `cae_jax.runs.folder` lists its files.
         overwrite: start again where a run exists; it is kept until the new one has a checkpoint.
-        start_from: directory of a run of the same network, whose weights a new run begins with; its
-            optimizer, schedule and history start fresh.
+        start_from: run of the same network, whose weights a new run begins with.
         data_dir, archives: see `cae_jax.data.load_split`.
         chunk_steps: steps between two checks for signals; without effect on the result.
-        backend: see `cae_jax.ops.backend.choose`. The backends agree up to rounding; a run keeps
-            the one that it began with unless another one is named.
-        on_epoch: called after each epoch with the history so far, for a live plot, say. An
-            exception that it raises ends the training.
+        backend: see `cae_jax.ops.backend.choose`; a run keeps its own unless another is named.
+        on_epoch: called after each epoch with the history so far.
 
     Raises:
-        UserError: unusable data or directory, a run of another config, another process that trains
-            in it, or a number that became infinite or not-a-number.
+        UserError: unusable data or directory, a run of another config, a number not finite.
         Interrupted: a signal came before there was a model.
     """
     if chunk_steps < 1:
@@ -89,11 +82,10 @@ def fit(
     workdir = Path(workdir).expanduser()
     with Interruption() as interruption:
         # The first start compiles a kernel and prepares the data, at the same time.
-        chosen = interruption.start(environment.choose_backend, workdir, of_config(config), backend)
+        choosing = interruption.start(environment.choose_backend, workdir, config, backend)
         images = data.load(config, data_dir=data_dir, archives=archives)
-        chosen = chosen.result()
+        model, chosen = _initial_model(config, start_from), choosing.result()
         interruption.check()
-        model = _initial_model(config, start_from)
         with (
             open_run(workdir, config, overwrite=overwrite) as folder,
             Checkpoints(checkpoint_folder(workdir), folder.config, folder.check) as checkpoints,

@@ -8,6 +8,7 @@ import math
 import dm_pix
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def bce(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -54,3 +55,17 @@ def _pixel_mean(values: jax.Array) -> jax.Array:
     pixels = math.prod(values.shape[1:])
     sums = jnp.dot(values.reshape(len(values), pixels), jnp.ones(pixels), precision="highest")
     return sums / pixels
+
+
+def epoch_loss(losses_S: np.ndarray, examples: int, batch_size: int) -> float:
+    """The training loss of an epoch as Keras reports it: the mean over its examples.
+
+    Each example counts with the loss of its own step. Steps whose loss is not finite are left out;
+    NaN if no other is left.
+    """
+    weights_S = np.full(len(losses_S), batch_size)
+    weights_S[-1] = examples - batch_size * (len(losses_S) - 1)
+    finite_S = np.isfinite(losses_S)
+    if not finite_S.any():
+        return math.nan
+    return float(np.average(losses_S[finite_S].astype(np.float64), weights=weights_S[finite_S]))

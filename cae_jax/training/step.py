@@ -8,13 +8,11 @@ one compiled program serves an epoch in one piece or in any number of chunks, so
 depend on the chunk length.
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
@@ -111,13 +109,7 @@ def make_run_steps(
     """
     value_and_grad = jax.value_and_grad(make_loss(graphdef, backend))
 
-    def train_step(
-        i: jax.Array,
-        state: TrainState,
-        images_NxHxWxC: jax.Array,
-        batch_B: jax.Array,
-        noise_key: jax.Array,
-    ) -> TrainState:
+    def train_step(i, state, images_NxHxWxC, batch_B, noise_key) -> TrainState:
         # The last batch is padded; mask the padding.
         weights_B = (batch_B < images_NxHxWxC.shape[0]).astype(jnp.float32)
         inputs_BxHxWxC = targets_BxHxWxC = images_NxHxWxC.at[batch_B].get(mode="clip")
@@ -168,17 +160,3 @@ def make_evaluate(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> jax.stag
         return jax.tree.map(lambda a, b: jnp.concatenate([a.reshape(-1), b]), most, rest)
 
     return evaluate
-
-
-def epoch_loss(losses_S: np.ndarray, examples: int, batch_size: int) -> float:
-    """The training loss of an epoch as Keras reports it: the mean over its examples.
-
-    Each example counts with the loss of its own step. Steps whose loss is not finite are left out;
-    NaN if no other is left.
-    """
-    weights_S = np.full(len(losses_S), batch_size)
-    weights_S[-1] = examples - batch_size * (len(losses_S) - 1)
-    finite_S = np.isfinite(losses_S)
-    if not finite_S.any():
-        return math.nan
-    return float(np.average(losses_S[finite_S].astype(np.float64), weights=weights_S[finite_S]))

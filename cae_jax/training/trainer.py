@@ -8,12 +8,13 @@ import numpy as np
 from flax import nnx
 
 from cae_jax.config import TrainConfig
-from cae_jax.models.autoencoders import Model, scale
+from cae_jax.models.autoencoders import Model
 from cae_jax.ops.backend import Backend
 from cae_jax.training import metrics, step
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import TrainState
+from cae_jax.training.validation import Validation
 
 
 class Chunk(NamedTuple):
@@ -39,39 +40,6 @@ def initial_state(config: TrainConfig, model: Model, examples: int) -> TrainStat
     """The state before the first step; also the structure that a checkpoint is restored into."""
     steps = steps_per_epoch(config, examples)
     return step.init_state(model, build_optimizer(config, steps * config.epochs), steps)
-
-
-class Validation:
-    """Evaluates one model on the test images; its program is compiled on construction.
-
-    Args:
-        config: the training.
-        model: the model, whose structure counts.
-        backend: computes the network.
-        test_images: uint8 ``[N, *image_shape]``.
-
-    Attributes:
-        inputs: the test images, with noise if `config` has any.
-        psnr_input: mean PSNR in dB of the noisy test images themselves; None without noise.
-    """
-
-    def __init__(
-        self, config: TrainConfig, model: Model, backend: Backend, test_images: np.ndarray
-    ) -> None:
-        self.images = jax.device_put(test_images)
-        self.inputs, self.psnr_input = self.images, None
-        if corrupt := build_corruption(config.noise, config.noise_level):
-            clean = scale(self.images)
-            self.inputs = jax.jit(corrupt)(step.make_keys(config.seed).test_noise, clean)
-            self.psnr_input = _mean(metrics.psnr(self.inputs, clean))
-        graphdef, params = nnx.split(model, nnx.Param)
-        evaluate = step.make_evaluate(graphdef, backend)
-        self._evaluate = evaluate.lower(params, self.inputs, self.images).compile()
-
-    def evaluate(self, params: nnx.State) -> tuple[float, float]:
-        """Means over the test images: binary cross-entropy in nats and PSNR in dB."""
-        bce_N, mse_N = self._evaluate(params, self.inputs, self.images)
-        return _mean(bce_N), _mean(metrics.psnr_of_mse(mse_N))
 
 
 class Trainer:
@@ -138,11 +106,7 @@ class Trainer:
 
     def epoch_loss(self, losses_S: np.ndarray) -> float:
         """Mean loss over the training images in an epoch, each as its step saw it."""
-        return step.epoch_loss(losses_S, self.examples, self.config.batch_size)
-
-
-def _mean(values: jax.Array) -> float:
-    return float(np.asarray(values, np.float64).mean())
+        return metrics.epoch_loss(losses_S, self.examples, self.config.batch_size)
 
 
 def device_name() -> str:

@@ -21,6 +21,7 @@ from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from cae_jax.models import autoencoders
     from cae_jax.models.inference import Autoencoder
 
 __all__ = ["Weights", "import_run", "matching", "read", "write"]
@@ -142,28 +143,16 @@ def import_run(
     Raises:
         UserError: a config of another network, an existing run, unusable data or directory.
     """
-    from flax import nnx  # takes seconds, which a refused file does without
-
-    from cae_jax import data
-    from cae_jax.models import autoencoders
+    from cae_jax import data  # these take seconds, which a refused file does without
     from cae_jax.ops.backend import MATMUL
     from cae_jax.runs import checkpoints, folder
-    from cae_jax.training.trainer import Validation, initial_state
+    from cae_jax.training.trainer import initial_state
+    from cae_jax.training.validation import Validation
 
     workdir = Path(workdir).expanduser()
-    if config != matching(config, weights):
-        raise UserError(
-            f"the config is of the model {config.model} with features {config.features}; the "
-            f"weights are of {weights.model} with features {weights.features}"
-        )
     if (workdir / "config.json").exists() and not overwrite:
-        raise UserError(
-            f"{workdir} holds a run; give another directory, or `overwrite=True` to replace it"
-        )
-    model = autoencoders.build(config, nnx.Rngs(0))
-    params = nnx.state(model, nnx.Param)
-    nnx.replace_by_pure_dict(params, weights.params)
-    nnx.update(model, params)
+        raise UserError(f"{workdir} holds a run; give another directory")
+    model = _model(config, weights)
     images = data.load(config, data_dir=data_dir, archives=archives)
     state = initial_state(config, model, len(images.train))
     val_loss, _ = Validation(config, model, MATMUL, images.test).evaluate(state.params)
@@ -173,6 +162,24 @@ def import_run(
         # Last: a config alone would be taken for a run that starts from random parameters.
         folder.write_config(workdir, config)
     return val_loss
+
+
+def _model(config: TrainConfig, weights: Weights) -> "autoencoders.Model":
+    """The model of a config with the weights."""
+    from flax import nnx
+
+    from cae_jax.models.autoencoders import build
+
+    if config != matching(config, weights):
+        raise UserError(
+            f"the config is of the model {config.model} with features {config.features}; the "
+            f"weights are of {weights.model} with features {weights.features}"
+        )
+    model = build(config, nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(params, weights.params)
+    nnx.update(model, params)
+    return model
 
 
 def _run(mode: str, path: Path, scratch: Path) -> None:

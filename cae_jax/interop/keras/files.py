@@ -21,7 +21,8 @@ import numpy as np
 from cae_jax.errors import UserError
 from cae_jax.interop.keras.layers import MODELS, WEIGHTED, Json, children, kind_of, leaves, name_of
 from cae_jax.interop.keras.layers import nearest as nearest_network
-from cae_jax.models.topology import KERAS_TYPES, Topology
+from cae_jax.models.summary import KERAS_TYPES
+from cae_jax.models.topology import Topology
 
 Arrays = Mapping[str, Any]  # of a layer, by number: "0" is the kernel, "1" the bias
 Part = list[tuple[str | None, Arrays]]  # layers of known order, each with its class if known
