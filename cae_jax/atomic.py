@@ -9,6 +9,9 @@ from typing import Any
 
 from cae_jax.errors import UserError
 
+# The temporary files of this moment, for a process that ends without the end of `replacing`.
+temporaries: set[Path] = set()
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -21,6 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the file cannot be written; an existing one is left unchanged.
     """
     temporary = path.with_name(f"{path.name}.tmp")
+    temporaries.add(temporary)
     try:
         yield temporary
         sync(temporary)
@@ -28,6 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        temporaries.discard(temporary)
 
 
 def sync(path: Path) -> None:
