@@ -7,6 +7,7 @@ N examples of a data set, B images of a batch, S steps of an epoch, H rows, W co
 F output features.
 """
 
+import contextlib
 import importlib
 import logging
 import sys
@@ -36,11 +37,12 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # The streams of this moment: a notebook or a test may have replaced them.
-        print(
-            self.format(record),
-            file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout,
-            flush=True,
-        )
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        text = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
+        # A training of hours must not end because nobody reads what it prints.
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=stream, flush=True)
 
 
 # A training of seconds to minutes without a word looks like one that hangs. One line silences it:

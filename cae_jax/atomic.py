@@ -11,6 +11,8 @@ from cae_jax.errors import UserError
 
 # Suffix of what is being written and does not count yet.
 TEMPORARY = ".tmp"
+# The temporary files of this moment, for a process that ends without the end of `replacing`.
+temporaries: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -24,6 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the file cannot be written; an existing one is left unchanged.
     """
     temporary = path.with_name(f"{path.name}{TEMPORARY}")
+    temporaries.add(temporary)
     try:
         yield temporary
         sync(temporary)
@@ -31,6 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        temporaries.discard(temporary)
 
 
 def sync(path: Path) -> None:

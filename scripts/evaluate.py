@@ -1,5 +1,5 @@
 import sys
 
-from cae_jax.cli import main
+from cae_jax.__main__ import main
 
 main(["evaluate", *sys.argv[1:]])

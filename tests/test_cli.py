@@ -394,7 +394,7 @@ def test_the_commands_are_listed_with_one_line_each(arguments, capsys):
     assert listed["train"] == "Train an autoencoder; repeated with the same --workdir, it resumes."
     assert all(text.endswith(".") for text in listed.values())
     modules = {path.stem.strip("_") for path in (ROOT / "cae_jax" / "cli").glob("*.py")}
-    assert modules == {*cli.COMMANDS, "common", "configs", "init"}
+    assert modules == {*cli.COMMANDS, "common", "configs", "init", "process"}
 
 
 def test_an_unknown_command_is_refused(capsys):
@@ -490,11 +490,13 @@ def test_a_signal_ends_a_command_with_the_command_that_continues(error):
     code = f"""
 import signal
 from cae_jax.cli import common
+from cae_jax.runs.interruption import Interruption
 with common.interruptible(["cae-jax", "train", "--workdir", "a b", "--overwrite"]):
-    try:
-        signal.raise_signal(signal.SIGTERM)
-    except KeyboardInterrupt as stop:
-        raise {error}
+    with Interruption():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as stop:
+            raise {error}
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert process.returncode == 128 + 15, process.stderr

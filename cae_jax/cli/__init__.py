@@ -1,13 +1,12 @@
-"""The command `cae-jax`: a module for each of its commands, imported only when it is called."""
+"""The command `cae-jax`: a module for each of its commands, imported only when it is called.
+
+This module imports nothing that takes time: signals are handled before that (`cae_jax.__main__`).
+"""
 
 import importlib
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-
-import tyro
-
-from cae_jax.cli import common
 
 COMMANDS = (
     *("train", "evaluate", "reconstruct", "summary", "curves", "report", "export", "import"),
@@ -32,14 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\ncae-jax COMMAND --help lists the flags of a command.")
         print("cae-jax --tyro-print-completion bash prints its shell completion (also zsh, tcsh).")
     elif name.startswith("--tyro-"):
+        import tyro
+
         commands = {each: module(each).Flags for each in COMMANDS}
         tyro.extras.subcommand_cli_from_dict(commands, prog="cae-jax", args=[name, *flags])
     else:
+        from cae_jax.cli import common
+
         common.fail(f"{name} is not a command; give one of {', '.join(COMMANDS)}", "cae-jax")
 
 
 def run(name: str, arguments: Sequence[str]) -> None:
     """Parses the flags of a command and calls it."""
+    from cae_jax.cli import common
+
     program, command = f"cae-jax {name}", module(name)
     with (
         common.user_errors(program, command.Flags),

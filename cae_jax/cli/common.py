@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import os
 import re
-import shlex
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 import tyro
 
+from cae_jax.cli import process
 from cae_jax.cli.configs import config_names, load_config
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
@@ -113,26 +112,25 @@ def interruptible(command: Sequence[str] = ()) -> Iterator[None]:
     Args:
         command: command line to continue with, which is printed; () takes that of this process.
     """
-    with Interruption() as interruption:
+    command = [*(command or ["python", *sys.argv])]
+    with process.ending(command):
         try:
             try:
                 yield
             except ImportError:  # what an extension makes of a signal while it is imported
-                interruption.check()
+                Interruption().check()
                 raise
-        except Interrupted as stop:
-            words = [*(command or ["python", *sys.argv])]
+        except Interrupted as stop:  # of a training, which has saved its state
             if isinstance(stop, Resumable):
-                words = [word for word in words if word != "--overwrite"]
-            print(f"{stop}: to continue, run {shlex.join(words)}", flush=True)
-            # No exception: the interpreter would wait for a compilation that is still running.
-            os._exit(128 + stop.signal)
+                command = [word for word in command if word != "--overwrite"]
+            process.end(stop.signal, command)
 
 
 def fail(message: str, program: str | None = None) -> NoReturn:
     """Prints a one-line error and exits with code 2."""
     program = program or Path(sys.argv[0]).name
-    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the exit code remains
+        print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
 
