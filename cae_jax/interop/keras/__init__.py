@@ -155,7 +155,7 @@ def import_run(
     model = _model(config, weights)
     images = data.load(config, data_dir=data_dir, archives=archives)
     state = initial_state(config, model, len(images.train))
-    val_loss, _ = Validation(config, model, MATMUL, images.test).evaluate(state.params)
+    val_loss, *_ = Validation(config, model, MATMUL, images.test).evaluate(state.params)
     with folder.open_folder(workdir, overwrite=overwrite):
         with checkpoints.Checkpoints(folder.checkpoint_folder(workdir), config) as saved:
             saved.save(state, val_loss)
