@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 from cae_jax.errors import UserError
 
-Dataset = Literal["fashion_mnist", "mnist", "kmnist"]
+Dataset = Literal["fashion_mnist", "mnist", "kmnist", "arrays"]
 # Height, width and channels of the images.
 IMAGE_SHAPES: dict[str, tuple[int, int, int]] = {
     "fashion_mnist": (28, 28, 1),
     "mnist": (28, 28, 1),
     "kmnist": (28, 28, 1),
+    "arrays": (28, 28, 1),
 }
 
 Noise = Literal[
@@ -64,7 +65,7 @@ class TrainConfig:
     """
 
     dataset: Dataset = "fashion_mnist"
-    """Data set: 60,000 training and 10,000 test images, gray."""
+    """Data set: 60,000 training and 10,000 test images, gray; arrays are those given to `fit`."""
 
     train_examples: int | None = None
     """Number of training images, the first ones; None takes all."""

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 import cae_jax
+import cae_jax.data
 from cae_jax.ops import backend, native
 from cae_jax.runs import history
 from cae_jax.training.optimizer import build_schedule
@@ -185,7 +186,44 @@ def test_the_generator_of_random_numbers_is_not_the_users(dense_run, data_dir, t
     assert_same_end(tmp_path / "run", dense_run)
 
 
-# The caller's own code
+# The caller's own images and code
+
+
+def test_arrays_are_trained_on(data_dir, tmp_path, dense_run):  # noqa: F811
+    """As the same images from the data set, to the same bits."""
+    train, _ = cae_jax.data.load_split("fashion_mnist", "train", data_dir=data_dir)
+    test, _ = cae_jax.data.load_split("fashion_mnist", "test", data_dir=data_dir)
+    folder = tmp_path / "run"
+    config = dataclasses.replace(CONFIG, train_examples=None, test_examples=None)
+    result = cae_jax.fit(config, folder, images=(train[:1000], test[:300]))
+    for ours, expected in zip(
+        parameters(result.autoencoder), parameters(cae_jax.load(dense_run)), strict=True
+    ):
+        assert ours.tobytes() == expected.tobytes()
+    cae_jax.fit(config, folder, images=(train[:1000], test[:300]))
+    more = dataclasses.replace(config, epochs=3)
+    with pytest.raises(cae_jax.UserError, match="began with other `images`"):
+        cae_jax.fit(more, folder, images=(train[1000:2000], test[:300]))
+    with pytest.raises(cae_jax.UserError, match="the data set is arrays, which no file holds"):
+        cae_jax.data.load(result.autoencoder.config)
+    assert len(cae_jax.fit(more, folder, images=(train[:1000], test[:300])).history) == 3
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (np.zeros((5, 28, 28, 1), np.float32), "type float32 and shape [5, 28, 28, 1]"),
+        (np.zeros((5, 28, 28), np.uint8), "type uint8 and shape [5, 28, 28]"),
+        (np.zeros((0, 28, 28, 1), np.uint8), "type uint8 and shape [0, 28, 28, 1]"),
+    ],
+)
+def test_arrays_of_another_type_or_shape_are_refused(tmp_path, images, found):
+    with pytest.raises(cae_jax.UserError) as error:
+        cae_jax.fit(CONFIG, tmp_path / "run", images=(images, images))
+    assert f"`images` has training images of {found}; it takes uint8 [N, 28, 28, 1]" == str(
+        error.value
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_of_the_users_function_is_not_a_full_disk(data_dir, tmp_path):

@@ -63,7 +63,8 @@ def test_preparing_is_announced_once_on_stderr(tiny_mnist, tmp_path, capsys):
 
 
 def test_the_builder_and_the_config_know_the_same_data_sets():
-    assert [source.name for source in IdxImages.BUILDER_CONFIGS] == list(IMAGE_SHAPES)
+    names = [source.name for source in IdxImages.BUILDER_CONFIGS]
+    assert [*names, "arrays"] == list(IMAGE_SHAPES)
     assert tuple(ARCHIVES) == data.SPLITS
     # https://github.com/zalandoresearch/fashion-mnist#labels
     assert data.class_names("fashion_mnist")[8:] == ("Bag", "Ankle boot")

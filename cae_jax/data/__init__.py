@@ -45,13 +45,44 @@ def load(
     where = {"data_dir": data_dir, "archives": archives}
     train, _ = load_split(config.dataset, "train", **where)
     test, test_labels = load_split(config.dataset, "test", **where)
-    train = train[: config.train_examples]
+    return _limited(config, Split(train, test, test_labels))
+
+
+def of_arrays(config: TrainConfig, train: np.ndarray, test: np.ndarray) -> Split:
+    """Takes arrays as the images that a config trains and validates on, without labels.
+
+    Args:
+        config: limits the number of images of each split.
+        train, test: uint8 ``[N, height, width, channels]``, N at least 1.
+
+    Raises:
+        UserError: arrays of another type or shape, or too few training images for one batch.
+    """
+    for name, images in (("training", train), ("test", test)):
+        if (
+            images.dtype != np.uint8
+            or images.shape[1:] != IMAGE_SHAPES["arrays"]
+            or not len(images)
+        ):
+            shape = ", ".join(map(str, IMAGE_SHAPES["arrays"]))
+            raise UserError(
+                f"`images` has {name} images of type {images.dtype} and shape "
+                f"{list(images.shape)}; it takes uint8 [N, {shape}]"
+            )
+    return _limited(config, Split(train, test, np.zeros(len(test), np.int32)))
+
+
+def _limited(config: TrainConfig, split: Split) -> Split:
+    """The first images of each split, as many as the config says."""
+    train = split.train[: config.train_examples]
     if config.batch_size > len(train):
         raise UserError(
             f"`batch_size` is {config.batch_size}; it takes at most the {len(train)} images "
             f"of {config.dataset}"
         )
-    return Split(train, test[: config.test_examples], test_labels[: config.test_examples])
+    return Split(
+        train, split.test[: config.test_examples], split.test_labels[: config.test_examples]
+    )
 
 
 def load_split(
@@ -80,6 +111,10 @@ def load_split(
     for name, value, known in (("dataset", dataset, IMAGE_SHAPES), ("split", split, SPLITS)):
         if value not in known:
             raise UserError(f"`{name}` is {value!r}; it takes {', '.join(known)}")
+    if dataset == "arrays":
+        raise UserError(
+            "the data set is arrays, which no file holds; pass them to `cae_jax.fit` as images"
+        )
     arrays = decoded.read(decoded.folder(dataset, data_dir), split)
     if arrays is not None:
         return arrays

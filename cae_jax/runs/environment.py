@@ -47,13 +47,21 @@ def choose_backend(run: Path, config: TrainConfig, name: str) -> Backend:
         ) from error
 
 
-def record(run: Path, backend: Backend) -> None:
+def record(run: Path, backend: Backend, images: str = "") -> None:
     """Writes the environment of a run, and logs how it differs from the one before.
 
+    Args:
+        run: directory of the run.
+        backend: in use.
+        images: digest of images that the config does not name; "" where it does.
+
     Raises:
+        UserError: the run began with other images.
         OSError: it cannot be written.
     """
-    before, now = _read(run), _current(backend)
+    before, now = _read(run), {**_current(backend), "images": images}
+    if before.get("images", images) != images:
+        raise UserError(f"{run} began with other `images`; pass those, or another `workdir`")
     changes = [
         f"{key} {before[key]} -> {now[key]}" for key in now if before.get(key, now[key]) != now[key]
     ]

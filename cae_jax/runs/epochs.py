@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import importlib
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ class Progress:
         state: after the last chunk of steps, on the device.
         rows: the history, one row per epoch.
         saved_step: step of the newest checkpoint; None if there is none.
+        imports: what saves and draws is imported when it is done.
     """
 
     folder: OpenFolder
@@ -39,6 +42,7 @@ class Progress:
     state: TrainState
     rows: list[history.Row]
     saved_step: int | None
+    imports: Future[None] | None = None
 
     @property
     def workdir(self) -> Path:
@@ -50,9 +54,15 @@ class Progress:
 
     def save(self, val_loss: float | None = None) -> None:
         """Starts to save the state, unless it is saved already."""
+        self.wait_for_imports()
         if self.step != self.saved_step:
             self.checkpoints.save(self.state, val_loss, self.rows)
             self.saved_step = self.step
+
+    def wait_for_imports(self) -> None:
+        """Two threads that import the same packages at once may see them half initialised."""
+        if self.imports is not None:
+            self.imports.result()
 
     def save_in(self, workdir: Path) -> None:
         """Saves the state in the directory that the run was moved to."""
@@ -134,12 +144,14 @@ def run_epochs(
         UserError: a loss, gradient or parameter is not finite, or a file cannot be written.
     """
     first = len(progress.rows) + 1
+    progress.imports = interruption.start(_import_writers)
     if progress.saved_step is not None:
         logger.info("%s resumes after step %d", progress.workdir, progress.saved_step)
     writer = tensorboard.Writer(progress.workdir / "tensorboard", first)
     with contextlib.closing(writer), interruption.patience(1):
         for epoch in range(first, trainer.config.epochs + 1):
             row = _run_epoch(progress, trainer, epoch, chunk_steps, interruption)
+            progress.wait_for_imports()
             with interruption.patience():
                 # The checkpoint last: it must not be ahead of the history.
                 with progress.folder.writing():
@@ -151,6 +163,12 @@ def run_epochs(
             if on_epoch is not None:
                 on_epoch(list(progress.rows))
             interruption.check()
+
+
+def _import_writers() -> None:
+    """Imports what saves and draws, which takes a second, while the first epoch runs."""
+    for name in ("cae_jax.runs.orbax_io", "tensorboardX", "cae_jax.runs.results"):
+        importlib.import_module(name)
 
 
 def _run_epoch(

@@ -1,6 +1,7 @@
 """Runs a training from its config to the files that it writes."""
 
-import importlib
+import dataclasses
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def fit(
     *,
     overwrite: bool = False,
     start_from: str | Path | None = None,
+    images: tuple[np.ndarray, np.ndarray] | None = None,
     data_dir: str | Path | None = None,
     archives: str | Path | None = None,
     chunk_steps: int = 67,
@@ -68,6 +70,7 @@ def fit(
         workdir: directory of the run; `cae_jax.runs.folder` lists its files.
         overwrite: start again where a run exists; it is kept until the new one has a checkpoint.
         start_from: run of the same network, whose weights a new run begins with.
+        images: training and test images in place of the data set, see `cae_jax.data.of_arrays`.
         data_dir, archives: see `cae_jax.data.load_split`.
         chunk_steps: steps between two checks for signals; without effect on the result.
         backend: see `cae_jax.ops.backend.choose`; a run keeps its own unless another is named.
@@ -83,14 +86,18 @@ def fit(
     with Interruption() as interruption:
         # The first start compiles a kernel and prepares the data, at the same time.
         choosing = interruption.start(environment.choose_backend, workdir, config, backend)
-        images = data.load(config, data_dir=data_dir, archives=archives)
+        if images is not None:
+            config = dataclasses.replace(config, dataset="arrays")
+            split = data.of_arrays(config, *images)
+        else:
+            split = data.load(config, data_dir=data_dir, archives=archives)
         model, chosen = _initial_model(config, start_from), choosing.result()
         interruption.check()
         with (
             open_run(workdir, config, overwrite=overwrite) as folder,
             Checkpoints(checkpoint_folder(workdir), folder.config, folder.check) as checkpoints,
         ):
-            setup = _Setup(folder.config, model, chosen, images.train, images.test)
+            setup = _Setup(folder.config, model, chosen, split.train, split.test)
             progress = resume(folder, checkpoints, setup.initial_state(), setup.steps)
             if start_from is not None and progress.saved_step is None:
                 progress.save()  # whoever resumes the run need not name its origin
@@ -172,10 +179,10 @@ def _train(
     return None
 
 
-def _import_writers() -> None:
-    """Imports what saves and draws, which takes a second, while the first epoch runs."""
-    for name in ("cae_jax.runs.orbax_io", "tensorboardX", "cae_jax.runs.results"):
-        importlib.import_module(name)
+def _digest(setup: _Setup) -> str:
+    """Identifies the images of a run whose config does not."""
+    images = (setup.train_images, setup.test_images)
+    return hashlib.sha256(b"".join(map(np.ascontiguousarray, images))).hexdigest()
 
 
 def _run(
@@ -188,15 +195,15 @@ def _run(
     interruption.check()
     folder, workdir = progress.folder, progress.workdir
     with folder.writing():
+        digest = _digest(setup) if setup.config.dataset == "arrays" else ""
+        environment.record(workdir, setup.backend, digest)
         (workdir / "result.json").unlink(missing_ok=True)
         atomic.write_text(workdir / "summary.txt", layer_table(setup.model.topology) + "\n")
-        environment.record(workdir, setup.backend)
     logger.info(f"Backend {setup.backend.name}: {setup.backend.reason}")
     started = time.perf_counter()
     trainer = interruption.call(Trainer, *setup)
     compile_seconds = time.perf_counter() - started
     logger.info(f"Compiled in {compile_seconds:.1f}s for {device_name()}")
-    interruption.start(_import_writers)
     run_epochs(progress, trainer, chunk_steps, interruption, on_epoch)
     progress.checkpoints.wait()
     interruption.check()
