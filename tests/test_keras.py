@@ -282,7 +282,14 @@ def test_files_of_other_arrangements(which):
         assert ours.dtype == np.float32
 
 
-@pytest.mark.parametrize("version", ["tf212", "tf213", "tf214"])
+@pytest.mark.parametrize(
+    "version",
+    [
+        pytest.param("tf212", marks=pytest.mark.slow),
+        "tf213",
+        pytest.param("tf214", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "name",
     [
@@ -339,7 +346,7 @@ def in_mixed_precision():
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.parametrize("suffix", ["keras", pytest.param("h5", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "make",
     [models_in_a_model, sequences_in_a_sequence, a_model_in_a_sequence, in_mixed_precision],
