@@ -50,6 +50,8 @@ NOISES = {
     "poisson": Levels("photons at white", 3.0, 1e-3, 1e6),
     "occlusion": Levels("side of the square in pixels", 12.0, 1.0, whole=True),
 }
+# The least and the largest number that float32 holds with all its digits.
+_TINY, _HUGE = 1.2e-38, 3.4e38
 MIX = "mix"  # one of the others for each image, at its default level
 
 
@@ -153,12 +155,17 @@ def _check_types(config: TrainConfig) -> None:
                 raise UserError(f"`{name}` is {value!r}; it takes {', '.join(choices)}")
         elif hint in (int, int | None):
             if type(value) is not int and not (value is None and hint is not int):
-                raise UserError(f"`{name}` is {value!r}; it takes a whole number")
+                raise UserError(f"`{name}` is {_short(value)}; it takes a whole number")
+            if value is not None and abs(value) >= 2**32:  # steps and seeds are of 32 bits
+                raise UserError(f"`{name}` is {_short(value)}; it takes at most 4294967295")
         elif hint in (float, float | None):
             if value is None and hint is not float:
                 continue
-            if not _is_finite_number(value):
-                raise UserError(f"`{name}` is {value!r}; it takes a finite number")
+            if not _is_float32(value):
+                raise UserError(
+                    f"`{name}` is {_short(value)}; it takes a finite number: 0, or {_TINY} to "
+                    f"{_HUGE} in size, which float32 can hold"
+                )
             object.__setattr__(
                 config, name, float(typing.cast(float, value))
             )  # 1 and 1.0 are the same config
@@ -176,8 +183,14 @@ def _check_types(config: TrainConfig) -> None:
             object.__setattr__(config, name, tuple(value))
 
 
-def _is_finite_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is_float32(value: Any) -> bool:
+    return type(value) in (int, float) and (value == 0 or _TINY <= abs(value) <= _HUGE)
+
+
+def _short(value: Any) -> str:
+    """A value as an error shows it: a whole number of hundreds of digits would fill the screen."""
+    text = repr(value) if type(value) is not int or abs(value) < 10**20 else "a larger number"
+    return text if len(text) < 100 else f"{text[:97]}..."
 
 
 def _check_ranges(config: TrainConfig) -> None:

@@ -1,10 +1,14 @@
 """Finds configs, by the names of the shipped ones or as Python files, and loads them."""
 
+import contextlib
 import runpy
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
+from cae_jax.runs.interruption import Interrupted
 
 # In a wheel the configs are part of the package, in a clone they lie beside it.
 _PACKAGE = Path(__file__).parent.parent
@@ -30,7 +34,8 @@ def load_config(config: str | Path) -> TrainConfig:
     """
     path = _config_path(config)
     try:
-        loaded = runpy.run_path(str(path))["get_config"]()
+        with _beside(path):
+            loaded = runpy.run_path(str(path))["get_config"]()
     except KeyError as error:
         if error.args != ("get_config",):
             raise UserError(f"config {path} raised KeyError: {error}") from error
@@ -39,7 +44,9 @@ def load_config(config: str | Path) -> TrainConfig:
         ) from None
     except UserError as error:
         raise UserError(f"config {path}: {error}") from error
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if isinstance(error, Interrupted):  # a signal, not the file
+            raise
         text = " ".join(str(error).split())
         raise UserError(f"config {path} raised {type(error).__name__}: {text}") from error
     if not isinstance(loaded, TrainConfig):
@@ -47,6 +54,21 @@ def load_config(config: str | Path) -> TrainConfig:
             f"config {path}: get_config() gave a {type(loaded).__name__}; it takes a TrainConfig"
         )
     return loaded
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Lets a config import the files beside it, and the next one those beside that."""
+    folder, before = str(path.absolute().parent), set(sys.modules)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).is_relative_to(folder):
+                del sys.modules[name]
 
 
 def _config_path(config: str | Path) -> Path:

@@ -108,6 +108,12 @@ class Topology(NamedTuple):
         """
         return 3 * sum(layer.flops for layer in self.layers) - self.weighted[0].flops
 
+    def training_bytes(self, batch_size: int) -> int:
+        """Least memory of training: parameters, gradient, two moments and an update, and the
+        layers' outputs with their derivatives, all float32."""
+        outputs = sum(math.prod(layer.shape) for layer in self.layers)
+        return 4 * (5 * self.parameters + 2 * batch_size * outputs)
+
     @property
     def native_sizes(self) -> tuple[tuple[str, int], ...] | None:
         """Compile-time sizes of the native kernel, by name; None for a network it cannot compute.

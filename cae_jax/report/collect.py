@@ -154,7 +154,7 @@ def _read_result(run: Path) -> dict[str, Any]:
         result = json.loads(path.read_bytes()) if path.exists() else {}
         if not isinstance(result, dict):
             raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it or delete it") from error
     return result
 

@@ -47,6 +47,22 @@ def choose_backend(run: Path, config: TrainConfig, name: str) -> Backend:
         ) from error
 
 
+def check_memory(config: TrainConfig) -> None:
+    """Refuses a training that this machine cannot hold, before anything is allocated.
+
+    Raises:
+        UserError: with the estimate and the memory of this machine.
+    """
+    stats = jax.devices()[0].memory_stats() or {}
+    there = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = of_config(config).training_bytes(config.batch_size)
+    if needed > there:
+        raise UserError(
+            f"training needs at least {needed / 1e9:,.1f} GB and {there / 1e9:,.1f} GB are there; "
+            "lower `features` or `batch_size`"
+        )
+
+
 def record(run: Path, backend: Backend, images: str = "") -> None:
     """Writes the environment of a run, and logs how it differs from the one before.
 

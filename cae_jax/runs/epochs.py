@@ -94,7 +94,8 @@ def resume(
     newest, damage = checkpoints.find()
     for step, problem in damage.items():
         assert newest is not None
-        moved = checkpoints.set_aside(step, workdir / "damaged")
+        with folder.writing():
+            moved = checkpoints.set_aside(step, workdir / "damaged")
         logger.warning("%s: moved to %s, resuming after step %d", problem, moved, newest.step)
     state, epochs, saved_step, kept = initial_state, 0, None, []
     if newest is not None:

@@ -84,6 +84,7 @@ def fit(
         raise UserError(f"`chunk_steps` is {chunk_steps}; it takes a whole number of at least 1")
     workdir = Path(workdir).expanduser()
     with Interruption() as interruption:
+        environment.check_memory(config)
         # The first start compiles a kernel and prepares the data, at the same time.
         choosing = interruption.start(environment.choose_backend, workdir, config, backend)
         if images is not None:

@@ -72,7 +72,8 @@ def read_config(run: Path) -> TrainConfig:
             raise ValueError("it holds no JSON object with a format")
         if values["format"] <= manifest.FORMAT:
             return from_dict({key: values[key] for key in values if key != "format"})
-    except (OSError, ValueError) as error:  # ValueError: from JSON, Unicode and TrainConfig
+    # ValueError comes from JSON, Unicode and TrainConfig, RecursionError from nested brackets.
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be used ({error}); restore it from a copy, or train in another "
             "`workdir`"

@@ -63,7 +63,13 @@ def read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(errors="replace").splitlines(keepends=True):
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); restore it from a copy"
+        ) from error
+    for line in text.splitlines(keepends=True):
         if line.endswith("\n") and line.rstrip() != ",".join(Row._fields):
             try:
                 rows.append(_parse(line))

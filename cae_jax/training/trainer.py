@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from cae_jax.config import TrainConfig
+from cae_jax.errors import UserError
 from cae_jax.models.autoencoders import Model
 from cae_jax.ops.backend import Backend
 from cae_jax.training import metrics, step
@@ -39,6 +40,8 @@ def steps_per_epoch(config: TrainConfig, examples: int) -> int:
 def initial_state(config: TrainConfig, model: Model, examples: int) -> TrainState:
     """The state before the first step; also the structure that a checkpoint is restored into."""
     steps = steps_per_epoch(config, examples)
+    if steps * config.epochs >= 2**31:
+        raise UserError(f"`epochs` is {config.epochs}; it takes at most {(2**31 - 1) // steps}")
     return step.init_state(model, build_optimizer(config, steps * config.epochs), steps)
 
 
