@@ -53,7 +53,9 @@ def _pixel_mean(values: jax.Array) -> jax.Array:
     # As a product with ones: XLA's reduction on the CPU adds the pixels of an image sequentially,
     # which takes longer than a layer.
     pixels = math.prod(values.shape[1:])
-    sums = jnp.dot(values.reshape(len(values), pixels), jnp.ones(pixels), precision="highest")
+    sums = jnp.dot(
+        values.reshape(len(values), pixels), jnp.ones(pixels, values.dtype), precision="highest"
+    )
     return sums / pixels
 
 

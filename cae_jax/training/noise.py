@@ -39,31 +39,31 @@ def build_corruption(noise: str, level: float | None = None) -> Corruption | Non
 
 
 def _gaussian(key: jax.Array, images: jax.Array, std: float) -> jax.Array:
-    return _clip(images + std * jax.random.normal(key, images.shape))
+    return _clip(images + std * jax.random.normal(key, images.shape, jnp.float32))
 
 
 def _salt_and_pepper(key: jax.Array, images: jax.Array, fraction: float) -> jax.Array:
-    uniform = jax.random.uniform(key, images.shape)
+    uniform = jax.random.uniform(key, images.shape, jnp.float32)
     black, white = uniform < fraction / 2, uniform >= 1 - fraction / 2
     return jnp.where(white, 1.0, jnp.where(black, 0.0, images))
 
 
 def _masking(key: jax.Array, images: jax.Array, fraction: float) -> jax.Array:
-    return jnp.where(jax.random.uniform(key, images.shape) < fraction, 0.0, images)
+    return jnp.where(jax.random.uniform(key, images.shape, jnp.float32) < fraction, 0.0, images)
 
 
 def _speckle(key: jax.Array, images: jax.Array, std: float) -> jax.Array:
-    return _clip(images * (1 + std * jax.random.normal(key, images.shape)))
+    return _clip(images * (1 + std * jax.random.normal(key, images.shape, jnp.float32)))
 
 
 def _poisson(key: jax.Array, images: jax.Array, photons: float) -> jax.Array:
     rates = images * photons
     if photons > _FEW_PHOTONS:
-        return _clip(jax.random.poisson(key, rates).astype(jnp.float32) / photons)
+        return _clip(jax.random.poisson(key, rates, dtype=jnp.int32).astype(jnp.float32) / photons)
     # By inversion (Devroye 1986, X.3.3): the number of values of the distribution function that
     # lie below a uniform number. JAX's sampler loops until the last pixel has its photons and takes
     # twenty times as long. The truncated tail has a probability below 1e-9.
-    uniform = jax.random.uniform(key, images.shape)
+    uniform = jax.random.uniform(key, images.shape, jnp.float32)
     term = below = jnp.exp(-rates)
     count = jnp.zeros_like(rates)
     for n in range(1, math.ceil(photons + 7 * math.sqrt(photons)) + 8):
@@ -79,7 +79,7 @@ def _occlusion(key: jax.Array, images: jax.Array, side: float) -> jax.Array:
     count, height, width, _ = images.shape
     corners = [int(size - side) + 1 for size in (height, width)]
     top, left = (
-        jax.random.randint(k, (count, 1, 1, 1), 0, corner)
+        jax.random.randint(k, (count, 1, 1, 1), 0, corner, jnp.int32)
         for k, corner in zip(jax.random.split(key), corners, strict=True)
     )
     rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
@@ -89,7 +89,7 @@ def _occlusion(key: jax.Array, images: jax.Array, side: float) -> jax.Array:
 
 def _mix(key: jax.Array, images: jax.Array) -> jax.Array:
     choice_key, *keys = jax.random.split(key, 1 + len(_DRAWS))
-    choice = jax.random.randint(choice_key, (len(images), 1, 1, 1), 0, len(_DRAWS))
+    choice = jax.random.randint(choice_key, (len(images), 1, 1, 1), 0, len(_DRAWS), jnp.int32)
     result = images
     for i, (k, (noise, draw)) in enumerate(zip(keys, _DRAWS.items(), strict=True)):
         result = jnp.where(choice == i, draw(k, images, NOISES[noise].default), result)

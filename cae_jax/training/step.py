@@ -9,9 +9,10 @@ depend on the chunk length.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -22,6 +23,8 @@ from cae_jax.ops.backend import MATMUL, Backend
 from cae_jax.training.loss import Losses, make_loss, make_losses
 from cae_jax.training.noise import Corruption
 
+# jax.experimental has it in versions before 0.8.
+_enable_x64: Any = vars(jax if hasattr(jax, "enable_x64") else jax.experimental)["enable_x64"]
 # Test images in a step of the evaluation: few enough for their activations to stay in the cache.
 EVAL_BATCH = 250
 
@@ -71,7 +74,9 @@ def make_keys(seed: int) -> Keys:
 def init_state(model: Model, optimizer: optax.GradientTransformation, steps: int) -> TrainState:
     """The state before the first step; `steps` is the number of steps in an epoch."""
     params = nnx.state(model, nnx.Param)
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros(steps))
+    return TrainState(
+        params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros(steps, jnp.float32)
+    )
 
 
 @partial(jax.jit, static_argnames=("examples", "batch_size"))
@@ -87,7 +92,8 @@ def epoch_batches(key: jax.Array, epoch: jax.Array, *, examples: int, batch_size
     Returns:
         int32 indices ``[ceil(N / B), B]``: every index below N once, the last batch padded with N.
     """
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+    indices = jnp.arange(examples, dtype=jnp.int32)
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), indices)
     steps = -(-examples // batch_size)
     order = jnp.pad(order, (0, steps * batch_size - examples), constant_values=examples)
     return order.reshape(steps, batch_size)
@@ -133,7 +139,9 @@ def make_run_steps(
         def body(i, state):
             return train_step(i, state, images_NxHxWxC, batches_SxB[i], noise_key)
 
-        state = jax.lax.fori_loop(start, stop, body, state)
+        # Optax computes with Python numbers, which `jax_enable_x64` makes double: other bits.
+        with _enable_x64(False):
+            state = jax.lax.fori_loop(start, stop, body, state)
         leaves = jax.tree.leaves(state.params)
         return state, jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
