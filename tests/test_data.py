@@ -15,7 +15,8 @@ import requests
 
 from cae_jax import TrainConfig, UserError, data
 from cae_jax.config import IMAGE_SHAPES
-from cae_jax.data.tfds_builder import ARCHIVES, IdxImages
+from cae_jax.data.idx import ARCHIVES
+from cae_jax.data.tfds_builder import IdxImages
 from tests import conftest
 
 
@@ -157,6 +158,13 @@ def test_missing_archives_are_named(tmp_path):
     (tmp_path / ARCHIVES["test"][1]).touch()
     with pytest.raises(UserError, match=r"has no train-images.*t10k-images-idx3-ubyte\.gz; it"):
         data.load_split("mnist", "train", data_dir=tmp_path / "data", archives=tmp_path)
+
+
+def test_missing_archives_are_named_where_the_data_are_prepared(data_dir, tmp_path):
+    with pytest.raises(UserError, match="which has no train-images"):
+        data.load_split("fashion_mnist", "test", data_dir=data_dir, archives=tmp_path)
+    with pytest.raises(UserError, match="which has no train-images"):
+        data.load_split("fashion_mnist", "test", data_dir=data_dir, archives=tmp_path / "nowhere")
 
 
 def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):

@@ -360,6 +360,18 @@ def test_the_history_is_rebuilt_from_the_checkpoint(dense_run, copied, data_dir,
     assert "is damaged: its rows are taken from the checkpoint" in capsys.readouterr().err
 
 
+def test_no_flipped_bit_of_the_history_passes(dense_run, tmp_path, caplog):
+    content, path = (dense_run / "history.csv").read_bytes(), tmp_path / "history.csv"
+    expected = history.of_run(dense_run)
+    assert [row.epoch for row in expected] == [1, 2]
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert history.checked(path, expected) == expected
+    caplog.clear()
+
+
 @pytest.mark.parametrize("result", ["", "{}", "[]", "null", '{"final": {"epoch": 1}}', "[" * 5000])
 def test_a_damaged_result_does_not_count_as_finished(copied, data_dir, result):
     (copied / "result.json").write_text(result)

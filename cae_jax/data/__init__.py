@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cae_jax.config import IMAGE_SHAPES, TrainConfig
-from cae_jax.data import decoded
+from cae_jax.data import decoded, idx
 from cae_jax.errors import UserError
 
 SPLITS = ("train", "test")
@@ -115,6 +115,9 @@ def load_split(
         raise UserError(
             "the data set is arrays, which no file holds; pass them to `cae_jax.fit` as images"
         )
+    if archives is not None:  # also where they are not needed any more
+        archives = Path(archives).expanduser()
+        idx.check_archives(archives)
     arrays = decoded.read(decoded.folder(dataset, data_dir), split)
     if arrays is not None:
         return arrays

@@ -14,9 +14,29 @@ import numpy as np
 
 from cae_jax.errors import UserError
 
+# The IDX files of each split: images and labels.
+ARCHIVES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
 IMAGE_MAGIC, LABEL_MAGIC = 0x0803, 0x0801
 # Bounds the memory that a forged header can claim: below 1 GB for the shipped data sets.
 MAX_EXAMPLES = 1_000_000
+
+
+def check_archives(folder: Path) -> None:
+    """Refuses a directory without the four files.
+
+    Raises:
+        UserError: names the missing ones.
+    """
+    names = [name for pair in ARCHIVES.values() for name in pair]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"`archives` is {folder}, which has no {', '.join(missing)}; "
+            f"it takes a directory with the four files {', '.join(names)}"
+        )
 
 
 def read_examples(

@@ -16,8 +16,8 @@ from urllib.parse import urlparse
 
 import numpy as np
 
-from cae_jax.data import decoded, tfds_builder
-from cae_jax.data.tfds_builder import IdxImages
+from cae_jax.data import decoded
+from cae_jax.data.tfds_builder import IdxImages, IdxImagesConfig
 from cae_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -93,9 +93,7 @@ def _prepare(builder: IdxImages, archives: str | Path | None) -> None:
         if archives is None and source.name in SHIPPED:
             shipped = resources.files("cae_jax.data") / "archives" / source.name
             archives = stack.enter_context(resources.as_file(shipped))
-        elif archives is not None:
-            _check_archives(Path(archives))
-        else:
+        elif archives is None:
             _check_host(source)
         # A warning, so that it goes to stderr: stdout holds the results of a command.
         logger.warning("Preparing %s in %s (once)", source.name, builder.data_dir)
@@ -117,17 +115,7 @@ def _prepare(builder: IdxImages, archives: str | Path | None) -> None:
             raise _unreachable(source) from error
 
 
-def _check_archives(folder: Path) -> None:
-    names = [name for pair in tfds_builder.ARCHIVES.values() for name in pair]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"`archives` is {folder}, which has no {', '.join(missing)}; "
-            f"it takes a directory with the four files {', '.join(names)}"
-        )
-
-
-def _check_host(source: tfds_builder.IdxImagesConfig) -> None:
+def _check_host(source: IdxImagesConfig) -> None:
     """Sends one short request, because TFDS retries for minutes before it gives up."""
     import requests
 
@@ -137,7 +125,7 @@ def _check_host(source: tfds_builder.IdxImagesConfig) -> None:
         raise _unreachable(source) from error
 
 
-def _unreachable(source: tfds_builder.IdxImagesConfig) -> UserError:
+def _unreachable(source: IdxImagesConfig) -> UserError:
     return UserError(
         f"{urlparse(source.url).hostname} cannot be reached to download {source.name}; get the "
         f"four IDX files from {source.homepage} and pass their directory as `archives`, or choose "

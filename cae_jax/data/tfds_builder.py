@@ -10,12 +10,6 @@ import tensorflow_datasets as tfds
 from cae_jax.config import IMAGE_SHAPES
 from cae_jax.data import idx
 
-# The IDX files of each split: images and labels.
-ARCHIVES = {
-    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
-    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-}
-
 
 @dataclasses.dataclass(kw_only=True)
 class IdxImagesConfig(tfds.core.BuilderConfig):
@@ -112,12 +106,12 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         paths = dl_manager.download(
-            {name: self.source.url + name for pair in ARCHIVES.values() for name in pair}
+            {name: self.source.url + name for pair in idx.ARCHIVES.values() for name in pair}
         )
         self.written = {}
         return {
             split: self._generate_examples(split, paths[images], paths[labels])
-            for split, (images, labels) in ARCHIVES.items()
+            for split, (images, labels) in idx.ARCHIVES.items()
         }
 
     def _generate_examples(

@@ -146,5 +146,8 @@ def checked(path: Path, kept: list[Row] | None) -> list[Row]:
         return rows
     if rows[: len(kept)] != kept:
         logger.warning("%s is damaged: its rows are taken from the checkpoint", path)
-        rows = kept + [row for row in rows if row.epoch > len(kept)]
+        # A later row is whole if its step is that of its epoch.
+        steps = kept[-1].step // len(kept) if kept else 0
+        later = [row for row in rows if row.epoch > len(kept)]
+        rows = kept + [row for row in later if row.step == row.epoch * steps]
     return rows
