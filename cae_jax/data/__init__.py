@@ -62,13 +62,15 @@ def load_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loads one split of a data set; the first call prepares the data set on disk.
 
+    A prepared data set that is damaged is prepared again.
+
     Args:
         dataset: ``"fashion_mnist"``, ``"mnist"`` or ``"kmnist"``.
         split: ``"train"`` (60,000 examples) or ``"test"`` (10,000).
         data_dir: directory of prepared data sets; None takes ``TFDS_DATA_DIR``, else the default
             of TensorFlow Datasets.
-        archives: directory with the four original ``.gz`` IDX files; None takes those shipped with
-            the package, or downloads them.
+        archives: directory with the four original IDX files, as ``.gz`` or unpacked; None takes
+            those shipped with the package, or downloads them.
 
     Returns:
         Images uint8 ``[N, height, width, channels]`` and labels int32 ``[N]``, in original order.
@@ -81,7 +83,7 @@ def load_split(
             raise UserError(f"`{name}` is {value!r}; it takes {', '.join(known)}")
     from cae_jax.data import store  # TensorFlow Datasets takes a second to import
 
-    return store.read(store.prepare(dataset, data_dir, archives), split)
+    return store.load(dataset, split, data_dir, archives)
 
 
 def class_names(dataset: str) -> tuple[str, ...]:

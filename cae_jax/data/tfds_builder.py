@@ -1,7 +1,8 @@
 """The data sets, as a TensorFlow Datasets builder that needs no TensorFlow."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ class IdxImagesConfig(tfds.core.BuilderConfig):
     """One data set; its ``name`` is the one in `TrainConfig`.
 
     Attributes:
-        url: directory of the four IDX files; ``checksums.tsv`` holds their sizes and SHA-256.
+        url: directory of the four IDX files; ``checksums.tsv`` holds their sizes and SHA-256, and
+            those of their unpacked content under the names without ``.gz``, where they are known.
         classes: names of the ten labels.
         homepage: page that describes the data set.
     """
@@ -82,6 +84,9 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
         ),
     ]
 
+    # The IDX files by their names in `ARCHIVES`; None downloads them.
+    archives: Mapping[str, Path] | None = None
+
     @property
     def source(self) -> IdxImagesConfig:
         """The data set that this builder prepares."""
@@ -106,7 +111,7 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        paths = dl_manager.download(
+        paths: Any = self.archives or dl_manager.download(
             {name: self.source.url + name for pair in ARCHIVES.values() for name in pair}
         )
         return {
