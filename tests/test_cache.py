@@ -1,11 +1,13 @@
 """The cache of compiled programs that the scripts switch on."""
 
 import os
+import pwd
 import subprocess
 import sys
 
 import pytest
 
+from cae_jax.ops import cache
 from tests.conftest import ROOT
 
 SHOW = """
@@ -63,3 +65,15 @@ def test_no_folder_no_cache():
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == "None"
     assert process.stderr == ""
+
+
+def test_without_a_home_directory_there_is_no_cache(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+
+    def unknown(_):
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(OSError, match="there is no home directory"):
+        cache.cache_folder()

@@ -12,11 +12,11 @@ import time
 import numpy as np
 import pytest
 import requests
+from tensorflow_datasets.core import constants
 
 from cae_jax import TrainConfig, UserError, data
 from cae_jax.config import IMAGE_SHAPES
-from cae_jax.data.idx import ARCHIVES
-from cae_jax.data.tfds_builder import IdxImages
+from cae_jax.data.tfds_builder import ARCHIVES, IdxImages
 from tests import conftest
 
 
@@ -132,8 +132,10 @@ def tiny_mnist(tmp_path, monkeypatch):
         (folder / labels).write_bytes(gzip.compress(header + digits.tobytes()))
         for name in (images, labels):
             url = f"https://storage.googleapis.com/cvdf-datasets/mnist/{name}"
-            content = (folder / name).read_bytes()
-            infos[url] = type(infos[url])(len(content), hashlib.sha256(content).hexdigest(), name)
+            packed = (folder / name).read_bytes()
+            for key, content in ((url, packed), (url[:-3], gzip.decompress(packed))):
+                digest = hashlib.sha256(content).hexdigest()
+                infos[key] = type(infos[url])(len(content), digest, name)
     monkeypatch.setattr(IdxImages, "url_infos", infos)
     return folder
 
@@ -146,12 +148,65 @@ def test_archives_from_a_folder(tiny_mnist, tmp_path):
     assert len(data.load_split("mnist", "test", data_dir=tmp_path)[0]) == 20
 
 
-def test_an_archive_that_is_not_the_original_is_refused(tiny_mnist, tmp_path):
-    path = tiny_mnist / ARCHIVES["train"][0]
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
-    with pytest.raises(UserError, match=r"not the original .*train-images.*wrong checksum"):
+def test_unpacked_and_recompressed_files_are_taken_by_their_content(tiny_mnist, tmp_path):
+    for name in ARCHIVES["train"]:
+        path = tiny_mnist / name
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    for name in ARCHIVES["test"]:
+        path = tiny_mnist / name
+        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
+    images, _ = data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    content = (tiny_mnist / ARCHIVES["train"][0]).with_suffix("").read_bytes()
+    assert images.tobytes() == content[16:]
+    assert len(data.load_split("mnist", "test", data_dir=tmp_path)[0]) == 20
+
+
+def test_the_sums_of_unpacked_files_are_those_of_the_shipped_ones():
+    infos = IdxImages.url_infos
+    assert infos is not None
+    for pair in ARCHIVES.values():
+        for name in pair:
+            content = gzip.decompress((conftest.ARCHIVES / name).read_bytes())
+            info = infos[IdxImages.builder_configs["fashion_mnist"].url + name[:-3]]
+            assert (info.size, info.checksum) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def _recompress(path):
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[-1] ^= 1
+    path.write_bytes(gzip.compress(bytes(content), 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _recompress,
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
+        lambda path: path.write_bytes(b"\x1f\x8bnot gzip"),
+        lambda path: path.write_bytes(b""),
+    ],
+)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_an_archive_that_is_not_the_original_is_refused(tiny_mnist, tmp_path, change, prepared):
+    if prepared:
         data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
-    assert not (tmp_path / "idx_images" / "mnist" / "1.0.0").exists()
+    path = tiny_mnist / ARCHIVES["train"][0]
+    change(path)
+    with pytest.raises(UserError, match=r"train-images.* not the original .*wrong checksum"):
+        data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    assert (tmp_path / "idx_images" / "mnist" / "1.0.0").exists() == prepared
+
+
+def test_missing_archives_are_an_error_where_the_data_are_prepared(data_dir, tmp_path):
+    with pytest.raises(UserError, match=r"`archives` is .*nowhere, which has no train-images"):
+        data.load_split("fashion_mnist", "test", data_dir=data_dir, archives=tmp_path / "nowhere")
+
+
+def test_a_tilde_is_the_home_directory(tiny_mnist, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data.load_split("mnist", "test", data_dir="~/data", archives="~/archives")
+    assert (tmp_path / "data" / "idx_images" / "mnist" / "1.0.0").is_dir()
 
 
 def test_missing_archives_are_named(tmp_path):
@@ -194,13 +249,86 @@ def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
         data.load_split("fashion_mnist", "test", data_dir=tmp_path / "file")
 
 
-def test_a_damaged_data_set_is_named(tiny_mnist, tmp_path):
+def _flip(path):
+    """Flips every bit of the byte in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "flipped": _flip,
+    "missing": lambda path: path.unlink(),
+    "deep": lambda path: path.write_bytes(b"[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "*train.array_record*"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_data_set_is_prepared_again(tiny_mnist, tmp_path, capsys, name, damage):
+    expected = data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    folder = tmp_path / "idx_images" / "mnist" / "1.0.0"
+    (path,) = folder.glob(name)
+    DAMAGE[damage](path)
+    (folder / "train.cache.npz").unlink()
+    capsys.readouterr()
+    images, labels = data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    np.testing.assert_array_equal(images, expected[0])
+    np.testing.assert_array_equal(labels, expected[1])
+    err = capsys.readouterr().err
+    harmless = name.endswith(".json") and damage in ("flipped", "missing")
+    if err or not harmless:
+        assert err.startswith(f"Preparing mnist in {folder} again, because it is damaged: ")
+        assert len(err.splitlines()) == 1
+    assert sorted(each.name for each in folder.parent.iterdir()) == [".lock", "1.0.0"]
+
+
+def test_a_damaged_data_set_without_its_sources_is_named(tiny_mnist, tmp_path, monkeypatch):
     data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
     folder = tmp_path / "idx_images" / "mnist" / "1.0.0"
-    for path in folder.glob("*train*"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"mnist/1\.0\.0 is damaged .*delete that directory"):
+    (folder / "dataset_info.json").write_text("{")
+    (folder / "train.cache.npz").unlink()
+
+    def refuse(*_, **__):
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr(requests, "head", refuse)
+    message = rf"{folder} is damaged \(.*\) and cannot be prepared again: storage\.googleapis"
+    with pytest.raises(UserError, match=message):
         data.load_split("mnist", "train", data_dir=tmp_path)
+    assert (folder / "dataset_info.json").read_text() == "{"
+
+
+def test_a_data_set_that_cannot_be_read_is_kept(tiny_mnist, tmp_path):
+    data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    folder = tmp_path / "idx_images" / "mnist" / "1.0.0"
+    (folder / "dataset_info.json").unlink()
+    (folder / "dataset_info.json").mkdir()
+    with pytest.raises(UserError, match=rf"{folder} cannot be read \(.*dataset_info"):
+        data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    assert list(folder.glob("*train.array_record*"))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), ValueError("No space left")])
+def test_a_full_disk_is_told_in_one_line(tiny_mnist, tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(IdxImages, "download_and_prepare", fail)
+    message = (
+        rf"mnist cannot be prepared in {tmp_path}/idx_images/mnist/1\.0\.0 .*No space left.*free"
+    )
+    with pytest.raises(UserError, match=message):
+        data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+
+
+def test_without_a_home_directory_a_data_dir_is_asked_for(monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "~nobody-of-this-name/data")
+    monkeypatch.setattr(constants, "DATA_DIR", "~nobody-of-this-name/data")  # read at import
+    with pytest.raises(UserError, match=r"no home directory .* pass `data_dir`"):
+        data.load_split("fashion_mnist", "test")
 
 
 def _sum_of_pixels(folder, barrier, queue):

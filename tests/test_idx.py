@@ -43,6 +43,13 @@ def test_reads_what_was_written(tmp_path):
     np.testing.assert_array_equal(labels, LABELS)
 
 
+def test_unpacked_files_are_read_whatever_their_names_say(tmp_path):
+    images, labels = read(tmp_path, image_bytes(IMAGES), label_bytes(LABELS))
+    np.testing.assert_array_equal(images, IMAGES[..., None])
+    np.testing.assert_array_equal(labels, LABELS)
+    assert idx.to_bytes(images, labels) == (image_bytes(IMAGES), label_bytes(LABELS))
+
+
 GOOD_IMAGES, GOOD_LABELS = pack(image_bytes(IMAGES)), pack(label_bytes(LABELS))
 MANY = struct.pack(">4I", 0x0803, 2**32 - 1, 28, 28)
 
@@ -60,7 +67,7 @@ MANY = struct.pack(">4I", 0x0803, 2**32 - 1, 28, 28)
         (GOOD_IMAGES + b"xyz", GOOD_LABELS, r"images\.gz is not an intact gzip"),
         (GOOD_IMAGES, pack(label_bytes(LABELS[:4])), "5 images and .* 4 labels"),
         (GOOD_IMAGES, pack(label_bytes(LABELS + 1)), r"labels\.gz holds label 10"),
-        (image_bytes(IMAGES), GOOD_LABELS, r"images\.gz is not an intact gzip"),
+        (image_bytes(IMAGES)[:-1], GOOD_LABELS, r"images\.gz is truncated"),
         (b"", GOOD_LABELS, r"images\.gz is truncated"),
         (pack(MANY), GOOD_LABELS, "announces 4294967295 examples"),
     ],

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cae_jax.config import IMAGE_SHAPES, TrainConfig
-from cae_jax.data import decoded, idx
+from cae_jax.data import decoded
 from cae_jax.errors import UserError
 
 SPLITS = ("train", "test")
@@ -94,13 +94,15 @@ def load_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loads one split of a data set; the first call prepares the data set on disk.
 
+    A prepared data set that is damaged is prepared again.
+
     Args:
         dataset: ``"fashion_mnist"``, ``"mnist"`` or ``"kmnist"``.
         split: ``"train"`` (60,000 examples) or ``"test"`` (10,000).
         data_dir: directory of prepared data sets; None takes ``TFDS_DATA_DIR``, else the default
             of TensorFlow Datasets.
-        archives: directory with the four original ``.gz`` IDX files; None takes those shipped with
-            the package, or downloads them.
+        archives: directory with the four original IDX files, as ``.gz`` or unpacked; None takes
+            those shipped with the package, or downloads them.
 
     Returns:
         Images uint8 ``[N, height, width, channels]`` and labels int32 ``[N]``, in original order.
@@ -115,15 +117,12 @@ def load_split(
         raise UserError(
             "the data set is arrays, which no file holds; pass them to `cae_jax.fit` as images"
         )
-    if archives is not None:  # also where they are not needed any more
-        archives = Path(archives).expanduser()
-        idx.check_archives(archives)
-    arrays = decoded.read(decoded.folder(dataset, data_dir), split)
-    if arrays is not None:
+    # A wrong `archives` is an error where the data are prepared, too.
+    if archives is None and (arrays := decoded.find(dataset, data_dir, split)) is not None:
         return arrays
     from cae_jax.data import store  # TensorFlow Datasets takes half a second to import
 
-    return store.read(store.prepare(dataset, data_dir, archives), split)
+    return store.load(dataset, split, data_dir, archives)
 
 
 def class_names(dataset: str) -> tuple[str, ...]:

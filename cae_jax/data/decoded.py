@@ -15,10 +15,14 @@ from cae_jax import atomic
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
-def folder(dataset: str, data_dir: str | Path | None) -> Path:
-    """Where TFDS keeps a prepared data set; see `cae_jax.data.load_split`."""
+def find(dataset: str, data_dir: str | Path | None, split: str) -> Arrays | None:
+    """Reads a split from where TFDS keeps its data set; see `cae_jax.data.load_split`."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(data_dir or default).expanduser().absolute() / "idx_images" / dataset / "1.0.0"
+    try:
+        root = Path(data_dir or default).expanduser().absolute()
+    except RuntimeError:  # no home directory
+        return None
+    return read(root / "idx_images" / dataset / "1.0.0", split)
 
 
 def read(prepared: Path, split: str) -> Arrays | None:

@@ -1,4 +1,4 @@
-"""Reads gzipped IDX files, the format of MNIST and its successors.
+"""Reads IDX files, gzipped or not, the format of MNIST and its successors.
 
 An IDX file is big-endian: a 4-byte magic number (0x00000803 for images, 0x00000801 for labels: type
 byte 0x08 = uint8, last byte = number of dimensions), one 4-byte length per dimension, then the
@@ -9,34 +9,15 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
 from cae_jax.errors import UserError
 
-# The IDX files of each split: images and labels.
-ARCHIVES = {
-    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
-    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-}
 IMAGE_MAGIC, LABEL_MAGIC = 0x0803, 0x0801
 # Bounds the memory that a forged header can claim: below 1 GB for the shipped data sets.
 MAX_EXAMPLES = 1_000_000
-
-
-def check_archives(folder: Path) -> None:
-    """Refuses a directory without the four files.
-
-    Raises:
-        UserError: names the missing ones.
-    """
-    names = [name for pair in ARCHIVES.values() for name in pair]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"`archives` is {folder}, which has no {', '.join(missing)}; "
-            f"it takes a directory with the four files {', '.join(names)}"
-        )
 
 
 def read_examples(
@@ -45,8 +26,8 @@ def read_examples(
     """Reads a file of images and the file of their labels.
 
     Args:
-        images: gzipped IDX file of gray images.
-        labels: gzipped IDX file of labels.
+        images: IDX file of gray images.
+        labels: IDX file of labels.
         image_shape: expected ``(height, width, 1)``.
 
     Returns:
@@ -71,14 +52,28 @@ def read_examples(
     return image_array[..., None], label_array
 
 
+def to_bytes(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes]:
+    """The content of the IDX files of gray images ``[N, height, width, 1]`` and labels ``[N]``."""
+    head = np.array([IMAGE_MAGIC, *images.shape[:3]], ">u4").tobytes()
+    label_head = np.array([LABEL_MAGIC, len(labels)], ">u4").tobytes()
+    return head + images.tobytes(), label_head + labels.astype(np.uint8).tobytes()
+
+
+def open_idx(path: Path) -> IO[bytes]:
+    """Opens an IDX file for its unpacked bytes, whatever its name says of compression."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"  # of gzip; an IDX file begins with zeros
+    return cast(IO[bytes], gzip.open(path, "rb") if packed else path.open("rb"))
+
+
 def _read(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads a gzipped IDX file as uint8 ``[N, *shape]``."""
+    """Reads an IDX file as uint8 ``[N, *shape]``."""
 
     def refuse(problem: str) -> UserError:
         return UserError(f"{path} {problem}; get the file again from its source")
 
     try:
-        with gzip.open(path, "rb") as file:
+        with open_idx(path) as file:
             header = file.read(8 + 4 * len(shape))
             if len(header) < 8 + 4 * len(shape):
                 raise refuse("is truncated within its header")

@@ -1,7 +1,8 @@
 """The data sets, as a TensorFlow Datasets builder that needs no TensorFlow."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,20 @@ import tensorflow_datasets as tfds
 from cae_jax.config import IMAGE_SHAPES
 from cae_jax.data import idx
 
+# The IDX files of each split: images and labels.
+ARCHIVES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+
 
 @dataclasses.dataclass(kw_only=True)
 class IdxImagesConfig(tfds.core.BuilderConfig):
     """One data set; its ``name`` is the one in `TrainConfig`.
 
     Attributes:
-        url: directory of the four IDX files; ``checksums.tsv`` holds their sizes and SHA-256.
+        url: directory of the four IDX files; ``checksums.tsv`` holds their sizes and SHA-256, and
+            those of their unpacked content under the names without ``.gz``, where they are known.
         classes: names of the ten labels.
         homepage: page that describes the data set.
     """
@@ -38,12 +46,7 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
     TensorFlow. This one leaves downloads and checksums to TFDS, decompresses with Python's gzip,
     and stores raw uint8 tensors as array_record. The class name is part of the path of prepared
     data.
-
-    Attributes:
-        written: images and labels of the splits that were prepared by this object, by split.
     """
-
-    written: dict[str, tuple[np.ndarray, np.ndarray]]
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS's interface
@@ -81,6 +84,11 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
         ),
     ]
 
+    # The IDX files by their names in `ARCHIVES`; None downloads them.
+    archives: Mapping[str, Path] | None = None
+    # Images and labels of the splits that this object has prepared, by split.
+    written: dict[str, tuple[np.ndarray, np.ndarray]]
+
     @property
     def source(self) -> IdxImagesConfig:
         """The data set that this builder prepares."""
@@ -105,13 +113,13 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        paths = dl_manager.download(
-            {name: self.source.url + name for pair in idx.ARCHIVES.values() for name in pair}
+        paths: Any = self.archives or dl_manager.download(
+            {name: self.source.url + name for pair in ARCHIVES.values() for name in pair}
         )
         self.written = {}
         return {
             split: self._generate_examples(split, paths[images], paths[labels])
-            for split, (images, labels) in idx.ARCHIVES.items()
+            for split, (images, labels) in ARCHIVES.items()
         }
 
     def _generate_examples(

@@ -10,8 +10,13 @@ def cache_folder() -> Path:
     Raises:
         OSError: it cannot be created, or other users can write to it: its content is executed.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cae_jax"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cae_jax"
+    except RuntimeError as error:  # as in a container whose user has no name
+        raise FileNotFoundError("there is no home directory") from error
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.name == "nt":  # there the folder has the rights of the user's profile
+        return folder
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise PermissionError(f"{folder} belongs to or can be written by others; chmod 700 it")
