@@ -52,7 +52,7 @@ def test_training_is_bitwise_the_same_from_the_cache(data_dir, tmp_path):
     assert histories[0][0] == ["epoch", "step", "loss", "val_loss"]
     assert histories[0] == histories[1] == histories[2]
     names = [file.name for file in (tmp_path / "cache" / "cae_jax" / "xla").iterdir()]
-    assert any(name.startswith("jit_run_steps") for name in names)
+    assert any(name.startswith("jit_run_chunk") for name in names)
 
 
 def test_a_folder_of_the_users_own_is_kept(tmp_path):

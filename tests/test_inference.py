@@ -67,7 +67,7 @@ def test_a_pickle_of_a_machine_with_another_backend(autoencoder, test_images, mo
     again = cae_jax.Autoencoder.__new__(cae_jax.Autoencoder)
     again.__setstate__(state)
     assert capsys.readouterr().err == (
-        "Pickled with the native backend, loaded with matmul: native is unavailable: no compiler\n"
+        "Pickled with native, loaded with matmul: native is unavailable: no compiler\n"
     )
     images = test_images[:5]
     expected = autoencoder.reconstruct(images)

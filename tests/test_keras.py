@@ -541,7 +541,7 @@ def test_ten_training_steps_stay_together(kind, optimizer, tmp_path, train_image
     transformation = build_optimizer(config, 10)
     run_steps = make_run_steps(nnx.split(ours, nnx.Param)[0], transformation)
     batches_SxB = np.arange(1280, dtype=np.int32).reshape(10, 128)
-    state, _ = run_steps(
+    state = run_steps(
         *(init_state(ours, transformation, 10), jnp.asarray(train_images), batches_SxB),
         *(jax.random.key(0), 0, 10),
     )

@@ -75,7 +75,7 @@ def test_nothing_crosses_to_or_from_the_host_within_an_epoch(test_images, noise)
     state = init_state(model, optimizer, steps=3)
     with jax.transfer_guard("disallow"):
         batches = epoch_batches(key, epoch, examples=300, batch_size=BATCH)
-        state, _ = run_steps(state, images, batches, key, start, stop)
+        state = run_steps(state, images, batches, key, start, stop)
     assert (np.asarray(state.losses_S) > 0).all()
     with pytest.raises(Exception, match="transfer"), jax.transfer_guard("disallow"):
         jnp.sin(test_images[:1].astype(np.float32))  # the guard does guard

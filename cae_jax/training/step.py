@@ -109,9 +109,8 @@ def make_run_steps(
 
     Returns:
         ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
-        steps ``start <= i < stop`` of an epoch and returns the new state and whether all its
-        parameters are finite. The state is not donated: a training that is interrupted within a
-        chunk saves the state before it.
+        steps ``start <= i < stop`` of an epoch and returns the new state. The state is not donated:
+        a training that is interrupted within a chunk saves the state before it.
     """
     value_and_grad = jax.value_and_grad(make_loss(graphdef, backend))
 
@@ -141,9 +140,7 @@ def make_run_steps(
 
         # Optax computes with Python numbers, which `jax_enable_x64` makes double: other bits.
         with _enable_x64(False):
-            state = jax.lax.fori_loop(start, stop, body, state)
-        leaves = jax.tree.leaves(state.params)
-        return state, jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+            return jax.lax.fori_loop(start, stop, body, state)
 
     return run_steps
 

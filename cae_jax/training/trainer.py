@@ -80,11 +80,18 @@ class Trainer:
         graphdef, _ = nnx.split(model, nnx.Param)
         optimizer = build_optimizer(self.config, self.steps * self.config.epochs)
         run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend)
+
+        @jax.jit
+        def run_chunk(*arguments):
+            state = run_steps(*arguments)
+            leaves = jax.tree.leaves(state.params)
+            return state, jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
         number, state = np.int32(0), step.init_state(model, optimizer, self.steps)
         batches = jax.ShapeDtypeStruct((self.steps, self.config.batch_size), jnp.int32)
         sizes = {"examples": self.examples, "batch_size": self.config.batch_size}
         self._order = step.epoch_batches.lower(self._keys.order, number, **sizes).compile()
-        self._run_steps = run_steps.lower(
+        self._run_chunk = run_chunk.lower(
             state, self.train_images, batches, self._keys.noise, number, number
         ).compile()
 
@@ -97,7 +104,7 @@ class Trainer:
 
         `state` stays valid.
         """
-        state, finite = self._run_steps(
+        state, finite = self._run_chunk(
             state,
             self.train_images,
             batches_SxB,
