@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,7 +14,7 @@ import pytest
 import cae_jax
 from cae_jax.models.topology import of_config
 from cae_jax.ops.backend import choose
-from tests.conftest import BACKENDS, CHOICE, SMALL, needs_native
+from tests.conftest import BACKENDS, CHOICE, ROOT, SMALL, needs_native
 from tests.test_fit import parameters
 
 # Adam divides by the root of the squared gradient plus eps. With the default, 1e-8, the rounding of
@@ -85,3 +89,27 @@ def test_a_gpu_takes_matmul(monkeypatch):
     assert chosen(cae_jax.TrainConfig()) == ("matmul", reason)
     with pytest.raises(cae_jax.UserError, match="for the CPU, and the device is a gpu"):
         chosen(cae_jax.TrainConfig(), "native")
+
+
+def test_a_device_that_is_not_there_is_refused_again_and_again():
+    code = """
+import cae_jax, jax
+from cae_jax.ops.backend import check_device
+for _ in range(2):
+    try:
+        check_device()
+    except cae_jax.UserError as error:
+        print(error)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "JAX_PLATFORMS": "quantum"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    lines = process.stdout.splitlines()
+    assert len(lines) == 2, process.stderr
+    assert all(
+        re.match("JAX_PLATFORMS is quantum, .*; there is .*leave JAX_PLATF", line) for line in lines
+    )

@@ -77,3 +77,27 @@ def test_without_a_home_directory_there_is_no_cache(monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     with pytest.raises(OSError, match="there is no home directory"):
         cache.cache_folder()
+
+
+def test_damaged_entries_are_replaced_once_and_silently(tmp_path):
+    code = """
+import warnings, jax, jax.numpy as jnp
+from cae_jax.ops import cache
+cache.use_compilation_cache()
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((9, 9))).block_until_ready()
+warnings.warn("another")
+"""
+    options = {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    run("-c", code, **options)
+    folder = tmp_path / "cae_jax" / "xla"
+    entries = {path: path.read_bytes() for path in folder.iterdir()}
+    assert entries
+    for i, (path, content) in enumerate(entries.items()):
+        path.write_bytes((b"", b"x" * 1000, content[: len(content) // 2])[i % 3])
+    process = run("-c", code, **options)
+    assert process.returncode == 0
+    assert "another" in process.stderr
+    assert "persistent" not in process.stderr
+    assert {path: path.stat().st_size for path in folder.iterdir()} == {
+        path: len(content) for path, content in entries.items()
+    }

@@ -217,3 +217,39 @@ def test_a_message_that_cannot_be_shown_raises_nothing(monkeypatch):
         monkeypatch.setattr(sys, "stdout", stream)
         logging.getLogger("cae_jax.runs").info("Training in schön")
     assert ascii_only.buffer.getvalue() == b"Training in sch\\xf6n\n"
+
+
+def test_a_device_that_is_not_there_is_told_in_one_line(launch, tmp_path):
+    process = launch("evaluate", env={"JAX_PLATFORMS": "quantum"})
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("cae-jax evaluate: error: JAX_PLATFORMS is quantum, and JAX has no such ")
+    assert "; there is " in err
+    assert len(err.splitlines()) == 1
+
+
+def test_without_the_modules_of_unix_runs_can_be_read_and_training_says_what_it_needs(
+    run, data_dir, tmp_path
+):
+    code = f"""
+import os, sys
+sys.modules.update(dict.fromkeys(("fcntl", "resource", "termios")))
+del os.getuid
+import cae_jax
+from cae_jax import cli
+from cae_jax.ops import cache
+assert cache.cache_folder().is_dir()
+codes = cae_jax.load({str(run)!r}, backend="matmul").encode([[[0.5] * 28] * 28])
+assert codes.shape == (1, 4, 4, 8)
+cli.main(["curves", {str(run)!r}])
+cli.main(["train", "--workdir", {str(tmp_path / "new")!r}, "--data-dir", {str(data_dir)!r}])
+"""
+    process = in_process(code)
+    assert process.returncode == 2, process.stderr
+    assert process.stdout.startswith("| epoch | small |")
+    assert "Traceback" not in process.stderr
+    assert process.stderr.splitlines()[-1] == (
+        "cae-jax train: error: training needs Linux or macOS, such as WSL; here runs can only be "
+        "read"
+    )
+    assert not (tmp_path / "new").exists()

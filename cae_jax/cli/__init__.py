@@ -51,7 +51,14 @@ def run(name: str, arguments: Sequence[str]) -> None:
         common.interruptible(["cae-jax", name, *arguments]),
     ):
         flags = common.parse(command.Flags, arguments, prog=program, description=command.__doc__)
-        command.run(flags)
+        try:
+            command.run(flags)
+        except (AssertionError, RuntimeError):
+            if "jax" in sys.modules:
+                from cae_jax.ops import backend
+
+                backend.check_device()  # raises a `UserError` if the reason is there
+            raise
 
 
 def module(name: str) -> ModuleType:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -156,8 +155,12 @@ def peak_memory() -> dict[str, int | None]:
     """Peak bytes of this process, and of the device, None where it does not report them."""
     import jax
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    host = None
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     device = jax.devices()[0].memory_stats() or {}
     return {"host": host, "device": device.get("peak_bytes_in_use")}
 

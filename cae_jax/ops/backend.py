@@ -5,11 +5,13 @@ may have a kernel that computes the whole network in one call. Adding one takes 
 folder and a line in `choose`.
 """
 
+import contextlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
+from jax.extend.backend import clear_backends
 
 from cae_jax.errors import UserError
 from cae_jax.ops import matmul, native, xla
@@ -98,8 +100,10 @@ def choose(network: Network, name: str = "auto") -> Backend:
             matmul.
 
     Raises:
-        UserError: an unknown name, or a backend that this device or network does not have.
+        UserError: an unknown name, a backend that this device or network does not have, or a device
+            that is not there.
     """
+    check_device()
     names = get_args(Name)
     if name not in (*names, "auto"):
         raise UserError(f"`backend` is {name!r}; it takes auto, {', '.join(names)}")
@@ -124,6 +128,32 @@ def choose(network: Network, name: str = "auto") -> Backend:
     reason = "requested" if name == "native" else "a CPU with a C++ compiler"
     # The kernel keeps its own working set in the cache, and every call has a cost.
     return Backend("native", reason, matmul, max_batch=4096, kernel=kernel)
+
+
+def check_device() -> None:
+    """Initialises the device that JAX computes on.
+
+    Raises:
+        UserError: ``JAX_PLATFORMS`` asks for one that is not there.
+    """
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # the first without a message
+        asked = jax.config.values["jax_platforms"]
+        if not asked:
+            raise
+        found = "none other is found"
+        with contextlib.suppress(AssertionError, RuntimeError):
+            jax.config.update("jax_platforms", None)
+            found = f"there is {', '.join(sorted({device.platform for device in jax.devices()}))}"
+        jax.config.update("jax_platforms", asked)
+        clear_backends()  # the next call must not compute on another device than was asked for
+        reason = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
+        raise UserError(
+            f"JAX_PLATFORMS is {asked}, and JAX has no such device here{reason}; {found}: leave "
+            "JAX_PLATFORMS out, or install the package of the device, such as "
+            '`pip install "cae-jax[cuda13]"`'
+        ) from error
 
 
 def _native_kernel(network: Network) -> native.Kernel:

@@ -1,7 +1,10 @@
 """Caches compiled programs in the user's cache directory, which may be deleted at any time."""
 
 import os
+import re
+import warnings
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path:
@@ -15,12 +18,16 @@ def cache_folder() -> Path:
     except RuntimeError as error:  # as in a container whose user has no name
         raise FileNotFoundError("there is no home directory") from error
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if os.name == "nt":  # there the folder has the rights of the user's profile
-        return folder
+    # Not on Windows, where the folder has the rights of the user's profile.
+    if hasattr(os, "getuid"):
+        _check_private(folder)
+    return folder
+
+
+def _check_private(folder: Path) -> None:
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise PermissionError(f"{folder} belongs to or can be written by others; chmod 700 it")
-    return folder
 
 
 def use_compilation_cache() -> None:
@@ -38,6 +45,27 @@ def use_compilation_cache() -> None:
     except OSError:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    _replace_damaged_entries(folder)
     # JAX's default threshold of one second would exclude most of these small programs.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _replace_damaged_entries(folder: Path) -> None:
+    """Removes entries that JAX cannot read or write, instead of showing its warnings.
+
+    JAX compiles such a program and writes it to the cache only if it has no entry.
+    """
+    show, damaged = (
+        warnings.showwarning,
+        r"Error \w+ persistent compilation cache entry for '(.+?)'",
+    )
+
+    def handle(message: Warning | str, *arguments: Any, **options: Any) -> None:
+        if match := re.match(damaged, str(message)):
+            for path in folder.glob(f"{match[1]}-*"):
+                path.unlink(missing_ok=True)
+        else:
+            show(message, *arguments, **options)
+
+    warnings.showwarning = handle
