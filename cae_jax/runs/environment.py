@@ -18,7 +18,7 @@ from cae_jax import atomic
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models.topology import of_config
-from cae_jax.ops.backend import Backend, Name, choose
+from cae_jax.ops.backend import Backend, Name, check_device, choose
 
 logger = logging.getLogger(__name__)
 _OPTIONS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_matmul_precision")
@@ -51,8 +51,9 @@ def check_memory(config: TrainConfig) -> None:
     """Refuses a training that this machine cannot hold, before anything is allocated.
 
     Raises:
-        UserError: with the estimate and the memory of this machine.
+        UserError: with the estimate and the memory of this machine; or it has no such device.
     """
+    check_device()
     stats = jax.devices()[0].memory_stats() or {}
     there = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     needed = of_config(config).training_bytes(config.batch_size)
