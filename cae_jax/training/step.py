@@ -109,8 +109,7 @@ def make_run_steps(
 
     Returns:
         ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
-        steps ``start <= i < stop`` of an epoch and returns the new state. The state is not donated:
-        a training that is interrupted within a chunk saves the state before it.
+        steps ``start <= i < stop`` of an epoch and returns the new state. The state is donated.
     """
     value_and_grad = jax.value_and_grad(make_loss(graphdef, backend))
 
@@ -133,7 +132,7 @@ def make_run_steps(
         losses_S = state.losses_S.at[i].set(jnp.where(finite, loss, jnp.nan))
         return TrainState(params, opt_state, state.step + 1, losses_S)
 
-    @jax.jit
+    @partial(jax.jit, donate_argnames=("state",))
     def run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop):
         def body(i, state):
             return train_step(i, state, images_NxHxWxC, batches_SxB[i], noise_key)

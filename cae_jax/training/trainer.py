@@ -81,6 +81,7 @@ class Trainer:
         optimizer = build_optimizer(self.config, self.steps * self.config.epochs)
         run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend)
 
+        # Not donated: a training that is interrupted within a chunk saves the state before it.
         @jax.jit
         def run_chunk(*arguments):
             state = run_steps(*arguments)
