@@ -97,7 +97,7 @@ def check_output(path: str | Path | None) -> None:
     """
     if path is None:
         return
-    path = Path(path)
+    path = Path(path).expanduser()
     with writing(path, "give a file in a folder that exists"):
         if path.exists() and not path.is_file():
             raise IsADirectoryError("it is not a regular file")
@@ -113,5 +113,5 @@ def output_file(path: str | Path) -> Iterator[Path]:
         UserError: the file cannot be written; an existing one is left unchanged.
     """
     check_output(path)
-    with writing(path), replacing(Path(path)) as temporary:
+    with writing(path), replacing(Path(path).expanduser()) as temporary:
         yield temporary
