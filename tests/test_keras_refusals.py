@@ -238,6 +238,7 @@ def test_weights_of_another_network(which, message, tmp_path):
         read(path)
 
 
+@pytest.mark.slow
 def test_models_that_may_stand_in_either_order(tmp_path):
     model = called(Attributes(16, 8, 8, listed=False))
     path = save(model, tmp_path / "m.weights.h5")

@@ -271,6 +271,7 @@ def test_other_arrays_are_refused(test_images):
 # --- In JAX ---
 
 
+@pytest.mark.slow
 def test_other_derivatives_are_those_of_the_matmul_form(test_images):
     params = parameters(LAB)
     images = test_images[:3].astype(np.float32) / 255
