@@ -17,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     process.start(["cae-jax", *words])
     with process.checked_output():
         cli.main(words)
+    process.finish()
 
 
 if __name__ == "__main__":

@@ -49,18 +49,22 @@ def handles(process, number):
     return int(mask, 16) >> (number - 1) & 1
 
 
-def assert_ends_with_one_line(launch, tmp_path, name, number, delay):
+def assert_ends_with_one_line(launch, tmp_path, name, number, delay, may_be_done=False):
+    """Returns whether the signal came before the command had ended, as it must by default."""
     process = launch(name)
     while not handles(process, signal.SIGTERM):
         time.sleep(0.001)
     time.sleep(delay)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
+    if may_be_done and (process.returncode, err) == (0, ""):
+        return False
     assert (process.returncode, err) == (128 + number, "")
     lines = [line for line in out.splitlines() if "to continue" in line]
     assert len(lines) == 1
     assert lines[0].startswith(f"{number.name}: to continue, run cae-jax {name}")
     assert not [path for path in tmp_path.rglob("*") if "tmp" in path.name]
+    return True
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
@@ -86,8 +90,11 @@ def test_a_signal_ends_a_command_with_one_line(launch, tmp_path, name, number, d
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_command_at_any_moment(launch, tmp_path, name, number):
-    for delay in range(0, 1500, 75):
-        assert_ends_with_one_line(launch, tmp_path, name, number, delay / 1000)
+    outcomes = [
+        assert_ends_with_one_line(launch, tmp_path, name, number, delay / 1000, may_be_done=True)
+        for delay in range(0, 1500, 75)
+    ]
+    assert sum(outcomes) > 5  # a fast machine is done with the others
 
 
 def in_process(code, **options):

@@ -33,6 +33,12 @@ def start(command: Sequence[str]) -> None:
     _open_streams()
 
 
+def finish() -> None:
+    """Ignores signals: the work is done, and the interpreter would end without a line at one."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def ending(command: Sequence[str]) -> Iterator[None]:
     """Ends the process at SIGINT and SIGTERM within a ``with`` statement in the main thread."""
