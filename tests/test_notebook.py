@@ -116,7 +116,7 @@ def assert_consistent(notebook, test_images):
     )
     assert text_of(notebook, "load").endswith(": True\n")
     assert "is finished after" in text_of(notebook, "resume")
-    assert "holds a run that differs in epochs" in text_of(notebook, "resume")
+    assert "holds a run that differs in learning_rate" in text_of(notebook, "resume")
 
 
 def test_the_notebook_is_valid(notebook):

@@ -78,7 +78,7 @@ def test_the_command_of_the_wheel(environment, data_dir, test_images, tmp_path):
     output = run(command, "train", "--config", "denoise", *small, **place)
     assert "Epoch 1/1" in output
     table = run(command, "evaluate", "runs/denoise", **place)
-    assert {"noisy image", "runs/denoise"} <= {
+    assert {"noisy image", "denoise"} <= {
         line.split("|")[1].strip() for line in table.splitlines() if line
     }
     Image.fromarray(test_images[0, :, :, 0]).save(tmp_path / "boot.png")
