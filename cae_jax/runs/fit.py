@@ -209,6 +209,7 @@ def _run(
     progress.checkpoints.wait()
     interruption.check()
     details = {"compile_seconds": compile_seconds, "backend": setup.backend.name}
+    progress.wait_for_imports()  # also where no epoch was left
     from cae_jax.runs import results
 
     with folder.writing():
