@@ -14,10 +14,13 @@ _PREFIXES = ("JAX_", "XLA_", "CAE_JAX_", "OMP_", "MKL_", "TF_", "KERAS_", "CUDA_
 
 def collect() -> dict[str, Any]:
     """Returns the environment of this process as JSON types."""
+    # Not at the top: the workers of other frameworks, which import this module, do without JAX.
+    from cae_jax.runs.environment import processor
+
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": processor(),
         "cpu_count": cpu_count(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_PREFIXES)},
         "load_average": list(os.getloadavg()),
@@ -40,15 +43,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return installed
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _git_revision() -> str | None:

@@ -19,6 +19,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models.topology import of_config
 from cae_jax.ops.backend import Backend, Name, check_device, choose
+from cae_jax.training.trainer import device_name
 
 logger = logging.getLogger(__name__)
 _OPTIONS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_matmul_precision")
@@ -93,11 +94,10 @@ def record(run: Path, backend: Backend, images: str = "") -> None:
 
 
 def _current(backend: Backend) -> dict[str, str]:
-    device = jax.devices()[0]
     return {
         "backend": backend.name,
-        "device": f"{device.platform} ({device.device_kind})",
-        "processor": _processor(),
+        "device": device_name(),
+        "processor": processor(),
         "jax": metadata.version("jax"),
         "jaxlib": metadata.version("jaxlib"),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
@@ -105,7 +105,7 @@ def _current(backend: Backend) -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """Model of the CPU, whose vector width decides the order of sums."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
