@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from cae_jax.config import IMAGE_SHAPES, TrainConfig
@@ -136,6 +137,15 @@ def build(config: TrainConfig, rngs: nnx.Rngs) -> Model:
     if config.model == "conv":
         return ConvAutoencoder(config.features, image_shape, rngs=rngs)
     return DenseAutoencoder(config.model, image_shape, rngs=rngs)
+
+
+def build_with(config: TrainConfig, parameters: dict[str, Any]) -> Model:
+    """Builds the model described by `config` with parameters, nested by layer and name."""
+    model = build(config, nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(params, jax.tree.map(jnp.asarray, parameters))
+    nnx.update(model, params)
+    return model
 
 
 def make_passes(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> tuple[Pass, Pass]:

@@ -56,10 +56,7 @@ class Autoencoder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         config, name = state["config"], state["backend"]
-        model = autoencoders.build(config, nnx.Rngs(0))
-        params = nnx.state(model, nnx.Param)
-        nnx.replace_by_pure_dict(params, jax.tree.map(jnp.asarray, state["params"]))
-        nnx.update(model, params)
+        model = autoencoders.build_with(config, state["params"])
         network = topology.of_config(config)
         try:
             backend = choose(network, name)

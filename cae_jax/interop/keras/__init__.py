@@ -166,20 +166,14 @@ def import_run(
 
 def _model(config: TrainConfig, weights: Weights) -> "autoencoders.Model":
     """The model of a config with the weights."""
-    from flax import nnx
-
-    from cae_jax.models.autoencoders import build
+    from cae_jax.models.autoencoders import build_with
 
     if config != matching(config, weights):
         raise UserError(
             f"the config is of the model {config.model} with features {config.features}; the "
             f"weights are of {weights.model} with features {weights.features}"
         )
-    model = build(config, nnx.Rngs(0))
-    params = nnx.state(model, nnx.Param)
-    nnx.replace_by_pure_dict(params, weights.params)
-    nnx.update(model, params)
-    return model
+    return build_with(config, weights.params)
 
 
 def _run(mode: str, path: Path, scratch: Path) -> None:
