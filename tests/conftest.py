@@ -1,6 +1,7 @@
 """Fixtures: the real data set, prepared once, and one small trained run."""
 
 import atexit
+import dataclasses
 import fcntl
 import gzip
 import os
@@ -36,6 +37,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).parent.parent
 ARCHIVES = Path(str(resources.files("cae_jax.data"))) / "archives" / "fashion_mnist"
 SMALL = cae_jax.TrainConfig(train_examples=1000, test_examples=300, epochs=3, warmup_steps=4)
+# Trained in two epochs of eight steps without compiling a kernel.
+DENSE = dataclasses.replace(SMALL, model="simple", epochs=2)
 
 # Compiles the native step, unless the cache already has it.
 CHOICE = choose(of_config(SMALL))
@@ -68,6 +71,20 @@ def run(tmp_path_factory, data_dir) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "small"
     cae_jax.fit(SMALL, folder, data_dir=data_dir)
     return folder
+
+
+@pytest.fixture(scope="session")
+def dense_run(tmp_path_factory, data_dir) -> Path:
+    """The folder of a finished run of the config DENSE."""
+    folder = tmp_path_factory.mktemp("dense") / "run"
+    cae_jax.fit(DENSE, folder, data_dir=data_dir)
+    return folder
+
+
+@pytest.fixture
+def copied(dense_run, tmp_path) -> Path:
+    """A copy of `dense_run`, which a test may change."""
+    return Path(shutil.copytree(dense_run, tmp_path / "run"))
 
 
 def program(name: str) -> list[str]:

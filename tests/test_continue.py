@@ -16,8 +16,7 @@ import cae_jax.data
 from cae_jax.ops import backend, native
 from cae_jax.runs import history
 from cae_jax.training.optimizer import build_schedule
-from tests.conftest import SMALL, needs_native
-from tests.test_folder import CONFIG, copied, dense_run  # noqa: F401
+from tests.conftest import DENSE, SMALL, needs_native
 from tests.test_reliability import assert_same_end
 
 
@@ -29,7 +28,7 @@ def parameters(autoencoder):
 
 
 def test_a_constant_schedule_goes_on_as_if_the_epochs_had_been_there(data_dir, tmp_path):
-    short = dataclasses.replace(CONFIG, schedule="constant")
+    short = dataclasses.replace(DENSE, schedule="constant")
     longer = dataclasses.replace(short, epochs=4)
     for folder, configs in (("whole", [longer]), ("in two", [short, longer, longer])):
         for config in configs:
@@ -46,20 +45,20 @@ def test_a_constant_schedule_goes_on_as_if_the_epochs_had_been_there(data_dir, t
     assert json.loads((tmp_path / "in two" / "result.json").read_text())["final"]["epoch"] == 4
 
 
-def test_a_cosine_starts_again_and_the_run_says_so(copied, data_dir):  # noqa: F811
-    longer = dataclasses.replace(CONFIG, epochs=3)
+def test_a_cosine_starts_again_and_the_run_says_so(copied, data_dir):
+    longer = dataclasses.replace(DENSE, epochs=3)
     rows = cae_jax.fit(longer, copied, data_dir=data_dir).history
     assert [row.epoch for row in rows] == [1, 2, 3]
     config = json.loads((copied / "config.json").read_text())
     assert (config["epochs"], config["restarts"]) == (3, [2])
     assert cae_jax.load(copied).config == dataclasses.replace(longer, restarts=(2,))
     for more, restarts in ((3, (2,)), (5, (2, 3))):  # again, and more once more
-        again = dataclasses.replace(CONFIG, epochs=more)
+        again = dataclasses.replace(DENSE, epochs=more)
         assert cae_jax.fit(again, copied, data_dir=data_dir).autoencoder.config.restarts == restarts
 
 
-def test_a_second_phase_that_broke_off_resumes_exactly(copied, data_dir, tmp_path, monkeypatch):  # noqa: F811
-    longer = dataclasses.replace(CONFIG, epochs=4)
+def test_a_second_phase_that_broke_off_resumes_exactly(copied, data_dir, tmp_path, monkeypatch):
+    longer = dataclasses.replace(DENSE, epochs=4)
     shutil.copytree(copied, tmp_path / "broken")
     cae_jax.fit(longer, copied, data_dir=data_dir)
     with monkeypatch.context() as patch:
@@ -88,22 +87,22 @@ def test_restarts_that_are_none_are_refused(restarts):
         cae_jax.TrainConfig(epochs=5, restarts=restarts)
 
 
-def test_an_unfinished_run_and_other_changes_are_refused_with_the_ways(copied, data_dir):  # noqa: F811
+def test_an_unfinished_run_and_other_changes_are_refused_with_the_ways(copied, data_dir):
     for changes in ({"epochs": 4, "seed": 1}, {"epochs": 1}, {"learning_rate": 1.0}):
         with pytest.raises(cae_jax.UserError) as error:
-            cae_jax.fit(dataclasses.replace(CONFIG, **changes), copied, data_dir=data_dir)
+            cae_jax.fit(dataclasses.replace(DENSE, **changes), copied, data_dir=data_dir)
         assert "it takes more `epochs`; for other" in str(error.value)
         assert f"`start_from='{copied}'`" in str(error.value)
     (copied / "result.json").unlink()
     with pytest.raises(cae_jax.UserError, match="more `epochs` once it is finished"):
-        cae_jax.fit(dataclasses.replace(CONFIG, epochs=4), copied, data_dir=data_dir)
+        cae_jax.fit(dataclasses.replace(DENSE, epochs=4), copied, data_dir=data_dir)
 
 
 # Other weights
 
 
-def test_a_run_begins_with_the_weights_of_another(dense_run, data_dir, tmp_path):  # noqa: F811
-    config = dataclasses.replace(CONFIG, optimizer="sgd", learning_rate=1e-12, epochs=1, seed=7)
+def test_a_run_begins_with_the_weights_of_another(dense_run, data_dir, tmp_path):
+    config = dataclasses.replace(DENSE, optimizer="sgd", learning_rate=1e-12, epochs=1, seed=7)
     result = cae_jax.fit(config, tmp_path / "run", start_from=dense_run, data_dir=data_dir)
     for ours, expected in zip(
         parameters(result.autoencoder), parameters(cae_jax.load(dense_run)), strict=True
@@ -112,8 +111,8 @@ def test_a_run_begins_with_the_weights_of_another(dense_run, data_dir, tmp_path)
     assert [row.epoch for row in result.history] == [1]
 
 
-def test_whoever_resumes_need_not_name_the_origin(dense_run, data_dir, tmp_path, monkeypatch):  # noqa: F811
-    config = dataclasses.replace(CONFIG, seed=7)
+def test_whoever_resumes_need_not_name_the_origin(dense_run, data_dir, tmp_path, monkeypatch):
+    config = dataclasses.replace(DENSE, seed=7)
     cae_jax.fit(config, tmp_path / "whole", start_from=dense_run, data_dir=data_dir)
     with monkeypatch.context() as patch:
         patch.setattr("cae_jax.runs.fit.run_epochs", lambda *_: (_ for _ in ()).throw(SystemExit))
@@ -123,8 +122,8 @@ def test_whoever_resumes_need_not_name_the_origin(dense_run, data_dir, tmp_path,
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
-def test_weights_of_another_network_are_refused(dense_run, data_dir, tmp_path):  # noqa: F811
-    config = dataclasses.replace(CONFIG, model="deep")
+def test_weights_of_another_network_are_refused(dense_run, data_dir, tmp_path):
+    config = dataclasses.replace(DENSE, model="deep")
     with pytest.raises(
         cae_jax.UserError, match=r"has the model simple .* the config describes deep"
     ):
@@ -165,36 +164,36 @@ def test_a_run_keeps_its_backend(data_dir, tmp_path, monkeypatch, capsys):
     assert json.loads((folder / "config.json").read_text())["epochs"] == 3
 
 
-def test_a_change_of_the_environment_is_logged(copied, data_dir, capsys):  # noqa: F811
+def test_a_change_of_the_environment_is_logged(copied, data_dir, capsys):
     path = copied / "environment.json"
     values = json.loads(path.read_text())
     assert values["jax"] == jax.__version__
     path.write_text(json.dumps({**values, "jax": "0.1", "jax_threefry_partitionable": "False"}))
-    cae_jax.fit(dataclasses.replace(CONFIG, epochs=3), copied, data_dir=data_dir)
+    cae_jax.fit(dataclasses.replace(DENSE, epochs=3), copied, data_dir=data_dir)
     err = capsys.readouterr().err
     assert f"jax 0.1 -> {jax.__version__}" in err
     assert "jax_threefry_partitionable False -> True" in err
     assert json.loads(path.read_text()) == values
     for damaged in ("", "[]", "{}", '{"backend": "natove"}', "[" * 9000):
         path.write_text(damaged)
-        cae_jax.fit(dataclasses.replace(CONFIG, epochs=3), copied, data_dir=data_dir)
+        cae_jax.fit(dataclasses.replace(DENSE, epochs=3), copied, data_dir=data_dir)
 
 
-def test_the_generator_of_random_numbers_is_not_the_users(dense_run, data_dir, tmp_path):  # noqa: F811
+def test_the_generator_of_random_numbers_is_not_the_users(dense_run, data_dir, tmp_path):
     with jax.default_prng_impl("rbg"):
-        cae_jax.fit(CONFIG, tmp_path / "run", data_dir=data_dir)
+        cae_jax.fit(DENSE, tmp_path / "run", data_dir=data_dir)
     assert_same_end(tmp_path / "run", dense_run)
 
 
 # The caller's own images and code
 
 
-def test_arrays_are_trained_on(data_dir, tmp_path, dense_run):  # noqa: F811
+def test_arrays_are_trained_on(data_dir, tmp_path, dense_run):
     """As the same images from the data set, to the same bits."""
     train, _ = cae_jax.data.load_split("fashion_mnist", "train", data_dir=data_dir)
     test, _ = cae_jax.data.load_split("fashion_mnist", "test", data_dir=data_dir)
     folder = tmp_path / "run"
-    config = dataclasses.replace(CONFIG, train_examples=None, test_examples=None)
+    config = dataclasses.replace(DENSE, train_examples=None, test_examples=None)
     result = cae_jax.fit(config, folder, images=(train[:1000], test[:300]))
     for ours, expected in zip(
         parameters(result.autoencoder), parameters(cae_jax.load(dense_run)), strict=True
@@ -219,7 +218,7 @@ def test_arrays_are_trained_on(data_dir, tmp_path, dense_run):  # noqa: F811
 )
 def test_arrays_of_another_type_or_shape_are_refused(tmp_path, images, found):
     with pytest.raises(cae_jax.UserError) as error:
-        cae_jax.fit(CONFIG, tmp_path / "run", images=(images, images))
+        cae_jax.fit(DENSE, tmp_path / "run", images=(images, images))
     assert f"`images` has training images of {found}; it takes uint8 [N, 28, 28, 1]" == str(
         error.value
     )
@@ -231,12 +230,12 @@ def test_an_error_of_the_users_function_is_not_a_full_disk(data_dir, tmp_path):
         raise FileNotFoundError("no such plot")
 
     with pytest.raises(FileNotFoundError, match="no such plot"):
-        cae_jax.fit(CONFIG, tmp_path / "run", data_dir=data_dir, on_epoch=on_epoch)
+        cae_jax.fit(DENSE, tmp_path / "run", data_dir=data_dir, on_epoch=on_epoch)
 
 
 def test_a_tilde_is_the_home(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    cae_jax.fit(dataclasses.replace(CONFIG, epochs=1), "~/run", data_dir=data_dir)
+    cae_jax.fit(dataclasses.replace(DENSE, epochs=1), "~/run", data_dir=data_dir)
     assert (tmp_path / "run" / "config.json").exists()
     assert not Path("~").exists()
     cae_jax.load("~/run")

@@ -15,8 +15,7 @@ import pytest
 
 import cae_jax
 from cae_jax import atomic
-from tests.conftest import SMALL
-from tests.test_folder import CONFIG
+from tests.conftest import DENSE, SMALL
 from tests.test_reliability import TRAIN_SMALL, assert_same_end
 
 
@@ -48,7 +47,7 @@ def test_what_a_checkpoint_needs_is_on_the_disk_before_an_older_one_goes(
     traced, data_dir, tmp_path
 ):
     run = tmp_path.resolve() / "run"
-    config = dataclasses.replace(CONFIG, epochs=6)
+    config = dataclasses.replace(DENSE, epochs=6)
     cae_jax.fit(config, run, data_dir=data_dir)
     folder = run / "checkpoints"
     removals = [i for i, call in enumerate(traced) if call[-1].endswith(".tmp-removed")]

@@ -12,7 +12,7 @@ from cae_jax.cli.configs import load_config
 from cae_jax.models import topology
 from cae_jax.report import collect
 from cae_jax.runs import history
-from tests.test_folder import CONFIG, copied, dense_run  # noqa: F401
+from tests.conftest import DENSE
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def test_whole_numbers_beyond_32_bits_are_refused(name, value):
 
 
 def test_more_steps_than_int32_counts_are_refused(data_dir, tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=2**30)
+    config = dataclasses.replace(DENSE, epochs=2**30)
     with pytest.raises(cae_jax.UserError, match=r"`epochs` is 1073741824; it takes at most 26843"):
         cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
 
 
 def test_a_network_beyond_the_memory_is_refused_before_it_is_allocated(data_dir, tmp_path):
-    config = dataclasses.replace(CONFIG, model="conv", features=(1_000_000, 1_000_000, 8))
+    config = dataclasses.replace(DENSE, model="conv", features=(1_000_000, 1_000_000, 8))
     # conv2 alone: 9 x 10^6 x 10^6 numbers of 4 bytes, five times
     with pytest.raises(cae_jax.UserError, match=r"needs at least (3[6-9]\d|4\d\d),\d\d\d\.\d GB"):
         cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
@@ -67,13 +67,13 @@ DEEP = "[" * 5000 + "]" * 5000
 
 
 @pytest.mark.parametrize("text", [DEEP, '{"format": 1, "seed": ' + "9" * 5000 + "}", "\0", "{"])
-def test_a_config_that_is_no_config_is_refused(copied, text):  # noqa: F811
+def test_a_config_that_is_no_config_is_refused(copied, text):
     (copied / "config.json").write_text(text)
     with pytest.raises(cae_jax.UserError, match=r"config\.json cannot be used"):
         cae_jax.load(copied)
 
 
-def test_a_result_nested_too_deep_is_refused(copied, data_dir):  # noqa: F811
+def test_a_result_nested_too_deep_is_refused(copied, data_dir):
     (copied / "result.json").write_text(DEEP)
     with pytest.raises(cae_jax.UserError, match=r"result\.json cannot be read"):
         collect.collect([copied], data_dir=data_dir)
@@ -87,7 +87,7 @@ def test_a_result_nested_too_deep_is_refused(copied, data_dir):  # noqa: F811
         "checkpoints/16/manifest.json",
     ],
 )
-def test_a_folder_in_place_of_a_file_and_the_other_way_round(copied, data_dir, name):  # noqa: F811
+def test_a_folder_in_place_of_a_file_and_the_other_way_round(copied, data_dir, name):
     """One line, or the run goes on; never a traceback, and the other checkpoint stays."""
     path = copied / name
     if name == "damaged":
@@ -98,12 +98,12 @@ def test_a_folder_in_place_of_a_file_and_the_other_way_round(copied, data_dir, n
     else:
         path.unlink(missing_ok=True)
         path.write_text("a file") if name == "damaged" else path.mkdir()
-    more = dataclasses.replace(CONFIG, epochs=3)
+    more = dataclasses.replace(DENSE, epochs=3)
     errors = []
     for call in (
         lambda: cae_jax.load(copied),
         lambda: history.of_run(copied),
-        lambda: cae_jax.fit(CONFIG, copied, data_dir=data_dir),
+        lambda: cae_jax.fit(DENSE, copied, data_dir=data_dir),
         lambda: cae_jax.fit(more, copied, data_dir=data_dir),
     ):
         try:
@@ -134,6 +134,6 @@ def test_a_config_imports_what_lies_beside_it(tmp_path):
     assert [load_config(tmp_path / name / "config.py").seed for name in "ab"] == [1, 2]
 
 
-def test_json_of_a_run_stays_json(dense_run):  # noqa: F811
+def test_json_of_a_run_stays_json(dense_run):
     for name in ("config.json", "environment.json", "result.json"):
         assert isinstance(json.loads((dense_run / name).read_text()), dict)

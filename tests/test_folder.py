@@ -15,23 +15,8 @@ import cae_jax
 from cae_jax.runs import epochs, history, replacement
 from cae_jax.runs.folder import MARK, open_folder
 from cae_jax.training import trainer
-from tests.conftest import SMALL
+from tests.conftest import DENSE
 from tests.test_reliability import assert_same_end
-
-# Trained in two epochs of eight steps without compiling a kernel.
-CONFIG = dataclasses.replace(SMALL, model="simple", epochs=2)
-
-
-@pytest.fixture(scope="module")
-def dense_run(tmp_path_factory, data_dir):
-    folder = tmp_path_factory.mktemp("dense") / "run"
-    cae_jax.fit(CONFIG, folder, data_dir=data_dir)
-    return folder
-
-
-@pytest.fixture
-def copied(dense_run, tmp_path):
-    return Path(shutil.copytree(dense_run, tmp_path / "run"))
 
 
 def content(folder):
@@ -86,7 +71,7 @@ def test_a_link_in_place_of_the_mark_of_a_run_is_not_followed(copied, tmp_path, 
     (copied / MARK).unlink()
     (copied / MARK).symlink_to(tmp_path / "precious")
     with pytest.raises(cae_jax.UserError, match="is not empty and not a run"):
-        cae_jax.fit(CONFIG, copied, data_dir=data_dir)
+        cae_jax.fit(DENSE, copied, data_dir=data_dir)
     assert (tmp_path / "precious").read_text() == "mine"
 
 
@@ -102,7 +87,7 @@ def test_an_empty_directory_and_one_whose_first_moment_was_the_last_are_taken(tm
 def test_a_run_of_a_version_without_marks_is_taken(copied, dense_run, data_dir):
     (copied / MARK).unlink()
     shutil.rmtree(copied / "checkpoints" / "16")
-    cae_jax.fit(CONFIG, copied, data_dir=data_dir)
+    cae_jax.fit(DENSE, copied, data_dir=data_dir)
     assert_same_end(copied, dense_run)
 
 
@@ -112,7 +97,7 @@ def test_a_run_of_a_version_without_marks_is_taken(copied, dense_run, data_dir):
 def test_overwriting_spares_files_of_others_also_between_the_checkpoints(copied, data_dir):
     for name in ("notes.txt", "checkpoints/notes.txt", "tensorboard/mine", "checkpoints/8b"):
         (copied / name).write_text("mine")
-    config = dataclasses.replace(CONFIG, epochs=1)
+    config = dataclasses.replace(DENSE, epochs=1)
     assert len(cae_jax.fit(config, copied, data_dir=data_dir, overwrite=True).history) == 1
     for name in ("notes.txt", "checkpoints/notes.txt", "tensorboard/mine", "checkpoints/8b"):
         assert (copied / name).read_text() == "mine"
@@ -134,7 +119,7 @@ def test_the_old_run_is_back_when_the_new_one_ends_without_a_checkpoint(
 
     monkeypatch.setattr(trainer.Trainer, "_compile", fail)
     with pytest.raises(type(failure)):
-        cae_jax.fit(dataclasses.replace(CONFIG, seed=1), copied, data_dir=data_dir, overwrite=True)
+        cae_jax.fit(dataclasses.replace(DENSE, seed=1), copied, data_dir=data_dir, overwrite=True)
     after = content(copied)
     assert {**after, MARK: b""} == {**before, MARK: b""}
 
@@ -147,7 +132,7 @@ def test_killed_at_any_rename_the_old_run_or_the_new_one_is_whole(
     copied, data_dir, tmp_path, monkeypatch
 ):
     """Opened again after each of the calls that change a directory was the last one."""
-    other = dataclasses.replace(CONFIG, seed=1, epochs=1)
+    other = dataclasses.replace(DENSE, seed=1, epochs=1)
     cae_jax.fit(other, tmp_path / "other", data_dir=data_dir)
     before = {name: value for name, value in content(copied).items() if name != MARK}
     outcomes = set()
@@ -211,7 +196,7 @@ def fit_and(change, folder, data_dir, monkeypatch, after=3):
         with pytest.raises(
             cae_jax.UserError, match="during the training, which ends here"
         ) as error:
-            cae_jax.fit(CONFIG, folder, data_dir=data_dir, chunk_steps=3)
+            cae_jax.fit(DENSE, folder, data_dir=data_dir, chunk_steps=3)
     assert len(calls) == after
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -228,7 +213,7 @@ def test_a_run_that_is_moved_ends_and_goes_on_where_it_is(
     # Not a step is lost: three in a chunk, and two in the last one of the first epoch.
     step = {2: 6, 5: 8 + 6}[after]
     assert (new / "checkpoints" / str(step)).exists()
-    cae_jax.fit(CONFIG, new, data_dir=data_dir)
+    cae_jax.fit(DENSE, new, data_dir=data_dir)
     assert_same_end(new, dense_run)
 
 
@@ -241,7 +226,7 @@ def test_two_runs_do_not_mix_where_one_was(dense_run, data_dir, tmp_path, monkey
 
     fit_and(move_and_start_another, old, data_dir, monkeypatch)
     assert content(old) == content(dense_run)
-    cae_jax.fit(CONFIG, new, data_dir=data_dir)
+    cae_jax.fit(DENSE, new, data_dir=data_dir)
     assert_same_end(new, dense_run)
 
 
@@ -256,7 +241,7 @@ def test_a_run_that_loses_its_mark_ends_and_goes_on(dense_run, data_dir, tmp_pat
     old = tmp_path / "old"
     error = fit_and((old / MARK).unlink, old, data_dir, monkeypatch)
     assert f"has lost its file {MARK}" in error
-    cae_jax.fit(CONFIG, old, data_dir=data_dir)
+    cae_jax.fit(DENSE, old, data_dir=data_dir)
     assert_same_end(old, dense_run)
 
 
@@ -284,19 +269,19 @@ def test_checkpoints_on_another_disk(dense_run, data_dir, tmp_path):
         folder = tmp_path / "run"
         with open_folder(folder, overwrite=False):
             (folder / "checkpoints").symlink_to(there)
-        cae_jax.fit(CONFIG, folder, data_dir=data_dir)
+        cae_jax.fit(DENSE, folder, data_dir=data_dir)
         path = next((there / "16" / "params").rglob("d/*"))
         path.write_bytes(path.read_bytes()[:-1])
-        cae_jax.fit(CONFIG, folder, data_dir=data_dir)  # sets it aside and trains its epoch again
+        cae_jax.fit(DENSE, folder, data_dir=data_dir)  # sets it aside and trains its epoch again
         assert_same_end(folder, dense_run)
         assert [path.name for path in (folder / "damaged").iterdir()] == ["16-0"]
-        cae_jax.fit(CONFIG, folder, data_dir=data_dir, overwrite=True)
+        cae_jax.fit(DENSE, folder, data_dir=data_dir, overwrite=True)
         assert_same_end(folder, dense_run)
         assert (folder / "checkpoints").is_symlink()
         assert sorted(path.name for path in there.iterdir()) == ["16", "8"]
     finally:
         shutil.rmtree(there)
-    for call in (cae_jax.load, lambda run: cae_jax.fit(CONFIG, run, data_dir=data_dir)):
+    for call in (cae_jax.load, lambda run: cae_jax.fit(DENSE, run, data_dir=data_dir)):
         with pytest.raises(cae_jax.UserError, match="checkpoints is a link to nothing; mount"):
             call(folder)
 
@@ -306,7 +291,7 @@ def test_any_name_of_a_directory(dense_run, data_dir, tmp_path, name):
     folder = tmp_path / name
     shutil.copytree(dense_run, folder)
     shutil.rmtree(folder / "checkpoints" / "16")
-    cae_jax.fit(CONFIG, folder, data_dir=data_dir)
+    cae_jax.fit(DENSE, folder, data_dir=data_dir)
     cae_jax.load(folder)
     assert_same_end(folder, dense_run)
 
@@ -328,9 +313,9 @@ def test_files_of_others_do_not_damage_a_checkpoint(copied, data_dir, capsys, na
         (copied / folder / name).parent.mkdir(exist_ok=True)
         (copied / folder / name).write_text("not ours")
     cae_jax.load(copied)
-    cae_jax.fit(CONFIG, copied, data_dir=data_dir)
+    cae_jax.fit(DENSE, copied, data_dir=data_dir)
     assert "finished" in capsys.readouterr().out
-    cae_jax.fit(dataclasses.replace(CONFIG), copied, data_dir=data_dir)
+    cae_jax.fit(dataclasses.replace(DENSE), copied, data_dir=data_dir)
     assert capsys.readouterr().err == ""
     assert not (copied / "damaged").exists()
 
@@ -355,7 +340,7 @@ def test_the_history_is_rebuilt_from_the_checkpoint(dense_run, copied, data_dir,
     else:
         path.write_bytes(new[damage].encode(errors="surrogatepass"))
         assert path.read_bytes() != text.encode()
-    cae_jax.fit(CONFIG, copied, data_dir=data_dir)
+    cae_jax.fit(DENSE, copied, data_dir=data_dir)
     assert path.read_text() == text
     assert "is damaged: its rows are taken from the checkpoint" in capsys.readouterr().err
 
@@ -375,6 +360,6 @@ def test_no_flipped_bit_of_the_history_passes(dense_run, tmp_path, caplog):
 @pytest.mark.parametrize("result", ["", "{}", "[]", "null", '{"final": {"epoch": 1}}', "[" * 5000])
 def test_a_damaged_result_does_not_count_as_finished(copied, data_dir, result):
     (copied / "result.json").write_text(result)
-    cae_jax.fit(CONFIG, copied, data_dir=data_dir)
+    cae_jax.fit(DENSE, copied, data_dir=data_dir)
     rows = history.read(copied / "history.csv")
     assert json.loads((copied / "result.json").read_text())["final"] == rows[-1]._asdict()
