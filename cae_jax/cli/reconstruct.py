@@ -119,8 +119,7 @@ def psnr_of(reconstructions: np.ndarray, images: np.ndarray) -> np.ndarray:
 
     from cae_jax.training import metrics
 
-    mse = np.square(reconstructions - images).mean(axis=(1, 2, 3))
-    return np.asarray(metrics.psnr_of_mse(jnp.asarray(mse)))
+    return np.asarray(metrics.psnr(jnp.asarray(reconstructions), jnp.asarray(images)))
 
 
 def hint(flags: Flags, autoencoder: "Autoencoder", images: np.ndarray, psnr: np.ndarray) -> None:
