@@ -23,7 +23,12 @@ from cae_jax.ops import matmul
 from cae_jax.ops.backend import MATMUL, Backend
 
 # Keras's defaults for Conv2D and Dense, so that training starts where the tutorial's started.
-_KERNEL_INIT = nnx.initializers.glorot_uniform()
+# Compiled for each shape, by LLVM in seconds if it unrolls the generator, which changes no bit.
+_KERNEL_INIT = jax.jit(
+    nnx.initializers.glorot_uniform(),
+    static_argnums=(1, 2),
+    compiler_options={"xla_backend_optimization_level": 0},
+)
 _BIAS_INIT = nnx.initializers.zeros_init()
 
 
