@@ -321,6 +321,7 @@ def test_reconstruct_is_linear_in_the_files(run, tmp_path, test_images, monkeypa
     assert counts[2] - counts[1] == counts[1] - counts[0] < 20 * 10
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_imported(data_dir, tmp_path):
     code = """
 import sys, cae_jax
@@ -516,7 +517,7 @@ def test_a_script_is_its_command(script):
 
 
 def test_benchmark(refuse, capsys, tmp_path, data_dir):
-    small = ("--train-examples", 256, "--test-examples", 100, "--backend", "matmul")
+    small = ("--train-examples", 256, "--test-examples", 100, "--backend", "xla")
     arguments = (*small, "--epochs", 2, "--discard", 0, "--json", tmp_path / "times.json")
     cli.main(["benchmark", *map(str, (*arguments, "--data-dir", data_dir))])
     output = capsys.readouterr().out

@@ -13,6 +13,7 @@ import cae_jax
 from cae_jax.cli.configs import load_config
 from cae_jax.config import IMAGE_SHAPES, MIX, NOISES, TrainConfig, check_level, from_dict, to_dict
 from cae_jax.models import autoencoders
+from cae_jax.ops.backend import XLA
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state, make_run_steps
@@ -165,8 +166,8 @@ def test_every_config_tells_its_command_and_runs_a_step(path, test_images):
     model = autoencoders.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, total_steps=10)
     corrupt = build_corruption(config.noise, config.noise_level)
-    run_steps = make_run_steps(nnx.graphdef(model), optimizer, corrupt)
-    batches = jnp.arange(config.batch_size).reshape(1, -1)
+    run_steps = make_run_steps(nnx.graphdef(model), optimizer, corrupt, XLA)
+    batches = jnp.arange(8).reshape(1, -1)
     arguments = (init_state(model, optimizer, steps=1), test_images, batches)
     arguments += (jax.random.key(0), 0, 1)
     quickly = {"xla_backend_optimization_level": 0}

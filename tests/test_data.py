@@ -336,6 +336,7 @@ def _sum_of_pixels(folder, barrier, queue):
     queue.put(int(data.load_split("fashion_mnist", "test", data_dir=folder)[0].sum()))
 
 
+@pytest.mark.slow
 def test_two_processes_may_prepare_at_once(tmp_path, test_images):
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(2), context.Queue()

@@ -340,6 +340,7 @@ for command in commands:
     ).stdout
 
 
+@pytest.mark.slow
 def test_the_commands_and_snippets_of_the_page(run, deep_run, images, tmp_path):
     shutil.copytree(run, tmp_path / "runs" / "fashion_mnist")
     shutil.copytree(deep_run, tmp_path / "runs" / "deep")

@@ -121,6 +121,7 @@ def test_a_limit_on_the_size_of_files(run, data_dir, tmp_path):
     assert all(path.name.isdecimal() for path in (folder / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk(run, data_dir, tmp_path):
     """A real one, of memory; room is made and the same command goes on."""
     driver = """

@@ -366,6 +366,7 @@ def test_the_number_of_threads_does_not_change_a_bit():
 FAST = {"CAE_JAX_NATIVE_FLAGS": "-O0"}  # quickly compiled
 
 
+@pytest.mark.slow
 def test_two_processes_compile_at_once(tmp_path):
     processes = [digest("5,3,2", 20, XDG_CACHE_HOME=str(tmp_path), **FAST) for _ in range(2)]
     results = [process.communicate(timeout=120) for process in processes]
@@ -418,6 +419,7 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(fresh, tmp_path):
     assert "chmod 700" in choose_lab("auto").reason
 
 
+@pytest.mark.slow
 def test_a_damaged_library_is_compiled_again(tmp_path):
     sizes = []
     for _ in range(2):

@@ -63,19 +63,24 @@ def random_layer(seed, batch, height, width, channels, features):
 @functools.partial(
     jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
 )
-def value_and_gradients(function, layer):
-    """The output, and the gradients for a random derivative of it."""
+def values_and_gradients(form, layer, dy):
+    """Output and gradients of each function of a form and, last, of its reference."""
+    functions, reference = FORMS[form]
+    results = []
     with jax.default_matmul_precision("highest"):
-        y, vjp = jax.vjp(function, *layer)
-        return y, vjp(jax.random.normal(jax.random.key(0), y.shape))
+        for function in (*functions, reference):
+            y, vjp = jax.vjp(function, *layer)
+            results.append((y, vjp(dy)))
+    return results
 
 
 def check(form, layer):
-    functions, reference = FORMS[form]
-    expected, expected_gradients = value_and_gradients(reference, layer)
+    shape = jax.eval_shape(FORMS[form][1], *layer).shape
+    dy = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    *ours, (expected, expected_gradients) = values_and_gradients(form, layer, dy)
+    assert expected.shape == shape
     terms = expected.size / layer[2].size  # of the sum that a gradient is
-    for function in functions:
-        y, gradients = value_and_gradients(function, layer)
+    for y, gradients in ours:
         assert y.shape == expected.shape
         np.testing.assert_allclose(y, expected, **TOLERANCE)
         for gradient, wanted in zip(gradients, expected_gradients, strict=True):

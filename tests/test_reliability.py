@@ -73,14 +73,8 @@ def test_ten_kills_at_random_moments_do_not_change_a_bit(data_dir, tmp_path, cap
     )
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "save",
-        pytest.param("data preparation", marks=pytest.mark.slow),
-        pytest.param("first compilation", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["save", "data preparation", "first compilation"])
 def test_killed_in_the_middle_of(moment, run, data_dir, tmp_path):
     folder, environment = tmp_path / "run", dict(os.environ)
     data = tmp_path / "data" if moment == "data preparation" else data_dir
@@ -110,8 +104,8 @@ def test_killed_in_the_middle_of(moment, run, data_dir, tmp_path):
     ("number", "moment"),
     [
         (signal.SIGTERM, "start"),
-        (signal.SIGINT, "data"),
-        (signal.SIGTERM, "compilation"),
+        pytest.param(signal.SIGINT, "data", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "compilation", marks=pytest.mark.slow),
         (signal.SIGINT, "first epoch"),
         pytest.param(signal.SIGTERM, "later", marks=pytest.mark.slow),
     ],

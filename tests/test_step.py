@@ -1,4 +1,7 @@
-"""The compiled epoch against plain Python loops and NumPy."""
+"""The compiled epoch against plain Python loops and NumPy.
+
+By the backend that compiles soonest; tests/test_backends.py compares the others with it.
+"""
 
 import dataclasses
 
@@ -11,6 +14,8 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.models import autoencoders
+from cae_jax.ops import xla
+from cae_jax.ops.backend import XLA
 from cae_jax.training import loss
 from cae_jax.training.metrics import epoch_loss
 from cae_jax.training.noise import build_corruption
@@ -63,12 +68,12 @@ def test_an_epoch_takes_every_image_once_and_each_time_in_another_order():
 def test_the_compiled_loop_equals_a_python_loop_of_steps(setup, noise):
     model, optimizer, images, batches = setup
     corrupt = build_corruption(noise)
-    run_steps = make_run_steps(nnx.graphdef(model), optimizer, corrupt)
+    run_steps = make_run_steps(nnx.graphdef(model), optimizer, corrupt, XLA)
     state = run_steps(fresh_state(model, optimizer), images, batches, NOISE_KEY, 0, 3)
 
     # Batch by batch with the plain mean of the loss, and the last batch at its own size.
     def loss(params, inputs, targets):
-        logits = nnx.merge(nnx.graphdef(model), params)(inputs)
+        logits = nnx.merge(nnx.graphdef(model), params)(inputs, xla)
         # Image by image first: XLA of jax 0.7 loses the fifth digit in one sum of 100,352 terms.
         return optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=(1, 2, 3)).mean()
 
@@ -91,7 +96,7 @@ def test_the_compiled_loop_equals_a_python_loop_of_steps(setup, noise):
 @pytest.mark.parametrize(("noise", "chunk"), [("none", 1), ("none", 2), ("mix", 2)])
 def test_chunks_do_not_change_a_bit(setup, noise, chunk):
     model, optimizer, images, batches = setup
-    run_steps = make_run_steps(nnx.graphdef(model), optimizer, build_corruption(noise))
+    run_steps = make_run_steps(nnx.graphdef(model), optimizer, build_corruption(noise), XLA)
     whole = run_steps(fresh_state(model, optimizer), images, batches, NOISE_KEY, 0, 3)
     state = fresh_state(model, optimizer)
     for start in range(0, 3, chunk):
@@ -103,7 +108,7 @@ def test_chunks_do_not_change_a_bit(setup, noise, chunk):
 def test_the_noise_is_fresh_in_every_step_and_the_same_again(setup):
     model, _, images, _ = setup
     still = optax.sgd(0.0)
-    run_steps = make_run_steps(nnx.graphdef(model), still, build_corruption("gaussian"))
+    run_steps = make_run_steps(nnx.graphdef(model), still, build_corruption("gaussian"), XLA)
     same_images = jnp.tile(jnp.arange(BATCH), (3, 1))
 
     def losses(key):
@@ -118,7 +123,7 @@ def test_the_noise_is_fresh_in_every_step_and_the_same_again(setup):
 
 def test_places_without_an_image_weigh_nothing(setup):
     model, _, images, _ = setup
-    gradient = jax.jit(jax.grad(loss.make_loss(nnx.graphdef(model))))
+    gradient = jax.jit(jax.grad(loss.make_loss(nnx.graphdef(model), XLA)))
     params = nnx.state(model, nnx.Param)
     x = autoencoders.scale(images[:8])
     expected = gradient(params, x[:5], x[:5], jnp.ones(5))
@@ -134,11 +139,11 @@ def test_places_without_an_image_weigh_nothing(setup):
 @pytest.mark.parametrize("count", [250, 300])
 def test_evaluation_gives_each_image_its_own_losses(setup, count):
     model, _, images, _ = setup
-    evaluate = make_evaluate(nnx.graphdef(model))
+    evaluate = make_evaluate(nnx.graphdef(model), XLA)
     inputs = jax.random.uniform(jax.random.key(0), (count, 28, 28, 1))
     bce_N, mse_N = evaluate(nnx.state(model, nnx.Param), inputs, images[:count])
     x = np.asarray(images[:count], np.float64) / 255
-    logits = np.asarray(jax.jit(model)(inputs), np.float64)
+    logits = np.asarray(jax.jit(lambda x: model(x, xla))(inputs), np.float64)
     expected = (np.logaddexp(0, logits) - x * logits).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(bce_N, expected, rtol=1e-5)
     expected = ((1 / (1 + np.exp(-logits)) - x) ** 2).mean(axis=(1, 2, 3))

@@ -10,7 +10,7 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.models import autoencoders
-from cae_jax.ops.backend import choose
+from cae_jax.ops.backend import XLA, choose
 from cae_jax.runs import history
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer
@@ -68,7 +68,7 @@ def test_the_xla_backend_does_convolve():
 def test_nothing_crosses_to_or_from_the_host_within_an_epoch(test_images, noise):
     model = autoencoders.build(cae_jax.TrainConfig(), nnx.Rngs(0))
     optimizer = build_optimizer(cae_jax.TrainConfig(), 10)
-    run_steps = make_run_steps(nnx.graphdef(model), optimizer, build_corruption(noise))
+    run_steps = make_run_steps(nnx.graphdef(model), optimizer, build_corruption(noise), XLA)
     key, epoch, images, start, stop = jax.device_put(
         (jax.random.key(0), np.int32(1), test_images[:300], 0, 3)
     )
