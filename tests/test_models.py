@@ -124,6 +124,15 @@ def test_sizes(values, count, code):
     assert jax.eval_shape(model, x).shape == (3, 28, 28, 1)
 
 
+@pytest.mark.parametrize("shape", [(3, 3, 1, 16), (3, 3, 8, 5), (784, 32)])
+def test_kernels_start_with_the_bits_of_flax(shape):
+    draws = [
+        draw(jax.random.key(3), shape, jnp.float32)
+        for draw in (autoencoders._draw_kernel, nnx.initializers.glorot_uniform())
+    ]
+    np.testing.assert_array_equal(*draws)
+
+
 def test_dense_model_by_hand():
     model = build(model="simple")
     x = np.random.default_rng(0).random((4, 28, 28, 1), np.float32)
