@@ -378,7 +378,7 @@ for i, snippet in enumerate(snippets):
 
 
 def test_best(script, tmp_path):
-    config = cae_jax.TrainConfig(features=(2, 2, 2))
+    config = cae_jax.TrainConfig(features=(4, 2, 2))
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"format": 1, **to_dict(config)}))

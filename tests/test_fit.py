@@ -202,12 +202,12 @@ def test_a_history_that_lost_rows_is_refused_where_no_checkpoint_keeps_them(tmp_
     config = read_config(tmp_path / "run")
     (tmp_path / "run" / "history.csv").unlink()
     with pytest.raises(cae_jax.UserError, match=r"history\.csv has epochs \[\] and the newest"):
-        cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
+        cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, backend="matmul")
     header = ",".join(history.Row._fields)
     for text, line in [(f"{header}\n1,x\n", "1,x"), ("epoch,step,loss\n", "epoch,step,loss")]:
         (tmp_path / "run" / "history.csv").write_text(text)
         with pytest.raises(cae_jax.UserError, match=rf"history\.csv has the line '{line}'"):
-            cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
+            cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, backend="matmul")
 
 
 def test_a_finished_run_that_lost_its_last_checkpoint_is_completed(

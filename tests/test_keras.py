@@ -602,8 +602,8 @@ def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     _, weights, config, folder, _ = imported
     with pytest.raises(cae_jax.UserError, match=r"holds a run; give another directory$"):
         interop.import_run(weights, config, folder, data_dir=data_dir)
-    other = dataclasses.replace(config, features=(4, 4, 4))
-    with pytest.raises(cae_jax.UserError, match=r"features \(4, 4, 4\); the weights are of conv"):
+    other = dataclasses.replace(config, features=(4, 2, 2))
+    with pytest.raises(cae_jax.UserError, match=r"features \(4, 2, 2\); the weights are of conv"):
         interop.import_run(weights, other, tmp_path / "run", data_dir=data_dir)
 
     def full(*_):
