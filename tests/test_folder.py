@@ -7,14 +7,22 @@ import fcntl
 import json
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from flax import nnx
 
 import cae_jax
+from cae_jax import atomic
+from cae_jax.models import autoencoders
 from cae_jax.runs import epochs, history, replacement
-from cae_jax.runs.folder import MARK, open_folder
+from cae_jax.runs.checkpoints import Checkpoints
+from cae_jax.runs.folder import MARK, MovedError, open_folder
 from cae_jax.training import trainer
+from cae_jax.training.optimizer import build_optimizer
+from cae_jax.training.step import init_state
 from tests.conftest import DENSE
 from tests.test_reliability import assert_same_end
 
@@ -215,6 +223,31 @@ def test_a_run_that_is_moved_ends_and_goes_on_where_it_is(
     assert (new / "checkpoints" / str(step)).exists()
     cae_jax.fit(DENSE, new, data_dir=data_dir)
     assert_same_end(new, dense_run)
+
+
+def test_a_write_that_ends_after_its_failed_save_is_removed_too(tmp_path, monkeypatch):
+    old, new = tmp_path / "old", tmp_path / "new"
+
+    def late():
+        time.sleep(0.3)
+        (old / "checkpoints" / f"8{atomic.TEMPORARY}").mkdir(parents=True)
+
+    def fail(*_):
+        old.rename(new)
+        threading.Thread(target=late).start()
+        raise OSError("moved")
+
+    state = init_state(autoencoders.build(DENSE, nnx.Rngs(0)), build_optimizer(DENSE, 8), 8)
+    with (
+        open_folder(old, overwrite=False) as folder,
+        Checkpoints(old / "checkpoints", DENSE, folder.check) as checkpoints,
+    ):
+        monkeypatch.setattr("cae_jax.runs.orbax_io.write", fail)
+        checkpoints.save(state, None)
+        with pytest.raises(MovedError):
+            checkpoints.wait()
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_two_runs_do_not_mix_where_one_was(dense_run, data_dir, tmp_path, monkeypatch):

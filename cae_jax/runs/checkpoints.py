@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -210,11 +211,13 @@ class Checkpoints:
     def _leave(self) -> None:
         """Removes what TensorStore has written to the old path of a directory that was moved."""
         run = self.folder.parent
-        if not (run / MARK).exists():  # else it is another run's by now
-            self.clean()
-            for folder in (self.folder, run):
-                with contextlib.suppress(OSError):  # not empty: of others
-                    folder.rmdir()
+        for _ in range(10):  # writes that it abandons, since another one failed, may still end
+            if not (run / MARK).exists():  # else it is another run's by now
+                self.clean()
+                for folder in (self.folder, run):
+                    with contextlib.suppress(OSError):  # not empty: of others
+                        folder.rmdir()
+            time.sleep(0.1)
 
     def _verify(self, step: int) -> Checkpoint:
         folder = self.folder / str(step)
