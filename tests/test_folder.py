@@ -228,13 +228,15 @@ def test_a_run_that_is_moved_ends_and_goes_on_where_it_is(
 def test_a_write_that_ends_after_its_failed_save_is_removed_too(tmp_path, monkeypatch):
     old, new = tmp_path / "old", tmp_path / "new"
 
-    def late():
+    def write_late():
         time.sleep(0.3)
         (old / "checkpoints" / f"8{atomic.TEMPORARY}").mkdir(parents=True)
 
+    late = threading.Thread(target=write_late)
+
     def fail(*_):
         old.rename(new)
-        threading.Thread(target=late).start()
+        late.start()
         raise OSError("moved")
 
     state = init_state(autoencoders.build(DENSE, nnx.Rngs(0)), build_optimizer(DENSE, 8), 8)
@@ -246,6 +248,7 @@ def test_a_write_that_ends_after_its_failed_save_is_removed_too(tmp_path, monkey
         checkpoints.save(state, None)
         with pytest.raises(MovedError):
             checkpoints.wait()
+    late.join()
     assert not old.exists()
     assert new.exists()
 
