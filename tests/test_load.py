@@ -24,10 +24,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count in other units")
-@pytest.mark.parametrize(
-    "backend",
-    ["auto", "matmul", "xla"],
-)
+@pytest.mark.parametrize("backend", ["auto", "matmul", "xla"])
 def test_all_images_stay_below_the_memory_that_is_promised(data_dir, tmp_path, backend):
     command = (sys.executable, "-c", PEAK, *TRAIN, "--epochs", 1, "--backend", backend)
     code, out, err = finish(start(tmp_path / "run", data_dir, *command))

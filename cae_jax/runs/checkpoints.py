@@ -212,11 +212,12 @@ class Checkpoints:
         """Removes what TensorStore has written to the old path of a directory that was moved."""
         run = self.folder.parent
         for _ in range(10):  # writes that it abandons, since another one failed, may still end
-            if not (run / MARK).exists():  # else it is another run's by now
-                self.clean()
-                for folder in (self.folder, run):
-                    with contextlib.suppress(OSError):  # not empty: of others
-                        folder.rmdir()
+            if (run / MARK).exists():  # it is another run's by now
+                return
+            self.clean()
+            for folder in (self.folder, run):
+                with contextlib.suppress(OSError):  # not empty: of others
+                    folder.rmdir()
             time.sleep(0.1)
 
     def _verify(self, step: int) -> Checkpoint:
