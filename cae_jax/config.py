@@ -95,8 +95,8 @@ class TrainConfig:
     epochs: int = 20
     """Passes over the training images."""
 
-    optimizer: Literal["adam", "nadam", "adamw", "adadelta", "sgd"] = "adam"
-    """Optax optimizer."""
+    optimizer: Literal["soap", "adam", "nadam", "adamw", "adadelta", "sgd"] = "adam"
+    """Optimizer: SOAP (`cae_jax.training.soap`), or one of Optax."""
 
     learning_rate: float = 2e-2
     """Peak learning rate."""
@@ -112,10 +112,10 @@ class TrainConfig:
     more epochs has one there. Schedule cosine only; constant goes on."""
 
     b1: float = 0.9
-    """Decay of the running mean of the gradient. Optimizers adam, nadam, adamw."""
+    """Decay of the running mean of the gradient. Optimizers soap, adam, nadam, adamw."""
 
     b2: float = 0.99
-    """Decay of the running mean of the squared gradient. Optimizers adam, nadam, adamw."""
+    """Decay of the running mean of the squared gradient. Optimizers soap, adam, nadam, adamw."""
 
     rho: float = 0.95
     """Decay of both running means. Optimizer adadelta."""

@@ -5,6 +5,7 @@ import itertools
 import optax
 
 from cae_jax.config import TrainConfig
+from cae_jax.training.soap import scale_by_soap
 
 
 def build_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
@@ -15,7 +16,10 @@ def build_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTran
         total_steps: steps of the whole training, after which a cosine schedule reaches 0.
     """
     rate = build_schedule(config, total_steps)
-    if config.optimizer == "adam":
+    if config.optimizer == "soap":
+        soap = scale_by_soap(config.b1, config.b2, config.eps)
+        optimizer = optax.chain(soap, optax.scale_by_learning_rate(rate))
+    elif config.optimizer == "adam":
         optimizer = optax.adam(rate, config.b1, config.b2, config.eps)
     elif config.optimizer == "nadam":
         optimizer = optax.nadam(rate, config.b1, config.b2, config.eps)
@@ -32,7 +36,8 @@ def build_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTran
     if config.on_nan == "skip":
         optimizer = optax.apply_if_finite(optimizer, config.max_skips)
     # One vector of all parameters instead of an array per layer: fewer, larger kernels per step.
-    return optax.flatten(optimizer)
+    # SOAP needs to see the layers, and groups them itself.
+    return optimizer if config.optimizer == "soap" else optax.flatten(optimizer)
 
 
 def build_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:

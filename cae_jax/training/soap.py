@@ -1,0 +1,165 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioners.
+
+Vyas et al. 2024, arXiv:2409.11321, algorithm 3, for tensors of any rank: a kernel
+``[3, 3, in, out]`` is taken as ``[9, in, out]``, with a preconditioner and a basis for each side,
+and its vectors (biases) take Adam's update. Kernels with equal sides are computed together: a step
+has few operations however many layers there are.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+LIMIT = 256  # A longer side has no preconditioner: its eigenbasis would cost more than the step.
+DECAY = 0.95  # Of the running means of the preconditioners.
+EVERY = 10  # Steps between two refreshments of the bases.
+
+# For each group an array [K, *sides] of K kernels.
+Groups = list[jax.Array]
+# For each group and side n a matrix [K, n, n]; None for a side above LIMIT.
+Matrices = list[list[jax.Array | None]]
+
+
+class SoapState(NamedTuple):
+    """The state of `scale_by_soap` for kernels; a pytree.
+
+    Attributes:
+        step: int32 scalar, steps so far.
+        mean: M, the running mean of the gradient, in the eigenbases.
+        square: V, the running mean of the squared gradient in the eigenbases.
+        factors: L and R, the running means of the preconditioners.
+        bases: Q_L and Q_R, their eigenvectors as columns.
+    """
+
+    step: jax.Array
+    mean: Groups
+    square: Groups
+    factors: Matrices
+    bases: Matrices
+
+
+def scale_by_soap(
+    b1: float = 0.9, b2: float = 0.99, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Rescales gradients by SOAP; the sign and the learning rate are left to Optax.
+
+    Args:
+        b1, b2, eps: as in `optax.scale_by_adam`.
+    """
+
+    def kind(params: optax.Params) -> optax.Params:
+        return jax.tree.map(lambda leaf: "kernel" if leaf.ndim > 1 else "vector", params)
+
+    kernels = optax.GradientTransformation(_init, _make_update(b1, b2, eps))
+    vectors = optax.flatten(optax.scale_by_adam(b1, b2, eps))
+    return optax.partition({"kernel": kernels, "vector": vectors}, kind)
+
+
+def _init(params: optax.Params) -> Any:
+    kernels = _group(params)
+    mean, square = (jax.tree.map(jnp.zeros_like, kernels) for _ in range(2))  # to be donated
+    factors: Matrices = [
+        [jnp.zeros((len(x), n, n)) if n <= LIMIT else None for n in x.shape[1:]] for x in kernels
+    ]
+    bases = jax.tree.map(lambda factor: jax.vmap(jnp.diag)(jnp.ones(factor.shape[:2])), factors)
+    return SoapState(jnp.zeros((), jnp.int32), mean, square, factors, bases)
+
+
+def _make_update(b1: float, b2: float, eps: float) -> optax.TransformUpdateFn:
+    @jax.default_matmul_precision("highest")
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
+        del params
+        grads, step = _group(updates), state.step + 1
+        factors = jax.tree.map(  # L = decay L + (1 - decay) G G'
+            lambda old, new: DECAY * old + (1 - DECAY) * new,
+            state.factors,
+            list(map(_outer_products, grads, state.factors)),
+        )
+        rotated = list(map(_rotate, grads, state.bases))  # G' = Q_L' G Q_R
+        mean = optax.tree.update_moment(rotated, state.mean, b1, 1)
+        square = optax.tree.update_moment(rotated, state.square, b2, 2)
+        scaled = jax.tree.map(  # N' = M' / (sqrt(V) + eps), unbiased as in Adam
+            lambda m, v: m / (jnp.sqrt(v) + eps),
+            optax.tree.bias_correction(mean, b1, step),
+            optax.tree.bias_correction(square, b2, step),
+        )
+        inverses = jax.tree.map(lambda q: q.swapaxes(1, 2), state.bases)
+        direction = _ungroup(list(map(_rotate, scaled, inverses)), updates)  # N = Q_L N' Q_R'
+        mean, bases = jax.lax.cond(
+            step % EVERY == 0, _refresh, lambda *old: old[:2], mean, state.bases, factors
+        )
+        return direction, SoapState(step, mean, square, factors, bases)
+
+    return update
+
+
+def _refresh(mean: Groups, bases: Matrices, factors: Matrices) -> tuple[Groups, Matrices]:
+    """One power iteration of each basis, Q = QR(L Q); the running mean turns with it."""
+    new = jax.tree.map(lambda factor, q: jnp.linalg.qr(factor @ q)[0], factors, bases)
+    turns = jax.tree.map(lambda old, new: old.swapaxes(1, 2) @ new, bases, new)
+    return list(map(_rotate, mean, turns)), new
+
+
+def _outer_products(x: jax.Array, factors: list[jax.Array | None]) -> list[jax.Array | None]:
+    """For each side that has a factor, G G' of the gradient as a matrix of this side's rows."""
+    products: list[jax.Array | None] = []
+    for side, factor in enumerate(factors):
+        others = [axis for axis in range(len(factors)) if axis != side]
+        product = jax.vmap(lambda g, others=others: jnp.tensordot(g, g, (others, others)))
+        products.append(None if factor is None else product(x))
+    return products
+
+
+def _rotate(x: jax.Array, matrices: list[jax.Array | None]) -> jax.Array:
+    """Multiplies each side of kernels ``[K, *sides]`` by its matrix, from the right."""
+    for matrix in matrices:  # the first side each time, which becomes the last one
+        if matrix is None:
+            x = jnp.moveaxis(x, 1, -1)
+        else:
+            x = jax.vmap(lambda x, q: jnp.tensordot(x, q, (0, 0)))(x, matrix)
+    return x
+
+
+def _group(tree: optax.Params) -> Groups:
+    """Stacks the kernels of equal sides."""
+    leaves = jax.tree.leaves(tree)
+    return [jnp.stack([_sorted(leaves[i]) for i in group]) for group in _members(leaves)]
+
+
+def _ungroup(groups: Groups, like: optax.Params) -> optax.Params:
+    """Inverts `_group` into a pytree of the structure of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    for group, members in zip(groups, _members(leaves), strict=True):
+        for x, i in zip(group, members, strict=True):
+            inverse = np.argsort(_order(leaves[i]))
+            leaves[i] = x.transpose(inverse).reshape(leaves[i].shape)
+    return structure.unflatten(leaves)
+
+
+def _members(leaves: list[jax.Array]) -> list[list[int]]:
+    """Indices of the kernels of each group."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        groups.setdefault(_sorted(leaf).shape, []).append(i)
+    return list(groups.values())
+
+
+def _sides(kernel: jax.Array) -> list[int]:
+    """The sides of a kernel ``[..., in, out]``: its window, in and out, without those of 1."""
+    *window, n_in, n_out = kernel.shape
+    return [n for n in (math.prod(window), n_in, n_out) if n > 1]
+
+
+def _order(kernel: jax.Array) -> np.ndarray:
+    return np.argsort(_sides(kernel), kind="stable")
+
+
+def _sorted(kernel: jax.Array) -> jax.Array:
+    """A kernel with its sides in rising order, which an encoder and its mirror share."""
+    return kernel.reshape(_sides(kernel)).transpose(_order(kernel))
