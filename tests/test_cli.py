@@ -518,7 +518,7 @@ def test_a_script_is_its_command(script):
 
 def test_benchmark(refuse, capsys, tmp_path, data_dir):
     small = ("--train-examples", 256, "--test-examples", 100, "--backend", "xla")
-    arguments = (*small, "--epochs", 2, "--discard", 0, "--json", tmp_path / "times.json")
+    arguments = (*small, "--timed", 2, "--discard", 0, "--json", tmp_path / "times.json")
     cli.main(["benchmark", *map(str, (*arguments, "--data-dir", data_dir))])
     output = capsys.readouterr().out
     times = json.loads((tmp_path / "times.json").read_text())
@@ -535,4 +535,24 @@ def test_benchmark(refuse, capsys, tmp_path, data_dir):
     assert 0.3 < times["val_loss"] < 0.8
     assert re.search(rf"^epoch seconds +median {epoch['median']:.4f}, min ", output, re.M)
     assert_fails_in_one_line(refuse("benchmark", "--discard", -1), "error: --discard is -1; it")
+    assert_fails_in_one_line(refuse("benchmark", "--timed", 0), "error: --timed is 0; it takes")
     assert_fails_in_one_line(refuse("benchmark", "--json", "no/x"), "no/x cannot be written")
+
+
+def test_benchmark_times_a_training_to_a_loss(refuse, capsys, tmp_path, data_dir):
+    config = cae_jax.TrainConfig(train_examples=1000, test_examples=100, epochs=3)
+    rows = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, backend="xla").history
+    small = ("--train-examples", 1000, "--test-examples", 100, "--backend", "xla", "--epochs", 3)
+    small = ("benchmark", *small, "--seeds", 1, "--data-dir", data_dir)
+    # Reached in the epoch that is the first one with this loss at its end, or shortly before.
+    file = tmp_path / "times.json"
+    cli.main([*map(str, (*small, "--time-to", rows[1].val_loss, "--json", file))])
+    assert "whole seconds" in capsys.readouterr().out
+    times = json.loads(file.read_text())
+    assert 1 < times["epochs"]["median"] <= 2
+    assert times["val_losses"][0] <= rows[1].val_loss
+    assert 0 < times["seconds"]["median"] < times["whole_seconds"]["median"]
+    assert times["seconds"]["n"] == 1
+    assert_fails_in_one_line(
+        refuse(*small, "--time-to", 0.1), "after 3 epochs; --time-to 0.1 takes a higher value"
+    )

@@ -1,44 +1,63 @@
 """Time training and inference of a config on this device.
 
     cae-jax benchmark --config denoise --batch-size 512 --json times.json
+    cae-jax benchmark --time-to 0.2894
 
-Everything runs in one process. --epochs counts the timed epochs; the first epoch is reported
+Everything runs in one process. --timed counts the timed epochs; the first epoch is reported
 separately and --discard more are not counted. Epoch times exclude evaluation and compilation.
+With --time-to the config is trained until its validation loss, taken every quarter of an epoch,
+first reaches a value.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tyro
 
 from cae_jax import atomic
 from cae_jax.cli import common
+from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 if TYPE_CHECKING:
+    from cae_jax.data import Split
+    from cae_jax.models.autoencoders import Model
     from cae_jax.models.inference import Autoencoder
+    from cae_jax.ops.backend import Backend
+    from cae_jax.training.step import TrainState
+    from cae_jax.training.trainer import Trainer
 
 # Timed calls of each function of the autoencoder.
 CALLS = 5
+# Evaluations in an epoch of --time-to.
+EVALUATIONS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags(common.ConfigFlags):
-    changes: ClassVar[Mapping[str, Any]] = {"epochs": 7}
+    timed: int = 7
+    """Timed epochs."""
 
     discard: int = 2
     """Epochs between the first one and the timed ones."""
+
+    time_to: float | None = None
+    """Time the training until the validation loss is at most this, in place of epochs."""
+
+    seeds: int = 5
+    """Trainings of --time-to: with the config's seed and those after it."""
 
     backend: common.Backend = "auto"
     """How the layers are computed: XLA convolutions, matmuls, or the native kernel (CPU only)."""
@@ -52,18 +71,20 @@ class Flags(common.ConfigFlags):
 
 
 def run(flags: Flags) -> None:
-    if flags.discard < 0:
-        raise UserError(f"`discard` is {flags.discard}; it takes a whole number of at least 0")
+    for name, least in (("timed", 1), ("discard", 0), ("seeds", 1)):
+        if getattr(flags, name) < least:
+            raise UserError(
+                f"`{name}` is {getattr(flags, name)}; it takes a whole number of at least {least}"
+            )
     atomic.check_output(flags.json)
     cache.use_compilation_cache()
-    training, autoencoder, images = time_training(flags)
+    measured = time_to(flags, flags.time_to) if flags.time_to is not None else time_epochs(flags)
     results = {
         "config": flags.config,
         "model": flags.train.model,
         "batch_size": flags.train.batch_size,
         **environment(),
-        **training,
-        **time_inference(autoencoder, images),
+        **measured,
         "peak_memory_bytes": peak_memory(),
     }
     for name, value in results.items():
@@ -73,34 +94,13 @@ def run(flags: Flags) -> None:
             atomic.write_json(file, results)
 
 
-def time_training(flags: Flags) -> tuple[dict[str, Any], "Autoencoder", np.ndarray]:
-    """Trains in the steps of `cae_jax.fit`; only this function knows the trainer.
-
-    Returns:
-        the measurements as JSON types; the autoencoder; the test images uint8 ``[N, 28, 28, 1]``.
-    """
+def time_epochs(flags: Flags) -> dict[str, Any]:
+    """Measures epochs, evaluation and inference; as JSON types."""
     phases: dict[str, float] = {}
-    with timed(phases, "import"):
-        import jax
-        from flax import nnx
-
-        from cae_jax import data
-        from cae_jax.models import autoencoders
-        from cae_jax.models.inference import Autoencoder
-        from cae_jax.models.topology import of_config
-        from cae_jax.ops.backend import choose
-        from cae_jax.training.step import make_keys
-        from cae_jax.training.trainer import Trainer, initial_state
-    with timed(phases, "device"):
-        device = jax.devices()[0]
-    with timed(phases, "data"):
-        images = data.load(flags.train, **vars(flags.data))
-    config = dataclasses.replace(flags.train, epochs=1 + flags.discard + flags.train.epochs)
+    images = start(flags, phases)
+    config = dataclasses.replace(flags.train, epochs=1 + flags.discard + flags.timed)
     with timed(phases, "build_and_compile"):
-        backend = choose(of_config(config), flags.backend)
-        model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
-        state = initial_state(config, model, len(images.train))
-        trainer = Trainer(config, model, backend, images.train, images.test)
+        model, backend, trainer, state = build(config, flags.backend, images)
     epochs, evaluations, val_loss = [], [], 0.0
     for epoch in range(1, config.epochs + 1):
         began = time.perf_counter()
@@ -109,11 +109,14 @@ def time_training(flags: Flags) -> tuple[dict[str, Any], "Autoencoder", np.ndarr
         val_loss, _ = trainer.validation.evaluate(state.params)
         epochs.append(trained - began)
         evaluations.append(time.perf_counter() - trained)
+    from flax import nnx
+
+    from cae_jax.models.inference import Autoencoder
+
     nnx.update(model, state.params)
     counted = epochs[1 + flags.discard :]
-    results = {
-        "device": f"{device.platform} ({device.device_kind})",
-        "backend": f"{backend.name}: {backend.reason}",
+    return {
+        **device_and_backend(backend),
         "images": {"train": len(images.train), "test": len(images.test)},
         "startup_seconds": phases,
         "first_epoch_seconds": epochs[0],
@@ -121,8 +124,103 @@ def time_training(flags: Flags) -> tuple[dict[str, Any], "Autoencoder", np.ndarr
         "train_images_per_second": len(images.train) / statistics.median(counted),
         "evaluation_seconds": spread(evaluations[1 + flags.discard :]),
         "val_loss": val_loss,
+        **time_inference(Autoencoder(config, model, backend), images.test),
     }
-    return results, Autoencoder(config, model, backend), images.test
+
+
+def time_to(flags: Flags, target: float) -> dict[str, Any]:
+    """Measures trainings until the validation loss is at most `target`; as JSON types.
+
+    ``seconds`` are of training alone; ``whole_seconds`` begin with the imports of this process and
+    include the compilation and the evaluations of the seed.
+    """
+    phases: dict[str, float] = {}
+    images = start(flags, phases)
+    seconds, whole, epochs, losses, backend = [], [], [], [], None
+    for seed in range(flags.train.seed, flags.train.seed + flags.seeds):
+        config = dataclasses.replace(flags.train, seed=seed)
+        began = time.perf_counter()
+        _, backend, trainer, state = build(config, flags.backend, images)
+        passed, trained, loss = reach(trainer, state, config.epochs, target)
+        if loss > target:
+            raise UserError(
+                f"with seed {seed} the validation loss is {loss:.4f} after {config.epochs} epochs; "
+                f"`time_to` {target} takes a higher value, or more `epochs`"
+            )
+        whole.append(sum(phases.values()) + time.perf_counter() - began)
+        seconds.append(trained)
+        epochs.append(passed)
+        losses.append(loss)
+    assert backend is not None
+    return {
+        **device_and_backend(backend),
+        "time_to": target,
+        "seconds": spread(seconds),
+        "whole_seconds": spread(whole),
+        "epochs": spread(epochs),
+        "startup_seconds": phases,
+        "val_losses": losses,
+    }
+
+
+def reach(
+    trainer: "Trainer", state: "TrainState", epochs: int, target: float
+) -> tuple[float, float, float]:
+    """Trains until the validation loss is at most `target`, or to the end.
+
+    Returns:
+        the epochs that it took, the seconds of training, and the loss.
+    """
+    passed, seconds, loss = 0.0, 0.0, float("inf")
+    bounds = [trainer.steps * part // EVALUATIONS for part in range(EVALUATIONS + 1)]
+    for epoch in range(1, epochs + 1):
+        batches = trainer.order(epoch)
+        for first, last in itertools.pairwise(bounds):
+            began = time.perf_counter()
+            state = trainer.run(state, batches, first, last).state
+            seconds += time.perf_counter() - began
+            passed += (last - first) / trainer.steps
+            loss, _ = trainer.validation.evaluate(state.params)
+            if loss <= target:
+                return passed, seconds, loss
+    return passed, seconds, loss
+
+
+def start(flags: Flags, phases: dict[str, float]) -> "Split":
+    """Imports what training needs, initialises the device and loads the images."""
+    with timed(phases, "import"):
+        import jax
+
+        from cae_jax import data
+        from cae_jax.training import trainer  # noqa: F401 - everything that training imports
+    with timed(phases, "device"):
+        jax.devices()
+    with timed(phases, "data"):
+        return data.load(flags.train, **vars(flags.data))
+
+
+def build(
+    config: TrainConfig, backend: str, images: "Split"
+) -> tuple["Model", "Backend", "Trainer", "TrainState"]:
+    """Builds and compiles in the steps of `cae_jax.fit`."""
+    from flax import nnx
+
+    from cae_jax.models import autoencoders
+    from cae_jax.models.topology import of_config
+    from cae_jax.ops.backend import choose
+    from cae_jax.training.step import make_keys
+    from cae_jax.training.trainer import Trainer, initial_state
+
+    chosen = choose(of_config(config), backend)
+    model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
+    state = initial_state(config, model, len(images.train))
+    return model, chosen, Trainer(config, model, chosen, images.train, images.test), state
+
+
+def device_and_backend(backend: "Backend") -> dict[str, str]:
+    from cae_jax.training.trainer import device_name
+
+    return {"device": device_name(), "backend": f"{backend.name}: {backend.reason}"}
 
 
 def time_inference(autoencoder: "Autoencoder", images: np.ndarray) -> dict[str, float]:

@@ -9,9 +9,9 @@ import itertools
 import re
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -42,8 +42,6 @@ class DataFlags:
 class ConfigFlags:
     """Base of the flags of a command that takes a config."""
 
-    changes: ClassVar[Mapping[str, Any]] = {}  # other defaults than those of the config
-
     config: Annotated[str, tyro.conf.arg(help=_CONFIG_HELP)] = DEFAULT_CONFIG
 
     train: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
@@ -73,8 +71,7 @@ def parse(flags: type[Flags], arguments: Sequence[str] | None = None, **options:
             for field in dataclasses.fields(flags)
             if field.default is field.default_factory is dataclasses.MISSING
         }
-        config = dataclasses.replace(load_config(_config_of(arguments)), **flags.changes)
-        options["default"] = flags(train=config, **missing)
+        options["default"] = flags(train=load_config(_config_of(arguments)), **missing)
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):

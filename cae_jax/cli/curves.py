@@ -16,7 +16,7 @@ import tyro
 from cae_jax import atomic
 from cae_jax.errors import UserError
 from cae_jax.evaluation import markdown
-from cae_jax.runs import history
+from cae_jax.runs import history, pretrained
 from cae_jax.runs.names import run_names
 
 COLUMNS = ("epoch", "loss", "val_loss")
@@ -65,6 +65,7 @@ def lines(curve: dict[str, list[float]]) -> list[str]:
 
 def read_curve(path: Path) -> dict[str, list[float]]:
     """The three columns of a run's history or of a CSV file."""
+    path = pretrained.locate(path)
     if path.is_dir() and (path / "config.json").exists():
         rows = [row._asdict() for row in history.of_run(path)]
         return {name: [row[name] for row in rows] for name in COLUMNS}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # the modules that import JAX are imported once the flags are
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Run directories, all on one data set."""
+    """Run directories or shipped models such as pretrained/denoise, all on one data set."""
 
     noise: Noise | None = None
     """Noise on the test images; None takes what the runs were trained with."""

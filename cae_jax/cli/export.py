@@ -21,7 +21,7 @@ from cae_jax.ops import cache
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
     run: tyro.conf.Positional[Path]
-    """Run directory."""
+    """Run directory, or a shipped model such as pretrained/denoise."""
 
     format: Literal["stablehlo", "safetensors", "onnx", "keras"]
     """stablehlo: a function for JAX. safetensors: the parameters. onnx: a function for ONNX

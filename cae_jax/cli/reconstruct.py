@@ -32,7 +32,7 @@ _FAR_BELOW, _CLEAR_GAIN = 6, 3
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
     run: tyro.conf.Positional[Path]
-    """Run directory."""
+    """Run directory, or a shipped model such as pretrained/denoise."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """8-bit grey PNG files, or .npy arrays of one image or many, [H, W], [N, H, W] or
@@ -128,7 +128,7 @@ def hint(flags: Flags, autoencoder: "Autoencoder", images: np.ndarray, psnr: np.
 
     rows: list[history.Row] = []
     with contextlib.suppress(UserError):  # the reconstructions do not depend on the history
-        rows = history.read(flags.run / "history.csv")
+        rows = history.of_run(flags.run)
     if not rows or not len(psnr):
         return
     # Against a noisy input a denoised image is as far off as the noise.

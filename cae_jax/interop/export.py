@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import export as jax_export
+from safetensors.numpy import save
 
 from cae_jax import atomic
 from cae_jax.config import to_dict
@@ -29,7 +30,7 @@ Function = Literal["reconstruct", "encode", "decode"]
 FORMAT_VERSION = 1
 PLATFORMS = ("cpu", "cuda", "tpu")
 # jax.export serialises with flatbuffers, which jax does not depend on.
-_PACKAGES = {"stablehlo": "flatbuffers", "safetensors": "safetensors", "onnx": "onnx"}
+_PACKAGES = {"stablehlo": "flatbuffers", "onnx": "onnx"}
 
 
 def check(format: str, function: str | None = None) -> None:
@@ -48,8 +49,8 @@ def check(format: str, function: str | None = None) -> None:
             f"`function` is {function!r}, but a safetensors file holds parameters only; leave "
             "`function` out, or choose the format stablehlo or onnx"
         )
-    package = _PACKAGES[format]
-    if importlib.util.find_spec(package) is None:
+    package = _PACKAGES.get(format)
+    if package is not None and importlib.util.find_spec(package) is None:
         raise UserError(f'format {format} needs {package}; pip install "cae-jax[export]"')
 
 
@@ -120,8 +121,6 @@ def to_safetensors(autoencoder: Autoencoder) -> bytes:
 
     Kernels of convolutions are ``[3, 3, in, out]``, those of dense layers ``[in, out]``.
     """
-    from safetensors.numpy import save
-
     return save(parameters(autoencoder), metadata(autoencoder))
 
 

@@ -17,7 +17,7 @@ from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison
 from cae_jax.models.inference import Autoencoder
 from cae_jax.models.topology import Topology
-from cae_jax.runs import history
+from cae_jax.runs import history, pretrained
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.load import load
 from cae_jax.runs.names import run_names
@@ -149,7 +149,7 @@ def _backend(result: Mapping[str, Any]) -> str:
 
 def _read_result(run: Path) -> dict[str, Any]:
     """The content of ``result.json``; empty if the run is not finished."""
-    path = run / "result.json"
+    path = pretrained.locate(run) / "result.json"
     try:
         result = json.loads(path.read_bytes()) if path.exists() else {}
         if not isinstance(result, dict):

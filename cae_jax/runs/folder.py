@@ -25,7 +25,7 @@ from pathlib import Path
 from cae_jax import atomic
 from cae_jax.config import TrainConfig, from_dict, to_dict
 from cae_jax.errors import UserError
-from cae_jax.runs import manifest, replacement
+from cae_jax.runs import manifest, pretrained, replacement
 
 try:
     import fcntl
@@ -60,7 +60,7 @@ def read_config(run: Path) -> TrainConfig:
     Raises:
         UserError: not a run directory, or its config is damaged or of a later version.
     """
-    path = run / "config.json"
+    path = pretrained.locate(run) / "config.json"
     if not path.is_file():
         raise UserError(
             f"{run} is not a run directory: config.json is missing; pass a directory written by "

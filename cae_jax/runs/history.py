@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cae_jax import atomic
 from cae_jax.errors import UserError
-from cae_jax.runs import manifest
+from cae_jax.runs import manifest, pretrained
 
 logger = logging.getLogger(__name__)
 NAME = "history.csv"
@@ -112,6 +112,7 @@ def of_run(run: Path) -> list[Row]:
     Raises:
         UserError: a line is malformed and no checkpoint has another copy.
     """
+    run = pretrained.locate(run)
     paths = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
     kept = None
     for path in sorted(paths, key=lambda path: int(path.name), reverse=True):

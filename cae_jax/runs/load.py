@@ -11,6 +11,7 @@ from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, topology
 from cae_jax.models.inference import Autoencoder
 from cae_jax.ops.backend import choose
+from cae_jax.runs import pretrained
 from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.folder import checkpoint_folder, read_config
 
@@ -23,16 +24,19 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
     """Opens the autoencoder of a run, even while the run is training.
 
     Args:
-        run: directory written by `cae_jax.fit`, such as ``runs/fashion_mnist``.
+        run: directory written by `cae_jax.fit`, such as ``runs/fashion_mnist``; or a model that
+            ships with the package, such as ``pretrained/fashion_mnist``.
         best: take the checkpoint of the lowest ``val_loss`` instead of the newest one.
         backend: how the network is computed, see `cae_jax.ops.backend.choose`.
 
     Raises:
         UserError: not a run directory, no intact checkpoint, or an unavailable backend.
     """
-    run = Path(run).expanduser()
+    run = pretrained.locate(run)
     config = read_config(run)
     chosen = choose(topology.of_config(config), backend)
+    if (params := pretrained.read_params(run)) is not None:
+        return Autoencoder(config, autoencoders.build_with(config, params), chosen)
     model = autoencoders.build(config, nnx.Rngs(0))
     for _ in range(_ATTEMPTS):
         with contextlib.suppress(FileNotFoundError):
