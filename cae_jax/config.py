@@ -95,16 +95,16 @@ class TrainConfig:
     epochs: int = 20
     """Passes over the training images."""
 
-    optimizer: Literal["soap", "adam", "nadam", "adamw", "adadelta", "sgd"] = "adam"
+    optimizer: Literal["soap", "adam", "nadam", "adamw", "adadelta", "sgd"] = "soap"
     """Optimizer: SOAP (`cae_jax.training.soap`), or one of Optax."""
 
-    learning_rate: float = 2e-2
+    learning_rate: float = 3e-2
     """Peak learning rate."""
 
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after the warm-up: constant, or a cosine down to 0 at the last step."""
 
-    warmup_steps: int = 1500
+    warmup_steps: int = 1000
     """Steps in which the learning rate rises linearly from 0, capped at half of all steps."""
 
     restarts: tuple[int, ...] = ()
@@ -114,7 +114,7 @@ class TrainConfig:
     b1: float = 0.9
     """Decay of the running mean of the gradient. Optimizers soap, adam, nadam, adamw."""
 
-    b2: float = 0.99
+    b2: float = 0.95
     """Decay of the running mean of the squared gradient. Optimizers soap, adam, nadam, adamw."""
 
     rho: float = 0.95

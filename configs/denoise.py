@@ -10,4 +10,4 @@ from cae_jax.config import TrainConfig
 
 
 def get_config() -> TrainConfig:
-    return TrainConfig(noise="gaussian")  # of its default level, 0.5
+    return TrainConfig(noise="gaussian", learning_rate=2e-2)  # of its default level, 0.5

@@ -10,4 +10,4 @@ from cae_jax.config import TrainConfig
 
 
 def get_config() -> TrainConfig:
-    return TrainConfig(noise="mix")
+    return TrainConfig(noise="mix", learning_rate=2e-2)

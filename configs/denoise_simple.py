@@ -11,5 +11,10 @@ from cae_jax.config import TrainConfig
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        noise="gaussian", model="simple", learning_rate=3e-3, b2=0.999, warmup_steps=300
+        noise="gaussian",
+        model="simple",
+        optimizer="adam",
+        learning_rate=3e-3,
+        b2=0.999,
+        warmup_steps=300,
     )

@@ -10,4 +10,4 @@ from cae_jax.config import TrainConfig
 
 
 def get_config() -> TrainConfig:
-    return TrainConfig(noise="gaussian", features=(64, 32, 16))
+    return TrainConfig(noise="gaussian", features=(64, 32, 16), learning_rate=1e-2, b2=0.99)

@@ -9,8 +9,13 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 
+# What most people would train the network with.
+ADAM = TrainConfig(
+    optimizer="adam", learning_rate=1e-3, schedule="constant", warmup_steps=0, b2=0.999
+)
 # The Python modules that each of the other frameworks needs besides those of cae-jax.
 FRAMEWORKS = {
     "keras-tensorflow": ("keras", "tensorflow"),

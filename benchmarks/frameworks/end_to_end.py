@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.frameworks import sweep
-from benchmarks.frameworks.case import BenchmarkCase, cached_in, run_case
+from benchmarks.frameworks.case import ADAM, BenchmarkCase, cached_in, run_case
 from benchmarks.frameworks.expected import check_loss
 from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
@@ -64,8 +64,7 @@ def _train(script: Path, epochs: int, data_dir: Path | None, cache: Path) -> tup
 
 def _fit_keras(epochs: int, cache: Path) -> tuple[float, float]:
     """Trains with Keras; returns the seconds, import and data included, and last ``val_loss``."""
-    adam = TrainConfig(learning_rate=1e-3, schedule="constant", warmup_steps=0, b2=0.999)
-    case = BenchmarkCase(framework=_OTHER, config=to_dict(adam), epochs=epochs, task="fit")
+    case = BenchmarkCase(framework=_OTHER, config=to_dict(ADAM), epochs=epochs, task="fit")
     began = time.perf_counter()
     result = run_case(case, cache)
     if "failed" in result:

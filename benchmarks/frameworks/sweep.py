@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.frameworks.case import FRAMEWORKS, BenchmarkCase, run_case
+from benchmarks.frameworks.case import ADAM, FRAMEWORKS, BenchmarkCase, run_case
 from cae_jax.cli.configs import load_config
-from cae_jax.config import TrainConfig, to_dict
+from cae_jax.config import to_dict
 
 _CONFIG_FILES = {"conv": "fashion_mnist.py", "simple": "simple.py", "deep": "deep.py"}
 
@@ -52,9 +52,7 @@ def build_cases(
 
 def add_frameworks(cases: Sequence[BenchmarkCase], names: Sequence[str]) -> list[BenchmarkCase]:
     """Adds other frameworks at each batch size and number of images; all use Adam at 1e-3."""
-    adam = dataclasses.asdict(
-        TrainConfig(learning_rate=1e-3, schedule="constant", warmup_steps=0, b2=0.999)
-    )
+    adam = dataclasses.asdict(ADAM)
     varied = ("batch_size", "train_examples")
     ours = [
         dataclasses.replace(case, config={**adam, **{key: case.config[key] for key in varied}})
