@@ -36,7 +36,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parent.parent
 ARCHIVES = Path(str(resources.files("cae_jax.data"))) / "archives" / "fashion_mnist"
-SMALL = cae_jax.TrainConfig(train_examples=1000, test_examples=300, epochs=3, warmup_steps=4)
+# Adam compiles in a third of the time of SOAP, which tests/test_soap.py tries.
+SMALL = cae_jax.TrainConfig(
+    train_examples=1000,
+    test_examples=300,
+    epochs=3,
+    optimizer="adam",
+    learning_rate=2e-2,
+    warmup_steps=4,
+    b2=0.99,
+)
 # Trained in two epochs of eight steps without compiling a kernel.
 DENSE = dataclasses.replace(SMALL, model="simple", epochs=2)
 

@@ -27,7 +27,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
     [
         ({"dataset": "cifar"}, "`dataset` is 'cifar'; it takes fashion_mnist, mnist, kmnist"),
         ({"model": "vae"}, "it takes conv, simple, deep"),
-        ({"optimizer": "lion"}, "it takes adam, nadam, adamw, adadelta, sgd"),
+        ({"optimizer": "lion"}, "it takes soap, adam, nadam, adamw, adadelta, sgd"),
         ({"schedule": "step"}, "it takes constant, cosine"),
         ({"batch_size": 0}, "`batch_size` is 0; it takes a whole number of at least 1"),
         ({"batch_size": 128.0}, "`batch_size` is 128.0; it takes a whole number"),

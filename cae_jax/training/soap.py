@@ -1,9 +1,9 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioners.
 
 Vyas et al. 2024, arXiv:2409.11321, algorithm 3, for tensors of any rank: a kernel
-``[3, 3, in, out]`` is taken as ``[9, in, out]``, with a preconditioner and a basis for each side,
-and its vectors (biases) take Adam's update. Kernels with equal sides are computed together: a step
-has few operations however many layers there are.
+``[3, 3, in, out]`` is taken as ``[9, in, out]``, with a preconditioner and a basis for each side;
+vectors (biases) take Adam's update. All convolutions are computed together, padded to the largest:
+a step has few operations however many layers there are.
 """
 
 import math
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 LIMIT = 256  # A longer side has no preconditioner: its eigenbasis would cost more than the step.
@@ -127,9 +126,15 @@ def _rotate(x: jax.Array, matrices: list[jax.Array | None]) -> jax.Array:
 
 
 def _group(tree: optax.Params) -> Groups:
-    """Stacks the kernels of equal sides."""
+    """Stacks kernels, padded with zeros, which stay zero in every array of the state."""
     leaves = jax.tree.leaves(tree)
-    return [jnp.stack([_sorted(leaves[i]) for i in group]) for group in _members(leaves)]
+    groups = []
+    for members in _members(leaves):
+        kernels = [leaves[i].reshape(_sides(leaves[i])) for i in members]
+        sides = [max(lengths) for lengths in zip(*(x.shape for x in kernels), strict=True)]
+        pads = [[(0, n - m) for n, m in zip(sides, x.shape, strict=True)] for x in kernels]
+        groups.append(jnp.stack(list(map(jnp.pad, kernels, pads))))
+    return groups
 
 
 def _ungroup(groups: Groups, like: optax.Params) -> optax.Params:
@@ -137,29 +142,20 @@ def _ungroup(groups: Groups, like: optax.Params) -> optax.Params:
     leaves, structure = jax.tree.flatten(like)
     for group, members in zip(groups, _members(leaves), strict=True):
         for x, i in zip(group, members, strict=True):
-            inverse = np.argsort(_order(leaves[i]))
-            leaves[i] = x.transpose(inverse).reshape(leaves[i].shape)
+            inside = tuple(map(slice, _sides(leaves[i])))
+            leaves[i] = x[inside].reshape(leaves[i].shape)
     return structure.unflatten(leaves)
 
 
 def _members(leaves: list[jax.Array]) -> list[list[int]]:
-    """Indices of the kernels of each group."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+    """Indices of the kernels of each group: all convolutions, and dense kernels of one shape."""
+    groups: dict[object, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        groups.setdefault(_sorted(leaf).shape, []).append(i)
+        groups.setdefault(leaf.shape if leaf.ndim == 2 else leaf.ndim, []).append(i)
     return list(groups.values())
 
 
 def _sides(kernel: jax.Array) -> list[int]:
-    """The sides of a kernel ``[..., in, out]``: its window, in and out, without those of 1."""
+    """The sides of a kernel: of a convolution its window, in and out."""
     *window, n_in, n_out = kernel.shape
-    return [n for n in (math.prod(window), n_in, n_out) if n > 1]
-
-
-def _order(kernel: jax.Array) -> np.ndarray:
-    return np.argsort(_sides(kernel), kind="stable")
-
-
-def _sorted(kernel: jax.Array) -> jax.Array:
-    """A kernel with its sides in rising order, which an encoder and its mirror share."""
-    return kernel.reshape(_sides(kernel)).transpose(_order(kernel))
+    return [math.prod(window), n_in, n_out] if window else [n_in, n_out]
