@@ -85,11 +85,12 @@ Network: {config.model}, {autoencoder.parameters:,} parameters, code {list(netwo
 It {task}.
 
 Trained on the 60,000 training images of {config.dataset}: {config.epochs} epochs, batch \
-{config.batch_size}, {config.optimizer} at {config.learning_rate:g}, seed {config.seed}, of which \
-it is the weights after the last epoch (config.json, history.csv). It was not chosen among seeds.
+{config.batch_size}, optimizer {config.optimizer}, peak learning rate \
+{config.learning_rate:g}, seed {config.seed}. These are the weights after the last epoch; the seed \
+is the first one, not the best of several. Trained with {versions} on {result["device"]}.
 
 Means over the 10,000 test images, with the noise of the seed: BCE {row["bce"].mean:.4f}, PSNR \
-{row["psnr"].mean:.2f} dB, SSIM {row["ssim"].mean:.4f}. They were measured with {versions}.
+{row["psnr"].mean:.2f} dB, SSIM {row["ssim"].mean:.4f}.
 
 It takes light shapes on black, {height} x {width} pixels of grey, as in {config.dataset}; other \
 images come out like clothing.

@@ -10,4 +10,6 @@ from cae_jax.config import TrainConfig
 
 
 def get_config() -> TrainConfig:
-    return TrainConfig(model="simple", learning_rate=1e-2, b2=0.999, warmup_steps=300)
+    return TrainConfig(
+        model="simple", optimizer="adam", learning_rate=3e-3, b2=0.999, warmup_steps=300
+    )

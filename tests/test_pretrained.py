@@ -1,0 +1,104 @@
+"""The models that ship with the package, and every command on them."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from safetensors.numpy import load_file
+
+import cae_jax
+from cae_jax import cli
+from cae_jax.evaluation import comparison, quality
+from cae_jax.runs import history, pretrained
+from tests.conftest import ROOT
+from tests.test_cli import assert_fails_in_one_line
+
+MODELS = ("denoise", "denoise_wide", "fashion_mnist", "simple", "wide")
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_package_ships_these_models_in_less_than_a_megabyte():
+    assert sorted(path.name for path in pretrained.FOLDER.iterdir()) == sorted(MODELS)
+    files = [path for path in pretrained.FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 1e6
+    assert {path.name for path in files} == {
+        *("config.json", "history.csv", "result.json", "README.md", "weights.safetensors")
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_numbers_of_the_readme_and_of_the_card(name, test_images):
+    autoencoder = cae_jax.load(f"pretrained/{name}", backend="matmul")
+    config = autoencoder.config
+    inputs = comparison.noisy_images(test_images, config.noise, config.noise_level, config.seed)
+    outputs = autoencoder.reconstruct(inputs).astype(np.float64)
+    mse = ((outputs - test_images / 255) ** 2).mean(axis=(1, 2, 3))
+    psnr = f"{(-10 * np.log10(mse)).mean():.2f} dB"
+    ssim = f"{quality.evaluate_images(outputs.astype(np.float32), test_images).ssim.mean():.4f}"
+    row = re.search(rf"^\| `{name}` \|.*$", README, re.M)
+    assert row is not None
+    cells = [cell.strip() for cell in row[0].strip("|").split("|")]
+    assert cells[-2:] == [psnr, ssim]
+    assert f"{autoencoder.parameters:,}" in cells
+    card = (pretrained.FOLDER / name / "README.md").read_text()
+    assert f"PSNR {psnr}, SSIM {ssim}" in card
+    # The history that ships with it ends with these weights.
+    last = history.of_run(pretrained.locate(f"pretrained/{name}"))[-1]
+    assert last.epoch == config.epochs
+    assert f"{last.val_psnr:.2f} dB" == psnr
+    assert f"BCE {last.val_loss:.4f}" in card
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_command_that_takes_a_run_takes_one(elsewhere, data_dir, test_images, capsys):
+    def run(*arguments):
+        cli.main([*map(str, arguments)])
+        return capsys.readouterr().out
+
+    Image.fromarray(test_images[0, ..., 0]).save("boot.png")
+    assert re.match(
+        r"boot.png: \d\d.\d\d dB\n1 images in out\n",
+        run("reconstruct", "pretrained/denoise", "boot.png", "--out", "out"),
+    )
+    data = ("--data-dir", data_dir)
+    assert "| simple | simple | 1 " in run("evaluate", "pretrained/simple", *data)
+    assert "| 20    |" in run("curves", "pretrained/simple", "pretrained/wide")
+    run("export", "pretrained/denoise", "--format", "safetensors")
+    exported = load_file("denoise.safetensors")
+    for name, value in load_file(pretrained.FOLDER / "denoise" / "weights.safetensors").items():
+        np.testing.assert_array_equal(exported[name], value)
+    run("report", "pretrained/denoise", "--out", "report.html", *data)
+    assert "val_psnr of the noisy images" in (elsewhere / "report.html").read_text()
+
+
+def test_unknown_names_and_folders_of_the_user(elsewhere, refuse, dense_run):
+    line = refuse("export", "pretrained/fashion", "--format", "safetensors")
+    names = ", ".join(f"pretrained/{name}" for name in MODELS)
+    message = f"there is no pretrained/fashion, here or in the package, which has {names}"
+    assert_fails_in_one_line(line, message)
+    # What the user has at this path comes first.
+    shutil.copytree(dense_run, elsewhere / "pretrained" / "wide")
+    assert cae_jax.load("pretrained/wide").config.model == "simple"
+
+
+def test_training_begins_with_its_weights(elsewhere, data_dir):
+    config = cae_jax.TrainConfig(
+        optimizer="sgd", learning_rate=1e-12, epochs=1, train_examples=256, test_examples=100
+    )
+    result = cae_jax.fit(
+        config, "run", start_from="pretrained/fashion_mnist", data_dir=data_dir, backend="xla"
+    )
+    expected = cae_jax.load("pretrained/fashion_mnist", backend="xla")
+    for ours, theirs in zip(
+        *(nnx.to_flat_state(each.params) for each in (result.autoencoder, expected)), strict=True
+    ):
+        np.testing.assert_allclose(ours[1][...], theirs[1][...], atol=1e-6)
