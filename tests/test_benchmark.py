@@ -1,9 +1,11 @@
 """The benchmark on few images, and its summaries of invented measurements."""
 
+import dataclasses
 import json
 import math
 import runpy
 import sys
+import time
 
 import jax
 import pytest
@@ -11,9 +13,9 @@ from flax import nnx
 from PIL import Image
 
 import cae_jax
-from benchmarks.frameworks import case, expected, summary, sweep, tables
+from benchmarks.frameworks import case, expected, summary, sweep, tables, time_to, worker
 from cae_jax import figures
-from cae_jax.config import to_dict
+from cae_jax.config import from_dict, to_dict
 from cae_jax.models import autoencoders
 from tests.conftest import ROOT
 from tests.test_cli import assert_fails_in_one_line
@@ -200,3 +202,41 @@ def test_frameworks_share_everything_but_the_library():
         config = cae_jax.TrainConfig(**one.config)
         assert (config.learning_rate, config.schedule, config.b2) == (1e-3, "constant", 0.999)
         assert config.warmup_steps == 0
+
+
+def test_trainings_to_a_loss_take_the_best_peak_rate(monkeypatch):
+    def run_case(one, cache):
+        config = from_dict(one.config)
+        if (one.framework, config.learning_rate) == ("torch", 6e-3):
+            return {"failed": "loss 0.7 after 4 epochs"}
+        seconds = {"auto": 1.0, "torch": 1000 * config.learning_rate}[one.framework] + config.seed
+        return {"seconds": seconds, "whole_seconds": seconds + 3, "epochs": 0.75}
+
+    monkeypatch.setattr(time_to, "run_case", run_case)
+    rows = time_to.measure(0.29, cae_jax.TrainConfig(), ["torch"], 3, None)
+    assert [row["recipe"] for row in rows] == [
+        "soap, 0.03, cosine",
+        "adam, 0.001, constant",
+        "adam, 0.003, cosine",
+    ]
+    assert rows[2]["seconds"] == [3, 4, 5]
+    lines = tables.time_to_table(rows).splitlines()
+    assert "| 4.0 (3.0 - 5.0)" in lines[-1]
+    assert "| 0.75 (0.75 - 0.75)" in lines[-1]
+
+
+def test_a_worker_trains_until_the_loss_is_reached(data_dir):
+    config = cae_jax.TrainConfig(train_examples=512, test_examples=100, epochs=30)
+    one = case.BenchmarkCase(
+        framework="xla",
+        config=to_dict(config),
+        data_dir=str(data_dir),
+        task="reach",
+        target=0.6,
+    )
+    result = worker.run_task(one, time.time())
+    assert result["epochs"] * 4 == int(result["epochs"] * 4) > 0
+    assert 0 < result["seconds"] < result["whole_seconds"]
+    short = to_dict(dataclasses.replace(config, epochs=1))
+    never = dataclasses.replace(one, target=0.1, config=short)
+    assert worker.run_task(never, time.time())["failed"].endswith("after 1 epochs")

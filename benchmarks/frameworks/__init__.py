@@ -2,6 +2,7 @@
 
     sweep           measures all cases in turn
     end_to_end      measures whole processes: scripts/train.py and Keras
+    time_to         measures trainings until the validation loss reaches a value
     case            describes what one process measures, and starts the process
     worker          that process: start-up, epochs, evaluation, calls
     adapter         the interface of the frameworks, a stopwatch, the images

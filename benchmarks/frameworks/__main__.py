@@ -4,6 +4,7 @@
     python -m benchmarks.frameworks --examples 7500 15000 30000 60000 --figure costs.png
     python -m benchmarks.frameworks --frameworks all --json frameworks.json
     python -m benchmarks.frameworks --end-to-end --epochs 20
+    python -m benchmarks.frameworks --time-to 0.2894 --frameworks torch keras-tensorflow
 
 Each case runs in processes of its own, one after the other, on Fashion-MNIST. Exits with code 1
 when a measurement fails or ends with a loss outside its expected range.
@@ -14,10 +15,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.frameworks import end_to_end, environment, summary, sweep, tables
+from benchmarks.frameworks import end_to_end, environment, summary, sweep, tables, time_to
 from benchmarks.frameworks.case import FRAMEWORKS
 from cae_jax import UserError, atomic
 from cae_jax.cli import common
+from cae_jax.cli.configs import load_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIGS = ROOT / "configs"
@@ -57,6 +59,13 @@ class Flags:
     end_to_end: bool = False
     """Time scripts/train.py and Keras on TensorFlow as whole processes instead."""
 
+    time_to: float | None = None
+    """Time trainings until the validation loss is at most this instead, each framework with its
+    best recipe."""
+
+    seeds: int = 5
+    """Trainings of each recipe with --time-to."""
+
     peak_gflops: float | None = None
     """Peak of the device in GFLOP/s; None measures a float32 matmul."""
 
@@ -77,7 +86,10 @@ def main() -> None:
         machine = environment.collect()
         for name, value in machine.items():
             print(f"{name}: {value}")
-        result = measure_end_to_end(flags) if flags.end_to_end else measure(flags)
+        if flags.time_to is not None:
+            result = measure_time_to(flags, flags.time_to)
+        else:
+            result = measure_end_to_end(flags) if flags.end_to_end else measure(flags)
         write(flags, {"environment": machine, **result})
     failed = [
         f"{row['framework']}: {row['failed']}" for row in result["summaries"] if row["failed"]
@@ -93,7 +105,7 @@ def check(flags: Flags) -> None:
     Raises:
         UserError: naming the flag.
     """
-    least = {"epochs": 1, "discard": 0, "rounds": 1}
+    least = {"epochs": 1, "discard": 0, "rounds": 1, "seeds": 1}
     for name, minimum in least.items():
         if getattr(flags, name) < minimum:
             raise UserError(
@@ -150,6 +162,15 @@ def measure_end_to_end(flags: Flags) -> dict:
     summaries = end_to_end.measure(train, flags.epochs, flags.rounds, flags.data_dir)
     print(f"\n{flags.epochs} epochs:\n\n{tables.end_to_end_table(summaries)}")
     return {"epochs": flags.epochs, "summaries": summaries}
+
+
+def measure_time_to(flags: Flags, target: float) -> dict:
+    """Measures trainings to a loss and prints their table."""
+    names = list(FRAMEWORKS) if "all" in flags.frameworks else flags.frameworks
+    ours = load_config(CONFIGS / "fashion_mnist.py")
+    summaries = time_to.measure(target, ours, sweep.installed(names), flags.seeds, flags.data_dir)
+    print(f"\nUntil val_loss is {target}:\n\n{tables.time_to_table(summaries)}")
+    return {"target": target, "summaries": summaries}
 
 
 def write(flags: Flags, result: dict) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Images per call of the other frameworks. From 128 to 4096 on a CPU, most are fastest with this.
 MAX_BATCH = 256
+# Parts of an epoch, after each of which a training to a loss is evaluated.
+PARTS = 4
 
 
 class Framework(Protocol):
@@ -41,6 +43,10 @@ class Framework(Protocol):
         """Returns the mean loss over the test images."""
         ...
 
+    def train_part(self, part: int) -> None:
+        """Takes the steps of one of the `PARTS` of an epoch, counted from 0, synchronised."""
+        ...
+
 
 class Stopwatch:
     """Records the seconds of named parts: ``with watch("import"): ...``."""
@@ -53,6 +59,11 @@ class Stopwatch:
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
+
+
+def bounds_of_part(part: int, steps: int) -> tuple[int, int]:
+    """First step of a part of an epoch, and the first after it."""
+    return steps * part // PARTS, steps * (part + 1) // PARTS
 
 
 def load_images(config: TrainConfig) -> tuple["np.ndarray", "np.ndarray"]:

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from benchmarks.frameworks.adapter import Stopwatch
+from benchmarks.frameworks.adapter import Stopwatch, bounds_of_part
 from benchmarks.frameworks.case import BenchmarkCase
 from cae_jax.config import TrainConfig
 
@@ -45,6 +45,7 @@ class CaeJax:
         with watch("compile"):
             self.trainer = Trainer(config, self.model, self.backend, train_images, test_images)
         self.config = config
+        self.epoch = 0
         self.calls = {"encode": self._encode, "reconstruct": self._reconstruct}
 
     def first_step(self) -> float:
@@ -63,6 +64,13 @@ class CaeJax:
             results.append((seconds, self.trainer.epoch_loss(losses_S)))
         self._open_autoencoder()
         return results
+
+    def train_part(self, part: int) -> None:
+        if part == 0:
+            self.epoch += 1
+            self.order = self.trainer.order(self.epoch)
+        first, last = bounds_of_part(part, self.trainer.steps)
+        self.state = self.trainer.run(self.state, self.order, first, last).state
 
     def evaluate(self) -> float:
         return self.trainer.validation.evaluate(self.state.params)[0]

@@ -38,7 +38,9 @@ class BenchmarkCase:
         discard: epochs between the first and the timed ones.
         data_dir: see `cae_jax.data.load_split`.
         task: ``"start"`` stops after the first step, ``"measure"`` measures everything, ``"fit"``
-            only trains with validation, ``"matmul"`` measures the peak of the device.
+            only trains with validation, ``"reach"`` trains until the loss on the test images is
+            `target`, ``"matmul"`` measures the peak of the device.
+        target: see `task`.
     """
 
     framework: str
@@ -46,7 +48,8 @@ class BenchmarkCase:
     epochs: int = 7
     discard: int = 2
     data_dir: str | None = None
-    task: Literal["start", "measure", "fit", "matmul"] = "measure"
+    task: Literal["start", "measure", "fit", "reach", "matmul"] = "measure"
+    target: float = 0.0
 
 
 def run_case(case: BenchmarkCase, cache: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from benchmarks.frameworks.adapter import MAX_BATCH, Stopwatch, load_images
+from benchmarks.frameworks.adapter import MAX_BATCH, Stopwatch, bounds_of_part, load_images
 from benchmarks.frameworks.environment import cpu_count
 from cae_jax.config import TrainConfig
 
@@ -31,10 +31,17 @@ class Keras:
         with watch("initialise"):
             keras.utils.set_random_seed(config.seed)
             self.model = keras_model()
+            self.steps = -(-len(self.images) // config.batch_size)
+            rate = config.learning_rate
+            if config.schedule == "cosine":
+                rate = keras.optimizers.schedules.CosineDecay(
+                    0.0,
+                    self.steps * config.epochs - config.warmup_steps,
+                    warmup_target=rate,
+                    warmup_steps=config.warmup_steps,
+                )
             self.model.compile(
-                optimizer=keras.optimizers.Adam(
-                    config.learning_rate, config.b1, config.b2, config.eps
-                ),
+                optimizer=keras.optimizers.Adam(rate, config.b1, config.b2, config.eps),
                 loss="binary_crossentropy",
             )
         self.batch_size = config.batch_size
@@ -64,6 +71,13 @@ class Keras:
     def evaluate(self) -> float:
         images = self.test_images
         return float(self.model.evaluate(images, images, batch_size=MAX_BATCH, verbose=0))
+
+    def train_part(self, part: int) -> None:
+        if part == 0:
+            self.order = np.random.default_rng().permutation(len(self.images))
+        first, last = bounds_of_part(part, self.steps)
+        images = self.images[self.order[first * self.batch_size : last * self.batch_size]]
+        self._fit(images, epochs=1)
 
     def fit(self, epochs: int) -> float:
         """Trains with validation, as the tutorial does; returns the last ``val_loss``."""

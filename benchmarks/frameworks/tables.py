@@ -1,5 +1,6 @@
 """Formats summaries and measurements as Markdown tables."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,6 +119,20 @@ def end_to_end_table(summaries: Sequence[Mapping[str, Any]]) -> str:
         cold = f"{row['cold_seconds']:.1f}" if "cold_seconds" in row else ""
         loss = f"{row['val_losses'][-1]:.4f}" + _mark(row)
         rows.append([row["framework"], f"{row['median_seconds']:.1f} {spread}", cold, loss])
+    return table(header, rows)
+
+
+def time_to_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Tabulates the seconds until a loss; the medians of the seeds, with minimum and maximum."""
+    header = ["framework", "recipe", "epochs", "training, s", "whole process, s"]
+    rows = []
+    for row in summaries:
+        cells = [
+            f"{statistics.median(row[key]):.{digits}f} ({min(row[key]):.{digits}f} - "
+            f"{max(row[key]):.{digits}f})"
+            for key, digits in (("epochs", 2), ("seconds", 1), ("whole_seconds", 1))
+        ]
+        rows.append([row["framework"], row["recipe"], *(cells if not row["failed"] else ["-"] * 3)])
     return table(header, rows)
 
 

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from benchmarks.frameworks.adapter import MAX_BATCH, Stopwatch, load_images
+from benchmarks.frameworks.adapter import MAX_BATCH, Stopwatch, bounds_of_part, load_images
 from benchmarks.frameworks.environment import cpu_count
 from cae_jax.config import TrainConfig
 
@@ -33,6 +33,18 @@ class Torch:
             )
         self.loss = torch.nn.BCEWithLogitsLoss()
         self.batch_size = config.batch_size
+        self.schedule = None
+        if config.schedule == "cosine":
+            steps = -(-len(self.images) // config.batch_size) * config.epochs
+            warmup = torch.optim.lr_scheduler.LinearLR(
+                self.optimizer, 1e-3, total_iters=config.warmup_steps
+            )
+            cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
+                self.optimizer, steps - config.warmup_steps
+            )
+            self.schedule = torch.optim.lr_scheduler.SequentialLR(
+                self.optimizer, [warmup, cosine], [config.warmup_steps]
+            )
         self.calls = {"reconstruct": self._reconstruct}
 
     def first_step(self) -> float:
@@ -59,11 +71,22 @@ class Torch:
             total = sum(self.loss(self.model(x), x).item() * len(x) for x in batches)
         return total / len(self.test_images)
 
+    def train_part(self, part: int) -> None:
+        import torch
+
+        if part == 0:
+            self.order = torch.randperm(len(self.images)).split(self.batch_size)
+        first, last = bounds_of_part(part, len(self.order))
+        for batch in self.order[first:last]:
+            self._step(self.images[batch])
+
     def _step(self, x):
         self.optimizer.zero_grad()
         loss = self.loss(self.model(x), x)
         loss.backward()
         self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
         return loss.detach()
 
     def _reconstruct(self, images: np.ndarray) -> np.ndarray:
