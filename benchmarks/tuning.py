@@ -3,7 +3,8 @@ set and validates on the last 10,000.
 
     python -m benchmarks.tuning --config wide --learning-rate 1e-2 --seeds 3 --json tried.jsonl
 
-Prints the losses of each seed, and adds them to a file of JSON lines.
+Prints the config of each seed with its loss and PSNR after the first and the last epoch, and adds
+them to a file of JSON lines.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from flax import nnx
 
 from cae_jax import data
 from cae_jax.cli import common
-from cae_jax.config import TrainConfig
+from cae_jax.config import TrainConfig, to_dict
 from cae_jax.models import autoencoders
 from cae_jax.models.topology import of_config
 from cae_jax.ops import cache
@@ -62,13 +63,8 @@ def main() -> None:
         for seed in range(flags.seeds):
             config = dataclasses.replace(flags.train, seed=seed)
             curve = train(config, flags, images[:-HELD_OUT], images[-HELD_OUT:])
-            changed = {
-                field.name: getattr(config, field.name)
-                for field in dataclasses.fields(config)
-                if getattr(config, field.name) != field.default
-            }
-            line = {"config": flags.config, "other": flags.other, "average": flags.average}
-            line |= changed | {"seed": seed, "first": curve[0], "last": curve[-1]}
+            line = {"other": flags.other, "average": flags.average, **to_dict(config)}
+            line |= {"first": curve[0], "last": curve[-1]}
             print(json.dumps(line), flush=True)
             if flags.json:
                 with flags.json.open("a") as file:

@@ -2,8 +2,8 @@
 
     cae-jax train --config denoise_mix
 
-Result: val_psnr 17.62 dB after 20 epochs, mean of seeds 0 to 2; the noisy images have 11.69 dB.
-Time: 1.6 s/epoch on two cores of an AMD EPYC (Zen 5, AVX-512), jax 0.10.2.
+Result: val_psnr 17.90 dB after 20 epochs, mean of seeds 0 to 4 (17.83 to 17.96); the noisy images
+have 11.69 dB. Tuned on the last 10,000 training images: peaks of 1e-2 and 2e-2.
 """
 
 from cae_jax.config import TrainConfig
