@@ -23,7 +23,7 @@ from cae_jax.ops import cache
 from cae_jax.runs.folder import is_finished
 from cae_jax.runs.pretrained import FOLDER, WEIGHTS
 
-VERSION = 1  # Increases when models are trained anew.
+VERSION = 1  # Increases when the models are trained again.
 COPIED = ("config.json", "history.csv", "result.json")
 
 

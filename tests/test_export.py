@@ -429,7 +429,7 @@ def test_unknown_formats_and_functions_are_refused(run, tmp_path, arguments, mes
 
 @pytest.mark.parametrize(
     ("format", "package"),
-    [("stablehlo", "flatbuffers"), ("safetensors", "safetensors"), ("onnx", "onnx")],
+    [("stablehlo", "flatbuffers"), ("onnx", "onnx")],
 )
 def test_a_missing_package_is_named(format, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

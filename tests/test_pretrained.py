@@ -71,7 +71,7 @@ def test_every_command_that_takes_a_run_takes_one(elsewhere, data_dir, test_imag
     )
     data = ("--data-dir", data_dir)
     assert "| simple | simple | 1 " in run("evaluate", "pretrained/simple", *data)
-    assert "| 20    |" in run("curves", "pretrained/simple", "pretrained/wide")
+    assert "\n| 20 | " in run("curves", "pretrained/simple", "pretrained/wide")
     run("export", "pretrained/denoise", "--format", "safetensors")
     exported = load_file("denoise.safetensors")
     for name, value in load_file(pretrained.FOLDER / "denoise" / "weights.safetensors").items():

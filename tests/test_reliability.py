@@ -21,7 +21,9 @@ from tests.conftest import ROOT, SMALL
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
 # The config SMALL by flags.
+# The config SMALL but for its epochs.
 TRAIN_SMALL = [*TRAIN, "--train-examples", "1000", "--test-examples", "300", "--warmup-steps", "4"]
+TRAIN_SMALL += ["--optimizer", "adam", "--learning-rate", "2e-2", "--b2", "0.99"]
 
 
 def start(workdir, data_dir, *command, **options):
@@ -65,7 +67,8 @@ def test_the_end_that_is_compared_tells_runs_apart(run, data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_do_not_change_a_bit(data_dir, tmp_path, capsys):
-    command = [*TRAIN_SMALL, "--epochs", "20", "--data-dir", str(data_dir)]
+    small = ["--train-examples", "1000", "--test-examples", "300", "--epochs", "20"]
+    command = [*TRAIN, *small, "--data-dir", str(data_dir)]  # the optimizer of the default recipe
     stress(command, tmp_path / "stress", kills=10, fresh=False, damage=True)
     assert re.search(
         r"1\d kills .* and \d+ damaged files .* all ended with the same bits",
