@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,6 @@ from cae_jax.evaluation import baselines, comparison, markdown
 from cae_jax.runs import fit
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.interruption import Interrupted
-from cae_jax.training.trainer import device_name
 
 
 class Plan(NamedTuple):
@@ -125,7 +125,7 @@ def run(
     )
     data = data._replace(test=data.test[: some.test_examples])
     page = Page(path)
-    page.add("# Comparison", _introduction(plan, device_name(), len(data.test)))
+    page.add("# Comparison", _introduction(plan, _devices(workdir), len(data.test)))
     with atomic.writing(path):
         _add_denoising(page, plan, trained, data, workdir / "baselines" if with_baselines else None)
         _add_noises(page, plan, trained, data)
@@ -150,15 +150,22 @@ def _train(config: TrainConfig, seed: int, folder: Path, data_dir: str | Path | 
     return run
 
 
-def _introduction(plan: Plan, device: str, images: int) -> str:
-    return f"""Written by `python -m benchmarks.study` on {device}, jax {jax.__version__}.
+def _devices(workdir: Path) -> str:
+    """The devices on which the runs were trained."""
+    results = [json.loads(path.read_text()) for path in workdir.glob("*/seed*/result.json")]
+    return ", ".join(sorted({result["device"] for result in results}))
+
+
+def _introduction(plan: Plan, devices: str, images: int) -> str:
+    return f"""Written by `python -m benchmarks.study` with jax {jax.__version__}. Trained on:
+{devices}.
 
 All networks are evaluated on the {images:,} test images, with {plan.seeds} seeds each. Brackets
 hold 95 % confidence intervals over the images (bootstrap) and, for several runs, over the runs (t
-distribution); differences are paired by image. *seconds* is the training time, median over the
-runs; *code* is the latent dimension. BCE is the mean binary cross-entropy in nats; for images that
-no network has produced, pixels are clipped to [1e-7, 1 - 1e-7]. PSNR and SSIM are means over the
-images."""
+distribution); differences are paired by image. *code* is the latent dimension. BCE is the mean
+binary cross-entropy in nats; for images that no network has produced, pixels are clipped to
+[1e-7, 1 - 1e-7]. PSNR and SSIM are means over the images. Times are in performance.md: the runs
+shared their machines."""
 
 
 def _add_denoising(
@@ -176,7 +183,7 @@ def _add_denoising(
         )
         others += comparison.baseline_entries(cache, data.train, data.test, noise, level)
     networks = [trained[name] for name in (*plan.denoising, *plan.mix)]
-    entries = [comparison.trained_entry(each, data.test, inputs) for each in networks]
+    entries = [_entry(each, data.test, inputs) for each in networks]
     # Compare the networks, the best classical denoiser and the noisy images.
     best = sorted(others[1:], key=lambda entry: entry.values("psnr").mean())[-1:]
     page.add(
@@ -219,7 +226,12 @@ def _clean_entries(plan: Plan, trained: Networks, data: Data) -> Entries:
     """Evaluates the networks without noise on clean images, once for both sections."""
     clean = comparison.noisy_images(data.test, "none")
     names = set(plan.reconstruction).union(*plan.frontier.values())
-    return {name: comparison.trained_entry(trained[name], data.test, clean) for name in names}
+    return {name: _entry(trained[name], data.test, clean) for name in names}
+
+
+def _entry(network: comparison.Trained, images: np.ndarray, inputs: np.ndarray) -> comparison.Entry:
+    """An entry without its seconds: runs that share a machine cannot be compared by their time."""
+    return comparison.trained_entry(network, images, inputs)._replace(seconds=None)
 
 
 def _add_reconstruction(page: Page, plan: Plan, clean: Entries, data: Data) -> None:

@@ -139,7 +139,8 @@ def build(config: TrainConfig, rngs: nnx.Rngs) -> Model:
 
 def build_with(config: TrainConfig, parameters: dict[str, Any]) -> Model:
     """Builds the model described by `config` with parameters, nested by layer and name."""
-    model = build(config, nnx.Rngs(0))
+    # Without values: to draw them takes longer than to read a file.
+    model = nnx.eval_shape(lambda: build(config, nnx.Rngs(0)))
     params = nnx.state(model, nnx.Param)
     nnx.replace_by_pure_dict(params, jax.tree.map(jnp.asarray, parameters))
     nnx.update(model, params)
