@@ -267,7 +267,7 @@ def test_reconstruct_hints_at_other_images(
     (row,) = history.read(run / "history.csv")[-1:]
     row = row._replace(val_psnr=18.0, val_psnr_input=psnr_input)
     monkeypatch.setattr(history, "read", lambda path: [row])
-    monkeypatch.setattr(cae_jax, "load", lambda path: Trained())
+    monkeypatch.setattr(cae_jax, "load", lambda path, **_: Trained())
     monkeypatch.chdir(tmp_path)
     light = test_images[[1, 2, 3, 5]]
     noise = np.random.default_rng(0).integers(0, 256, light.shape, np.uint8)
