@@ -64,7 +64,7 @@ def _init(params: optax.Params) -> Any:
     factors: Matrices = [
         [jnp.zeros((len(x), n, n)) if n <= LIMIT else None for n in x.shape[1:]] for x in kernels
     ]
-    bases = jax.tree.map(lambda factor: jax.vmap(jnp.diag)(jnp.ones(factor.shape[:2])), factors)
+    bases = jax.tree.map(lambda x: jnp.broadcast_to(jnp.eye(x.shape[1]), x.shape), factors)
     return SoapState(jnp.zeros((), jnp.int32), mean, square, factors, bases)
 
 
