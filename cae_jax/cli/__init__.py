@@ -10,7 +10,7 @@ from types import ModuleType
 
 COMMANDS = (
     *("train", "evaluate", "reconstruct", "summary", "curves", "report", "export", "import"),
-    "benchmark",
+    *("benchmark", "compile"),
 )
 
 

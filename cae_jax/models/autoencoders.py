@@ -9,7 +9,7 @@ argument of each call: a module such as `cae_jax.ops.xla`, equal to the others u
 import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,28 +137,59 @@ def build(config: TrainConfig, rngs: nnx.Rngs) -> Model:
     return DenseAutoencoder(config.model, image_shape, rngs=rngs)
 
 
+def abstract(config: TrainConfig) -> Model:
+    """The model described by `config` with `jax.ShapeDtypeStruct` in place of parameters."""
+    return nnx.eval_shape(lambda: build(config, nnx.Rngs(0)))
+
+
 def build_with(config: TrainConfig, parameters: dict[str, Any]) -> Model:
     """Builds the model described by `config` with parameters, nested by layer and name."""
-    # Without values: to draw them takes longer than to read a file.
-    model = nnx.eval_shape(lambda: build(config, nnx.Rngs(0)))
+    model = abstract(config)  # to draw values takes longer than to read a file
     params = nnx.state(model, nnx.Param)
     nnx.replace_by_pure_dict(params, jax.tree.map(jnp.asarray, parameters))
     nnx.update(model, params)
     return model
 
 
-def make_passes(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> tuple[Pass, Pass]:
-    """``encode(params, images)`` and ``decode(params, codes)`` of a model, by a backend."""
+class Passes(NamedTuple):
+    """Functions of parameters and arrays, which are to be jitted.
 
-    def encode(params: nnx.State, x: jax.Array) -> jax.Array:
+    Attributes:
+        encode: images to codes.
+        decode: codes to images in [0, 1].
+        reconstruct: images to images in [0, 1].
+        logits: images to logits.
+    """
+
+    encode: Pass
+    decode: Pass
+    reconstruct: Pass
+    logits: Pass
+
+
+def make_passes(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> Passes:
+    """What a model computes, by a backend."""
+
+    def encoder(params: nnx.State, x: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, params).encode(x, backend.layers)
 
-    def decode(params: nnx.State, code: jax.Array) -> jax.Array:
+    def decoder(params: nnx.State, code: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, params).decode(code, backend.layers)
 
-    return (
-        lambda params, x: backend.call("encode", encode, params, x),
-        lambda params, code: backend.call("decode", decode, params, code),
+    def encode(params: nnx.State, x: jax.Array) -> jax.Array:
+        return backend.call("encode", encoder, params, x)
+
+    def decode(params: nnx.State, code: jax.Array) -> jax.Array:
+        return backend.call("decode", decoder, params, code)
+
+    def logits(params: nnx.State, x: jax.Array) -> jax.Array:
+        return decode(params, encode(params, x))
+
+    return Passes(
+        encode,
+        lambda params, code: nnx.sigmoid(decode(params, code)),
+        lambda params, x: nnx.sigmoid(logits(params, x)),
+        logits,
     )
 
 

@@ -41,12 +41,8 @@ class Autoencoder:
         self.topology = topology.of_config(config)
         graphdef, self.params = nnx.split(model, nnx.Param)
         self._backend = backend
-        encode, decode = autoencoders.make_passes(graphdef, backend)
-        self._encode = jax.jit(encode)
-        self._decode = jax.jit(lambda params, x: nnx.sigmoid(decode(params, x)))
-        self._logits = jax.jit(lambda params, x: decode(params, encode(params, x)))
-        self._reconstruct = jax.jit(
-            lambda params, x: nnx.sigmoid(decode(params, encode(params, x)))
+        self._passes = autoencoders.Passes(
+            *map(jax.jit, autoencoders.make_passes(graphdef, backend))
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,7 +74,7 @@ class Autoencoder:
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Codes ``[N, *code_shape]`` of images, each value at least 0."""
-        return self._batched(self._encode, self._prepared(images), self.code_shape)
+        return self._batched(self._passes.encode, self._prepared(images), self.code_shape)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Images ``[N, *image_shape]`` in [0, 1] of codes ``[N, *code_shape]``.
@@ -94,15 +90,15 @@ class Autoencoder:
             )
         if not np.issubdtype(codes.dtype, np.floating) or not np.isfinite(codes).all():
             raise UserError(f"codes ({codes.dtype}) must be finite floats, as encode gives")
-        return self._batched(self._decode, codes.astype(np.float32), self.topology.image_shape)
+        return self._batched(self._passes.decode, codes.astype(np.float32), self.topology.image_shape)
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Images ``[N, *image_shape]`` in [0, 1]: those given, encoded and decoded."""
-        return self._batched(self._reconstruct, self._prepared(images), self.topology.image_shape)
+        return self._batched(self._passes.reconstruct, self._prepared(images), self.topology.image_shape)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """The output of `reconstruct` before the sigmoid: ``[N, *image_shape]``, unbounded."""
-        return self._batched(self._logits, self._prepared(images), self.topology.image_shape)
+        return self._batched(self._passes.logits, self._prepared(images), self.topology.image_shape)
 
     def _prepared(self, images: np.ndarray) -> np.ndarray:
         return prepare_images(images, self.topology.image_shape)

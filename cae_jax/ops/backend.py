@@ -91,19 +91,21 @@ XLA = Backend("xla", "requested", xla, max_batch=256)
 MATMUL = Backend("matmul", "requested", matmul, max_batch=256)
 
 
-def choose(network: Network, name: str = "auto") -> Backend:
-    """Chooses the backend that computes a network on the default device.
+def choose(network: Network, name: str = "auto", platform: str | None = None) -> Backend:
+    """Chooses the backend that computes a network.
 
     Args:
         network: its topology.
         name: a `Name`, or ``"auto"``: the native kernel on a CPU where it is available, else
             matmul.
+        platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``; None takes that of the default device.
 
     Raises:
         UserError: an unknown name, a backend that this device or network does not have, or a device
             that is not there.
     """
     check_device()
+    platform = platform or jax.default_backend()
     names = get_args(Name)
     if name not in (*names, "auto"):
         raise UserError(f"`backend` is {name!r}; it takes auto, {', '.join(names)}")
@@ -117,7 +119,7 @@ def choose(network: Network, name: str = "auto") -> Backend:
     if name in ("xla", "matmul"):
         return XLA if name == "xla" else MATMUL
     try:
-        kernel = _native_kernel(network)
+        kernel = _native_kernel(network, platform)
     except native.UnavailableError as error:
         if name == "native":
             raise UserError(
@@ -156,10 +158,9 @@ def check_device() -> None:
         ) from error
 
 
-def _native_kernel(network: Network) -> native.Kernel:
-    device = jax.default_backend()
-    if device != "cpu":
-        raise native.UnavailableError(f"it is for the CPU, and the device is a {device}")
+def _native_kernel(network: Network, platform: str) -> native.Kernel:
+    if platform != "cpu":
+        raise native.UnavailableError(f"it is for the CPU, and the device is a {platform}")
     if network.native_sizes is None:
         raise native.UnavailableError(
             f"it computes images of another shape than {list(network.image_shape)}"

@@ -3,17 +3,14 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from cae_jax.config import TrainConfig
-from cae_jax.errors import UserError
 from cae_jax.models.autoencoders import Model
 from cae_jax.ops.backend import Backend
-from cae_jax.training import metrics, step
-from cae_jax.training.noise import build_corruption
+from cae_jax.training import metrics, programs, step
 from cae_jax.training.optimizer import build_optimizer
+from cae_jax.training.programs import all_steps, steps_per_epoch
 from cae_jax.training.step import TrainState
 from cae_jax.training.validation import Validation
 
@@ -32,17 +29,10 @@ class Chunk(NamedTuple):
     finite: bool
 
 
-def steps_per_epoch(config: TrainConfig, examples: int) -> int:
-    """Number of steps in which an epoch takes each of the examples once."""
-    return -(-examples // config.batch_size)
-
-
 def initial_state(config: TrainConfig, model: Model, examples: int) -> TrainState:
     """The state before the first step; also the structure that a checkpoint is restored into."""
-    steps = steps_per_epoch(config, examples)
-    if steps * config.epochs >= 2**31:
-        raise UserError(f"`epochs` is {config.epochs}; it takes at most {(2**31 - 1) // steps}")
-    return step.init_state(model, build_optimizer(config, steps * config.epochs), steps)
+    optimizer = build_optimizer(config, all_steps(config, examples))
+    return step.init_state(model, optimizer, steps_per_epoch(config, examples))
 
 
 class Trainer:
@@ -76,25 +66,11 @@ class Trainer:
         self.validation = Validation(config, model, backend, test_images)
 
     def _compile(self, model: Model, backend: Backend) -> None:
-        corrupt = build_corruption(self.config.noise, self.config.noise_level)
-        graphdef, _ = nnx.split(model, nnx.Param)
-        optimizer = build_optimizer(self.config, self.steps * self.config.epochs)
-        run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend)
-
-        # Not donated: a training that is interrupted within a chunk saves the state before it.
-        @jax.jit
-        def run_chunk(*arguments):
-            state = run_steps(*arguments)
-            leaves = jax.tree.leaves(state.params)
-            return state, jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
-
-        number, state = np.int32(0), step.init_state(model, optimizer, self.steps)
-        batches = jax.ShapeDtypeStruct((self.steps, self.config.batch_size), jnp.int32)
+        number = np.int32(0)
         sizes = {"examples": self.examples, "batch_size": self.config.batch_size}
         self._order = step.epoch_batches.lower(self._keys.order, number, **sizes).compile()
-        self._run_chunk = run_chunk.lower(
-            state, self.train_images, batches, self._keys.noise, number, number
-        ).compile()
+        run_chunk = programs.training(self.config, model, backend, self.examples)
+        self._run_chunk = run_chunk.lower().compile()
 
     def order(self, epoch: int) -> jax.Array:
         """The batches of an epoch, counted from 1: int32 indices ``[S, B]``."""

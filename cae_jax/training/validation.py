@@ -7,8 +7,7 @@ from flax import nnx
 from cae_jax.config import TrainConfig
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import Backend
-from cae_jax.training import metrics, step
-from cae_jax.training.noise import build_corruption
+from cae_jax.training import metrics, programs, step
 
 
 class Validation:
@@ -30,13 +29,12 @@ class Validation:
     ) -> None:
         self.images = jax.device_put(test_images)
         self.inputs, self.psnr_input = self.images, None
-        if corrupt := build_corruption(config.noise, config.noise_level):
+        if noise := programs.noise(config, model, len(test_images)):
             clean = scale(self.images)
-            self.inputs = jax.jit(corrupt)(step.make_keys(config.seed).test_noise, clean)
+            self.inputs = noise.function(step.make_keys(config.seed).test_noise, clean)
             self.psnr_input = _mean(metrics.psnr(self.inputs, clean))
-        graphdef, params = nnx.split(model, nnx.Param)
-        evaluate = step.make_evaluate(graphdef, backend)
-        self._evaluate = evaluate.lower(params, self.inputs, self.images).compile()
+        evaluate = programs.evaluation(config, model, backend, len(test_images))
+        self._evaluate = evaluate.lower().compile()
 
     def evaluate(self, params: nnx.State) -> tuple[float, float]:
         """Means over the test images: binary cross-entropy in nats and PSNR in dB."""

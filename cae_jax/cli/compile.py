@@ -1,0 +1,159 @@
+"""Compile a config's programs for a GPU or TPU that need not be there, and count its work.
+
+    cae-jax compile --target t4 --config wide --json t4.json
+    cae-jax compile --target v5e --batch-size 512 --programs training
+
+Nothing is run. Numbers are of the compiled programs: kernels of each step by kind, which of them
+break a CUDA graph, memory, and where the compiler has them operations, bytes and its estimate of
+the time.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from cae_jax import atomic
+from cae_jax.cli import common
+
+if TYPE_CHECKING:
+    from cae_jax.ops.backend import Backend
+    from cae_jax.ops.targets import Target
+    from cae_jax.training.programs import Program
+
+Name = Literal["training", "evaluation", "noise", "encode", "decode", "reconstruct"]
+NAMES: tuple[Name, ...] = get_args(Name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(common.ConfigFlags):
+    target: str
+    """Device: h100, a100, l4, t4, v5e, v5p or v6e, the TPUs with a topology too, such as v5e:2x4."""
+
+    programs: tuple[Name, ...] = NAMES
+    """What to compile."""
+
+    examples: int = 60000
+    """Number of training images; the test images are a sixth of them."""
+
+    backend: Literal["auto", "xla", "matmul"] = "auto"
+    """How the layers are computed; auto takes what a run on this device would."""
+
+    json: Path | None = None
+    """Write the counts to this file too."""
+
+
+def run(flags: Flags) -> None:
+    atomic.check_output(flags.json)
+    import jax
+
+    # Whatever devices there are: they are not asked, and need not be free.
+    jax.config.update("jax_platforms", "cpu")
+    from importlib import metadata
+
+    from cae_jax.models import topology
+    from cae_jax.ops import targets
+    from cae_jax.ops.backend import choose
+
+    target = targets.find(flags.target)
+    backend = choose(topology.of_config(flags.train), flags.backend, target.platform)
+    results: dict[str, Any] = {
+        "target": flags.target,
+        "device": f"{target.title}, compiled, not run",
+        "jax": metadata.version("jax"),
+        "config": flags.config,
+        "backend": f"{backend.name}: {backend.reason}",
+        "batch_size": flags.train.batch_size,
+        "programs": {},
+    }
+    for name in ("device", "jax", "backend", "batch_size"):
+        print(f"{name.replace('_', ' '):<12} {results[name]}")
+    for name, program in programs(flags, backend).items():
+        results["programs"][name] = described = describe(program, target)
+        print(f"{name:<12} {text(described)}", flush=True)
+    if flags.json:
+        with atomic.output_file(flags.json) as file:
+            atomic.write_json(file, results)
+
+
+def programs(flags: Flags, backend: "Backend") -> "dict[str, Program]":
+    """The programs of a config that the flags ask for, by name."""
+    from cae_jax.models import autoencoders
+    from cae_jax.training import programs
+
+    config, tests = flags.train, max(flags.examples // 6, 1)
+    model = autoencoders.abstract(config)
+    available = {
+        "training": programs.training(config, model, backend, flags.examples),
+        "evaluation": programs.evaluation(config, model, backend, tests),
+        "noise": programs.noise(config, model, tests),
+        **programs.inference(model, backend),
+    }
+    # A config without noise has no such program.
+    return {name: found for name in flags.programs if (found := available[name]) is not None}
+
+
+def describe(program: "Program", target: "Target") -> dict[str, Any]:
+    """Compiles a program; what the result says about itself, as JSON types."""
+    from cae_jax.ops import hlo
+
+    began = time.perf_counter()
+    compiled = program.lower(target.sharding).compile()
+    seconds = time.perf_counter() - began
+    parsed = hlo.parse(compiled.as_text())
+    kernels, memory = parsed.kernels(), compiled.memory_analysis()
+    cost = compiled.cost_analysis() or {}
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "kernels": kernels.step.total(),
+        "kinds": dict(kernels.step.most_common()),
+        "kernels_in_branches": kernels.branches.total(),
+        "kernels_outside_the_loop": kernels.outside.total(),
+        "graph_breaks": dict(kernels.graph_breaks) if target.platform == "gpu" else None,
+        "host_transfers": parsed.host_transfers,
+        "float64": parsed.float64,
+        "flops": cost.get("flops"),
+        "bytes_accessed": cost.get("bytes accessed"),
+        "estimated_seconds": cost.get("optimal_seconds"),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "needed_bytes": needed,
+        "device_bytes": target.memory,
+        "fits": needed <= target.memory,
+        "compile_seconds": seconds,
+    }
+
+
+def text(described: dict[str, Any]) -> str:
+    """What `describe` found out, in a few lines for people."""
+    kinds = _listed(described["kinds"])
+    lines = [f"{described['kernels']} kernels a step: {kinds}"]
+    if described["kernels_in_branches"]:
+        lines.append(f"{described['kernels_in_branches']} more in a branch that not each step takes")
+    if described["graph_breaks"] is not None:
+        lines.append(f"breaks a CUDA graph: {_listed(described['graph_breaks']) or 'nothing'}")
+    if described["host_transfers"]:
+        lines.append(f"exchanges data with the host: {', '.join(described['host_transfers'])}")
+    if described["float64"]:
+        lines.append("computes with float64")
+    if described["flops"]:
+        seconds = described["estimated_seconds"]
+        lines.append(
+            f"by the compiler's model, loops once: {described['flops'] / 1e6:,.0f} MFLOP, "
+            f"{described['bytes_accessed'] / 1e6:,.1f} MB"
+            + (f", {1e3 * seconds:.3f} ms" if seconds and seconds > 0 else "")
+        )
+    argument, temporary, there = (
+        described[f"{name}_bytes"] / 1e6 for name in ("argument", "temporary", "device")
+    )
+    fits = "fits" if described["fits"] else "DOES NOT FIT"
+    lines.append(
+        f"memory: {argument:,.1f} MB of arguments, {temporary:,.1f} MB of temporaries; "
+        f"{fits} in {there:,.0f} MB"
+    )
+    return f"\n{' ' * 13}".join(lines)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())

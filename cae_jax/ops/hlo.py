@@ -1,0 +1,190 @@
+"""Counts what a compiled program does on its device, from XLA's text of it (optimized HLO)."""
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+# Instructions that name memory and compute nothing.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("opt-barrier", "partition-id", "replica-id", "copy-done", "async-done", "async-update"),
+}
+_CALLS = ("call", "async-start")
+# What XLA does not capture in a CUDA graph by default: calls of libraries other than cuBLAS, and
+# control flow that the host decides.
+GRAPH_BREAKS = ("convolution", "library", "while", "conditional")
+_TRANSFERS = {"infeed", "outfeed", "send", "recv"}
+
+
+class Instruction(NamedTuple):
+    """One line of a computation.
+
+    Attributes:
+        opcode: such as ``fusion``.
+        text: all of it.
+        calls: names of the computations that it calls.
+    """
+
+    opcode: str
+    text: str
+    calls: tuple[str, ...]
+
+
+class Kernels(NamedTuple):
+    """Kernels of a program by kind, as they are launched one after the other.
+
+    Attributes:
+        step: in each iteration of the outermost loop; all of them in a program without a loop.
+        branches: besides those of `step`, in the longest branch of its conditionals, which the
+            program may take or not.
+        outside: before and after the loop.
+    """
+
+    step: Counter[str]
+    branches: Counter[str]
+    outside: Counter[str]
+
+    @property
+    def graph_breaks(self) -> Counter[str]:
+        """Those of each step that XLA does not capture in a CUDA graph by default."""
+        return Counter({kind: self.step[kind] for kind in GRAPH_BREAKS if self.step[kind]})
+
+
+class Program(NamedTuple):
+    """A compiled program as its computations by name; `entry` is the outermost one."""
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+
+    @property
+    def float64(self) -> bool:
+        """Whether any value is a double."""
+        return any("f64[" in each.text for body in self.computations.values() for each in body)
+
+    @property
+    def host_transfers(self) -> list[str]:
+        """Opcodes and targets of what exchanges data with the host."""
+        found = []
+        for instruction in (each for body in self.computations.values() for each in body):
+            target = _target(instruction)
+            if instruction.opcode in _TRANSFERS or "callback" in target:
+                found.append(target or instruction.opcode)
+        return found
+
+    def kernels(self) -> Kernels:
+        """Counts the kernels."""
+        branches = Counter()
+        outside = self._count(self.entry, branches, loops=False)
+        bodies = self._outer_loops(self.entry)
+        if not bodies:
+            return Kernels(outside, branches, Counter())
+        branches = Counter()
+        steps = [self._count(body, branches) for body in bodies]
+        return Kernels(sum(steps, Counter()), branches, outside)
+
+    def _count(self, name: str, branches: Counter[str], *, loops: bool = True) -> Counter[str]:
+        """Kernels of a computation and of those it calls, those of `branches` added there."""
+        kernels = Counter()
+        for instruction in self.computations[name]:
+            if instruction.opcode in _CALLS:
+                for each in instruction.calls:
+                    kernels += self._count(each, branches, loops=loops)
+            elif instruction.opcode == "while" and loops:
+                iteration = self._count(_body(instruction), branches)
+                times = _iterations(instruction)
+                kernels += Counter({kind: n * times for kind, n in iteration.items()})
+                kernels["while"] += 1
+            elif instruction.opcode == "conditional":
+                counts = [self._count(each, Counter()) for each in instruction.calls]
+                branches.update(max(counts, key=Counter.total))
+                kernels["conditional"] += 1
+            elif instruction.opcode != "while" and (kind := self._kind(instruction)):
+                kernels[kind] += 1
+        return kernels
+
+    def _outer_loops(self, name: str) -> list[str]:
+        """Names of the bodies of the loops that are in no other loop."""
+        bodies = []
+        for instruction in self.computations[name]:
+            if instruction.opcode == "while":
+                bodies.append(_body(instruction))
+            elif instruction.opcode in _CALLS:
+                bodies += [each for callee in instruction.calls for each in self._outer_loops(callee)]
+        return bodies
+
+    def _kind(self, instruction: Instruction) -> str | None:
+        """What an instruction does, in a word; None for one that needs no kernel."""
+        opcode, target = instruction.opcode, _target(instruction)
+        if opcode in _FREE or target == "AllocateBuffer":
+            return None
+        if opcode == "custom-call":
+            if target.startswith(("__cublas", "__triton_gemm")):
+                return "matmul"
+            return "convolution" if target.startswith("__cudnn$conv") else "library"
+        if opcode == "fusion":
+            inside = {each.opcode for name in instruction.calls for each in self._all(name)}
+            if inside & {"dot", "convolution"}:
+                return "matmul"
+            return "reduction" if inside & {"reduce", "reduce-window"} else "loop"
+        if opcode in ("dot", "convolution"):
+            return "matmul"
+        if opcode in ("reduce", "reduce-window"):
+            return "reduction"
+        return "copy" if opcode == "copy-start" else opcode
+
+    def _all(self, name: str) -> list[Instruction]:
+        """The instructions of a computation and of those that it calls."""
+        own = self.computations[name]
+        return own + [each for line in own for callee in line.calls for each in self._all(callee)]
+
+
+def parse(text: str) -> Program:
+    """Reads XLA's text, as ``jax.stages.Compiled.as_text`` gives it."""
+    computations, entry = {}, ""
+    for match in re.finditer(r"^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S):
+        is_entry, name, body = match.groups()
+        lines = [_instruction(line) for line in body.splitlines() if " = " in line]
+        computations[name] = [line for line in lines if line is not None]
+        entry = name if is_entry else entry
+    return Program(computations, entry)
+
+
+def _instruction(line: str) -> Instruction | None:
+    _, _, right = line.partition(" = ")
+    right = re.sub(r"/\*.*?\*/", "", right)
+    match = re.match(r"([a-z][\w\-]*)\(", right[_end_of_type(right) :].lstrip())
+    if match is None:
+        return None
+    called = re.findall(
+        r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)", right
+    )
+    for names in re.findall(r"(?:branch_computations|called_computations)=\{(.*?)\}", right):
+        called += re.findall(r"[\w.\-]+", names)
+    return Instruction(match[1], right, tuple(called))
+
+
+def _end_of_type(right: str) -> int:
+    """Where the type of an instruction ends: a word, or words in parentheses."""
+    depth = 0
+    for i, character in enumerate(right):
+        depth += (character in "({") - (character in ")}")
+        if character == " " and depth == 0:
+            return i
+    return len(right)
+
+
+def _body(loop: Instruction) -> str:
+    match = re.search(r"body=%?([\w.\-]+)", loop.text)
+    assert match is not None
+    return match[1]
+
+
+def _iterations(loop: Instruction) -> int:
+    """How often a loop runs; 1 where that is only known when it does."""
+    match = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)
+    return int(match[1]) if match else 1
+
+
+def _target(instruction: Instruction) -> str:
+    match = re.search(r'custom_call_target="([^"]*)"', instruction.text)
+    return match[1] if match else ""

@@ -1,0 +1,129 @@
+"""Devices to compile for without having them: XLA's compilers need only a description."""
+
+import os
+import tomllib
+from importlib import resources, util
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from cae_jax.errors import UserError
+
+# Fields of GpuDeviceInfoProto that all cards in targets.toml have in common.
+_GPU = {
+    "threads_per_block_limit": 1024,
+    "threads_per_warp": 32,
+    "shared_memory_per_block": 49152,
+    "block_dim_limit_x": 2147483647,
+    "block_dim_limit_y": 65535,
+    "block_dim_limit_z": 65535,
+    "registers_per_core_limit": 65536,
+    "registers_per_block_limit": 65536,
+    "thread_dim_limit_x": 1024,
+    "thread_dim_limit_y": 1024,
+    "thread_dim_limit_z": 64,
+    "device_vendor": "NVIDIA Corporation",
+    "device_address_bits": 64,
+    "driver_version": "13.0.0",
+    "runtime_version": "13.0.0",
+    "compile_time_toolkit_version": "13.0.0",
+    "dnn_version": "9.12.0",
+}
+
+
+class Target(NamedTuple):
+    """A device to compile for.
+
+    Attributes:
+        title: its name for people.
+        platform: as JAX names it.
+        memory: bytes.
+        sharding: arguments that have it are compiled for this device.
+    """
+
+    title: str
+    platform: Literal["gpu", "tpu"]
+    memory: int
+    sharding: jax.sharding.Sharding
+
+
+def names() -> list[str]:
+    """What `find` takes; a TPU's name may have a topology after it, such as ``v5e:2x4``."""
+    return list(_table())
+
+
+def find(name: str) -> Target:
+    """Finds a device by its name.
+
+    Raises:
+        UserError: an unknown name or topology, or XLA's compiler for it is not installed.
+    """
+    kind, _, topology = name.partition(":")
+    entry = _table().get(kind)
+    if entry is None or (topology and "gpu" in entry):
+        raise UserError(
+            f"`target` is {name}; it takes one of {', '.join(names())}, a TPU with a topology if "
+            "you like, such as v5e:2x4"
+        )
+    if "gpu" in entry:
+        _require(kind, "jax_plugins.xla_cuda13", "cuda13")
+        described, memory = _describe_gpu(entry), entry["gpu"]["device_memory_size"]
+        return Target(entry["title"], "gpu", memory, _sharding("cuda", **described))
+    _require(kind, "libtpu", "tpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no machine is asked what it is
+    topology = f"{kind}:{topology or entry['topology']}"
+    return Target(
+        entry["title"], "tpu", entry["memory"], _sharding("tpu", topology_name=topology)
+    )
+
+
+def _table() -> dict[str, Any]:
+    return tomllib.loads(resources.files(__package__).joinpath("targets.toml").read_text("utf-8"))
+
+
+def _require(kind: str, module: str, extra: str) -> None:
+    try:
+        found = util.find_spec(module)
+    except ModuleNotFoundError:  # the package around it
+        found = None
+    if found is None:
+        raise UserError(
+            f'the compiler for `target` {kind} is missing: pip install "cae-jax[{extra}]"'
+        )
+
+
+def _sharding(platform: str, **description: str) -> jax.sharding.Sharding:
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform=platform, **description)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"XLA does not take this `target` ({reason})") from error
+    return jax.sharding.SingleDeviceSharding(found.devices[0])
+
+
+def _describe_gpu(entry: dict[str, Any]) -> dict[str, str]:
+    """The arguments that describe a GPU: a GpuTargetConfigProto as text, and one device."""
+    title, capability = entry["title"], entry["gpu"]["cuda_compute_capability"]
+    version = f"Compute Capability {capability['major']}.{capability['minor']}"
+    config = {
+        "gpu_device_info": {**_GPU, **entry["gpu"], "name": title, "platform_version": version},
+        "platform_name": "CUDA",
+        "dnn_version_info": {"major": 9, "minor": 12},
+        "device_description_str": title,
+    }
+    return {"target_config": _text_proto(config), "topology": "1x1x1"}
+
+
+def _text_proto(message: dict[str, Any]) -> str:
+    """A protocol buffer as text."""
+    fields = []
+    for name, value in message.items():
+        if isinstance(value, dict):
+            fields.append(f"{name} {{ {_text_proto(value)} }}")
+        elif isinstance(value, str) and name != "feature_extension":  # an enumeration
+            fields.append(f'{name}: "{value}"')
+        else:
+            fields.append(f"{name}: {value}")
+    return " ".join(fields)
