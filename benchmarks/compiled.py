@@ -22,7 +22,7 @@ from cae_jax.cli import common
 from cae_jax.evaluation.markdown import table
 
 # The most kernels of a training step, and megabytes of a step where the compiler counts them: a
-# tenth above what was counted with jax 0.12.0 at a batch of 128.
+# tenth above the counts with jax 0.12.0 at a batch of 128.
 BOUNDS: dict[tuple[str, str], tuple[int, float | None]] = {}
 
 

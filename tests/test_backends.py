@@ -75,6 +75,11 @@ def test_choices():
     conv = cae_jax.TrainConfig()
     deep = cae_jax.TrainConfig(model="deep")
     assert chosen(conv, "xla") == ("xla", "requested")
+    assert chosen(conv, "auto", "tpu") == ("xla", "a TPU has units for convolutions")
+    assert chosen(conv, "auto", "gpu") == (
+        "matmul",
+        "native is unavailable: it is for the CPU, and the device is a gpu",
+    )
     assert chosen(deep) == ("matmul", "every layer of the model deep is a matmul")
     with pytest.raises(cae_jax.UserError, match="takes auto, xla, matmul, native"):
         chosen(conv, "winograd")

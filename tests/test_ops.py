@@ -1,6 +1,7 @@
-"""The layers of `matmul` and `xla` against XLA's own convolution, with autodiff's derivatives."""
+"""The layers of `matmul`, `xla` and `tpu` against one convolution of XLA and its autodiff."""
 
 import functools
+import types
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from cae_jax.ops import matmul, xla
+from cae_jax.ops import matmul, tpu, xla
 
 # float32 sums of at most 144 terms of size 1, taken in another order
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
@@ -31,10 +32,18 @@ def upsample(x):
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
+def layer_of(module, name, x, kernel, bias, **options):
+    """A layer by one of the modules."""
+    (weights,) = module.prepare([(name, kernel, bias)])
+    return getattr(module, name)(x, weights, **options)
+
+
 def ours(name, padding=None):
-    """A layer as both modules have it."""
+    """A layer as each module has it, and by matmul with gradients summed in two groups."""
     options = {} if padding is None else {"padding": padding}
-    return [functools.partial(getattr(module, name), **options) for module in (matmul, xla)]
+    pairs = types.SimpleNamespace(**vars(matmul.grouped))
+    pairs.prepare = functools.partial(matmul.prepare, groups=2)
+    return [functools.partial(layer_of, ops, name, **options) for ops in (matmul, xla, tpu, pairs)]
 
 
 FORMS = {
@@ -141,7 +150,7 @@ def test_not_a_number_stays_visible(form):
         assert jnp.isnan(function(x, kernel, bias))[expected].all()
 
 
-@pytest.mark.parametrize("module", [matmul, xla])
+@pytest.mark.parametrize("module", [matmul, xla, tpu])
 def test_unknown_padding_is_refused(module):
     with pytest.raises(ValueError, match="'same' or 'valid'"):
-        module.upsample_conv(*random_layer(0, 1, 4, 4, 1, 1), padding="full")
+        layer_of(module, "upsample_conv", *random_layer(0, 1, 4, 4, 1, 1), padding="full")

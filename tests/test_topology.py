@@ -91,10 +91,11 @@ def test_the_model_has_the_shapes_of_its_table(height, width, features):
 def test_mixed_padding_is_the_inner_part_of_same():
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 5, 6, 4)), rng.normal(size=(3, 3, 4, 3))
-    arrays = [jnp.asarray(a, jnp.float32) for a in (x, kernel, np.zeros(3))]
+    x, kernel, bias = (jnp.asarray(a, jnp.float32) for a in (x, kernel, np.zeros(3)))
     for ops in (xla, matmul):
-        same = ops.upsample_conv(*arrays, padding="same")
-        mixed = ops.upsample_conv(*arrays, padding=("valid", "same"))
+        (weights,) = ops.prepare([("upsample_conv", kernel, bias)])
+        same = ops.upsample_conv(x, weights, padding="same")
+        mixed = ops.upsample_conv(x, weights, padding=("valid", "same"))
         np.testing.assert_allclose(mixed, same[:, 1:-1], atol=1e-5)
 
 

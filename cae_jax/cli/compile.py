@@ -28,7 +28,7 @@ NAMES: tuple[Name, ...] = get_args(Name)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags(common.ConfigFlags):
     target: str
-    """Device: h100, a100, l4, t4, v5e, v5p or v6e, the TPUs with a topology too, such as v5e:2x4."""
+    """Device: h100, a100, l4, t4, v5e, v5p, v6e; the TPUs with a topology too, such as v5e:2x4."""
 
     programs: tuple[Name, ...] = NAMES
     """What to compile."""
@@ -100,9 +100,10 @@ def describe(program: "Program", target: "Target") -> dict[str, Any]:
     began = time.perf_counter()
     compiled = program.lower(target.sharding).compile()
     seconds = time.perf_counter() - began
-    parsed = hlo.parse(compiled.as_text())
+    parsed = hlo.parse(compiled.as_text() or "")
     kernels, memory = parsed.kernels(), compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
+    assert memory is not None  # both compilers have it
     needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
     needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     return {
@@ -130,7 +131,7 @@ def text(described: dict[str, Any]) -> str:
     kinds = _listed(described["kinds"])
     lines = [f"{described['kernels']} kernels a step: {kinds}"]
     if described["kernels_in_branches"]:
-        lines.append(f"{described['kernels_in_branches']} more in a branch that not each step takes")
+        lines.append(f"{described['kernels_in_branches']} more in a branch of some steps")
     if described["graph_breaks"] is not None:
         lines.append(f"breaks a CUDA graph: {_listed(described['graph_breaks']) or 'nothing'}")
     if described["host_transfers"]:

@@ -8,7 +8,6 @@ argument of each call: a module such as `cae_jax.ops.xla`, equal to the others u
 
 import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -52,30 +51,47 @@ class ConvAutoencoder(nnx.Module):
         """The table of its layers."""
         return topology.convolutional(self.image_shape, self.features)
 
-    def encode(self, x_NxHxWxC: jax.Array, ops: ModuleType = matmul) -> jax.Array:
+    def encode(self, x_NxHxWxC: jax.Array, ops: Any = matmul) -> jax.Array:
         """Images ``[N, *image_shape]`` to codes ``[N, *code_shape]``, at least 0."""
-        _check_shape(x_NxHxWxC, self.image_shape)
-        x = scale(x_NxHxWxC)
-        for layer in self.topology.encoder:  # 28 -> 14 -> 7 -> 4
-            if layer.kernel is not None:
-                x = nnx.relu(ops.conv_pool(x, *_weights(getattr(self, layer.name))))
+        return self._encode(x_NxHxWxC, self._weights(slice(len(self.features)), ops), ops)
+
+    def decode(self, code_NxHxWxC: jax.Array, ops: Any = matmul) -> jax.Array:
+        """Codes ``[N, *code_shape]`` to logits ``[N, *image_shape]``."""
+        return self._decode(code_NxHxWxC, self._weights(slice(len(self.features), None), ops), ops)
+
+    def __call__(self, x_NxHxWxC: jax.Array, ops: Any = matmul) -> jax.Array:
+        """Images ``[N, *image_shape]`` to logits of the same shape."""
+        weights = self._weights(slice(None), ops)
+        code = self._encode(x_NxHxWxC, weights[: len(self.features)], ops)
+        return self._decode(code, weights[len(self.features) :], ops)
+
+    def _weights(self, part: slice, ops: Any) -> list[Any]:
+        """The weights of some layers, in the form that `ops` computes with."""
+        depth = len(self.features)
+        functions = ["conv_pool"] * depth + ["conv"] + ["upsample_conv"] * depth
+        modules = [getattr(self, layer.name) for layer in self.topology.weighted]
+        return ops.prepare(
+            [
+                (function, module.kernel[...], module.bias[...])
+                for function, module in zip(functions, modules, strict=True)
+            ][part]
+        )
+
+    def _encode(self, x: jax.Array, weights: list[Any], ops: Any) -> jax.Array:
+        _check_shape(x, self.image_shape)
+        x = scale(x)
+        for each in weights:  # 28 -> 14 -> 7 -> 4
+            x = nnx.relu(ops.conv_pool(x, each))
         return x
 
-    def decode(self, code_NxHxWxC: jax.Array, ops: ModuleType = matmul) -> jax.Array:
-        """Codes ``[N, *code_shape]`` to logits ``[N, *image_shape]``."""
-        first, *convolutions = [layer for layer in self.topology.decoder if layer.kernel]
-        x = nnx.relu(ops.conv(code_NxHxWxC, *_weights(getattr(self, first.name))))
-        for layer in convolutions:  # 4 -> 8, 8 -> 16 -> 14, 14 -> 28
-            weights = _weights(getattr(self, layer.name))
-            x = ops.upsample_conv(x, *weights, padding=layer.padding)
-            if layer is not convolutions[-1]:
-                x = nnx.relu(x)
+    def _decode(self, x: jax.Array, weights: list[Any], ops: Any) -> jax.Array:
+        first, *others = weights
+        x = ops.conv(x, first)
+        upsampling = self.topology.weighted[len(self.features) + 1 :]
+        for layer, each in zip(upsampling, others, strict=True):  # 4 -> 8, 8 -> 16 -> 14, 14 -> 28
+            x = ops.upsample_conv(nnx.relu(x), each, padding=layer.padding)
         height, width, _ = self.image_shape
         return x[:, :height, :width]
-
-    def __call__(self, x_NxHxWxC: jax.Array, ops: ModuleType = matmul) -> jax.Array:
-        """Images ``[N, *image_shape]`` to logits of the same shape."""
-        return self.decode(self.encode(x_NxHxWxC, ops), ops)
 
 
 class DenseAutoencoder(nnx.Module):
@@ -103,7 +119,7 @@ class DenseAutoencoder(nnx.Module):
         """The table of its layers."""
         return topology.dense(self.image_shape, self.model)
 
-    def encode(self, x_NxHxWxC: jax.Array, ops: ModuleType | None = None) -> jax.Array:
+    def encode(self, x_NxHxWxC: jax.Array, ops: Any = None) -> jax.Array:
         """Images ``[N, *image_shape]`` to codes ``[N, *code_shape]``, at least 0."""
         _check_shape(x_NxHxWxC, self.image_shape)
         x = scale(x_NxHxWxC).reshape(-1, *self.topology.layers[0].shape)
@@ -111,7 +127,7 @@ class DenseAutoencoder(nnx.Module):
             x = nnx.relu(getattr(self, layer.name)(x))
         return x
 
-    def decode(self, code_NxC: jax.Array, ops: ModuleType | None = None) -> jax.Array:
+    def decode(self, code_NxC: jax.Array, ops: Any = None) -> jax.Array:
         """Codes ``[N, *code_shape]`` to logits ``[N, *image_shape]``."""
         *hidden, last = self.topology.decoder
         x = code_NxC
@@ -119,7 +135,7 @@ class DenseAutoencoder(nnx.Module):
             x = nnx.relu(getattr(self, layer.name)(x))
         return getattr(self, last.name)(x).reshape(-1, *self.image_shape)
 
-    def __call__(self, x_NxHxWxC: jax.Array, ops: ModuleType | None = None) -> jax.Array:
+    def __call__(self, x_NxHxWxC: jax.Array, ops: Any = None) -> jax.Array:
         """Images ``[N, *image_shape]`` to logits of the same shape."""
         return self.decode(self.encode(x_NxHxWxC))
 
@@ -213,12 +229,6 @@ def _initialised(layer: Layer, rngs: nnx.Rngs) -> nnx.Conv | nnx.Linear:
         size = tuple(window)
         return nnx.Conv(n_in, n_out, kernel_size=size, kernel_init=_draw_kernel, rngs=rngs)
     return nnx.Linear(n_in, n_out, kernel_init=_draw_kernel, rngs=rngs)
-
-
-def _weights(layer: nnx.Conv) -> tuple[jax.Array, jax.Array]:
-    """Kernel and bias; the module holds them, the functions of `ops` compute with them."""
-    assert layer.bias is not None
-    return layer.kernel[...], layer.bias[...]
 
 
 def _check_shape(x: jax.Array, image_shape: tuple[int, int, int]) -> None:

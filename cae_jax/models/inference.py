@@ -39,6 +39,7 @@ class Autoencoder:
         self.config = config
         self.model = model
         self.topology = topology.of_config(config)
+        self._image_shape = self.topology.image_shape
         graphdef, self.params = nnx.split(model, nnx.Param)
         self._backend = backend
         self._passes = autoencoders.Passes(
@@ -90,18 +91,18 @@ class Autoencoder:
             )
         if not np.issubdtype(codes.dtype, np.floating) or not np.isfinite(codes).all():
             raise UserError(f"codes ({codes.dtype}) must be finite floats, as encode gives")
-        return self._batched(self._passes.decode, codes.astype(np.float32), self.topology.image_shape)
+        return self._batched(self._passes.decode, codes.astype(np.float32), self._image_shape)
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Images ``[N, *image_shape]`` in [0, 1]: those given, encoded and decoded."""
-        return self._batched(self._passes.reconstruct, self._prepared(images), self.topology.image_shape)
+        return self._batched(self._passes.reconstruct, self._prepared(images), self._image_shape)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """The output of `reconstruct` before the sigmoid: ``[N, *image_shape]``, unbounded."""
-        return self._batched(self._passes.logits, self._prepared(images), self.topology.image_shape)
+        return self._batched(self._passes.logits, self._prepared(images), self._image_shape)
 
     def _prepared(self, images: np.ndarray) -> np.ndarray:
-        return prepare_images(images, self.topology.image_shape)
+        return prepare_images(images, self._image_shape)
 
     def _batched(
         self, function: Callable, inputs: np.ndarray, shape: tuple[int, ...]

@@ -7,14 +7,13 @@ folder and a line in `choose`.
 
 import contextlib
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 from jax.extend.backend import clear_backends
 
 from cae_jax.errors import UserError
-from cae_jax.ops import matmul, native, xla
+from cae_jax.ops import matmul, native, tpu, xla
 
 Name = Literal["xla", "matmul", "native"]
 
@@ -38,7 +37,8 @@ class Backend(NamedTuple):
     Attributes:
         name: as in `choose`.
         reason: why it was chosen, the end of a sentence.
-        layers: module with ``conv_pool``, ``conv`` and ``upsample_conv``.
+        layers: has ``prepare``, ``conv_pool``, ``conv`` and ``upsample_conv``, such as the module
+            `cae_jax.ops.xla`.
         max_batch: the most images that inference sends to the device in one call.
         kernel: may have ``value_and_grad``, ``losses``, ``encode`` and ``decode`` of the whole
             network, each a function of the parameters and arrays.
@@ -46,7 +46,7 @@ class Backend(NamedTuple):
 
     name: Name
     reason: str
-    layers: ModuleType
+    layers: Any
     max_batch: int
     kernel: Any = None
 
@@ -89,6 +89,9 @@ class Backend(NamedTuple):
 # With twice as many images in a call, the matmul form on a CPU takes twice as long for each.
 XLA = Backend("xla", "requested", xla, max_batch=256)
 MATMUL = Backend("matmul", "requested", matmul, max_batch=256)
+# Other forms of the two, for other devices.
+_GROUPED = MATMUL._replace(layers=matmul.grouped)
+_TPU = XLA._replace(layers=tpu)
 
 
 def choose(network: Network, name: str = "auto", platform: str | None = None) -> Backend:
@@ -96,8 +99,8 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
 
     Args:
         network: its topology.
-        name: a `Name`, or ``"auto"``: the native kernel on a CPU where it is available, else
-            matmul.
+        name: a `Name`, or ``"auto"``: on a CPU the native kernel where it is available, on a TPU
+            xla, else matmul; docs/performance.md has the counts that decided.
         platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``; None takes that of the default device.
 
     Raises:
@@ -116,8 +119,12 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
                 "matmul"
             )
         return MATMUL._replace(reason=f"every layer of the model {network.model} is a matmul")
+    by_matmul = _GROUPED if platform == "gpu" else MATMUL
+    by_xla = _TPU if platform == "tpu" else XLA
     if name in ("xla", "matmul"):
-        return XLA if name == "xla" else MATMUL
+        return by_xla if name == "xla" else by_matmul
+    if name == "auto" and platform == "tpu":
+        return by_xla._replace(reason="a TPU has units for convolutions")
     try:
         kernel = _native_kernel(network, platform)
     except native.UnavailableError as error:
@@ -126,7 +133,7 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
                 f"the native backend is unavailable: {error}; set `backend='matmul'` or "
                 "`backend='auto'`"
             ) from None
-        return MATMUL._replace(reason=f"native is unavailable: {error}")
+        return by_matmul._replace(reason=f"native is unavailable: {error}")
     reason = "requested" if name == "native" else "a CPU with a C++ compiler"
     # The kernel keeps its own working set in the cache, and every call has a cost.
     return Backend("native", reason, matmul, max_batch=4096, kernel=kernel)

@@ -1,4 +1,4 @@
-"""Counts what a compiled program does on its device, from XLA's text of it (optimized HLO)."""
+"""Counts what a compiled program does on its device, from the text that XLA prints."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ class Instruction(NamedTuple):
 
     Attributes:
         opcode: such as ``fusion``.
-        text: all of it.
+        text: the whole line, from its type on.
         calls: names of the computations that it calls.
     """
 
@@ -34,7 +34,7 @@ class Kernels(NamedTuple):
     """Kernels of a program by kind, as they are launched one after the other.
 
     Attributes:
-        step: in each iteration of the outermost loop; all of them in a program without a loop.
+        step: in each iteration of the outermost loop, or all where there is no loop.
         branches: besides those of `step`, in the longest branch of its conditionals, which the
             program may take or not.
         outside: before and after the loop.
@@ -109,7 +109,8 @@ class Program(NamedTuple):
             if instruction.opcode == "while":
                 bodies.append(_body(instruction))
             elif instruction.opcode in _CALLS:
-                bodies += [each for callee in instruction.calls for each in self._outer_loops(callee)]
+                for each in instruction.calls:
+                    bodies += self._outer_loops(each)
         return bodies
 
     def _kind(self, instruction: Instruction) -> str | None:

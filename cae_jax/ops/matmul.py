@@ -17,6 +17,11 @@ Shapes: B images, H x W pixels, C channels in, F features out; a, b are the row 
 Kernels have the layout of Flax and Keras: row, column, in, out.
 """
 
+import functools
+import types
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,13 +30,67 @@ from jax import lax
 from cae_jax.ops.xla import same_edges
 
 
-def conv(x_BxHxWxC: jax.Array, kernel_3x3xCxF: jax.Array, bias_F: jax.Array) -> jax.Array:
+class Weights(NamedTuple):
+    """A layer's kernel and bias in the form that it multiplies by.
+
+    Attributes:
+        matrix: G times the same ``[K, N]``, see `prepare`.
+        bias: ``[F]`` to be added to the output; None where it is the last row of the matrix.
+        features: F.
+    """
+
+    matrix: jax.Array
+    bias: jax.Array | None
+    features: int
+
+
+def prepare(layers: Sequence[tuple[str, jax.Array, jax.Array]], groups: int = 1) -> list[Weights]:
+    """The weights of several layers.
+
+    Args:
+        layers: name of the layer's function here, kernel ``[3, 3, C, F]`` and bias ``[F]``.
+        groups: above 1 for a device with many cores, where the number of kernels counts. The
+            gradient of a matrix is then summed over each of as many groups of images, and over the
+            groups for all layers at once, where XLA would split each long sum by itself; and a
+            matrix has the bias in its last row, whose gradient is then a row of the matrix's.
+    """
+    matrices = [_MATRICES[name](kernel) for name, kernel, _ in layers]
+    if groups == 1:
+        return [
+            Weights(matrix[None], bias, bias.size)
+            for matrix, (_, _, bias) in zip(matrices, layers, strict=True)
+        ]
+    for i, (name, kernel, bias) in enumerate(layers):
+        matrices[i] = jnp.concatenate([matrices[i], _bias_row(name, kernel, bias)[None]])
+    vector = jnp.concatenate([matrix.ravel() for matrix in matrices])
+    vectors = jnp.broadcast_to(vector, (groups, vector.size))
+    parts = jnp.split(vectors, np.cumsum([matrix.size for matrix in matrices])[:-1], axis=1)
+    return [
+        Weights(part.reshape(groups, *matrix.shape), None, bias.size)
+        for part, matrix, (_, _, bias) in zip(parts, matrices, layers, strict=True)
+    ]
+
+
+def _bias_row(name: str, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """The row of a matrix that adds the bias to each output once."""
+    channels, features = kernel.shape[2:]
+    if name == "conv":
+        return bias
+    if name == "upsample_conv" and not _windows_are_smaller(channels, features):
+        return jnp.pad(bias, (4 * features, 4 * features))  # each output has one middle tap
+    return jnp.tile(bias, 4)  # the phases
+
+
+def conv(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
     """Convolves with 'same' padding and adds the bias: ``[B, H, W, C] -> [B, H, W, F]``."""
-    matrix = kernel_3x3xCxF.reshape(-1, bias_F.size)
-    return _matmul(_windows(_pad(x_BxHxWxC, 1, 1), 3, stride=1), matrix) + _channel(bias_F)
+    return _add(_multiply(_windows(_pad(x_BxHxWxC, 1, 1), 3, stride=1), weights), weights)
 
 
-def conv_pool(x_BxHxWxC: jax.Array, kernel_3x3xCxF: jax.Array, bias_F: jax.Array) -> jax.Array:
+def _conv_matrix(kernel: jax.Array) -> jax.Array:
+    return kernel.reshape(-1, kernel.shape[-1])
+
+
+def conv_pool(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
     """Convolves with 'same' padding, adds the bias and max-pools 2x2 windows with 'same' padding.
 
     For an odd size the last window is partial (7 -> 4). A ReLU commutes with the maximum, so it
@@ -40,41 +99,52 @@ def conv_pool(x_BxHxWxC: jax.Array, kernel_3x3xCxF: jax.Array, bias_F: jax.Array
     Returns:
         ``[B, ceil(H / 2), ceil(W / 2), F]``.
     """
-    odd_rows, odd_columns = x_BxHxWxC.shape[1] % 2, x_BxHxWxC.shape[2] % 2
+    odd = x_BxHxWxC.shape[1] % 2, x_BxHxWxC.shape[2] % 2
     # Padding of 1 for the convolution, and 1 more at the end of an odd size.
-    x = _pad(x_BxHxWxC, 1, (1 + odd_rows, 1 + odd_columns))
-    # Phase (a, b) applies the 3x3 kernel at offset (a, b) of the 4x4 window.
+    x = _pad(x_BxHxWxC, 1, (1 + odd[0], 1 + odd[1]))
+    return _add(max_of_phases(_multiply(_windows(x, 4, stride=2), weights), *odd), weights)
+
+
+def phase_kernel(kernel_3x3xCxF: jax.Array) -> jax.Array:
+    """The kernel ``[4, 4, C, 4 F]`` that gives the four phases of a convolution.
+
+    Phase (a, b) applies the 3x3 kernel at offset (a, b) of the 4x4 window.
+    """
     phases = [
         jnp.pad(kernel_3x3xCxF, ((a, 1 - a), (b, 1 - b), (0, 0), (0, 0)))
         for a in (0, 1)
         for b in (0, 1)
     ]
-    matrix = jnp.stack(phases, axis=3).reshape(-1, 4 * bias_F.size)
-    y00, y01, y10, y11 = jnp.split(_matmul(_windows(x, 4, stride=2), matrix), 4, axis=-1)
-    if odd_columns:  # mask phases beyond the image
+    return jnp.concatenate(phases, axis=3)
+
+
+def max_of_phases(y_BxHxWx4F: jax.Array, odd_rows: int, odd_columns: int) -> jax.Array:
+    """The maximum of the four phases: ``[B, H, W, 4 F] -> [B, H, W, F]``.
+
+    Args:
+        y_BxHxWx4F: phases, see `phase_kernel`.
+        odd_rows, odd_columns: whether the last row or column of phases 1 is beyond the image.
+    """
+    y00, y01, y10, y11 = jnp.split(y_BxHxWx4F, 4, axis=-1)
+    if odd_columns:
         y01, y11 = _mask_last(y01, axis=2), _mask_last(y11, axis=2)
     if odd_rows:
         y10, y11 = _mask_last(y10, axis=1), _mask_last(y11, axis=1)
-    return _first_max(_first_max(y00, y01), _first_max(y10, y11)) + _channel(bias_F)
+    return _first_max(_first_max(y00, y01), _first_max(y10, y11))
 
 
-# _TAPS[a, i, k] = 1 where tap k of the kernel, at output phase a, reads low-resolution pixel i.
-_TAPS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
+def _conv_pool_matrix(kernel: jax.Array) -> jax.Array:
+    return phase_kernel(kernel).reshape(-1, 4 * kernel.shape[-1])
 
 
 def upsample_conv(
-    x_BxHxWxC: jax.Array,
-    kernel_3x3xCxF: jax.Array,
-    bias_F: jax.Array,
-    *,
-    padding: str | tuple[str, str] = "same",
+    x_BxHxWxC: jax.Array, weights: Weights, *, padding: str | tuple[str, str] = "same"
 ) -> jax.Array:
     """Upsamples by two (nearest neighbour), convolves and adds the bias.
 
     Args:
         x_BxHxWxC: low-resolution input.
-        kernel_3x3xCxF: kernel of the convolution.
-        bias_F: bias.
+        weights: kernel and bias of the convolution.
         padding: of the convolution, ``"same"`` or ``"valid"``, or a pair for rows and columns.
 
     Returns:
@@ -84,37 +154,67 @@ def upsample_conv(
         ValueError: another padding.
     """
     edges = same_edges(padding)
-    channels, features = kernel_3x3xCxF.shape[2:]
-    # Both forms are exact and need one large array: 2x2 windows before the matmul, or 3x3 taps
-    # after it. Take the smaller array.
-    if 4 * channels <= 9 * features:
-        return _upsample_conv_windows(x_BxHxWxC, kernel_3x3xCxF, edges) + _channel(bias_F)
-    return _upsample_conv_taps(x_BxHxWxC, kernel_3x3xCxF, edges) + _channel(bias_F)
+    if _windows_are_smaller(x_BxHxWxC.shape[-1], weights.features):
+        return _add(_upsample_conv_windows(x_BxHxWxC, weights, edges), weights)
+    return _add(_upsample_conv_taps(x_BxHxWxC, weights, edges), weights)
 
 
-def _upsample_conv_windows(x: jax.Array, kernel: jax.Array, edges: tuple[int, int]) -> jax.Array:
+def _windows_are_smaller(channels: int, features: int) -> bool:
+    """Which array of an upsampling layer is the smaller one.
+
+    Both forms are exact and need one large array: 2x2 windows before the matmul, or 3x3 taps
+    after it.
+    """
+    return 4 * channels <= 9 * features
+
+
+def _upsample_conv_matrix(kernel: jax.Array) -> jax.Array:
+    channels, features = kernel.shape[2:]
+    if _windows_are_smaller(channels, features):
+        # Phase (a, b), pixel (i, j) of the window. Phase 0 reads the first pixel by two taps.
+        rows = [[kernel[0] + kernel[1], kernel[2]], [kernel[0], kernel[1] + kernel[2]]]
+        phases = [
+            [[[k[0] + k[1], k[2]], [k[0], k[1] + k[2]]] for k in row]  # [a][i][b][j]
+            for row in rows
+        ]
+        matrix = jnp.stack(
+            [
+                jnp.stack([phases[a][i][b][j] for a in (0, 1) for b in (0, 1)], axis=1)
+                for i in (0, 1)
+                for j in (0, 1)
+            ]
+        )  # window, channel, phase, feature
+        return matrix.reshape(4 * channels, 4 * features)
+    return kernel.transpose(2, 0, 1, 3).reshape(channels, 9 * features)
+
+
+_MATRICES = {
+    "conv": _conv_matrix,
+    "conv_pool": _conv_pool_matrix,
+    "upsample_conv": _upsample_conv_matrix,
+}
+
+
+def _upsample_conv_windows(x: jax.Array, weights: Weights, edges: tuple[int, int]) -> jax.Array:
     # A zero at low resolution is two at high resolution: with 'same' padding the result is one
     # pixel too wide on each side, and every output still depends on a 2x2 window.
     rows, columns = edges
     x = jnp.pad(x, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
-    matrix = jnp.einsum("aik,bjl,klcf->ijcabf", _TAPS, _TAPS, kernel)
-    y = _matmul(_windows(x, 2, stride=1), matrix.reshape(-1, 4 * kernel.shape[-1]))
-    y = _depth_to_space(y)
+    y = _depth_to_space(_multiply(_windows(x, 2, stride=1), weights))
     return _inner(y, rows, columns)
 
 
-def _upsample_conv_taps(x: jax.Array, kernel: jax.Array, edges: tuple[int, int]) -> jax.Array:
+def _upsample_conv_taps(x: jax.Array, weights: Weights, edges: tuple[int, int]) -> jax.Array:
     # The matmul multiplies every pixel by every tap. In one direction, outputs 2p and 2p + 1 both
     # add the middle tap of pixel p; 2p also adds the last tap of p and the first of p - 1, and
     # 2p + 1 the first tap of p and the last of p + 1.
-    channels, features = kernel.shape[2:]
-    taps = _matmul(x, kernel.transpose(2, 0, 1, 3).reshape(channels, 9 * features))
-    taps = taps.reshape(*taps.shape[:3], 3, 3, features)
+    taps = _multiply(x, weights)
+    taps = taps.reshape(*taps.shape[:3], 3, 3, weights.features)
     rows = jnp.stack(_even_and_odd(taps[:, :, :, 0], taps[:, :, :, 1], taps[:, :, :, 2], axis=1))
     even, odd = _even_and_odd(rows[..., 0, :], rows[..., 1, :], rows[..., 2, :], axis=3)
     y = jnp.stack([even, odd], axis=-2)  # row phase, B, H, W, column phase, F
     batch, height, width = x.shape[:3]
-    y = y.transpose(1, 2, 0, 3, 4, 5).reshape(batch, 2 * height, 2 * width, features)
+    y = y.transpose(1, 2, 0, 3, 4, 5).reshape(batch, 2 * height, 2 * width, weights.features)
     return _inner(y, 1 - edges[0], 1 - edges[1])
 
 
@@ -134,22 +234,39 @@ def _even_and_odd(
     return middle + last + before, middle + first + after
 
 
+def _multiply(x: jax.Array, weights: Weights) -> jax.Array:
+    """Multiplies windows or pixels by a layer's matrix: ``[B, H, W, K] -> [B, H, W, N]``."""
+    if weights.bias is None:
+        x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+    return _matmul(x, weights.matrix)
+
+
+def _add(y: jax.Array, weights: Weights) -> jax.Array:
+    """Adds the bias, unless the matrix has."""
+    return y if weights.bias is None else y + weights.bias[None, None, None, :]
+
+
 @jax.custom_vjp
 def _matmul(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """``x @ matrix``: ``[B, H, W, K], [K, N] -> [B, H, W, N]``."""
-    return x @ matrix
+    """``x @ matrix``: ``[B, H, W, K], G times the same [K, N] -> [B, H, W, N]``."""
+    return x @ matrix[0]
 
 
 def _matmul_forward(x, matrix):
-    return x @ matrix, (x, matrix)
+    return x @ matrix[0], (x, matrix)
 
 
 def _matmul_backward(residuals, dy):
     # Contracts the rows of x and dy. Autodiff contracts columns, for which XLA on the CPU first
     # transposes the B H W rows of dy: 2 to 3 times slower.
     x, matrix = residuals
-    rows = tuple(range(x.ndim - 1))
-    return dy @ matrix.T, lax.dot_general(x, dy, ((rows, rows), ((), ())))
+    dx, groups = dy @ matrix[0].T, len(matrix)
+    if groups == 1 or len(x) % groups:
+        rows = tuple(range(x.ndim - 1))
+        dmatrix = lax.dot_general(x, dy, ((rows, rows), ((), ())))
+        return dx, jnp.pad(dmatrix[None], ((0, groups - 1), (0, 0), (0, 0)))
+    x, dy = (a.reshape(groups, -1, a.shape[-1]) for a in (x, dy))
+    return dx, lax.dot_general(x, dy, (((1,), (1,)), ((0,), (0,))))
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -179,10 +296,6 @@ def _depth_to_space(x: jax.Array) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
-def _channel(bias_F: jax.Array) -> jax.Array:
-    return bias_F[None, None, None, :]
-
-
 def _first_max(x: jax.Array, y: jax.Array) -> jax.Array:
     """The maximum; a tie passes the gradient to `x`, where `jnp.maximum` splits it."""
     # Keeps a NaN in x. A NaN in y alone is impossible, because the phases share a window.
@@ -193,3 +306,12 @@ def _mask_last(y: jax.Array, *, axis: int) -> jax.Array:
     """Sets the last row or column to minus infinity."""
     inside = lax.broadcasted_iota(jnp.int32, y.shape, axis) < y.shape[axis] - 1
     return jnp.where(inside, y, -jnp.inf)
+
+
+# For devices with many cores, where the number of kernels counts.
+grouped = types.SimpleNamespace(
+    prepare=functools.partial(prepare, groups=32),
+    conv=conv,
+    conv_pool=conv_pool,
+    upsample_conv=upsample_conv,
+)

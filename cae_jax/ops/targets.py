@@ -72,13 +72,11 @@ def find(name: str) -> Target:
     _require(kind, "libtpu", "tpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no machine is asked what it is
     topology = f"{kind}:{topology or entry['topology']}"
-    return Target(
-        entry["title"], "tpu", entry["memory"], _sharding("tpu", topology_name=topology)
-    )
+    return Target(entry["title"], "tpu", entry["memory"], _sharding("tpu", topology_name=topology))
 
 
 def _table() -> dict[str, Any]:
-    return tomllib.loads(resources.files(__package__).joinpath("targets.toml").read_text("utf-8"))
+    return tomllib.loads(resources.files("cae_jax.ops").joinpath("targets.toml").read_text("utf-8"))
 
 
 def _require(kind: str, module: str, extra: str) -> None:

@@ -7,39 +7,49 @@ numbers. On the CPU, XLA converts these to a layout with a fast routine, but not
 (https://github.com/jax-ml/jax/issues/12868). Explicit transposes give that layout everywhere.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def conv(x_BxHxWxC: jax.Array, kernel_3x3xCxF: jax.Array, bias_F: jax.Array) -> jax.Array:
+class Weights(NamedTuple):
+    """Kernel and bias of a layer: ``[3, 3, C, F]`` and ``[F]``."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+
+def prepare(layers: Sequence[tuple[str, jax.Array, jax.Array]]) -> list[Weights]:
+    """The weights of several layers, each given by name, kernel and bias."""
+    return [Weights(kernel, bias) for _, kernel, bias in layers]
+
+
+def conv(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
     """Convolves with 'same' padding and adds the bias: ``[B, H, W, C] -> [B, H, W, F]``."""
-    return _convolve(_pad(x_BxHxWxC), kernel_3x3xCxF) + bias_F[None, None, None, :]
+    return _convolve(_pad(x_BxHxWxC), weights.kernel) + weights.bias[None, None, None, :]
 
 
-def conv_pool(x_BxHxWxC: jax.Array, kernel_3x3xCxF: jax.Array, bias_F: jax.Array) -> jax.Array:
+def conv_pool(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
     """Convolves with 'same' padding, adds the bias and max-pools 2x2 windows with 'same' padding.
 
     Returns:
         ``[B, ceil(H / 2), ceil(W / 2), F]``.
     """
-    y = conv(x_BxHxWxC, kernel_3x3xCxF, bias_F)
+    y = conv(x_BxHxWxC, weights)
     return lax.reduce_window(y, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
 
 
 def upsample_conv(
-    x_BxHxWxC: jax.Array,
-    kernel_3x3xCxF: jax.Array,
-    bias_F: jax.Array,
-    *,
-    padding: str | tuple[str, str] = "same",
+    x_BxHxWxC: jax.Array, weights: Weights, *, padding: str | tuple[str, str] = "same"
 ) -> jax.Array:
     """Upsamples by two (nearest neighbour), convolves and adds the bias.
 
     Args:
         x_BxHxWxC: low-resolution input.
-        kernel_3x3xCxF: kernel of the convolution.
-        bias_F: bias.
+        weights: kernel and bias of the convolution.
         padding: of the convolution, ``"same"`` or ``"valid"``, or a pair for rows and columns.
 
     Returns:
@@ -49,7 +59,8 @@ def upsample_conv(
         ValueError: another padding.
     """
     x = jnp.repeat(jnp.repeat(x_BxHxWxC, 2, axis=1), 2, axis=2)
-    return _convolve(_pad(x, same_edges(padding)), kernel_3x3xCxF) + bias_F[None, None, None, :]
+    y = _convolve(_pad(x, same_edges(padding)), weights.kernel)
+    return y + weights.bias[None, None, None, :]
 
 
 def same_edges(padding: str | tuple[str, str]) -> tuple[int, int]:

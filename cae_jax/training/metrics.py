@@ -50,13 +50,18 @@ def ssim(images: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def _pixel_mean(values: jax.Array) -> jax.Array:
-    # As a product with ones: XLA's reduction on the CPU adds the pixels of an image sequentially,
-    # which takes longer than a layer.
+    # On a CPU as a product with ones: XLA's reduction there adds the pixels of an image
+    # sequentially, which takes longer than a layer.
     pixels = math.prod(values.shape[1:])
-    sums = jnp.dot(
-        values.reshape(len(values), pixels), jnp.ones(pixels, values.dtype), precision="highest"
+    values = values.reshape(len(values), pixels)
+    return (
+        jax.lax.platform_dependent(
+            values,
+            cpu=lambda x: jnp.dot(x, jnp.ones(pixels, x.dtype), precision="highest"),
+            default=lambda x: x.sum(axis=1),
+        )
+        / pixels
     )
-    return sums / pixels
 
 
 def epoch_loss(losses_S: np.ndarray, examples: int, batch_size: int) -> float:

@@ -113,33 +113,43 @@ def make_run_steps(
     """
     value_and_grad = jax.value_and_grad(make_loss(graphdef, backend))
 
-    def train_step(i, state, images_NxHxWxC, batch_B, noise_key) -> TrainState:
+    def train_step(i, state, unravel, images_NxHxWxC, batch_B, noise_key) -> TrainState:
+        params = unravel(state.params)
         # The last batch is padded; mask the padding.
         weights_B = (batch_B < images_NxHxWxC.shape[0]).astype(jnp.float32)
         inputs_BxHxWxC = targets_BxHxWxC = images_NxHxWxC.at[batch_B].get(mode="clip")
         if corrupt is not None:
             key = jax.random.fold_in(noise_key, state.step)
             inputs_BxHxWxC = corrupt(key, scale(targets_BxHxWxC))
-        loss, grads = value_and_grad(state.params, inputs_BxHxWxC, targets_BxHxWxC, weights_B)
+        loss, grads = value_and_grad(params, inputs_BxHxWxC, targets_BxHxWxC, weights_B)
         # A loss or gradient that is not finite marks the step's loss and the whole gradient, so
         # that the losses name the step and the optimizer can skip it.
-        vector, unravel = ravel_pytree(grads)  # like the optimizer: one device kernel, not 14
+        vector = jax.lax.optimization_barrier(ravel_pytree(grads)[0])
         finite = jnp.isfinite(loss + vector.sum())
         grads = unravel(jnp.where(finite, vector, jnp.nan))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        assert isinstance(params, nnx.State)
-        losses_S = state.losses_S.at[i].set(jnp.where(finite, loss, jnp.nan))
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        params = state.params + ravel_pytree(updates)[0]
+        loss = jnp.where(finite, loss, jnp.nan)
+        losses_S = jax.lax.dynamic_update_slice(
+            state.losses_S, loss[None], (i,), allow_negative_indices=False
+        )
         return TrainState(params, opt_state, state.step + 1, losses_S)
 
     @partial(jax.jit, donate_argnames=("state",))
     def run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop):
+        # One vector of all parameters: few device kernels however many layers there are.
+        vector, unravel = ravel_pytree(state.params)
+
         def body(i, state):
-            return train_step(i, state, images_NxHxWxC, batches_SxB[i], noise_key)
+            batch_B = jax.lax.dynamic_slice(
+                batches_SxB, (i, 0), (1, batches_SxB.shape[1]), allow_negative_indices=False
+            )[0]
+            return train_step(i, state, unravel, images_NxHxWxC, batch_B, noise_key)
 
         # Optax computes with Python numbers, which `jax_enable_x64` makes double: other bits.
         with _enable_x64(False):
-            return jax.lax.fori_loop(start, stop, body, state)
+            state = jax.lax.fori_loop(start, stop, body, state._replace(params=vector))
+        return state._replace(params=unravel(state.params))
 
     return run_steps
 
