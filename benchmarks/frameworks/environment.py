@@ -22,10 +22,15 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": processor(),
         "cpu_count": cpu_count(),
-        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_PREFIXES)},
+        "variables": {k: v for k, v in sorted(os.environ.items()) if _counts(k)},
         "load_average": list(os.getloadavg()),
         "git_revision": _git_revision(),
     }
+
+
+def _counts(variable: str) -> bool:
+    """Whether a variable may change a time; TF_CLI is of Terraform."""
+    return variable.startswith(_PREFIXES) and not variable.startswith("TF_CLI")
 
 
 def cpu_count() -> int:
