@@ -10,10 +10,14 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import cae_jax
+from cae_jax.models import autoencoders
 from cae_jax.models.topology import of_config
-from cae_jax.ops.backend import choose
+from cae_jax.ops import matmul, xla
+from cae_jax.ops.backend import XLA, choose
+from cae_jax.training.loss import make_loss
 from tests.conftest import BACKENDS, CHOICE, ROOT, SMALL, needs_native
 from tests.test_fit import parameters
 
@@ -59,6 +63,22 @@ def test_a_run_is_used_by_any_backend(runs, backend, test_images):
         result.autoencoder.reconstruct(test_images[:20]),
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize(("name", "platform"), [("matmul", "gpu"), ("xla", "tpu")])
+def test_the_forms_for_other_devices_agree(name, platform, test_images):
+    graphdef, params = nnx.split(autoencoders.build(SMALL, nnx.Rngs(0)), nnx.Param)
+    images, weights = test_images[:64], np.ones(64, np.float32)
+    backend = choose(of_config(SMALL), name, platform)
+    assert backend.layers not in (xla, matmul)  # another form of theirs
+    (loss, gradient), (expected, wanted) = (
+        jax.jit(jax.value_and_grad(make_loss(graphdef, each)))(params, images, images, weights)
+        for each in (backend, XLA)
+    )
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    for ours, plain in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+        # Sums of up to 50,000 terms; rounding decides some maxima and signs.
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=3e-4 * np.abs(plain).max())
 
 
 def chosen(config, *name):

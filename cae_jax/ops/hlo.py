@@ -129,6 +129,8 @@ class Program(NamedTuple):
             return "reduction" if inside & {"reduce", "reduce-window"} else "loop"
         if opcode in ("dot", "convolution"):
             return "matmul"
+        if re.match(r"\w+\[\]", instruction.text):
+            return None  # what a TPU's scalar unit does besides
         if opcode in ("reduce", "reduce-window"):
             return "reduction"
         return "copy" if opcode == "copy-start" else opcode
