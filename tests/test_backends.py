@@ -78,7 +78,7 @@ def test_the_forms_for_other_devices_agree(name, platform, test_images):
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     for ours, plain in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
         # Sums of up to 50,000 terms; rounding decides some maxima and signs.
-        np.testing.assert_allclose(ours, plain, rtol=0, atol=3e-4 * np.abs(plain).max())
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-3 * np.abs(plain).max())
 
 
 def chosen(config, *name):
