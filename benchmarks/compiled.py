@@ -140,8 +140,7 @@ def excesses(result: dict[str, Any]) -> list[str]:
         if not counts["fits"]:
             found.append(f"{case}: {name} does not fit the memory of the device")
     training = result["programs"]["training"]
-    optimizer = result["flags"][result["flags"].index("--optimizer") + 1]
-    kernels, megabytes = BOUNDS[result["target"], optimizer]
+    kernels, megabytes = BOUNDS[result["target"], result["optimizer"]]
     if training["kernels"] > kernels:
         found.append(f"{case}: {training['kernels']} kernels a step, at most {kernels} are allowed")
     if megabytes is not None and training["bytes_accessed"] / 1e6 > megabytes:

@@ -155,7 +155,8 @@ def here(monkeypatch):
 
 
 def test_all_programs_of_a_config(here, tmp_path, capsys):
-    flags = ("--config", "denoise", "--examples", "600", "--json", tmp_path / "counts.json")
+    flags = ("--config", "denoise", "--train-examples", 600, "--test-examples", 100)
+    flags = (*flags, "--json", tmp_path / "counts.json")
     cli.main(["compile", "--target", "here", *map(str, flags)])
     shown, written = capsys.readouterr().out, json.loads((tmp_path / "counts.json").read_text())
     assert written["device"] == "this CPU, compiled, not run"

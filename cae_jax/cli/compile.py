@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cae_jax.ops.targets import Target
     from cae_jax.training.programs import Program
 
+# Images of the data sets, where the config takes all of them.
+TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
 Name = Literal["training", "evaluation", "noise", "encode", "decode", "reconstruct"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
@@ -32,9 +34,6 @@ class Flags(common.ConfigFlags):
 
     programs: tuple[Name, ...] = NAMES
     """What to compile."""
-
-    examples: int = 60000
-    """Number of training images; the test images are a sixth of them."""
 
     backend: Literal["auto", "xla", "matmul"] = "auto"
     """How the layers are computed; auto takes what a run on this device would."""
@@ -62,6 +61,7 @@ def run(flags: Flags) -> None:
         "device": f"{target.title}, compiled, not run",
         "jax": metadata.version("jax"),
         "config": flags.config,
+        "optimizer": flags.train.optimizer,
         "backend": f"{backend.name}: {backend.reason}",
         "batch_size": flags.train.batch_size,
         "programs": {},
@@ -81,10 +81,11 @@ def programs(flags: Flags, backend: "Backend") -> "dict[str, Program]":
     from cae_jax.models import autoencoders
     from cae_jax.training import programs
 
-    config, tests = flags.train, max(flags.examples // 6, 1)
+    config = flags.train
+    images, tests = config.train_examples or TRAIN_IMAGES, config.test_examples or TEST_IMAGES
     model = autoencoders.abstract(config)
     available = {
-        "training": programs.training(config, model, backend, flags.examples),
+        "training": programs.training(config, model, backend, images),
         "evaluation": programs.evaluation(config, model, backend, tests),
         "noise": programs.noise(config, model, tests),
         **programs.inference(model, backend),

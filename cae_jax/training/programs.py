@@ -33,7 +33,10 @@ class Program(NamedTuple):
 
     def lower(self, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Lowered:
         """Traces the function, for the default device or for that of `sharding`."""
-        place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+
+        def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
         return self.function.lower(*jax.tree.map(place, self.arguments))
 
 
