@@ -110,7 +110,7 @@ def test_kernels_of_a_step_by_kind():
     )
     assert kernels.branches == Counter({"library": 1, "loop": 1})
     assert kernels.outside == Counter({"loop": 1})
-    assert kernels.graph_breaks == Counter({"convolution": 1, "while": 1, "conditional": 1})
+    assert kernels.graph_breaks == Counter({"convolution": 1})
 
 
 def test_a_program_without_a_loop_is_one_step():

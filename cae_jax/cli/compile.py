@@ -99,7 +99,7 @@ def describe(program: "Program", target: "Target") -> dict[str, Any]:
     from cae_jax.ops import hlo
 
     began = time.perf_counter()
-    compiled = program.lower(target.sharding).compile()
+    compiled = program.compile(target.sharding)
     seconds = time.perf_counter() - began
     parsed = hlo.parse(compiled.as_text() or "")
     kernels, memory = parsed.kernels(), compiled.memory_analysis()

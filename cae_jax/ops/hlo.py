@@ -10,9 +10,9 @@ _FREE = {
     *("opt-barrier", "partition-id", "replica-id", "copy-done", "async-done", "async-update"),
 }
 _CALLS = ("call", "async-start")
-# What XLA does not capture in a CUDA graph by default: calls of libraries other than cuBLAS, and
-# control flow that the host decides.
-GRAPH_BREAKS = ("convolution", "library", "while", "conditional")
+# What XLA does not capture in a CUDA graph with the options of `cae_jax.ops.cuda_graphs`: calls of
+# libraries other than cuBLAS.
+GRAPH_BREAKS = ("convolution", "library")
 _TRANSFERS = {"infeed", "outfeed", "send", "recv"}
 
 
@@ -46,7 +46,7 @@ class Kernels(NamedTuple):
 
     @property
     def graph_breaks(self) -> Counter[str]:
-        """Those of each step that XLA does not capture in a CUDA graph by default."""
+        """Those of each step that XLA does not capture in a CUDA graph."""
         return Counter({kind: self.step[kind] for kind in GRAPH_BREAKS if self.step[kind]})
 
 

@@ -4,6 +4,7 @@
 one that is not.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.autoencoders import Model
+from cae_jax.ops import cuda_graphs
 from cae_jax.ops.backend import Backend
 from cae_jax.training import step
 from cae_jax.training.noise import build_corruption
@@ -38,6 +40,11 @@ class Program(NamedTuple):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         return self.function.lower(*jax.tree.map(place, self.arguments))
+
+    def compile(self, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Compiled:
+        """Compiles the function, for the default device or for that of `sharding`."""
+        device = next(iter(sharding.device_set)) if sharding else jax.devices()[0]
+        return cuda_graphs.compile_loop(self.lower(sharding), device.platform)
 
 
 def steps_per_epoch(config: TrainConfig, examples: int) -> int:
@@ -65,16 +72,8 @@ def training(config: TrainConfig, model: Model, backend: Backend, examples: int)
         the state after the steps and whether all parameters are finite.
     """
     steps = steps_per_epoch(config, examples)
-    optimizer = build_optimizer(config, all_steps(config, examples))
     graphdef, params = nnx.split(model, nnx.Param)
-    corrupt = build_corruption(config.noise, config.noise_level)
-    run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend)
-
-    @jax.jit
-    def run_chunk(*arguments):
-        state = run_steps(*arguments)
-        leaves = jax.tree.leaves(state.params)
-        return state, jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+    optimizer = build_optimizer(config, all_steps(config, examples))
 
     def init(params: nnx.State) -> step.TrainState:
         return step.init_state(nnx.merge(graphdef, params), optimizer, steps)
@@ -83,7 +82,24 @@ def training(config: TrainConfig, model: Model, backend: Backend, examples: int)
     batches = jax.ShapeDtypeStruct((steps, config.batch_size), jnp.int32)
     state = jax.eval_shape(init, params)
     images = _images(model, examples, jnp.uint8)
+    run_chunk = jax.jit(make_run_chunk(config, graphdef, backend, examples))
     return Program(run_chunk, (state, images, batches, _key(), number, number))
+
+
+def make_run_chunk(
+    config: TrainConfig, graphdef: nnx.GraphDef, backend: Backend, examples: int
+) -> Callable[..., tuple[step.TrainState, jax.Array]]:
+    """The function of `training`, to be jitted."""
+    optimizer = build_optimizer(config, all_steps(config, examples))
+    corrupt = build_corruption(config.noise, config.noise_level)
+    run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend)
+
+    def run_chunk(*arguments):
+        state = run_steps(*arguments)
+        leaves = jax.tree.leaves(state.params)
+        return state, jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+    return run_chunk
 
 
 def evaluation(config: TrainConfig, model: Model, backend: Backend, examples: int) -> Program:

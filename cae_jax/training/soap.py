@@ -90,12 +90,36 @@ def _make_update(b1: float, b2: float, eps: float) -> optax.TransformUpdateFn:
         )
         inverses = jax.tree.map(lambda q: q.swapaxes(1, 2), state.bases)
         direction = _ungroup(list(map(_rotate, scaled, inverses)), updates)  # N = Q_L N' Q_R'
-        mean, bases = jax.lax.cond(
-            step % EVERY == 0, _refresh, lambda *old: old[:2], mean, state.bases, factors
-        )
+        mean, bases = _refresh_if(step % EVERY == 0, mean, state.bases, factors)
         return direction, SoapState(step, mean, square, factors, bases)
 
     return update
+
+
+@jax.custom_batching.custom_vmap
+def _refresh_if(
+    due: jax.Array, mean: Groups, bases: Matrices, factors: Matrices
+) -> tuple[Groups, Matrices]:
+    """`_refresh` in the steps in which it is due."""
+    return jax.lax.cond(due, _refresh, lambda *old: old[:2], mean, bases, factors)
+
+
+@_refresh_if.def_vmap
+def _refresh_any(size: int, batched: Any, *arguments: Any) -> tuple[Any, Any]:
+    """Several models at once: `jax.vmap` of a branch would refresh in each step, of all models."""
+    due, *old = jax.tree.map(
+        lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape)),
+        arguments,
+        tuple(batched),
+    )
+
+    def refresh(mean: Groups, bases: Matrices, factors: Matrices) -> tuple[Groups, Matrices]:
+        new = jax.vmap(_refresh)(mean, bases, factors)
+        select = jax.vmap(jnp.where)
+        return jax.tree.map(lambda new, old: select(due, new, old), new, (mean, bases))
+
+    updated = jax.lax.cond(due.any(), refresh, lambda *old: old[:2], *old)
+    return updated, jax.tree.map(lambda _: True, updated)
 
 
 def _refresh(mean: Groups, bases: Matrices, factors: Matrices) -> tuple[Groups, Matrices]:

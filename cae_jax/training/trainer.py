@@ -1,5 +1,7 @@
 """The arrays of one training on the device, and its compiled programs."""
 
+import copy
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -70,7 +72,14 @@ class Trainer:
         sizes = {"examples": self.examples, "batch_size": self.config.batch_size}
         self._order = step.epoch_batches.lower(self._keys.order, number, **sizes).compile()
         run_chunk = programs.training(self.config, model, backend, self.examples)
-        self._run_chunk = run_chunk.lower().compile()
+        self._run_chunk = run_chunk.compile()
+
+    def with_seed(self, seed: int) -> "Trainer":
+        """The same programs for another seed; `validation` stays, and has its own `with_seed`."""
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, seed=seed)
+        other._keys = step.make_keys(seed)
+        return other
 
     def order(self, epoch: int) -> jax.Array:
         """The batches of an epoch, counted from 1: int32 indices ``[S, B]``."""

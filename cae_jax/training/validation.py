@@ -1,5 +1,7 @@
 """Evaluates a model on the test images, with the noise that its training has."""
 
+import copy
+
 import jax
 import numpy as np
 from flax import nnx
@@ -28,13 +30,23 @@ class Validation:
         self, config: TrainConfig, model: Model, backend: Backend, test_images: np.ndarray
     ) -> None:
         self.images = jax.device_put(test_images)
-        self.inputs, self.psnr_input = self.images, None
-        if noise := programs.noise(config, model, len(test_images)):
-            clean = scale(self.images)
-            self.inputs = noise.function(step.make_keys(config.seed).test_noise, clean)
-            self.psnr_input = _mean(metrics.psnr(self.inputs, clean))
+        self._noise = programs.noise(config, model, len(test_images))
+        self._draw(config.seed)
         evaluate = programs.evaluation(config, model, backend, len(test_images))
-        self._evaluate = evaluate.lower().compile()
+        self._evaluate = evaluate.compile()
+
+    def with_seed(self, seed: int) -> "Validation":
+        """The same images with the noise of another seed."""
+        other = copy.copy(self)
+        other._draw(seed)
+        return other
+
+    def _draw(self, seed: int) -> None:
+        self.inputs, self.psnr_input = self.images, None
+        if self._noise is not None:
+            clean = scale(self.images)
+            self.inputs = self._noise.function(step.make_keys(seed).test_noise, clean)
+            self.psnr_input = _mean(metrics.psnr(self.inputs, clean))
 
     def evaluate(self, params: nnx.State) -> tuple[float, float]:
         """Means over the test images: binary cross-entropy in nats and PSNR in dB."""
