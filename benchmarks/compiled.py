@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from cae_jax import UserError, atomic
 from cae_jax.cli import common
-from cae_jax.evaluation.markdown import table
+from cae_jax.markdown import table
 
 # The most kernels of a training step with noise, and megabytes where the compiler counts them: a
 # tenth above the counts with jax 0.12.0 at a batch of 128.

@@ -9,8 +9,9 @@ import pytest
 
 import cae_jax
 from benchmarks import study
+from cae_jax import markdown
 from cae_jax.config import NOISES
-from cae_jax.evaluation import comparison, markdown
+from cae_jax.evaluation import comparison
 from cae_jax.runs import history
 from tests.conftest import SMALL
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.frameworks.case import FRAMEWORKS
-from cae_jax.evaluation.markdown import table
+from cae_jax.markdown import table
 
 # Quantities to compare frameworks by: title, key of a summary, whether less is better.
 _QUANTITIES = (

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cae_jax import atomic, figures
+from cae_jax import atomic, figures, markdown
 from cae_jax import data as data_sets
 from cae_jax.config import NOISES, TrainConfig, check_level
 from cae_jax.errors import UserError
-from cae_jax.evaluation import baselines, comparison, markdown
+from cae_jax.evaluation import baselines, comparison
 from cae_jax.runs import fit
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.interruption import Interrupted

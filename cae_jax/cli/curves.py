@@ -13,9 +13,8 @@ from typing import Annotated
 
 import tyro
 
-from cae_jax import atomic
+from cae_jax import atomic, markdown
 from cae_jax.errors import UserError
-from cae_jax.evaluation import markdown
 from cae_jax.runs import history, pretrained
 from cae_jax.runs.names import run_names
 

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cae_jax import markdown
 from cae_jax.config import NOISES
 from cae_jax.data.images import scale
 from cae_jax.errors import UserError
-from cae_jax.evaluation import baselines, markdown
+from cae_jax.evaluation import baselines
 from cae_jax.evaluation.intervals import Interval, difference_interval, mean_interval
 from cae_jax.evaluation.quality import Quality, evaluate_images, evaluate_model
 from cae_jax.models.inference import Autoencoder
