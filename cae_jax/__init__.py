@@ -1,6 +1,7 @@
 """Convolutional autoencoders on 28 x 28 images.
 
-``fit`` trains, ``load`` opens a trained run, ``TrainConfig`` says what to train.
+``fit`` trains, ``fit_many`` trains many at once, ``load`` opens a trained run, ``TrainConfig`` says
+what to train.
 
 Array names carry their shape where they cross functions: ``x_BxHxWxC`` has rank 4. The letters:
 N examples of a data set, B images of a batch, S steps of an epoch, H rows, W columns, C channels,
@@ -18,16 +19,28 @@ if TYPE_CHECKING:
     from cae_jax.errors import UserError
     from cae_jax.models.inference import Autoencoder
     from cae_jax.runs.fit import FitResult, fit
+    from cae_jax.runs.fit_many import FitManyResult, fit_many
     from cae_jax.runs.load import load
 
-__all__ = ["Autoencoder", "FitResult", "TrainConfig", "UserError", "fit", "load"]
+__all__ = [
+    "Autoencoder",
+    "FitManyResult",
+    "FitResult",
+    "TrainConfig",
+    "UserError",
+    "fit",
+    "fit_many",
+    "load",
+]
 
 _MODULES = {
     "Autoencoder": "models.inference",
+    "FitManyResult": "runs.fit_many",
     "FitResult": "runs.fit",
     "TrainConfig": "config",
     "UserError": "errors",
     "fit": "runs.fit",
+    "fit_many": "runs.fit_many",
     "load": "runs.load",
 }
 

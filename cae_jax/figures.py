@@ -5,6 +5,7 @@ Every function raises `UserError` when its file cannot be written.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -113,6 +114,53 @@ def save_lines(
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize="small")
     _save(figure, path)
+
+
+def save_members(
+    path: str | Path,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    panels: Mapping[str, Sequence[tuple[float, float]]],
+) -> None:
+    """Draws the losses of many models: over epochs, and at the end over each swept value.
+
+    The first panel has their median in black, the others the median of each value.
+
+    Args:
+        path: PNG file to write.
+        curves: label of a model to its points (epoch, loss).
+        panels: label of a swept quantity to points (value, loss), sorted.
+    """
+    figure = Figure(figsize=(4.6 * (1 + len(panels)), 4.2), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(panels), squeeze=False, sharey=True)[0]
+    for points in curves.values():
+        first.plot(*zip(*points, strict=True), color="C0", alpha=0.4, linewidth=1)
+    _plot_median(first, [point for points in curves.values() for point in points])
+    first.set(xlabel="epoch", ylabel="val_loss (nats)")
+    first.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis, (label, points) in zip(others, panels.items(), strict=True):
+        axis.plot(*zip(*points, strict=True), "o", color="C0", alpha=0.4, markersize=4)
+        _plot_median(axis, points)
+        values = sorted({value for value, _ in points})
+        if min(values) > 0 and max(values) > 4 * min(values):
+            axis.set_xscale("log")
+        if len(values) <= 8:
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.set_xticks(values, [f"{value:g}" for value in values])
+        axis.set(xlabel=label)
+    # Losses of the first epochs, and of models that do not learn, hide all others.
+    losses = [points[-1][1] for points in curves.values()]
+    low, middle = min(losses), float(np.median(losses))
+    first.set_ylim(low - 0.1 * (middle - low) - 1e-3, middle + 4 * (middle - low) + 1e-2)
+    for axis in (first, *others):
+        axis.grid(alpha=0.3)
+    first.legend(frameon=False)
+    _save(figure, path)
+
+
+def _plot_median(axis: Any, points: Sequence[tuple[float, float]]) -> None:
+    values = sorted({x for x, _ in points})
+    medians = [float(np.median([y for x, y in points if x == value])) for value in values]
+    axis.plot(values, medians, ".-", color="black", label="median")
 
 
 def _save(figure: Figure, path: str | Path) -> None:

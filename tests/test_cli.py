@@ -392,7 +392,10 @@ def test_the_commands_are_listed_with_one_line_each(arguments, capsys):
     rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     listed = {row[0]: row[1] for row in rows if row and row[0] in cli.COMMANDS}
     assert list(listed) == list(cli.COMMANDS)
-    assert listed["train"] == "Train an autoencoder; repeated with the same --workdir, it resumes."
+    assert (
+        listed["train"]
+        == "Train an autoencoder, or many at once; repeated with the same --workdir, it resumes."
+    )
     assert all(text.endswith(".") for text in listed.values())
     modules = {path.stem.strip("_") for path in (ROOT / "cae_jax" / "cli").glob("*.py")}
     assert modules == {*cli.COMMANDS, "common", "configs", "init", "process"}

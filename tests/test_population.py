@@ -67,8 +67,8 @@ def test_members_in_turn_have_the_bits_of_a_training_alone(images):
     assert scores[0].psnr_input != scores[1].psnr_input
 
 
-@pytest.mark.parametrize("noise", ["none", "salt_and_pepper"])
-@pytest.mark.parametrize("size", [2, 3])  # two groups, and one
+# In two groups, and in one.
+@pytest.mark.parametrize(("size", "noise"), [(2, "salt_and_pepper"), (3, "none")])
 def test_members_together_train_as_alone(images, noise, size):
     configs = [dataclasses.replace(each, noise=noise, on_nan="skip") for each in MEMBERS]
     model, states = start(configs)

@@ -105,7 +105,7 @@ def _damage(run: Path, rng: random.Random) -> int:
 
 
 def final(run: Path) -> dict[str, Any]:
-    """Returns the final state of a finished run.
+    """Returns the final state of a finished run, or of all members of a population.
 
     Args:
         run: its folder.
@@ -113,6 +113,11 @@ def final(run: Path) -> dict[str, Any]:
     Returns:
         the bytes of every array by its path in the `TrainState`, and ``history`` without times.
     """
+    if members := [path.parent for path in sorted(run.glob("*/config.json"))]:
+        states = {member.name: final(member) for member in members}
+        return {
+            f"{name}/{key}": value for name, state in states.items() for key, value in state.items()
+        }
     rows = history.read(run / "history.csv")
     untimed = [{k: v for k, v in row._asdict().items() if k not in _TIMING} for row in rows]
     arrays = leaves_at(run, rows[-1].step)

@@ -46,6 +46,13 @@ class Autoencoder:
             *map(jax.jit, autoencoders.make_passes(graphdef, backend))
         )
 
+    def with_params(self, config: TrainConfig, params: nnx.State) -> "Autoencoder":
+        """The same network with other parameters, and without compiling it again."""
+        other = object.__new__(type(self))  # a copy by `copy` would be pickled
+        vars(other).update(vars(self), config=config, params=params)
+        other.model = nnx.merge(nnx.graphdef(self.model), params)
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         # Compiled programs and the native kernel belong to this process.
         params = jax.tree.map(np.asarray, nnx.to_pure_dict(self.params))

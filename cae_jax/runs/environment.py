@@ -55,14 +55,19 @@ def check_memory(config: TrainConfig) -> None:
         UserError: with the estimate and the memory of this machine; or it has no such device.
     """
     check_device()
-    stats = jax.devices()[0].memory_stats() or {}
-    there = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = device_memory()
     needed = of_config(config).training_bytes(config.batch_size)
     if needed > there:
         raise UserError(
             f"training needs at least {needed / 1e9:,.1f} GB and {there / 1e9:,.1f} GB are there; "
             "lower `features` or `batch_size`"
         )
+
+
+def device_memory() -> int:
+    """Bytes of memory that the default device has."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def record(run: Path, backend: Backend, images: str = "") -> None:

@@ -14,14 +14,13 @@ from tqdm.auto import tqdm
 
 from cae_jax.errors import UserError
 from cae_jax.runs import history, tensorboard
-from cae_jax.runs.checkpoints import Checkpoints
+from cae_jax.runs.checkpoints import Checkpoint, Checkpoints
 from cae_jax.runs.folder import OpenFolder, checkpoint_folder
 from cae_jax.runs.interruption import Interruption
 from cae_jax.training.step import TrainState
 from cae_jax.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-_SCALARS = ("loss", "val_loss", "val_psnr", "images_per_second")
 
 
 @dataclasses.dataclass
@@ -89,24 +88,38 @@ def resume(
     Raises:
         UserError: all checkpoints are damaged, or the history does not match them.
     """
-    workdir = folder.path
+    newest = newest_intact(folder, checkpoints)
+    state, epochs, saved_step, kept = initial_state, 0, None, []
+    if newest is not None:
+        state, saved_step = checkpoints.restore(newest.step, like=state), newest.step
+        kept = checkpoints.rows(newest.step)
+        epochs = epochs_before(newest, steps)
+    with folder.writing():
+        rows = _read_rows(folder.path, epochs, kept)
+    return Progress(folder, checkpoints, state, rows, saved_step)
+
+
+def newest_intact(folder: OpenFolder, checkpoints: Checkpoints) -> Checkpoint | None:
+    """The newest intact checkpoint, if there is any; damaged ones are set aside.
+
+    Raises:
+        UserError: all are damaged.
+    """
     checkpoints.clean()
     newest, damage = checkpoints.find()
     for step, problem in damage.items():
         assert newest is not None
         with folder.writing():
-            moved = checkpoints.set_aside(step, workdir / "damaged")
+            moved = checkpoints.set_aside(step, folder.path / "damaged")
         logger.warning("%s: moved to %s, resuming after step %d", problem, moved, newest.step)
-    state, epochs, saved_step, kept = initial_state, 0, None, []
-    if newest is not None:
-        state, saved_step = checkpoints.restore(newest.step, like=state), newest.step
-        kept = checkpoints.rows(newest.step)
-        # Without a loss, the last epoch has yet to be evaluated at least.
-        known = newest.val_loss is not None
-        epochs = (newest.step if known else max(newest.step - 1, 0)) // steps
-    with folder.writing():
-        rows = _read_rows(workdir, epochs, kept)
-    return Progress(folder, checkpoints, state, rows, saved_step)
+    return newest
+
+
+def epochs_before(checkpoint: Checkpoint, steps: int) -> int:
+    """Epochs of `steps` steps that a checkpoint follows, evaluated ones."""
+    # Without a loss, the last epoch has yet to be evaluated at least.
+    known = checkpoint.val_loss is not None
+    return (checkpoint.step if known else max(checkpoint.step - 1, 0)) // steps
 
 
 def _read_rows(workdir: Path, epochs: int, kept: list[history.Row] | None) -> list[history.Row]:
@@ -158,7 +171,7 @@ def run_epochs(
                 with progress.folder.writing():
                     history.append(progress.workdir / "history.csv", row)
                     progress.rows.append(row)
-                    writer.add(epoch, {name: getattr(row, name) for name in _SCALARS})
+                    writer.add_row(row)
                 progress.save(row.val_loss)
                 _log_row(row, trainer.config.epochs)
             if on_epoch is not None:

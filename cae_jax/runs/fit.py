@@ -16,6 +16,7 @@ from cae_jax import atomic, data
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
+from cae_jax.models.autoencoders import scale
 from cae_jax.models.inference import Autoencoder
 from cae_jax.models.summary import layer_table
 from cae_jax.ops.backend import Backend
@@ -87,11 +88,7 @@ def fit(
         environment.check_memory(config)
         # The first start compiles a kernel and prepares the data, at the same time.
         choosing = interruption.start(environment.choose_backend, workdir, config, backend)
-        if images is not None:
-            config = dataclasses.replace(config, dataset="arrays")
-            split = data.of_arrays(config, *images)
-        else:
-            split = data.load(config, data_dir=data_dir, archives=archives)
+        config, split = load_images(config, images, data_dir, archives)
         model, chosen = _initial_model(config, start_from), choosing.result()
         interruption.check()
         with (
@@ -104,6 +101,19 @@ def fit(
                 progress.save()  # whoever resumes the run need not name its origin
             stopped = _train(setup, progress, interruption, chunk_steps, on_epoch)
             return FitResult(setup.autoencoder(progress), progress.rows, progress.step, stopped)
+
+
+def load_images(
+    config: TrainConfig,
+    images: tuple[np.ndarray, np.ndarray] | None,
+    data_dir: str | Path | None,
+    archives: str | Path | None,
+) -> tuple[TrainConfig, data.Split]:
+    """The images of a training, and the config that names them; arguments as of `fit`."""
+    if images is None:
+        return config, data.load(config, data_dir=data_dir, archives=archives)
+    config = dataclasses.replace(config, dataset="arrays")
+    return config, data.of_arrays(config, *images)
 
 
 def _initial_model(config: TrainConfig, start_from: str | Path | None) -> autoencoders.Model:
@@ -180,9 +190,10 @@ def _train(
     return None
 
 
-def _digest(setup: _Setup) -> str:
-    """Identifies the images of a run whose config does not."""
-    images = (setup.train_images, setup.test_images)
+def digest(config: TrainConfig, *images: np.ndarray) -> str:
+    """Identifies the images of a run whose config does not; "" where it does."""
+    if config.dataset != "arrays":
+        return ""
     return hashlib.sha256(b"".join(map(np.ascontiguousarray, images))).hexdigest()
 
 
@@ -196,8 +207,8 @@ def _run(
     interruption.check()
     folder, workdir = progress.folder, progress.workdir
     with folder.writing():
-        digest = _digest(setup) if setup.config.dataset == "arrays" else ""
-        environment.record(workdir, setup.backend, digest)
+        images = digest(setup.config, setup.train_images, setup.test_images)
+        environment.record(workdir, setup.backend, images)
         (workdir / "result.json").unlink(missing_ok=True)
         atomic.write_text(workdir / "summary.txt", layer_table(setup.model.topology) + "\n")
     logger.info(f"Backend {setup.backend.name}: {setup.backend.reason}")
@@ -212,5 +223,8 @@ def _run(
     progress.wait_for_imports()  # also where no epoch was left
     from cae_jax.runs import results
 
+    pictures = (trainer.validation.images, trainer.validation.inputs)
+    originals, inputs = (np.asarray(scale(images[: results.PICTURES])) for images in pictures)
+    autoencoder = setup.autoencoder(progress)
     with folder.writing():
-        results.write(workdir, setup.autoencoder(progress), progress.rows, trainer, details)
+        results.write(workdir, autoencoder, progress.rows, originals, inputs, details)

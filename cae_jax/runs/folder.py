@@ -34,6 +34,7 @@ except ImportError:  # Windows, where runs can be read
 
 logger = logging.getLogger(__name__)
 MARK = ".cae-jax"
+MEMBERS = "members.json"  # of a population, see `cae_jax.runs.fit_many`
 _MARK_LINE = b"cae-jax run 1\n"
 
 
@@ -61,6 +62,11 @@ def read_config(run: Path) -> TrainConfig:
         UserError: not a run directory, or its config is damaged or of a later version.
     """
     path = pretrained.locate(run) / "config.json"
+    if not path.is_file() and (run / MEMBERS).is_file():
+        raise UserError(
+            f"{run} is a population; pass one of its members, a directory in it, once its training "
+            "has ended"
+        )
     if not path.is_file():
         raise UserError(
             f"{run} is not a run directory: config.json is missing; pass a directory written by "
@@ -142,6 +148,8 @@ def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> Iterator[Ope
             the keys that differ.
     """
     with open_folder(run, overwrite=overwrite) as folder:
+        if (run / MEMBERS).exists():
+            raise UserError(f"`workdir` {run} holds a population; choose another `workdir`")
         there = read_config(run) if (run / "config.json").exists() else None
         folder.config = config if there is None else _agreed(run, there, config)
         if folder.config != there:
@@ -167,7 +175,7 @@ def open_folder(run: Path, *, overwrite: bool) -> Iterator[OpenFolder]:
     with _writing(run):
         if run.exists() and not run.is_dir():
             raise UserError(f"`workdir` {run} is a file; pass a directory")
-        _check_ours(run)
+        check_ours(run)
         run.mkdir(parents=True, exist_ok=True)
         folder = OpenFolder(run, _locked(run))
     try:
@@ -199,7 +207,7 @@ def _writing(run: Path) -> contextlib.AbstractContextManager[None]:
     return atomic.writing(f"`workdir` {run}", advice)
 
 
-def _check_ours(run: Path) -> None:
+def check_ours(run: Path) -> None:
     """Refuses a directory with files of others: nothing in it may be touched."""
     if not run.is_dir():
         return

@@ -24,7 +24,7 @@ _ASIDE = ".replaced"
 # What a run writes: files, and folders with the names of their entries.
 FILES = (
     *("config.json", "environment.json", "history.csv", "result.json", "summary.txt"),
-    *("history.png", "reconstructions.png"),
+    *("history.png", "reconstructions.png", "members.json", "members.md", "members.png"),
 )
 FOLDERS = {
     "checkpoints": r"\d+(\.tmp.*)?",

@@ -8,12 +8,12 @@ import numpy as np
 
 from cae_jax import atomic, figures
 from cae_jax.config import to_dict
-from cae_jax.models.autoencoders import scale
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
 from cae_jax.runs.names import run_names
-from cae_jax.training.trainer import Trainer, device_name
+from cae_jax.training.trainer import device_name
 
+PICTURES = 10  # test images in the figure
 _PACKAGES = ("cae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -21,7 +21,8 @@ def write(
     workdir: Path,
     autoencoder: Autoencoder,
     rows: list[history.Row],
-    trainer: Trainer,
+    originals: np.ndarray,
+    inputs: np.ndarray,
     details: dict[str, Any],
 ) -> None:
     """Writes the figures, then ``result.json``, whose presence marks the run as finished.
@@ -30,13 +31,10 @@ def write(
         workdir: directory of the run.
         autoencoder: the model after the last epoch.
         rows: the history, at least one row.
-        trainer: provides the test images and their noisy inputs.
+        originals: some test images ``[n, *image_shape]`` in [0, 1].
+        inputs: the same with noise, if the config has any.
         details: further entries of ``result.json``.
     """
-    originals, inputs = (
-        np.asarray(scale(images[:10]))
-        for images in (trainer.validation.images, trainer.validation.inputs)
-    )
     noisy = {} if autoencoder.config.noise == "none" else {"noisy": inputs}
     images = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}
     figures.save_rows(workdir / "reconstructions.png", images)

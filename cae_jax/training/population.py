@@ -105,7 +105,7 @@ def check_members(configs: Sequence[TrainConfig]) -> None:
             values = dict.fromkeys(getattr(config, name) for config in configs)
             raise UserError(
                 f"`{name}` differs among the members ({', '.join(map(str, values))}), which share "
-                f"a program; they may differ in {', '.join(VARYING)}"
+                f"a program and may differ in {', '.join(VARYING)}; train it in other runs"
             )
     if len(set(configs)) < len(configs):
         raise UserError("two members are equal; give each another `seed` or another number")
@@ -133,6 +133,12 @@ def needed_bytes(config: TrainConfig, model: Model, examples: int) -> int:
     arrays = [*jax.tree.leaves(state)] * 3 + [batches]
     held = sum(x.size * x.dtype.itemsize for x in arrays)
     return held + model.topology.training_bytes(config.batch_size)
+
+
+def state_shapes(config: TrainConfig, model: Model, examples: int, members: int) -> TrainState:
+    """The state of some members as `jax.ShapeDtypeStruct`."""
+    alone = programs.training(config, model, MATMUL, examples).arguments[0]
+    return _several(members, alone)._replace(step=alone.step)
 
 
 class InTurn:
@@ -215,21 +221,19 @@ class Together:
         compiled: dict[int, _Programs] = {}
         self._groups: list[_Group] = []
         for part in np.array_split(np.arange(len(configs)), -(-len(configs) // size)):
-            members = [configs[k] for k in part]
+            members = [configs[k] for k in part.tolist()]
             if len(members) not in compiled:
                 compiled[len(members)] = _Programs(members, fields, model, backend, *images)
-            self._groups.append(_Group(members, fields, compiled[len(members)]))
+            self._groups.append(_Group(int(part[0]), members, fields, compiled[len(members)]))
         self.steps = programs.steps_per_epoch(configs[0], len(train_images))
 
     def put(self, members: TrainState) -> list[TrainState]:
-        ends = np.cumsum([group.size for group in self._groups])
-        return [
-            jax.tree.map(
-                lambda leaf, group=group, end=end: jax.device_put(leaf[end - group.size : end]),
-                members._replace(step=None),
-            )._replace(step=jnp.asarray(members.step))
-            for group, end in zip(self._groups, ends, strict=True)
-        ]
+        states, arrays = [], members._replace(step=None)
+        for group in self._groups:
+            first, last = group.first, group.first + group.size
+            part = jax.tree.map(lambda x, a=first, b=last: jax.device_put(x[a:b]), arrays)
+            states.append(part._replace(step=jnp.asarray(members.step)))
+        return states
 
     def get(self, states: list[TrainState]) -> TrainState:
         hosted = [jax.tree.map(np.asarray, state._replace(step=None)) for state in states]
@@ -300,9 +304,9 @@ def training(
         return together(state, batches_MxSxB, keys_M, numbers)
 
     alone = programs.training(members[0], model, backend, examples)
-    state, images, batches, key, number, _ = alone.arguments
+    _, images, batches, key, number, _ = alone.arguments
     count = len(members)
-    states = _several(count, state)._replace(step=state.step)
+    states = state_shapes(members[0], model, examples, count)
     numbers = {name: jax.ShapeDtypeStruct((count,), jnp.float32) for name in fields}
     batches, keys = _several(count, (batches, key))
     return programs.Program(run, (states, images, batches, keys, numbers, number, number))
@@ -362,11 +366,12 @@ class _Programs:
 
 
 class _Group:
-    """Members that one program computes."""
+    """Members that one program computes; `first` is the index of the first of them."""
 
     def __init__(
-        self, members: Sequence[TrainConfig], fields: Sequence[str], compiled: _Programs
+        self, first: int, members: Sequence[TrainConfig], fields: Sequence[str], compiled: _Programs
     ) -> None:
+        self.first = first
         self.size, self._noisy, self._compiled = len(members), members[0].noise != "none", compiled
         keys = [step.make_keys(config.seed) for config in members]
         self._keys = Keys(*(jnp.stack(each) for each in zip(*keys, strict=True)))

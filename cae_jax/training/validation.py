@@ -42,16 +42,21 @@ class Validation:
         return other
 
     def _draw(self, seed: int) -> None:
-        self.inputs, self.psnr_input = self.images, None
+        self.inputs, self.psnr_input = noisy(self._noise, self.images, seed), None
         if self._noise is not None:
-            clean = scale(self.images)
-            self.inputs = self._noise.function(step.make_keys(seed).test_noise, clean)
-            self.psnr_input = _mean(metrics.psnr(self.inputs, clean))
+            self.psnr_input = _mean(metrics.psnr(self.inputs, scale(self.images)))
 
     def evaluate(self, params: nnx.State) -> tuple[float, float]:
         """Means over the test images: binary cross-entropy in nats and PSNR in dB."""
         bce_N, mse_N = self._evaluate(params, self.inputs, self.images)
         return _mean(bce_N), _mean(metrics.psnr_of_mse(mse_N))
+
+
+def noisy(noise: programs.Program | None, images: jax.Array, seed: int) -> jax.Array:
+    """Test images with the noise of a seed, drawn by `programs.noise`; as they are without one."""
+    if noise is None:
+        return images
+    return noise.function(step.make_keys(seed).test_noise, scale(images))
 
 
 def _mean(values: jax.Array) -> float:

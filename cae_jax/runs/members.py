@@ -1,0 +1,177 @@
+"""The members of a population: their names, their configs on disk, and how good they are.
+
+``members.json`` makes a directory that of a population. Next to it `write_summary` puts
+``members.md``, a table, and ``members.png``, a figure.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cae_jax import atomic, markdown
+from cae_jax.config import TrainConfig, from_dict, to_dict
+from cae_jax.errors import UserError
+from cae_jax.runs import history, manifest
+from cae_jax.runs.folder import MEMBERS
+from cae_jax.training.population import VARYING, swept
+
+
+class Member(NamedTuple):
+    """A member and its history.
+
+    Attributes:
+        config: of the member.
+        rows: one for each epoch that it completed.
+        stopped_at: the step since the start of training at which it became not finite; None if it
+            did not.
+    """
+
+    config: TrainConfig
+    rows: list[history.Row]
+    stopped_at: int | None = None
+
+    @property
+    def val_loss(self) -> float:
+        """The last one; NaN where there is none."""
+        return self.rows[-1].val_loss if self.rows and self.stopped_at is None else math.nan
+
+
+def name_members(configs: Sequence[TrainConfig]) -> dict[str, TrainConfig]:
+    """Members by name: the fields in which they differ, such as ``learning_rate=0.01_seed=3``.
+
+    The name always has the seed.
+    """
+    fields = [*swept(configs), "seed"]
+    return {
+        "_".join(f"{field}={getattr(config, field)}" for field in fields): config
+        for config in configs
+    }
+
+
+def read(folder: Path) -> dict[str, TrainConfig] | None:
+    """Reads the members of a population by name; None if the directory is not one.
+
+    Raises:
+        UserError: the file is damaged or of a later version.
+    """
+    path = folder / MEMBERS
+    try:
+        values = json.loads(path.read_bytes())
+        if values["format"] <= manifest.FORMAT:
+            return {name: from_dict(config) for name, config in values["members"].items()}
+    except FileNotFoundError:
+        return None
+    # ValueError comes from JSON and TrainConfig, RecursionError from nested brackets.
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be used ({error}); restore it from a copy, or train in another "
+            "`workdir`"
+        ) from error
+    raise UserError(
+        f"{folder} has format {values['format']} and this version reads up to {manifest.FORMAT}; "
+        "update cae-jax"
+    )
+
+
+def write(folder: Path, members: Mapping[str, TrainConfig]) -> None:
+    """Writes the members, which makes the directory that of a population."""
+    configs = {name: to_dict(config) for name, config in members.items()}
+    atomic.write_json(folder / MEMBERS, {"format": manifest.FORMAT, "members": configs})
+
+
+def write_summary(folder: Path, members: Mapping[str, Member]) -> None:
+    """Writes the table and the figure of members that have completed an epoch."""
+    from cae_jax import figures  # matplotlib takes a second to import
+
+    atomic.write_text(folder / "members.md", summary(members) + "\n")
+    trained = {name: member for name, member in members.items() if member.rows}
+    if not trained:
+        return
+    curves = {
+        name: [(row.epoch, row.val_loss) for row in member.rows] for name, member in trained.items()
+    }
+    figures.save_members(folder / "members.png", curves, panels(list(trained.values())))
+
+
+def summary(members: Mapping[str, Member]) -> str:
+    """The best and the median member, a table of all, and one of settings where seeds repeat them.
+
+    Intervals are those of the mean over seeds, from the t distribution (Student 1908).
+    """
+    ranked = sorted(members.items(), key=_rank)
+    losses = [member.val_loss for member in members.values() if math.isfinite(member.val_loss)]
+    lines = []
+    if losses:
+        lines.append(
+            f"Best: {ranked[0][0]}, val_loss {min(losses):.4f}. Median of {len(losses)} members: "
+            f"{statistics.median(losses):.4f}."
+        )
+    if settings := setting_rows(list(members.values())):
+        fields = swept([member.config for member in members.values()])
+        header = [*fields, "members", "best", "median", "mean", "95 % interval"]
+        lines.append(markdown.table(header, settings))
+    header = ["member", "epochs", "val_loss", "lowest (epoch)", "val_psnr, dB", ""]
+    lines.append(markdown.table(header, [_row(name, member) for name, member in ranked]))
+    return "\n\n".join(lines)
+
+
+def setting_rows(members: Sequence[Member]) -> list[list[str]]:
+    """For each setting that several seeds have: its values, and its losses over the seeds."""
+    fields = swept([member.config for member in members])
+    settings: dict[tuple, list[float]] = {}
+    for member in members:
+        key = tuple(getattr(member.config, field) for field in fields)
+        settings.setdefault(key, []).append(member.val_loss)
+    rows = []
+    for key, every in settings.items():
+        losses = [loss for loss in every if math.isfinite(loss)]
+        if len(losses) > 1:
+            low, high = interval(losses)
+            numbers = [min(losses), statistics.median(losses), statistics.fmean(losses)]
+            cells = [f"{number:.4f}" for number in numbers]
+            rows.append([*map(str, key), str(len(losses)), *cells, f"{low:.4f} to {high:.4f}"])
+    return rows
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of normal values, at least two of them."""
+    from scipy.special import stdtrit
+
+    mean = statistics.fmean(values)
+    margin = stdtrit(len(values) - 1, 0.975) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - margin, mean + margin
+
+
+def panels(members: Sequence[Member]) -> dict[str, list[tuple[float, float]]]:
+    """For each swept field its values with the final losses, ``(value, val_loss)``, sorted."""
+    fields = swept([member.config for member in members])
+    return {
+        field: sorted(
+            (float(getattr(member.config, field)), member.val_loss)
+            for member in members
+            if math.isfinite(member.val_loss)
+        )
+        for field in VARYING
+        if field in fields
+    }
+
+
+def _rank(item: tuple[str, Member]) -> tuple[bool, float]:
+    """By loss, members without one last."""
+    loss = item[1].val_loss
+    return (not np.isfinite(loss), loss if np.isfinite(loss) else 0.0)
+
+
+def _row(name: str, member: Member) -> list[str]:
+    cells = [name, str(len(member.rows)), "-", "-", "-"]
+    if member.rows:
+        last, best = member.rows[-1], min(member.rows, key=lambda row: row.val_loss)
+        cells[2:] = [f"{last.val_loss:.4f}", f"{best.val_loss:.4f} ({best.epoch})"]
+        cells.append(f"{last.val_psnr:.2f}")
+    stopped = "" if member.stopped_at is None else f"not finite at step {member.stopped_at}"
+    return [*cells, stopped]

@@ -1,0 +1,414 @@
+"""Populations on disk: what `fit_many` leaves, resumes and refuses."""
+
+import dataclasses
+import math
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+from flax import nnx
+
+import cae_jax
+from benchmarks.kill_and_resume import final, stress
+from cae_jax.cli.train import members as configs_of
+from cae_jax.runs import fit_many, history, many_epochs, members
+from cae_jax.runs.members import Member
+from tests.conftest import DENSE, SMALL, needs_native
+from tests.test_reliability import TRAIN, assert_same_end
+
+CONFIGS = [dataclasses.replace(DENSE, seed=seed) for seed in (0, 4)]
+NAMES = ["seed=0", "seed=4"]
+# The second member has a loss that is not finite from its fourth step on.
+DIVERGING = [dataclasses.replace(DENSE, learning_rate=rate) for rate in (2e-2, 1e37)]
+
+
+@pytest.fixture(scope="module")
+def population(tmp_path_factory, data_dir) -> Path:
+    """The folder of a finished population of the config DENSE."""
+    folder = tmp_path_factory.mktemp("many") / "population"
+    cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, data_dir, dense_run) -> list[Path]:
+    """The folders of the runs of its members, each trained by `fit`."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    cae_jax.fit(CONFIGS[1], folder, data_dir=data_dir)
+    return [dense_run, folder]
+
+
+def row(epoch, val_loss, step=None):
+    return history.Row(epoch, step or 8 * epoch, 0.5, val_loss, 10.0, None, 0, 1.0, 1000.0)
+
+
+def test_members_are_the_runs_that_each_would_have_been(population, alone):
+    for name, expected in zip(NAMES, alone, strict=True):
+        assert_same_end(population / name, expected)
+        # A run alone keeps a checkpoint of each of its two epochs, a member its last.
+        theirs = {path.name for path in expected.iterdir()}
+        assert {path.name for path in (population / name).iterdir()} == theirs
+        for file in ("config.json", "environment.json", "summary.txt"):
+            assert (population / name / file).read_text() == (expected / file).read_text()
+    assert {path.name for path in population.iterdir()} == {
+        *(".cae-jax", "members.json", "environment.json", "checkpoints"),
+        *("members.md", "members.png", *NAMES),
+    }
+
+
+@needs_native
+def test_convolutional_members_have_the_bits_of_runs_alone(run, data_dir, tmp_path):
+    configs = [dataclasses.replace(SMALL, seed=seed) for seed in (0, 1)]
+    cae_jax.fit_many(configs, tmp_path / "many", data_dir=data_dir, chunk_steps=5)
+    assert_same_end(tmp_path / "many" / "seed=0", run)
+    cae_jax.fit(configs[1], tmp_path / "one", data_dir=data_dir)
+    assert_same_end(tmp_path / "many" / "seed=1", tmp_path / "one")
+
+
+def test_members_by_one_program_end_near_the_runs_alone(alone, data_dir, tmp_path):
+    folder = tmp_path / "together"
+    cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir, members_per_program=2)
+    for name, expected in zip(NAMES, alone, strict=True):
+        ours, theirs = (history.read(run / "history.csv") for run in (folder / name, expected))
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.val_loss == pytest.approx(b.val_loss, rel=1e-4)
+            assert a.loss == pytest.approx(b.loss, rel=1e-4)
+
+
+def test_a_member_is_a_run_like_any_other(population, data_dir, test_images, tmp_path, command):
+    member = shutil.copytree(population / "seed=4", tmp_path / "member")
+    loaded = cae_jax.load(member)
+    assert loaded.config == CONFIGS[1]
+    assert loaded.reconstruct(test_images[:2]).shape == (2, 28, 28, 1)
+    longer = dataclasses.replace(CONFIGS[1], epochs=3)
+    assert len(cae_jax.fit(longer, member, data_dir=data_dir).history) == 3
+    shown = command("curves", population / "seed=0", population / "seed=4")
+    assert "seed=4" in shown.stdout
+
+
+def test_the_result_in_memory_is_that_on_disk(population, data_dir, test_images, capsys):
+    result = cae_jax.fit_many(CONFIGS, population, data_dir=data_dir)
+    assert "is finished after 2 epochs" in capsys.readouterr().out
+    assert list(result.members) == list(result.autoencoders) == NAMES
+    for name, autoencoder in result.autoencoders.items():
+        there = cae_jax.load(population / name)
+        for images in (test_images[:2], test_images[2:5]):
+            ours, theirs = (each.reconstruct(images) for each in (autoencoder, there))
+            np.testing.assert_array_equal(ours, theirs)
+        assert result.members[name].rows == history.of_run(population / name)
+        assert autoencoder.config == there.config
+
+
+def test_the_shared_program_takes_the_parameters_of_each_member(population, data_dir):
+    result = cae_jax.fit_many(CONFIGS, population, data_dir=data_dir)
+    first, second = result.autoencoders.values()
+    assert first._passes is second._passes
+    for x, y in zip(
+        jax.tree.leaves(nnx.state(second.model, nnx.Param)),
+        jax.tree.leaves(second.params),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture
+def signal_in_chunk(monkeypatch):
+    """Sends SIGINT while a chunk of steps, counted from 1, is checked."""
+    check, count = many_epochs._stop_members, 0
+
+    def plan(chunk):
+        nonlocal count
+        count = 0
+
+        def check_and_signal(*arguments):
+            nonlocal count
+            count += 1
+            if count == chunk:
+                signal.raise_signal(signal.SIGINT)
+            check(*arguments)
+
+        monkeypatch.setattr(many_epochs, "_stop_members", check_and_signal)
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("chunk", "step", "size"), [(1, 3, 1), (3, 8, 1), (5, 14, 1), (6, 16, 1), (5, 14, 2)]
+)
+def test_an_interrupted_population_resumes_to_the_same_bits(
+    chunk, step, size, population, data_dir, tmp_path, signal_in_chunk, capsys, request
+):
+    folder, options = tmp_path / "many", {"data_dir": data_dir, "members_per_program": size}
+    signal_in_chunk(chunk)
+    result = cae_jax.fit_many(CONFIGS, folder, chunk_steps=3, **options)
+    assert result.interrupted == signal.SIGINT
+    assert f"SIGINT after step {step} of 16, which {folder} keeps" in capsys.readouterr().out
+    assert not (folder / "seed=0").exists()
+    signal_in_chunk(0)
+    assert cae_jax.fit_many(CONFIGS, folder, **options).interrupted is None
+    if size > 1:  # the same program, undisturbed
+        population = tmp_path / "undisturbed"
+        cae_jax.fit_many(CONFIGS, population, **options)
+    for name in NAMES:
+        assert_same_end(folder / name, population / name)
+
+
+def test_a_population_that_broke_off_while_runs_were_written(population, data_dir, tmp_path):
+    """Of the second member nothing or half is there, and it is not finished."""
+    for keep in ((), ("config.json", "checkpoints"), (".cae-jax",)):
+        folder = tmp_path / f"many{len(keep)}{'c' if '.cae-jax' in keep else ''}"
+        shutil.copytree(population, folder)
+        for path in (folder / "seed=4").iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not keep:
+            (folder / "seed=4").rmdir()
+        cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
+        assert_same_end(folder / "seed=4", population / "seed=4")
+        assert (folder / "seed=4" / "result.json").exists()
+
+
+def test_a_damaged_checkpoint_costs_an_epoch(population, data_dir, tmp_path, capsys):
+    folder = Path(shutil.copytree(population, tmp_path / "many"))
+    for name in NAMES:
+        shutil.rmtree(folder / name)
+    file = next(path for path in (folder / "checkpoints" / "16").rglob("*") if path.is_file())
+    file.write_bytes(file.read_bytes() + b"x")
+    cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
+    assert "resuming after step 8" in capsys.readouterr().err
+    for name in NAMES:
+        assert_same_end(folder / name, population / name)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_member_that_is_not_finite_is_stopped_and_named(
+    size, population, data_dir, tmp_path, capsys
+):
+    """It diverges in its first epoch: there is no good checkpoint of it."""
+    folder = tmp_path / "many"
+    result = cae_jax.fit_many(DIVERGING, folder, data_dir=data_dir, members_per_program=size)
+    good, bad = result.members
+    assert f"{bad} is stopped: step " in capsys.readouterr().err
+    assert list(result.autoencoders) == [good]
+    assert result.members[bad].stopped_at is not None
+    assert math.isnan(result.members[bad].val_loss)
+    if size == 1:
+        assert_same_end(folder / good, population / "seed=0")
+    assert not (folder / bad).exists()
+    assert (
+        f"not finite at step {result.members[bad].stopped_at}"
+        in (folder / "members.md").read_text()
+    )
+    again = cae_jax.fit_many(DIVERGING, folder, data_dir=data_dir, members_per_program=size)
+    assert again.members[bad].stopped_at == result.members[bad].stopped_at
+    assert again.members[good].rows == result.members[good].rows
+
+
+def test_a_stopped_member_keeps_its_last_good_checkpoint(
+    population, data_dir, tmp_path, monkeypatch
+):
+    """The second member's parameters become NaN in the second epoch."""
+    run = fit_many.InTurn.run
+
+    def poison(self, states, orders, start, stop):
+        if int(states[1].step) == 11:
+            nan = jax.tree.map(lambda leaf: leaf * np.nan, states[1].params)
+            states = [states[0], states[1]._replace(params=nan)]
+        return run(self, states, orders, start, stop)
+
+    monkeypatch.setattr(fit_many.InTurn, "run", poison)
+    folder = tmp_path / "many"
+    result = cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir, chunk_steps=3)
+    assert result.members["seed=4"].stopped_at == 12
+    assert [row.epoch for row in result.members["seed=4"].rows] == [1]
+    assert_same_end(folder / "seed=0", population / "seed=0")
+    # An ordinary run after its first epoch, which goes on alone.
+    assert [path.name for path in (folder / "seed=4" / "checkpoints").iterdir()] == ["8"]
+    monkeypatch.undo()
+    cae_jax.fit(CONFIGS[1], folder / "seed=4", data_dir=data_dir)
+    assert_same_end(folder / "seed=4", population / "seed=4")
+    # It is another's by now: the population leaves it alone.
+    before = final(folder / "seed=4")
+    cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
+    assert final(folder / "seed=4") == before
+
+
+def test_without_a_member_left_it_ends(data_dir, tmp_path):
+    configs = [dataclasses.replace(each, learning_rate=1e37) for each in CONFIGS]
+    with pytest.raises(cae_jax.UserError, match=r"all members of .* lower `learning_rate`"):
+        cae_jax.fit_many(configs, tmp_path / "many", data_dir=data_dir)
+
+
+def test_images_in_memory(test_images, tmp_path):
+    images = test_images[:1000], test_images[1000:1100]
+    configs = [dataclasses.replace(each, train_examples=None, epochs=1) for each in CONFIGS]
+    result = cae_jax.fit_many(configs, tmp_path / "many", images=images)
+    assert {member.config.dataset for member in result.members.values()} == {"arrays"}
+    assert cae_jax.load(tmp_path / "many" / "seed=0").config.dataset == "arrays"
+    with pytest.raises(cae_jax.UserError, match="began with other `images`"):
+        cae_jax.fit_many(
+            [dataclasses.replace(each, epochs=1) for each in configs],
+            shutil.copytree(tmp_path / "many", tmp_path / "copy", ignore=lambda *_: NAMES),
+            images=(images[0][::-1], images[1]),
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"configs": CONFIGS[:1]}, "differs in its members (2 there, 1 now; such as seed=4)"),
+        (
+            {"configs": [dataclasses.replace(each, epochs=9) for each in CONFIGS]},
+            "differs in epochs (2 there, 9 now)",
+        ),
+        ({"overwrite": True}, "holds a population with runs such as seed=0, which would be lost"),
+        ({"configs": []}, "`configs` is empty"),
+        ({"members_per_program": 0}, "`members_per_program` is 0"),
+        ({"members_per_program": 10**9}, "fit: each takes about"),
+        ({"chunk_steps": 0}, "`chunk_steps` is 0"),
+    ],
+)
+def test_refused(change, message, population, data_dir):
+    before = {path: path.stat().st_mtime_ns for path in population.rglob("*") if path.is_file()}
+    before.pop(population / ".cae-jax")
+    arguments = {"configs": CONFIGS, **change}
+    with pytest.raises(cae_jax.UserError) as error:
+        cae_jax.fit_many(arguments.pop("configs"), population, data_dir=data_dir, **arguments)
+    assert message in str(error.value)
+    for path, time in before.items():
+        assert path.stat().st_mtime_ns == time
+
+
+@needs_native
+def test_the_native_kernel_computes_one_member_at_a_time(data_dir, tmp_path):
+    configs = [dataclasses.replace(SMALL, seed=seed) for seed in (0, 1)]
+    with pytest.raises(cae_jax.UserError, match="one member at a time"):
+        cae_jax.fit_many(configs, tmp_path / "x", data_dir=data_dir, members_per_program=2)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_and_a_population_do_not_share_a_directory(population, copied, data_dir, tmp_path):
+    with pytest.raises(cae_jax.UserError, match="holds a population; choose another"):
+        cae_jax.fit(CONFIGS[0], population, data_dir=data_dir)
+    with pytest.raises(cae_jax.UserError, match="holds a run; choose another"):
+        cae_jax.fit_many(CONFIGS, copied, data_dir=data_dir)
+    with pytest.raises(cae_jax.UserError, match="is a population; pass one of its members"):
+        cae_jax.load(population)
+    (tmp_path / "many" / "seed=0").mkdir(parents=True)
+    (tmp_path / "many" / ".cae-jax").write_text("cae-jax run 1\n")
+    (tmp_path / "many" / "seed=0" / "thesis.txt").write_text("mine")
+    with pytest.raises(cae_jax.UserError, match="is not empty and not a run of cae-jax"):
+        cae_jax.fit_many(CONFIGS, tmp_path / "many", data_dir=data_dir)
+    assert (tmp_path / "many" / "seed=0" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_population_may_replace_a_run(copied, population, data_dir):
+    cae_jax.fit_many(CONFIGS, copied, data_dir=data_dir, overwrite=True)
+    assert not (copied / "config.json").exists()
+    assert_same_end(copied / "seed=4", population / "seed=4")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"[]", b'{"format": 1}', b'{"format": 1, "members": {"a": {"x": 1}}}', b"\xff"],
+)
+def test_damaged_members_are_refused(damage, tmp_path):
+    (tmp_path / "members.json").write_bytes(damage)
+    with pytest.raises(cae_jax.UserError, match=r"members.json cannot be used .*restore it"):
+        members.read(tmp_path)
+
+
+def test_members_of_a_later_version_are_refused(tmp_path):
+    (tmp_path / "members.json").write_text('{"format": 2, "members": {}}')
+    with pytest.raises(cae_jax.UserError, match="update cae-jax"):
+        members.read(tmp_path)
+
+
+def test_members_are_named_by_what_differs():
+    assert list(members.name_members(CONFIGS)) == NAMES
+    swept = configs_of(DENSE, (0, 1), ("learning_rate=1e-2,5e-4", "b2=0.9"))
+    assert list(members.name_members(swept)) == [
+        "learning_rate=0.01_seed=0",
+        "learning_rate=0.01_seed=1",
+        "learning_rate=0.0005_seed=0",
+        "learning_rate=0.0005_seed=1",
+    ]
+    assert {config.b2 for config in swept} == {0.9}
+
+
+def test_the_interval_is_students():
+    values = [0.2712, 0.2719, 0.2708, 0.2731]
+    mean, error = np.mean(values), scipy.stats.sem(values)
+    expected = scipy.stats.t.interval(0.95, df=3, loc=mean, scale=error)
+    assert members.interval(values) == pytest.approx(expected)
+
+
+def test_the_table_of_members():
+    configs = configs_of(DENSE, (0, 1), ("b1=0.9,0.8",))
+    histories = [[row(1, 0.5), row(2, 0.3)], [row(1, 0.25), row(2, 0.26)], [row(1, 0.4)], []]
+    stopped = [None, None, 9, 3]
+    named = {
+        name: Member(config, rows, step)
+        for (name, config), rows, step in zip(
+            members.name_members(configs).items(), histories, stopped, strict=True
+        )
+    }
+    text = members.summary(named).splitlines()
+    assert text[0] == "Best: b1=0.9_seed=1, val_loss 0.2600. Median of 2 members: 0.2800."
+    low, high = members.interval([0.3, 0.26])
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text if "|" in line]
+    # The other setting has no two members that are finite.
+    assert cells[2] == ["0.9", "2", "0.2600", "0.2800", "0.2800", f"{low:.4f} to {high:.4f}"]
+    assert cells[5:] == [
+        ["b1=0.9_seed=1", "2", "0.2600", "0.2500 (1)", "10.00", ""],
+        ["b1=0.9_seed=0", "2", "0.3000", "0.3000 (2)", "10.00", ""],
+        ["b1=0.8_seed=0", "1", "0.4000", "0.4000 (1)", "10.00", "not finite at step 9"],
+        ["b1=0.8_seed=1", "0", "-", "-", "-", "not finite at step 3"],
+    ]
+    assert members.panels(list(named.values())) == {"b1": [(0.9, 0.26), (0.9, 0.3)]}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sweep", "b2"], "--sweep has 'b2'; it takes FIELD=VALUE,VALUE"),
+        (["--sweep", "lr=1,2"], "unknown config key 'lr'"),
+        (["--sweep", "b2=2,3"], "--b2 is 2.0; it takes a number from 0 to below 1"),
+        (["--sweep", "seed=1,2", "--seeds", "1"], "--sweep has seed; leave it out, or --seeds"),
+        (["--sweep", "batch_size=64,128"], "--batch-size differs among the members (64, 128)"),
+        (["--seeds", "1", "1"], "two members are equal"),
+        (["--seeds", "1", "2", "--from", "x"], "--start-from is for one run"),
+    ],
+)
+def test_refused_on_the_command_line(flags, message, refuse):
+    done = refuse("train", "--workdir", "x", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not Path("x").exists()
+
+
+def test_the_command_trains_many(script, population, tmp_path):
+    flags = ["--config", "simple", "--seeds", 0, 4, "--workdir", "many"]
+    values = {"train_examples": 1000, "test_examples": 300, "epochs": 2, "optimizer": "adam"}
+    values |= {"learning_rate": 2e-2, "warmup_steps": 4, "b2": 0.99}
+    for name, value in values.items():
+        flags += [f"--{name.replace('_', '-')}", value]
+    done = script("train", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "Epoch 2/2 - " in done.stdout
+    assert "Best: seed=" in done.stdout
+    for name in NAMES:
+        assert_same_end(tmp_path / "many" / name, population / name)
+
+
+@pytest.mark.slow
+def test_ten_kills_of_a_population_do_not_change_a_bit(data_dir, tmp_path, capsys):
+    small = ["--train-examples", "1000", "--test-examples", "300", "--epochs", "8"]
+    command = [*TRAIN, *small, "--seeds", "0", "1", "2", "--data-dir", str(data_dir)]
+    stress(command, tmp_path / "stress", kills=10, fresh=False)
+    assert "all ended with the same bits" in capsys.readouterr().out
