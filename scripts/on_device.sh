@@ -37,15 +37,18 @@ benchmark() {
   shift
   try "$name" "$python" -m cae_jax benchmark "${small[@]}" "$@" --json "$out/${device}_$name.json"
 }
-# Without a loop on the host, and from the first kernel on.
-graphs="--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL --xla_gpu_graph_min_graph_size=1"
-
 benchmark soap_matmul_128 --backend matmul --timed 4 --discard 1
 benchmark adam_matmul_128 --backend matmul --timed 4 --discard 1 --optimizer adam
 if [ "$platform" = gpu ]; then
-  XLA_FLAGS="${XLA_FLAGS:-} $graphs" benchmark adam_matmul_128_graphs \
-    --backend matmul --timed 4 --discard 1 --optimizer adam
-  XLA_FLAGS="${XLA_FLAGS:-} $graphs" benchmark soap_matmul_128_graphs --backend matmul --timed 4 --discard 1
+  # Each step a graph, as XLA does by default; and no graph.
+  default=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION
+  for graphs in steps none; do
+    flags="--xla_gpu_enable_command_buffer=$([ $graphs = steps ] && echo $default)"
+    XLA_FLAGS="${XLA_FLAGS:-} $flags" benchmark "adam_matmul_128_graphs_$graphs" \
+      --backend matmul --timed 4 --discard 1 --optimizer adam
+    XLA_FLAGS="${XLA_FLAGS:-} $flags" benchmark "soap_matmul_128_graphs_$graphs" \
+      --backend matmul --timed 4 --discard 1
+  done
 fi
 benchmark adam_xla_128 --backend xla --timed 4 --discard 1 --optimizer adam
 run=$(mktemp -d)
@@ -53,6 +56,10 @@ trap 'rm -rf "$run"' EXIT
 try "20 epochs" "$python" -m cae_jax train "${small[@]}" --workdir "$run/run"
 cp "$run/run/result.json" "$out/${device}_20_epochs.json"
 if [ -n "${CAE_JAX_REHEARSE:-}" ]; then target=1; else target=0.2894; fi
+for optimizer in adam soap; do
+  try "populations, $optimizer" "$python" -m benchmarks.population "${small[@]}" \
+    --optimizer "$optimizer" --members 1 8 64 512 --timed 2 --json "$out/${device}_populations_$optimizer.json"
+done
 benchmark time_to --time-to "$target" --seeds 3
 try tests "$python" -m pytest -q -n 0 -p no:cacheprovider tests/test_ops.py tests/test_models.py \
   tests/test_step.py tests/test_noise.py tests/test_soap.py

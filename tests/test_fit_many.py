@@ -369,7 +369,7 @@ def test_the_table_of_members():
         ["b1=0.8_seed=0", "1", "0.4000", "0.4000 (1)", "10.00", "not finite at step 9"],
         ["b1=0.8_seed=1", "0", "-", "-", "-", "not finite at step 3"],
     ]
-    assert members.panels(list(named.values())) == {"b1": [(0.9, 0.26), (0.9, 0.3)]}
+    assert members.panels(named) == {"b1": [(0.9, 0.26), (0.9, 0.3)]}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Many trainings at once: on the device (training/population.py)."""
 
 import dataclasses
+import types
 from collections import Counter
 
 import jax
@@ -192,10 +193,11 @@ class FakeLowered:
         return "compiled"
 
 
-def test_loops_are_captured_on_a_gpu_where_xla_knows_how():
-    def compiled(platform, error=None):
+def test_loops_are_captured_on_a_gpu_where_xla_knows_how(monkeypatch):
+    def compiled(platform, error=None, kind="NVIDIA H100 80GB HBM3"):
         lowered = FakeLowered(error)
-        assert cuda_graphs.compile_loop(lowered, platform) == "compiled"
+        device = types.SimpleNamespace(platform=platform, device_kind=kind)
+        assert cuda_graphs.compile_loop(lowered, device) == "compiled"
         return dict(lowered.calls)
 
     unknown = jax.errors.JaxRuntimeError(
@@ -203,6 +205,9 @@ def test_loops_are_captured_on_a_gpu_where_xla_knows_how():
     )
     assert compiled("cpu") == compiled("tpu") == {"without": 1}
     assert compiled("gpu") == {"with": 1}
+    assert compiled("gpu", kind="AMD Instinct MI300X") == {"without": 1}
     assert compiled("gpu", unknown) == {"with": 1, "without": 1}
     with pytest.raises(jax.errors.JaxRuntimeError, match="memory"):
         compiled("gpu", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_command_buffer=")
+    assert compiled("gpu") == {"without": 1}

@@ -156,6 +156,7 @@ def psnr(picture: np.ndarray, image: np.ndarray) -> float:
 @needs_browser
 def test_the_page_shows_what_the_runs_left(opened, runs):
     assert opened.title == "conv, dense - cae-jax report"
+    assert not opened.find_elements(By.CSS_SELECTOR, "#members, a[href='#members']")
     table = opened.find_element(By.CSS_SELECTOR, "#results table").text
     for run in runs:
         with (run / "history.csv").open() as file:
@@ -505,3 +506,37 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(cae_jax.UserError, match="No space left"):
         page.write(tmp_path / "page.html", {})
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+@needs_browser
+def test_a_population_is_shown_by_its_members(browser, tmp_path, data_dir):
+    """Three settings of a dense model with two seeds each; one setting diverges."""
+    values = [(rate, seed) for rate in (1e-3, 1e-2, 1e37) for seed in (0, 1)]
+    configs = [
+        dataclasses.replace(DENSE, model="simple", epochs=2, learning_rate=rate, seed=seed)
+        for rate, seed in values
+    ]
+    result = cae_jax.fit_many(configs, tmp_path / "many", data_dir=data_dir)
+    losses = {name: member.val_loss for name, member in result.members.items()}
+    ranked = sorted(result.autoencoders, key=losses.__getitem__)
+    assert len(ranked) == 4
+    found = collect.collect([tmp_path / "many"], data_dir=data_dir)
+    assert [run["name"] for run in found["runs"]] == [ranked[0], ranked[2], ranked[3]]
+    page.write(tmp_path / "page.html", found)
+    show(browser, tmp_path / "page.html")
+    section = browser.find_element(By.ID, "members")
+    assert f"Best: {ranked[0]}, val_loss {losses[ranked[0]]:.4f}." in section.text
+    charts = section.find_elements(By.CSS_SELECTOR, ".chart")
+    assert [len(each.find_elements(By.CSS_SELECTOR, "circle")) for each in charts] == [4 * 2, 4]
+    assert "val_loss (nats) by learning_rate" in charts[1].text
+    settings, every = section.find_elements(By.CSS_SELECTOR, "table")
+    assert len(settings.find_elements(By.CSS_SELECTOR, "tbody tr")) == 2
+    section.find_element(By.CSS_SELECTOR, "summary").click()
+    rows = [row.text for row in every.find_elements(By.CSS_SELECTOR, "tbody tr")]
+    assert rows[0].startswith(f"{ranked[0]} 2 {losses[ranked[0]]:.4f}")
+    assert ["not finite at step" in row for row in rows] == [False] * 4 + [True] * 2
+    (tmp_path / "many" / "members.json").write_text(
+        (tmp_path / "many" / "members.json").read_text().replace('"stopped"', '"other"')
+    )
+    with pytest.raises(cae_jax.UserError, match="whose training has not ended"):
+        collect.collect([tmp_path / "many"], data_dir=data_dir)

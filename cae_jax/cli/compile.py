@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cae_jax import atomic
 from cae_jax.cli import common
+from cae_jax.errors import UserError
 
 if TYPE_CHECKING:
     from cae_jax.ops.backend import Backend
@@ -38,11 +39,16 @@ class Flags(common.ConfigFlags):
     backend: Literal["auto", "xla", "matmul"] = "auto"
     """How the layers are computed; auto takes what a run on this device would."""
 
+    members: int | None = None
+    """Compile training and evaluation for this many members at once."""
+
     json: Path | None = None
     """Write the counts to this file too."""
 
 
 def run(flags: Flags) -> None:
+    if flags.members is not None and flags.members < 1:
+        raise UserError(f"`members` is {flags.members}; it takes a whole number of at least 1")
     atomic.check_output(flags.json)
     import jax
 
@@ -64,6 +70,7 @@ def run(flags: Flags) -> None:
         "optimizer": flags.train.optimizer,
         "backend": f"{backend.name}: {backend.reason}",
         "batch_size": flags.train.batch_size,
+        "members": flags.members,
         "programs": {},
     }
     for name in ("device", "jax", "backend", "batch_size"):
@@ -79,7 +86,7 @@ def run(flags: Flags) -> None:
 def programs(flags: Flags, backend: "Backend") -> "dict[str, Program]":
     """The programs of a config that the flags ask for, by name."""
     from cae_jax.models import autoencoders
-    from cae_jax.training import programs
+    from cae_jax.training import population, programs
 
     config = flags.train
     images, tests = config.train_examples or TRAIN_IMAGES, config.test_examples or TEST_IMAGES
@@ -90,6 +97,12 @@ def programs(flags: Flags, backend: "Backend") -> "dict[str, Program]":
         "noise": programs.noise(config, model, tests),
         **programs.inference(model, backend),
     }
+    if flags.members is not None:
+        members = [dataclasses.replace(config, seed=seed) for seed in range(flags.members)]
+        available |= {
+            "training": population.training(members, [], model, backend, images),
+            "evaluation": population.evaluation(config, model, backend, tests, len(members)),
+        }
     # A config without noise has no such program.
     return {name: found for name in flags.programs if (found := available[name]) is not None}
 

@@ -20,7 +20,7 @@ from cae_jax.ops import cache
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Run directories, all on one data set; their training may still be running."""
+    """Directories of runs and populations, all on one data set; a run may still be training."""
 
     out: Path = Path("report.html")
     """The page."""

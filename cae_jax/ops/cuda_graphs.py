@@ -3,19 +3,27 @@
 By default XLA captures the steps of a loop one by one, and the host reads its condition each time.
 """
 
+import os
+from typing import Any
+
 import jax
 
+_COMMANDS = "xla_gpu_enable_command_buffer"
 OPTIONS = {
+    _COMMANDS: "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL",
     "xla_gpu_graph_min_graph_size": 1,
-    "xla_gpu_enable_command_buffer": (
-        "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL"
-    ),
 }
 
 
-def compile_loop(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
-    """Compiles a program, on a GPU with these options; without them where XLA knows them not."""
-    if platform != "gpu":
+def compile_loop(lowered: jax.stages.Lowered, device: Any) -> jax.stages.Compiled:
+    """Compiles a program, with these options on a GPU of NVIDIA.
+
+    ``XLA_FLAGS`` that name the commands of a graph win: ``--xla_gpu_enable_command_buffer=``
+    captures nothing. An XLA that does not know the options compiles without them.
+    """
+    # AMD's names are such as "AMD Instinct MI300X" or "gfx942".
+    nvidia = device.platform == "gpu" and not device.device_kind.lower().startswith(("amd", "gfx"))
+    if not nvidia or _COMMANDS in os.environ.get("XLA_FLAGS", ""):
         return lowered.compile()
     try:
         return lowered.compile(compiler_options=dict(OPTIONS))

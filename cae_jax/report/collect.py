@@ -17,9 +17,10 @@ from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison
 from cae_jax.models.inference import Autoencoder
 from cae_jax.models.topology import Topology
-from cae_jax.runs import history, pretrained
+from cae_jax.runs import history, members, pretrained
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.load import load
+from cae_jax.runs.members import Member
 from cae_jax.runs.names import run_names
 
 IMAGES = 10
@@ -33,7 +34,8 @@ def collect(
     """The report data of runs, finished or not, with the weights of their newest checkpoints.
 
     Args:
-        runs: run directories, all of one data set.
+        runs: directories of runs, and of populations, for which their best, median and worst
+            member stand; all of one data set.
         data_dir, archives: location of the test images, as in `data.load_split`.
 
     Raises:
@@ -43,6 +45,8 @@ def collect(
     """
     if not runs:
         raise UserError("`runs` is empty; pass directories written by `cae-jax train`")
+    populations = {run: found for run in runs if (found := members.of_population(run)) is not None}
+    runs = [each for run in runs for each in _shown(run, populations.get(run))]
     configs = [read_config(run) for run in runs]
     names = sorted({config.dataset for config in configs})
     if len(names) > 1:
@@ -66,10 +70,36 @@ def collect(
         "classes": [classes[label] for label in labels],
         "noises": {noise: _slider(noise, configs) for noise in NOISES},
         "defaults": to_dict(TrainConfig()),
+        "populations": [
+            {"name": name, **_population_data(found)}
+            for name, found in zip(run_names([*populations]), populations.values(), strict=True)
+        ],
         "runs": [
             {"name": name, **_run_data(run, autoencoder, images)}
             for name, run, autoencoder in zip(run_names(runs), runs, autoencoders, strict=True)
         ],
+    }
+
+
+def _shown(run: Path, population: Mapping[str, Member] | None) -> list[Path]:
+    """The runs that stand for a run or a population."""
+    if population is None:
+        return [run]
+    good = [name for name in members.ranked(population) if population[name].stopped_at is None]
+    return [run / name for name in dict.fromkeys((good[0], good[len(good) // 2], good[-1]))]
+
+
+def _population_data(population: Mapping[str, Member]) -> dict[str, Any]:
+    """The report data of a population: tables with their headers first, and points of charts."""
+    return {
+        "headline": members.headline(population),
+        "settings": members.settings(population),
+        "members": members.rows(population),
+        "curves": {
+            name: [[row.epoch, _finite(row.val_loss)] for row in member.rows]
+            for name, member in population.items()
+        },
+        "panels": members.panels(population),
     }
 
 

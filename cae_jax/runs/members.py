@@ -9,16 +9,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from cae_jax import atomic, markdown
 from cae_jax.config import TrainConfig, from_dict, to_dict
 from cae_jax.errors import UserError
 from cae_jax.runs import history, manifest
 from cae_jax.runs.folder import MEMBERS
-from cae_jax.training.population import VARYING, swept
+from cae_jax.training.population import swept
 
 
 class Member(NamedTuple):
@@ -78,57 +76,102 @@ def read(folder: Path) -> dict[str, TrainConfig] | None:
     )
 
 
-def write(folder: Path, members: Mapping[str, TrainConfig]) -> None:
+def write(folder: Path, members: Mapping[str, TrainConfig], **more: Any) -> None:
     """Writes the members, which makes the directory that of a population."""
     configs = {name: to_dict(config) for name, config in members.items()}
-    atomic.write_json(folder / MEMBERS, {"format": manifest.FORMAT, "members": configs})
+    atomic.write_json(folder / MEMBERS, {"format": manifest.FORMAT, "members": configs, **more})
+
+
+def of_population(folder: Path) -> dict[str, Member] | None:
+    """The members of a population with the histories of their runs; None if it is not one.
+
+    Raises:
+        UserError: its training has not ended, or a file is damaged.
+    """
+    if (configs := read(folder)) is None:
+        return None
+    stopped = json.loads((folder / MEMBERS).read_bytes()).get("stopped")
+    if stopped is None:
+        raise UserError(
+            f"{folder} is a population whose training has not ended; repeat its `cae-jax train`"
+        )
+    return {
+        name: Member(config, history.of_run(folder / name), stopped.get(name))
+        for name, config in configs.items()
+    }
 
 
 def write_summary(folder: Path, members: Mapping[str, Member]) -> None:
-    """Writes the table and the figure of members that have completed an epoch."""
+    """Writes which members were stopped, and the table and the figure of all."""
     from cae_jax import figures  # matplotlib takes a second to import
 
-    atomic.write_text(folder / "members.md", summary(members) + "\n")
-    trained = {name: member for name, member in members.items() if member.rows}
-    if not trained:
-        return
-    curves = {
-        name: [(row.epoch, row.val_loss) for row in member.rows] for name, member in trained.items()
+    configs = {name: member.config for name, member in members.items()}
+    stopped = {
+        name: member.stopped_at for name, member in members.items() if member.stopped_at is not None
     }
-    figures.save_members(folder / "members.png", curves, panels(list(trained.values())))
+    write(folder, configs, stopped=stopped)
+    atomic.write_text(folder / "members.md", summary(members) + "\n")
+    curves = {
+        name: [(row.epoch, row.val_loss) for row in member.rows]
+        for name, member in members.items()
+        if member.rows
+    }
+    if curves:
+        figures.save_members(folder / "members.png", curves, panels(members))
 
 
 def summary(members: Mapping[str, Member]) -> str:
-    """The best and the median member, a table of all, and one of settings where seeds repeat them.
+    """The members in comparison as Markdown: `headline`, `settings` if there are any, `rows`."""
+    tables = [table for table in (settings(members), rows(members)) if len(table) > 1]
+    return "\n\n".join(
+        [headline(members), *(markdown.table(header, cells) for header, *cells in tables)]
+    )
 
-    Intervals are those of the mean over seeds, from the t distribution (Student 1908).
-    """
-    ranked = sorted(members.items(), key=_rank)
+
+def ranked(members: Mapping[str, Member]) -> list[str]:
+    """The names of the members by loss, those without one last."""
+
+    def key(name: str) -> tuple[bool, float]:
+        loss = members[name].val_loss
+        return (not math.isfinite(loss), loss if math.isfinite(loss) else 0.0)
+
+    return sorted(members, key=key)
+
+
+def headline(members: Mapping[str, Member]) -> str:
+    """The best and the median member, in a sentence or two."""
     losses = [member.val_loss for member in members.values() if math.isfinite(member.val_loss)]
-    lines = []
-    if losses:
-        lines.append(
-            f"Best: {ranked[0][0]}, val_loss {min(losses):.4f}. Median of {len(losses)} members: "
-            f"{statistics.median(losses):.4f}."
-        )
-    if settings := setting_rows(list(members.values())):
-        fields = swept([member.config for member in members.values()])
-        header = [*fields, "members", "best", "median", "mean", "95 % interval"]
-        lines.append(markdown.table(header, settings))
+    if not losses:
+        return "No member has completed an epoch."
+    return (
+        f"Best: {ranked(members)[0]}, val_loss {min(losses):.4f}. Median of {len(losses)} members: "
+        f"{statistics.median(losses):.4f}."
+    )
+
+
+def rows(members: Mapping[str, Member]) -> list[list[str]]:
+    """The table of the members by loss, its header first."""
     header = ["member", "epochs", "val_loss", "lowest (epoch)", "val_psnr, dB", ""]
-    lines.append(markdown.table(header, [_row(name, member) for name, member in ranked]))
-    return "\n\n".join(lines)
+    return [header, *(_row(name, members[name]) for name in ranked(members))]
 
 
-def setting_rows(members: Sequence[Member]) -> list[list[str]]:
-    """For each setting that several seeds have: its values, and its losses over the seeds."""
-    fields = swept([member.config for member in members])
-    settings: dict[tuple, list[float]] = {}
+def settings(members: Mapping[str, Member]) -> list[list[str]]:
+    """The table of the settings that several seeds have, its header first: losses over the seeds.
+
+    Intervals are those of the mean, from the t distribution (Student 1908).
+    """
+    fields = swept([member.config for member in members.values()])
+    header = [*fields, "members", "best", "median", "mean", "95 % interval"]
+    return [header, *_setting_rows(list(members.values()), fields)]
+
+
+def _setting_rows(members: Sequence[Member], fields: Sequence[str]) -> list[list[str]]:
+    found: dict[tuple, list[float]] = {}
     for member in members:
         key = tuple(getattr(member.config, field) for field in fields)
-        settings.setdefault(key, []).append(member.val_loss)
+        found.setdefault(key, []).append(member.val_loss)
     rows = []
-    for key, every in settings.items():
+    for key, every in found.items():
         losses = [loss for loss in every if math.isfinite(loss)]
         if len(losses) > 1:
             low, high = interval(losses)
@@ -147,24 +190,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - margin, mean + margin
 
 
-def panels(members: Sequence[Member]) -> dict[str, list[tuple[float, float]]]:
+def panels(members: Mapping[str, Member]) -> dict[str, list[tuple[float, float]]]:
     """For each swept field its values with the final losses, ``(value, val_loss)``, sorted."""
-    fields = swept([member.config for member in members])
+    good = [member for member in members.values() if math.isfinite(member.val_loss)]
     return {
-        field: sorted(
-            (float(getattr(member.config, field)), member.val_loss)
-            for member in members
-            if math.isfinite(member.val_loss)
-        )
-        for field in VARYING
-        if field in fields
+        field: sorted((getattr(member.config, field), member.val_loss) for member in good)
+        for field in swept([member.config for member in members.values()])
     }
-
-
-def _rank(item: tuple[str, Member]) -> tuple[bool, float]:
-    """By loss, members without one last."""
-    loss = item[1].val_loss
-    return (not np.isfinite(loss), loss if np.isfinite(loss) else 0.0)
 
 
 def _row(name: str, member: Member) -> list[str]:

@@ -44,7 +44,7 @@ class Program(NamedTuple):
     def compile(self, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Compiled:
         """Compiles the function, for the default device or for that of `sharding`."""
         device = next(iter(sharding.device_set)) if sharding else jax.devices()[0]
-        return cuda_graphs.compile_loop(self.lower(sharding), device.platform)
+        return cuda_graphs.compile_loop(self.lower(sharding), device)
 
 
 def steps_per_epoch(config: TrainConfig, examples: int) -> int:

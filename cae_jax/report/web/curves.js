@@ -31,9 +31,9 @@ function range(values) {
   return [low - margin, high + margin];
 }
 
-// A chart of lines {name, run, dotted, points: [[epoch, value]]}. A value that was not finite is
-// null and leaves a gap.
-function chart(label, lines) {
+// A chart of lines {name, run, dotted, points: [[x, value]]}, x being whole epochs unless it is
+// named. A value that was not finite is null and leaves a gap.
+function chart(label, lines, { x: quantity = "epoch", legend = true } = {}) {
   const finite = lines.flatMap((line) => line.points).filter(([, value]) => value !== null);
   if (finite.length === 0) return element("p", {}, `${label}: no epoch is complete yet.`);
   const [x0, x1] = range(finite.map(([epoch]) => epoch));
@@ -44,7 +44,7 @@ function chart(label, lines) {
   const svg = svgElement("svg", {
     viewBox: `0 0 ${width} ${height}`,
     role: "img",
-    "aria-label": `${label} by epoch; a table below has the numbers`,
+    "aria-label": `${label} by ${quantity}; a table below has the numbers`,
   });
   for (const { value, text } of ticks(y0, y1)) {
     svg.append(
@@ -58,18 +58,19 @@ function chart(label, lines) {
       svgElement("text", { x: left - 6, y: y(value) + 4, class: "end" }, text),
     );
   }
-  for (const { value, text } of ticks(x0, x1).filter((tick) => Number.isInteger(tick.value))) {
+  const shown = (tick) => quantity !== "epoch" || Number.isInteger(tick.value);
+  for (const { value, text } of ticks(x0, x1).filter(shown)) {
     svg.append(svgElement("text", { x: x(value), y: height - bottom + 18, class: "middle" }, text));
   }
   svg.append(
-    svgElement("text", { x: (left + width) / 2, y: height - 4, class: "middle" }, "epoch"),
-    ...lines.map((line) => drawLine(line, x, y)),
+    svgElement("text", { x: (left + width) / 2, y: height - 4, class: "middle" }, quantity),
+    ...lines.map((line) => drawLine(line, x, y, quantity)),
   );
-  const legend = element("ul", { class: "legend" }, ...lines.map(legendItem));
-  return element("figure", { class: "chart" }, element("figcaption", {}, label), svg, legend);
+  const items = element("ul", { class: "legend" }, ...(legend ? lines.map(legendItem) : []));
+  return element("figure", { class: "chart" }, element("figcaption", {}, label), svg, items);
 }
 
-function drawLine(line, x, y) {
+function drawLine(line, x, y, quantity) {
   const group = svgElement("g", { class: lineClass(line) });
   let path = "";
   let pen = "M";
@@ -80,7 +81,7 @@ function drawLine(line, x, y) {
     }
     path += `${pen}${x(epoch).toFixed(2)} ${y(value).toFixed(2)}`;
     pen = "L";
-    const title = svgElement("title", {}, `${line.name}, epoch ${epoch}: ${value.toFixed(4)}`);
+    const title = svgElement("title", {}, `${line.name}, ${quantity} ${epoch}: ${value.toFixed(4)}`);
     group.append(svgElement("circle", { cx: x(epoch), cy: y(value), r: 2.5 }, title));
   }
   group.prepend(svgElement("path", { d: path }));

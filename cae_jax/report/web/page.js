@@ -30,6 +30,37 @@ function showResults() {
   byId("results").append(table("After the last epoch, on the test images", heads, rows));
 }
 
+// The members of populations: their losses over epochs and swept values, and their tables.
+function showMembers() {
+  const section = byId("members");
+  if (reportData.populations.length === 0) {
+    section.remove();
+    document.querySelector('nav a[href="#members"]').remove();
+    return;
+  }
+  const single = (name, points) => ({ name, run: 0, points });
+  for (const population of reportData.populations) {
+    const { name, headline, curves, panels, settings, members } = population;
+    const lines = Object.entries(curves).map(([member, points]) => single(member, points));
+    const charts = Object.entries(panels).map(([field, points]) => {
+      const dots = points.map((point) => single(`${field} ${point[0]}`, [point]));
+      return chart(`val_loss (nats) by ${field}`, dots, { x: field, legend: false });
+    });
+    section.append(
+      element("h3", {}, name),
+      element("p", {}, headline),
+      element(
+        "div",
+        { class: "charts" },
+        chart("val_loss (nats)", lines, { legend: false }),
+        ...charts,
+      ),
+    );
+    if (settings.length > 1) section.append(table("Over the seeds", settings[0], settings.slice(1)));
+    section.append(details("All members", table(name, members[0], members.slice(1))));
+  }
+}
+
 // The fields that differ from the defaults, for all runs; the others on demand.
 function showConfiguration() {
   const text = (value) => (Array.isArray(value) ? value.join(" ") : String(value ?? "none"));
@@ -114,6 +145,7 @@ function showReconstructions() {
 
 showSummary();
 showResults();
+showMembers();
 showConfiguration();
 showCurves();
 showReconstructions();
