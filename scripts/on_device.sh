@@ -15,9 +15,9 @@ mkdir -p "$out"
 
 platform=$("$python" -c 'import jax; print(jax.default_backend())') || exit 1
 device=$("$python" -c 'import jax; print(jax.devices()[0].device_kind.lower().replace(" ", "-").replace("/", "-"))')
-small=()
+small=() members=(1 8 64 512)
 if [ -n "${CAE_JAX_REHEARSE:-}" ]; then
-  small=(--train-examples 8192 --test-examples 500)
+  small=(--train-examples 8192 --test-examples 500) members=(1 2)
 elif [ "$platform" = cpu ]; then
   echo "on_device.sh: JAX finds no GPU or TPU; install the package of the device, or set CAE_JAX_REHEARSE=1" >&2
   exit 2
@@ -58,11 +58,11 @@ cp "$run/run/result.json" "$out/${device}_20_epochs.json"
 if [ -n "${CAE_JAX_REHEARSE:-}" ]; then target=1; else target=0.2894; fi
 for optimizer in adam soap; do
   try "populations, $optimizer" "$python" -m benchmarks.population "${small[@]}" \
-    --optimizer "$optimizer" --members 1 8 64 512 --timed 2 --json "$out/${device}_populations_$optimizer.json"
+    --optimizer "$optimizer" --members "${members[@]}" --timed 2 --json "$out/${device}_populations_$optimizer.json"
 done
 benchmark time_to --time-to "$target" --seeds 3
-try tests "$python" -m pytest -q -n 0 -p no:cacheprovider tests/test_ops.py tests/test_models.py \
-  tests/test_step.py tests/test_noise.py tests/test_soap.py
+XLA_PYTHON_CLIENT_PREALLOCATE=false try tests "$python" -m pytest -q -n 4 -p no:cacheprovider tests/test_ops.py tests/test_models.py \
+  tests/test_step.py tests/test_noise.py tests/test_soap.py tests/test_population.py
 for batch in 512 4096; do
   for backend in matmul xla; do
     benchmark "adam_${backend}_$batch" --backend "$backend" --timed 4 --discard 1 --optimizer adam \

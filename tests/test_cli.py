@@ -178,7 +178,8 @@ def test_compare(script, tmp_path):
     assert all((tmp_path / figure).exists() for figure in figures)
     again = script(*command)
     assert again.returncode == 0
-    assert "Training" not in again.stdout
+    assert "Members in turn: 1; compiled" in process.stdout
+    assert "Members in turn" not in again.stdout
     assert_fails_in_one_line(
         script("benchmarks.study", "--seeds", 0), "seeds is 0; it takes a whole"
     )

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import cae_jax
 from cae_jax import atomic, figures, markdown
 from cae_jax import data as data_sets
 from cae_jax.config import NOISES, TrainConfig, check_level
-from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines, comparison
-from cae_jax.runs import fit
-from cae_jax.runs.folder import read_config
+from cae_jax.runs import members
 from cae_jax.runs.interruption import Interrupted
 
 
@@ -114,7 +113,7 @@ def run(
         configs |= family
     trained = {}
     for name, config in configs.items():
-        runs = [_train(config, seed, workdir / name, data_dir) for seed in range(plan.seeds)]
+        runs = _train(config, plan.seeds, workdir / name, data_dir)
         trained[name] = comparison.open_runs(name, runs)
     some = next(iter(configs.values()))
     data = Data(
@@ -136,23 +135,20 @@ def run(
     print(f"Wrote {path}")
 
 
-def _train(config: TrainConfig, seed: int, folder: Path, data_dir: str | Path | None) -> Path:
-    run, config = folder / f"seed{seed}", dataclasses.replace(config, seed=seed)
-    if (run / "config.json").exists() and read_config(run) != config:
-        raise UserError(
-            f"{run} holds a run of another config; remove it or choose another `workdir`"
-        )
-    if not (run / "result.json").exists():
-        print(f"Training {run}", flush=True)
-        interrupted = fit.fit(config, run, data_dir=data_dir).interrupted
-        if interrupted is not None:
-            raise Interrupted(interrupted)
-    return run
+def _train(
+    config: TrainConfig, seeds: int, folder: Path, data_dir: str | Path | None
+) -> list[Path]:
+    """The runs of a config with seeds 0, 1, ..., trained unless they are there."""
+    configs = [dataclasses.replace(config, seed=seed) for seed in range(seeds)]
+    interrupted = cae_jax.fit_many(configs, folder, data_dir=data_dir).interrupted
+    if interrupted is not None:
+        raise Interrupted(interrupted)
+    return [folder / name for name in members.name_members(configs)]
 
 
 def _devices(workdir: Path) -> str:
     """The devices on which the runs were trained."""
-    results = [json.loads(path.read_text()) for path in workdir.glob("*/seed*/result.json")]
+    results = [json.loads(path.read_text()) for path in workdir.glob("*/seed=*/result.json")]
     return ", ".join(sorted({result["device"] for result in results}))
 
 

@@ -238,7 +238,7 @@ def _run(
         details["compile_seconds"] = time.perf_counter() - started
         how = f"{size} by one program" if size > 1 else "in turn"
         logger.info(
-            f"{len(setup.members)} members {how}, compiled in {details['compile_seconds']:.1f}s "
+            f"Members {how}: {len(setup.members)}; compiled in {details['compile_seconds']:.1f}s "
             f"for {device_name()}"
         )
         run_epochs(setup, progress, chunk_steps, interruption)
