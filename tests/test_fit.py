@@ -100,6 +100,29 @@ def test_same_config_same_bits_whatever_the_chunks(run, finished, data_dir, tmp_
     assert_same_run(again, tmp_path / "run", finished, run)
 
 
+def test_chunks_take_a_tenth_of_a_second_to_one(monkeypatch):
+    """Steps of 1 ms at first, then of 20 ms."""
+    now = 0.0
+    monkeypatch.setattr(epochs.time, "perf_counter", lambda: now)
+
+    def chunks(maker, last, step_seconds):
+        nonlocal now
+        bounds = []
+        for start, stop in maker.of(0, last):
+            bounds.append((start, stop))
+            now += (stop - start) * step_seconds
+        return bounds
+
+    maker = epochs.Chunks(None)
+    # The last one is shorter than a chunk, and says nothing about the device.
+    assert chunks(maker, 210, 1e-3) == [(0, 67), (67, 201), (201, 210)]
+    assert chunks(maker, 300, 1e-3) == [(0, 134), (134, 268), (268, 300)]
+    assert chunks(maker, 300, 20e-3) == [(0, 134), (134, 201), (201, 234), (234, 267), (267, 300)]
+    assert chunks(epochs.Chunks(3), 8, 1e-6) == chunks(epochs.Chunks(3), 8, 9.0)
+    assert chunks(epochs.Chunks(3), 8, 9.0) == [(0, 3), (3, 6), (6, 8)]
+    assert chunks(epochs.Chunks(None, begin=1), 3, 9.0) == [(0, 1), (1, 2), (2, 3)]
+
+
 def test_training_with_noise(data_dir, tmp_path, test_images):
     """The validation noise is the seed's for all epochs and models, and training removes of it."""
     small = dataclasses.replace(SMALL, noise="gaussian", train_examples=5000, epochs=3)

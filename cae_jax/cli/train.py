@@ -43,8 +43,9 @@ class Flags(common.ConfigFlags):
     members_per_program: int | None = None
     """Members that a program computes at once; None takes 1 on a CPU, else what memory holds."""
 
-    chunk_steps: int = 67
-    """Steps between two updates of the progress bar; the result does not depend on it."""
+    chunk_steps: int | None = None
+    """Steps between two updates of the progress bar, at least a tenth of a second by default; the
+    result does not depend on it."""
 
     backend: common.Backend = "auto"
     """How the layers are computed: XLA convolutions, matmuls, or the native kernel (CPU only)."""

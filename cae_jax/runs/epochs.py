@@ -5,7 +5,7 @@ import dataclasses
 import importlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -21,6 +21,36 @@ from cae_jax.training.step import TrainState
 from cae_jax.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+
+class Chunks:
+    """How many steps go to the device between two checks for signals; the result does not depend.
+
+    Args:
+        steps: the number; None adapts it: it doubles after a chunk of less than 0.1 s, since to
+            dispatch one costs milliseconds, and halves after one of more than 1 s.
+        begin: the number to adapt.
+
+    Raises:
+        UserError: less than one.
+    """
+
+    def __init__(self, steps: int | None, begin: int = 67) -> None:
+        if steps is not None and steps < 1:
+            raise UserError(f"`chunk_steps` is {steps}; it takes a whole number of at least 1")
+        self._steps, self._adapts = steps or begin, steps is None
+
+    def of(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """The bounds of the chunks of ``first <= step < last``, one after the other."""
+        while first < last:
+            stop, started = min(first + self._steps, last), time.perf_counter()
+            yield first, stop
+            seconds = time.perf_counter() - started
+            if self._adapts and seconds < 0.1 and stop - first == self._steps:
+                self._steps *= 2
+            elif self._adapts and seconds > 1:
+                self._steps = max(1, self._steps // 2)
+            first = stop
 
 
 @dataclasses.dataclass
@@ -143,7 +173,7 @@ def _read_rows(workdir: Path, epochs: int, kept: list[history.Row] | None) -> li
 def run_epochs(
     progress: Progress,
     trainer: Trainer,
-    chunk_steps: int,
+    chunks: Chunks,
     interruption: Interruption,
     on_epoch: Callable[[list[history.Row]], None] | None = None,
 ) -> None:
@@ -164,7 +194,7 @@ def run_epochs(
     writer = tensorboard.Writer(progress.workdir / "tensorboard", first)
     with contextlib.closing(writer), interruption.patience(1):
         for epoch in range(first, trainer.config.epochs + 1):
-            row = _run_epoch(progress, trainer, epoch, chunk_steps, interruption)
+            row = _run_epoch(progress, trainer, epoch, chunks, interruption)
             progress.wait_for_imports()
             with interruption.patience():
                 # The checkpoint last: it must not be ahead of the history.
@@ -189,7 +219,7 @@ def _run_epoch(
     progress: Progress,
     trainer: Trainer,
     epoch: int,
-    chunk_steps: int,
+    chunks: Chunks,
     interruption: Interruption,
 ) -> history.Row:
     """Trains the remaining steps of an epoch and evaluates."""
@@ -200,8 +230,7 @@ def _run_epoch(
     # disable=None: silent where the output is no terminal
     with tqdm(total=trainer.steps, initial=first, unit="step", leave=False, disable=None) as bar:
         bar.set_description(f"Epoch {epoch}/{trainer.config.epochs}")
-        for start in range(first, trainer.steps, chunk_steps):
-            stop = min(start + chunk_steps, trainer.steps)
+        for start, stop in chunks.of(first, trainer.steps):
             progress.state, losses_S, finite = interruption.call(
                 trainer.run, progress.state, batches_SxB, start, stop
             )

@@ -22,7 +22,7 @@ from cae_jax.models.summary import layer_table
 from cae_jax.ops.backend import Backend
 from cae_jax.runs import environment, history
 from cae_jax.runs.checkpoints import Checkpoints
-from cae_jax.runs.epochs import Progress, resume, run_epochs
+from cae_jax.runs.epochs import Chunks, Progress, resume, run_epochs
 from cae_jax.runs.folder import MovedError, checkpoint_folder, is_finished, open_run
 from cae_jax.runs.interruption import Interrupted, Interruption
 from cae_jax.runs.load import load
@@ -57,7 +57,7 @@ def fit(
     images: tuple[np.ndarray, np.ndarray] | None = None,
     data_dir: str | Path | None = None,
     archives: str | Path | None = None,
-    chunk_steps: int = 67,
+    chunk_steps: int | None = None,
     backend: str = "auto",
     on_epoch: Callable[[list[history.Row]], None] | None = None,
 ) -> FitResult:
@@ -73,7 +73,7 @@ def fit(
         start_from: run of the same network, whose weights a new run begins with.
         images: training and test images in place of the data set, see `cae_jax.data.of_arrays`.
         data_dir, archives: see `cae_jax.data.load_split`.
-        chunk_steps: steps between two checks for signals; without effect on the result.
+        chunk_steps: steps between two checks for signals, see `cae_jax.runs.epochs.Chunks`.
         backend: see `cae_jax.ops.backend.choose`; a run keeps its own unless another is named.
         on_epoch: called after each epoch with the history so far.
 
@@ -81,8 +81,7 @@ def fit(
         UserError: unusable data or directory, a run of another config, a number not finite.
         Interrupted: a signal came before there was a model.
     """
-    if chunk_steps < 1:
-        raise UserError(f"`chunk_steps` is {chunk_steps}; it takes a whole number of at least 1")
+    chunks = Chunks(chunk_steps)
     workdir = Path(workdir).expanduser()
     with Interruption() as interruption:
         environment.check_memory(config)
@@ -99,7 +98,7 @@ def fit(
             progress = resume(folder, checkpoints, setup.initial_state(), setup.steps)
             if start_from is not None and progress.saved_step is None:
                 progress.save()  # whoever resumes the run need not name its origin
-            stopped = _train(setup, progress, interruption, chunk_steps, on_epoch)
+            stopped = _train(setup, progress, interruption, chunks, on_epoch)
             return FitResult(setup.autoencoder(progress), progress.rows, progress.step, stopped)
 
 
@@ -158,7 +157,7 @@ def _train(
     setup: _Setup,
     progress: Progress,
     interruption: Interruption,
-    chunk_steps: int,
+    chunks: Chunks,
     on_epoch: Callable[[list[history.Row]], None] | None,
 ) -> int | None:
     """Runs the remaining epochs and writes the results, unless the run is finished.
@@ -173,7 +172,7 @@ def _train(
         )
         return None
     try:
-        _run(setup, progress, interruption, chunk_steps, on_epoch)
+        _run(setup, progress, interruption, chunks, on_epoch)
     except Interrupted as stop:
         interruption.ignore()
         if progress.step > 0:
@@ -201,7 +200,7 @@ def _run(
     setup: _Setup,
     progress: Progress,
     interruption: Interruption,
-    chunk_steps: int,
+    chunks: Chunks,
     on_epoch: Callable[[list[history.Row]], None] | None,
 ) -> None:
     interruption.check()
@@ -216,7 +215,7 @@ def _run(
     trainer = interruption.call(Trainer, *setup)
     compile_seconds = time.perf_counter() - started
     logger.info(f"Compiled in {compile_seconds:.1f}s for {device_name()}")
-    run_epochs(progress, trainer, chunk_steps, interruption, on_epoch)
+    run_epochs(progress, trainer, chunks, interruption, on_epoch)
     progress.checkpoints.wait()
     interruption.check()
     details = {"compile_seconds": compile_seconds, "backend": setup.backend.name}

@@ -26,6 +26,7 @@ from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import environment, members
 from cae_jax.runs.checkpoints import Checkpoints
+from cae_jax.runs.epochs import Chunks
 from cae_jax.runs.fit import load_images
 from cae_jax.runs.folder import (
     OpenFolder,
@@ -68,7 +69,7 @@ def fit_many(
     images: tuple[np.ndarray, np.ndarray] | None = None,
     data_dir: str | Path | None = None,
     archives: str | Path | None = None,
-    chunk_steps: int = 67,
+    chunk_steps: int | None = None,
     backend: str = "auto",
     members_per_program: int | None = None,
 ) -> FitManyResult:
@@ -91,9 +92,8 @@ def fit_many(
         UserError: members that cannot share a program, and as `cae_jax.fit`; or all are stopped.
         Interrupted: a signal came before the training began.
     """
-    if chunk_steps < 1:
-        raise UserError(f"`chunk_steps` is {chunk_steps}; it takes a whole number of at least 1")
     population.check_members(configs)
+    chunks = Chunks(chunk_steps, begin=max(1, 67 // len(configs)))
     workdir = Path(workdir).expanduser()
     with Interruption() as interruption:
         environment.check_memory(configs[0])
@@ -111,7 +111,7 @@ def fit_many(
             Checkpoints(checkpoint_folder(workdir), setup.config, folder.check) as checkpoints,
         ):
             progress = resume(folder, checkpoints, setup)
-            stopped = _train(setup, progress, size, interruption, chunk_steps)
+            stopped = _train(setup, progress, size, interruption, chunks)
             return _result(setup, progress, stopped)
 
 
@@ -199,7 +199,7 @@ def _check_place(path: Path, config: TrainConfig) -> None:
 
 
 def _train(
-    setup: Setup, progress: Progress, size: int, interruption: Interruption, chunk_steps: int
+    setup: Setup, progress: Progress, size: int, interruption: Interruption, chunks: Chunks
 ) -> int | None:
     """Runs the remaining epochs and writes the runs of the members, unless they are there.
 
@@ -211,7 +211,7 @@ def _train(
         logger.info(f"{workdir} is finished after {epochs} epochs")
         return None
     try:
-        _run(setup, progress, size, interruption, chunk_steps)
+        _run(setup, progress, size, interruption, chunks)
     except Interrupted as stop:
         interruption.ignore()
         if progress.step > 0:
@@ -224,7 +224,7 @@ def _train(
 
 
 def _run(
-    setup: Setup, progress: Progress, size: int, interruption: Interruption, chunk_steps: int
+    setup: Setup, progress: Progress, size: int, interruption: Interruption, chunks: Chunks
 ) -> None:
     interruption.check()
     workdir = progress.folder.path
@@ -241,7 +241,7 @@ def _run(
             f"Members {how}: {len(setup.members)}; compiled in {details['compile_seconds']:.1f}s "
             f"for {device_name()}"
         )
-        run_epochs(setup, progress, chunk_steps, interruption)
+        run_epochs(setup, progress, chunks, interruption)
         progress.checkpoints.wait()
         interruption.check()
     splitter = Splitter(setup, workdir)

@@ -19,7 +19,7 @@ from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.runs import history
 from cae_jax.runs.checkpoints import Checkpoints
-from cae_jax.runs.epochs import epochs_before, newest_intact
+from cae_jax.runs.epochs import Chunks, epochs_before, newest_intact
 from cae_jax.runs.folder import OpenFolder, checkpoint_folder
 from cae_jax.runs.interruption import Interruption
 from cae_jax.runs.members import Member
@@ -111,7 +111,7 @@ def _initial(setup: Setup) -> TrainState:
 
 
 def run_epochs(
-    setup: Setup, progress: Progress, chunk_steps: int, interruption: Interruption
+    setup: Setup, progress: Progress, chunks: Chunks, interruption: Interruption
 ) -> None:
     """Trains the remaining epochs; signals and errors as in `cae_jax.runs.epochs.run_epochs`."""
     assert progress.population is not None
@@ -122,7 +122,7 @@ def run_epochs(
     progress.states = progress.population.put(progress.saved)
     with interruption.patience(1):
         for epoch in range(first, setup.config.epochs + 1):
-            rows = _run_epoch(setup, progress, epoch, chunk_steps, interruption)
+            rows = _run_epoch(setup, progress, epoch, chunks, interruption)
             importing.result()
             with interruption.patience():
                 progress.rows.append(rows)
@@ -133,7 +133,7 @@ def run_epochs(
 
 
 def _run_epoch(
-    setup: Setup, progress: Progress, epoch: int, chunk_steps: int, interruption: Interruption
+    setup: Setup, progress: Progress, epoch: int, chunks: Chunks, interruption: Interruption
 ) -> list[history.Row]:
     """Trains the remaining steps of an epoch and evaluates; a row for each member."""
     trained, steps, before = progress.population, setup.steps, (epoch - 1) * setup.steps
@@ -146,8 +146,7 @@ def _run_epoch(
     # disable=None: silent where the output is no terminal
     with tqdm(total=steps, initial=first, unit="step", leave=False, disable=None) as bar:
         bar.set_description(f"Epoch {epoch}/{setup.config.epochs}")
-        for start in range(first, steps, chunk_steps):
-            stop = min(start + chunk_steps, steps)
+        for start, stop in chunks.of(first, steps):
             chunk = interruption.call(trained.run, progress.states, orders, start, stop)
             progress.states, losses_MxS = chunk.states, chunk.losses_MxS
             _stop_members(setup, progress, chunk, before, stop)

@@ -1,5 +1,6 @@
 """Writes the results of a finished run: two figures and ``result.json``."""
 
+import contextlib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,15 @@ def write(
             "epoch_seconds_median": float(np.median(columns["epoch_seconds"])),
             **details,
             "device": device_name(),
-            "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "versions": _versions(),
             "config": to_dict(autoencoder.config),
         },
     )
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # a clone that is not installed
+            versions[name] = metadata.version(name)
+    return versions
