@@ -118,7 +118,7 @@ def test_the_shared_program_takes_the_parameters_of_each_member(population, data
 @pytest.fixture
 def signal_in_chunk(monkeypatch):
     """Sends SIGINT while a chunk of steps, counted from 1, is checked."""
-    check, count = many_epochs._stop_members, 0
+    check, count = many_epochs._stop_where_not_finite, 0
 
     def plan(chunk):
         nonlocal count
@@ -131,7 +131,7 @@ def signal_in_chunk(monkeypatch):
                 signal.raise_signal(signal.SIGINT)
             check(*arguments)
 
-        monkeypatch.setattr(many_epochs, "_stop_members", check_and_signal)
+        monkeypatch.setattr(many_epochs, "_stop_where_not_finite", check_and_signal)
 
     return plan
 
@@ -170,6 +170,42 @@ def test_a_population_that_broke_off_while_runs_were_written(population, data_di
         cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
         assert_same_end(folder / "seed=4", population / "seed=4")
         assert (folder / "seed=4" / "result.json").exists()
+
+
+def test_members_may_be_given_in_another_order(data_dir, tmp_path, signal_in_chunk):
+    """Their states are those of their names, whatever the order of seeds or of swept fields."""
+    seeds = (0, 4, 7)
+    configs = [dataclasses.replace(DENSE, seed=seed) for seed in seeds]
+    cae_jax.fit_many(configs, tmp_path / "undisturbed", data_dir=data_dir)
+    signal_in_chunk(5)
+    cae_jax.fit_many(configs, tmp_path / "many", data_dir=data_dir, chunk_steps=3)
+    signal_in_chunk(0)
+    result = cae_jax.fit_many(configs[::-1], tmp_path / "many", data_dir=data_dir)
+    for name in [f"seed={seed}" for seed in seeds]:
+        assert_same_end(tmp_path / "many" / name, tmp_path / "undisturbed" / name)
+        assert result.autoencoders[name].config == result.members[name].config
+        assert result.members[name].config.seed == int(name[5:])
+
+
+@pytest.mark.parametrize("lost", ["members.md", "members.png", "ended"])
+def test_a_summary_that_was_not_written_is_made_up(lost, population, data_dir, tmp_path):
+    folder = Path(shutil.copytree(population, tmp_path / "many"))
+    there = members.read(folder)
+    if lost != "ended":
+        (folder / lost).unlink()
+    members.write(folder, there._replace(ended=False))
+    cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
+    assert members.read(folder) == there
+    assert {path.name for path in folder.iterdir()} == {path.name for path in population.iterdir()}
+
+
+def test_lost_checkpoints_of_a_finished_population_are_not_trained_again(
+    population, data_dir, tmp_path
+):
+    folder = Path(shutil.copytree(population, tmp_path / "many"))
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(cae_jax.UserError, match="its checkpoints are gone"):
+        cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
 
 
 def test_a_damaged_checkpoint_costs_an_epoch(population, data_dir, tmp_path, capsys):
@@ -237,6 +273,69 @@ def test_a_stopped_member_keeps_its_last_good_checkpoint(
     assert final(folder / "seed=4") == before
 
 
+@pytest.fixture
+def poisoned(monkeypatch):
+    """The second member's parameters become NaN in the chunk that begins at a step."""
+    run = fit_many.InTurn.run
+
+    def plan(step, signals=0):
+        def poison(self, states, orders, start, stop):
+            chunk = run(self, states, orders, start, stop)
+            if int(states[1].step) != step:
+                return chunk
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGINT)
+            nan = jax.tree.map(lambda leaf: leaf * np.nan, chunk.states[1].params)
+            bad = [chunk.states[0], chunk.states[1]._replace(params=nan)]
+            return chunk._replace(states=bad, finite_M=np.array([True, False]))
+
+        monkeypatch.setattr(fit_many.InTurn, "run", poison)
+
+    return plan
+
+
+@pytest.mark.parametrize("step", [11, 14])  # within the last epoch, and in its last chunk
+def test_a_signal_while_a_member_is_stopped(step, poisoned, population, data_dir, tmp_path):
+    """What is saved then has its state after it was stopped, which must not come back."""
+    folder = tmp_path / "many"
+    poisoned(step, signals=1)
+    first = cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir, chunk_steps=3)
+    assert first.interrupted == signal.SIGINT
+    poisoned(-1)
+    result = cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir, chunk_steps=3)
+    assert result.members["seed=4"].stopped_at == min(step + 3, 16)
+    assert list(result.autoencoders) == ["seed=0"]
+    assert [path.name for path in (folder / "seed=4" / "checkpoints").iterdir()] == ["8"]
+    assert not (folder / "seed=4" / "result.json").exists()
+    assert_same_end(folder / "seed=0", population / "seed=0")
+    assert "not finite" in (folder / "members.md").read_text()
+
+
+def test_a_validation_loss_that_is_not_finite_stops_a_member(
+    population, data_dir, tmp_path, monkeypatch
+):
+    evaluate = fit_many.InTurn.evaluate
+
+    def overflow(self, states):
+        good, bad = evaluate(self, states)
+        return [good, bad._replace(bce=np.inf)]
+
+    monkeypatch.setattr(fit_many.InTurn, "evaluate", overflow)
+    result = cae_jax.fit_many(CONFIGS, tmp_path / "many", data_dir=data_dir)
+    assert result.members["seed=4"].stopped_at == 8
+    assert list(result.autoencoders) == ["seed=0"]
+    assert_same_end(tmp_path / "many" / "seed=0", population / "seed=0")
+
+
+def test_skipped_updates_do_not_stop_a_member(data_dir, tmp_path):
+    """The second member skips every update from its first steps on, and more than `max_skips`."""
+    configs = [dataclasses.replace(each, on_nan="skip", max_skips=2) for each in DIVERGING]
+    result = cae_jax.fit_many(configs, tmp_path / "many", data_dir=data_dir, chunk_steps=4)
+    good, bad = result.members.values()
+    assert good.stopped_at is None
+    assert bad.stopped_at in (4, 8)  # the end of a chunk: which update was one too many is open
+
+
 def test_without_a_member_left_it_ends(data_dir, tmp_path):
     configs = [dataclasses.replace(each, learning_rate=1e37) for each in CONFIGS]
     with pytest.raises(cae_jax.UserError, match=r"all members of .* lower `learning_rate`"):
@@ -294,8 +393,16 @@ def test_the_native_kernel_computes_one_member_at_a_time(data_dir, tmp_path):
 def test_a_run_and_a_population_do_not_share_a_directory(population, copied, data_dir, tmp_path):
     with pytest.raises(cae_jax.UserError, match="holds a population; choose another"):
         cae_jax.fit(CONFIGS[0], population, data_dir=data_dir)
+    with pytest.raises(cae_jax.UserError, match="holds a population; choose another"):
+        cae_jax.fit(CONFIGS[0], population, data_dir=data_dir, overwrite=True)
+    assert (population / "members.json").exists()
     with pytest.raises(cae_jax.UserError, match="holds a run; choose another"):
         cae_jax.fit_many(CONFIGS, copied, data_dir=data_dir)
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / ".cae-jax").write_text("cae-jax run 1\n")
+    (tmp_path / "file" / "seed=4").write_text("")
+    with pytest.raises(cae_jax.UserError, match="seed=4 is not a run"):
+        cae_jax.fit_many(CONFIGS, tmp_path / "file", data_dir=data_dir)
     with pytest.raises(cae_jax.UserError, match="is a population; pass one of its members"):
         cae_jax.load(population)
     (tmp_path / "many" / "seed=0").mkdir(parents=True)
@@ -314,7 +421,12 @@ def test_a_population_may_replace_a_run(copied, population, data_dir):
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"[]", b'{"format": 1}', b'{"format": 1, "members": {"a": {"x": 1}}}', b"\xff"],
+    [
+        *(b"", b"[]", b'{"format": 1}', b'{"format": 1, "members": {"a": {"x": 1}}}', b"\xff"),
+        b'{"format": 1, "members": {}, "stopped": {}, "ended": true}',
+        b'{"format": 1, "members": {"a": {}}, "stopped": 5, "ended": true}',
+        b'{"format": 1, "members": {"a": {}}, "stopped": {"b": 1}, "ended": true}',
+    ],
 )
 def test_damaged_members_are_refused(damage, tmp_path):
     (tmp_path / "members.json").write_bytes(damage)
@@ -323,7 +435,7 @@ def test_damaged_members_are_refused(damage, tmp_path):
 
 
 def test_members_of_a_later_version_are_refused(tmp_path):
-    (tmp_path / "members.json").write_text('{"format": 2, "members": {}}')
+    (tmp_path / "members.json").write_text('{"format": 2, "people": {}}')
     with pytest.raises(cae_jax.UserError, match="update cae-jax"):
         members.read(tmp_path)
 
@@ -381,6 +493,8 @@ def test_the_table_of_members():
         (["--sweep", "seed=1,2", "--seeds", "1"], "--sweep has seed; leave it out, or --seeds"),
         (["--sweep", "batch_size=64,128"], "--batch-size differs among the members (64, 128)"),
         (["--seeds", "1", "1"], "two members are equal"),
+        (["--sweep", "b2=0.9", "b2=0.8"], "--sweep has a field twice"),
+        (["--members-per-program", "2"], "--members-per-program is for --seeds and --sweep"),
         (["--seeds", "1", "2", "--from", "x"], "--start-from is for one run"),
     ],
 )

@@ -536,7 +536,7 @@ def test_a_population_is_shown_by_its_members(browser, tmp_path, data_dir):
     assert rows[0].startswith(f"{ranked[0]} 2 {losses[ranked[0]]:.4f}")
     assert ["not finite at step" in row for row in rows] == [False] * 4 + [True] * 2
     (tmp_path / "many" / "members.json").write_text(
-        (tmp_path / "many" / "members.json").read_text().replace('"stopped"', '"other"')
+        (tmp_path / "many" / "members.json").read_text().replace('"ended": true', '"ended": false')
     )
     with pytest.raises(cae_jax.UserError, match="whose training has not ended"):
         collect.collect([tmp_path / "many"], data_dir=data_dir)

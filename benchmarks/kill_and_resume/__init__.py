@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -56,7 +57,8 @@ def stress(
     folder.mkdir(parents=True)
     reference = _Run(command, folder / "reference", fresh)
     assert reference.start(None) == 0, reference.log
-    expected, seconds = final(reference.workdir), reference.warm_seconds()
+    expected = final(reference.workdir)
+    seconds = _Run(command, folder / "timed", fresh).warm_seconds()
     while sent.total() < kills:
         run, attempts = _Run(command, folder / f"run{runs}", fresh), 0
         while True:
@@ -71,7 +73,9 @@ def stress(
             sent[number.name] += 1
             assert code in (-number, 128 + number), f"exit code {code} after {number!r}\n{run.log}"
             print(f"{run.workdir.name}: {number.name} after {delay:.2f} s", flush=True)
-        differing = [name for name, value in final(run.workdir).items() if value != expected[name]]
+        ended = final(run.workdir)
+        names = expected.keys() | ended
+        differing = [name for name in names if ended.get(name) != expected.get(name)]
         assert not differing, f"{run.workdir} differs from {reference.workdir} in {differing}"
         runs += 1
     counts = ", ".join(f"{count} {name}" for name, count in sorted(sent.items()))
@@ -114,6 +118,7 @@ def final(run: Path) -> dict[str, Any]:
         the bytes of every array by its path in the `TrainState`, and ``history`` without times.
     """
     if members := [path.parent for path in sorted(run.glob("*/config.json"))]:
+        assert (run / "members.png").exists()
         states = {member.name: final(member) for member in members}
         return {
             f"{name}/{key}": value for name, state in states.items() for key, value in state.items()
@@ -173,8 +178,8 @@ class _Run:
 
     def warm_seconds(self) -> float:
         """Times the whole training with prepared data and a filled compilation cache."""
-        self._command.append("--overwrite")
+        assert self.start(None) == 0, self.log
+        shutil.rmtree(self.workdir)
         began = time.perf_counter()
         assert self.start(None) == 0, self.log
-        self._command.remove("--overwrite")
         return time.perf_counter() - began

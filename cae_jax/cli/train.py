@@ -25,7 +25,7 @@ from cae_jax.runs.interruption import Interrupted
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags(common.ConfigFlags):
     workdir: Path | None = None
-    """Directory of the run; None takes runs/ and the name of the config."""
+    """Directory of the run; None takes runs/ and the name of the config, with _many for many."""
 
     overwrite: bool = False
     """Replace an existing run instead of resuming it."""
@@ -70,14 +70,16 @@ def run(flags: Flags) -> None:
             raise UserError("`start_from` is for one run; leave it out, or `seeds` and `sweep`")
         configs = members(flags.train, flags.seeds, flags.sweep)
         options["members_per_program"] = flags.members_per_program
-        interrupted = cae_jax.fit_many(configs, workdir, **options).interrupted
-        begun = True
+        result = cae_jax.fit_many(configs, workdir, **options)
+    elif flags.members_per_program is not None:
+        raise UserError(
+            "`members_per_program` is for `seeds` and `sweep`; give one, or leave it out"
+        )
     else:
         result = cae_jax.fit(flags.train, workdir, start_from=flags.start_from, **options)
+    if result.interrupted is not None:
         # Without a step the run that --overwrite replaces is back.
-        interrupted, begun = result.interrupted, result.steps > 0
-    if interrupted is not None:
-        raise (common.Resumable if begun else Interrupted)(interrupted)
+        raise (common.Resumable if result.steps else Interrupted)(result.interrupted)
 
 
 def members(config: TrainConfig, seeds: Sequence[int], sweep: Sequence[str]) -> list[TrainConfig]:
@@ -87,6 +89,8 @@ def members(config: TrainConfig, seeds: Sequence[int], sweep: Sequence[str]) -> 
         UserError: a part of `sweep` that is no field with values, or a value that it does not take.
     """
     axes = dict(_axis(part) for part in sweep)
+    if len(axes) < len(sweep):
+        raise UserError("`sweep` has a field twice; give all of its values at once")
     if "seed" in axes and seeds:
         raise UserError("`sweep` has seed; leave it out, or `seeds`")
     if seeds:

@@ -70,19 +70,20 @@ def device_memory() -> int:
     return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def record(run: Path, backend: Backend, images: str = "") -> None:
+def record(run: Path, backend: Backend, images: str = "", **more: str) -> None:
     """Writes the environment of a run, and logs how it differs from the one before.
 
     Args:
         run: directory of the run.
         backend: in use.
         images: digest of images that the config does not name; "" where it does.
+        more: what else changes the numbers.
 
     Raises:
         UserError: the run began with other images.
         OSError: it cannot be written.
     """
-    before, now = _read(run), {**_current(backend), "images": images}
+    before, now = _read(run), {**_current(backend), "images": images, **more}
     if before.get("images", images) != images:
         raise UserError(f"{run} began with other `images`; pass those, or another `workdir`")
     changes = [

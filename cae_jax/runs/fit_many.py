@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cae_jax import atomic
 from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
@@ -29,6 +30,7 @@ from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.epochs import Chunks
 from cae_jax.runs.fit import load_images
 from cae_jax.runs.folder import (
+    MEMBERS,
     OpenFolder,
     check_ours,
     checkpoint_folder,
@@ -38,7 +40,7 @@ from cae_jax.runs.folder import (
 )
 from cae_jax.runs.interruption import Interrupted, Interruption
 from cae_jax.runs.many_epochs import Progress, resume, run_epochs
-from cae_jax.runs.members import Member
+from cae_jax.runs.members import Member, Members
 from cae_jax.runs.split import Setup, Splitter
 from cae_jax.training import population
 from cae_jax.training.population import InTurn, Population, Together
@@ -53,11 +55,13 @@ class FitManyResult(NamedTuple):
     Attributes:
         members: config, history, and the step at which a member was stopped.
         autoencoders: the models after the last step, of the members that were not stopped.
+        steps: since the start of training.
         interrupted: number of the signal that ended the training early; None without one.
     """
 
     members: dict[str, Member]
     autoencoders: dict[str, Autoencoder]
+    steps: int
     interrupted: int | None = None
 
 
@@ -102,6 +106,8 @@ def fit_many(
         named = members.name_members(
             [dataclasses.replace(each, dataset=config.dataset) for each in configs]
         )
+        if there := members.read(workdir):  # whose order is that of the checkpoints
+            named = {name: named[name] for name in (*there.configs, *named) if name in named}
         chosen = choosing.result()
         interruption.check()
         setup = Setup(named, autoencoders.abstract(config), chosen, split.train, split.test)
@@ -121,20 +127,21 @@ def _members_per_program(setup: Setup, asked: int | None) -> int:
     Raises:
         UserError: more than the memory holds, or the native kernel.
     """
-    together = jax.default_backend() != "cpu" if asked is None else asked > 1
-    if not together and asked in (None, 1):
-        return 1
     if asked is not None and asked < 1:
         raise UserError(f"`members_per_program` is {asked}; it takes a whole number of at least 1")
+    if asked == 1 or (asked is None and jax.default_backend() == "cpu"):
+        return 1
     if setup.backend.kernel is not None:
         raise UserError(
             f"`members_per_program` is {asked}; the native kernel computes one member at a time: "
             "leave it out, or set `backend='matmul'`"
         )
     there = environment.device_memory()
-    needed = population.needed_bytes(setup.config, setup.model, len(setup.train_images))
-    images = setup.train_images.nbytes + setup.test_images.nbytes
-    fit = max(1, (there - images) // needed)
+    examples = len(setup.train_images)
+    needed = population.needed_bytes(setup.config, setup.model, examples)
+    held = setup.train_images.nbytes + setup.test_images.nbytes
+    held += len(setup.members) * population.held_bytes(setup.config, setup.model, examples)
+    fit = max(1, (there - held) // needed)
     if asked is not None and asked > fit:
         raise UserError(
             f"`members_per_program` is {asked}; {fit} fit: each takes about {needed / 1e6:,.0f} MB "
@@ -150,8 +157,8 @@ def _open(workdir: Path, named: dict[str, TrainConfig], overwrite: bool) -> Iter
     Raises:
         UserError: it has other members, or something else where a member's run goes.
     """
-    there = members.read(workdir) or {}
-    runs = [name for name in there if (workdir / name).exists()]
+    there = members.read(workdir)
+    runs = [name for name in there.configs if (workdir / name).exists()] if there else []
     if overwrite and runs:
         raise UserError(
             f"`workdir` {workdir} holds a population with runs such as {runs[0]}, which would be "
@@ -161,16 +168,17 @@ def _open(workdir: Path, named: dict[str, TrainConfig], overwrite: bool) -> Iter
         there = members.read(workdir)
         if (workdir / "config.json").exists():
             raise UserError(f"`workdir` {workdir} holds a run; choose another `workdir`")
-        if there is not None and there != named:
+        if there is not None and there.configs != named:
             raise UserError(
                 f"`workdir` {workdir} holds a population that differs in "
-                f"{_difference(there, named)}; choose another `workdir`"
+                f"{_difference(there.configs, named)}; choose another `workdir`"
             )
         for name, config in named.items():
-            _check_place(workdir / name, config)
+            with atomic.writing(workdir / name, "choose another `workdir`"):
+                _check_place(workdir / name, config)
         if there is None:
             with folder.writing():
-                members.write(workdir, named)
+                members.write(workdir, Members(named, {}, ended=False))
         yield folder
 
 
@@ -189,6 +197,8 @@ def _difference(there: dict[str, TrainConfig], now: dict[str, TrainConfig]) -> s
 
 def _check_place(path: Path, config: TrainConfig) -> None:
     """Refuses a directory that is not the run of this member, which may have been continued."""
+    if (path.exists() and not path.is_dir()) or (path / MEMBERS).exists():
+        raise UserError(f"{path} is not a run; choose another `workdir`")
     if not (path / "config.json").exists():
         check_ours(path)
         return
@@ -207,7 +217,8 @@ def _train(
         the number of a signal that ended the training early.
     """
     workdir, epochs = progress.folder.path, setup.config.epochs
-    if len(progress.rows) == epochs and not _unwritten(setup, progress):
+    there = members.read(workdir)
+    if there and there.ended and not _unwritten(setup, progress):
         logger.info(f"{workdir} is finished after {epochs} epochs")
         return None
     try:
@@ -229,7 +240,7 @@ def _run(
     interruption.check()
     workdir = progress.folder.path
     with progress.folder.writing():
-        environment.record(workdir, setup.backend, setup.digest)
+        environment.record(workdir, setup.backend, setup.digest, members_per_program=str(size))
     logger.info(f"Backend {setup.backend.name}: {setup.backend.reason}")
     details: dict[str, Any] = {"backend": setup.backend.name, "members": len(setup.members)}
     if len(progress.rows) < setup.config.epochs:
@@ -246,6 +257,7 @@ def _run(
         interruption.check()
     splitter = Splitter(setup, workdir)
     for k in _unwritten(setup, progress):
+        progress.folder.check()
         state = population.member(progress.saved, k)
         splitter.write(setup.names[k], state, progress.rows_of(k), details)
         interruption.check()
@@ -268,7 +280,10 @@ def _unwritten(setup: Setup, progress: Progress) -> list[int]:
     """
 
     def is_written(run: Path) -> bool:
-        return (run / "config.json").exists() and is_finished(run, read_config(run).epochs)
+        if not (run / "config.json").exists():
+            return False
+        longer = read_config(run).epochs
+        return longer > setup.config.epochs or is_finished(run, longer)
 
     places = [progress.folder.path / name for name in setup.names]
     return [k for k, run in enumerate(places) if k not in progress.stopped and not is_written(run)]
@@ -281,4 +296,4 @@ def _result(setup: Setup, progress: Progress, interrupted: int | None) -> FitMan
         if k not in progress.stopped:
             params = jax.device_put(population.member(progress.saved, k).params)
             models[name] = shared.with_params(config, params)
-    return FitManyResult(progress.members(setup), models, interrupted)
+    return FitManyResult(progress.members(setup), models, progress.step, interrupted)

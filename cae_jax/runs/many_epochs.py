@@ -17,12 +17,12 @@ from tqdm.auto import tqdm
 
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
-from cae_jax.runs import history
+from cae_jax.runs import history, members
 from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.epochs import Chunks, epochs_before, newest_intact
 from cae_jax.runs.folder import OpenFolder, checkpoint_folder
 from cae_jax.runs.interruption import Interruption
-from cae_jax.runs.members import Member
+from cae_jax.runs.members import Member, Members
 from cae_jax.runs.split import Setup, Splitter
 from cae_jax.training import metrics, population
 from cae_jax.training.population import Chunk, Population
@@ -30,6 +30,8 @@ from cae_jax.training.step import TrainState, make_keys
 from cae_jax.training.trainer import initial_state
 
 logger = logging.getLogger(__name__)
+# Stands for a stopped member in the history of a checkpoint.
+_STOPPED = history.Row(0, 0, math.nan, math.nan, math.nan, None, 0, math.nan, math.nan)
 
 
 @dataclasses.dataclass
@@ -41,7 +43,7 @@ class Progress:
         checkpoints: of all members together.
         saved: the state of all members on the host: the newest checkpoint's, or the initial one.
         saved_step: step of the newest checkpoint; None if there is none.
-        rows: of each epoch, of each member; of one that is stopped, see `_stopped_row`.
+        rows: of each epoch, of each member; of one that is stopped, `_STOPPED` stands there.
         stopped: index of a stopped member to the step at which it became not finite.
         population: the programs, once they are compiled.
         states: of the members on the device, once they train.
@@ -85,8 +87,14 @@ def resume(folder: OpenFolder, checkpoints: Checkpoints, setup: Setup) -> Progre
     Raises:
         UserError: all checkpoints are damaged.
     """
-    newest = newest_intact(folder, checkpoints)
+    newest, there = newest_intact(folder, checkpoints), members.read(folder.path)
+    assert there is not None
     if newest is None:
+        if there.ended:
+            raise UserError(
+                f"{folder.path} has ended but its checkpoints are gone; restore them from a copy, "
+                "or choose another `workdir`"
+            )
         return Progress(folder, checkpoints, _initial(setup), None, [], {})
     count, examples = len(setup.members), len(setup.train_images)
     shapes = population.state_shapes(setup.config, setup.model, examples, count)
@@ -94,8 +102,9 @@ def resume(folder: OpenFolder, checkpoints: Checkpoints, setup: Setup) -> Progre
     saved = jax.tree.map(np.asarray, checkpoints.restore(newest.step, like))
     flat = (checkpoints.rows(newest.step) or [])[: epochs_before(newest, setup.steps) * count]
     rows = [flat[first : first + count] for first in range(0, len(flat), count)]
-    last = rows[-1] if rows else []
-    stopped = {k: row.step for k, row in enumerate(last) if math.isnan(row.val_loss)}
+    # A member that was stopped after this checkpoint is trained again, to the same end.
+    steps = {setup.names.index(name): step for name, step in there.stopped.items()}
+    stopped = {k: step for k, step in steps.items() if step <= newest.step}
     return Progress(folder, checkpoints, saved, newest.step, rows, stopped)
 
 
@@ -139,8 +148,7 @@ def _run_epoch(
     trained, steps, before = progress.population, setup.steps, (epoch - 1) * setup.steps
     assert trained is not None
     assert progress.states is not None
-    first = progress.step - before
-    losses_MxS = trained.get(progress.states).losses_S
+    first, losses_MxS = progress.step - before, None
     started = time.perf_counter()
     orders = trained.orders(epoch)
     # disable=None: silent where the output is no terminal
@@ -148,17 +156,23 @@ def _run_epoch(
         bar.set_description(f"Epoch {epoch}/{setup.config.epochs}")
         for start, stop in chunks.of(first, steps):
             chunk = interruption.call(trained.run, progress.states, orders, start, stop)
-            progress.states, losses_MxS = chunk.states, chunk.losses_MxS
-            _stop_members(setup, progress, chunk, before, stop)
+            with interruption.patience():  # the last good states are those before the chunk
+                _stop_where_not_finite(setup, progress, chunk, before, stop)
+                progress.states, losses_MxS = chunk.states, chunk.losses_MxS
             progress.folder.check()
             bar.update(stop - start)
             if stop < steps:
                 interruption.check()
     seconds = (time.perf_counter() - started) / len(setup.members)
     scores = interruption.call(trained.evaluate, progress.states)
+    if losses_MxS is None:  # of an epoch that was interrupted after its last step
+        losses_MxS = trained.get(progress.states).losses_S
+    with interruption.patience():
+        bad = [k for k, score in enumerate(scores) if not math.isfinite(score.bce)]
+        _stop(setup, progress, dict.fromkeys(bad, progress.step))
     examples = len(setup.train_images)
     return [
-        _stopped_row(epoch, progress.stopped[k])
+        _STOPPED._replace(epoch=epoch, step=progress.step)
         if k in progress.stopped
         else history.Row(
             epoch=epoch,
@@ -175,39 +189,52 @@ def _run_epoch(
     ]
 
 
-def _stopped_row(epoch: int, step: int) -> history.Row:
-    """Stands for a stopped member in the history of a checkpoint."""
-    nan = math.nan
-    return history.Row(epoch, step, nan, nan, nan, None, 0, nan, nan)
+def _stop_where_not_finite(
+    setup: Setup, progress: Progress, chunk: Chunk, before: int, stop: int
+) -> None:
+    """Stops the members with a loss, gradient or parameter that is not finite after a chunk."""
+    finite_MxS = np.isfinite(chunk.losses_MxS[:, :stop])
+    skips = setup.config.on_nan == "skip"  # until too many updates in a row are skipped
+    good_M = chunk.finite_M & (finite_MxS.all(axis=1) | skips)
+    steps = {}
+    for k in np.flatnonzero(~good_M).tolist():
+        found = [] if skips else np.flatnonzero(~finite_MxS[k])
+        steps[k] = before + (int(found[0]) + 1 if len(found) else stop)
+    _stop(setup, progress, steps)
 
 
-def _stop_members(setup: Setup, progress: Progress, chunk: Chunk, before: int, stop: int) -> None:
-    """Stops the members that are not finite any more, and writes runs of their last good states.
+def _stop(setup: Setup, progress: Progress, steps: dict[int, int]) -> None:
+    """Stops members, and writes runs of their last good states.
+
+    Args:
+        setup: of the population.
+        progress: of the population.
+        steps: index of a member to the step at which it became not finite.
 
     Raises:
         UserError: no member is left.
     """
-    finite_MxS = np.isfinite(chunk.losses_MxS[:, :stop])
-    good_M = chunk.finite_M & (finite_MxS.all(axis=1) | (setup.config.on_nan == "skip"))
-    for k in sorted({*np.flatnonzero(~good_M).tolist()} - {*progress.stopped}):
-        found, name = np.flatnonzero(~finite_MxS[k]), setup.names[k]
-        step = before + (int(found[0]) + 1 if len(found) else stop)
+    workdir = progress.folder.path
+    for k in sorted(steps.keys() - progress.stopped.keys()):
         kept = _keep_last_good(setup, progress, k)
-        progress.stopped[k] = step
+        progress.stopped[k] = steps[k]
         logger.warning(
             "%s is stopped: step %d has a loss, gradient or parameter that is not finite; %s",
-            name,
-            step,
-            f"{progress.folder.path / name} keeps its last good checkpoint"
+            setup.names[k],
+            steps[k],
+            f"{workdir / setup.names[k]} keeps its last good checkpoint"
             if kept
             else "it has no checkpoint yet",
         )
+        stopped = {setup.names[k]: step for k, step in progress.stopped.items()}
+        with progress.folder.writing():
+            members.write(workdir, Members(setup.members, stopped, ended=False))
     if len(progress.stopped) == len(setup.members):
+        skip = "" if setup.config.on_nan == "skip" else ", or set `on_nan='skip'`"
         raise UserError(
-            f"all members of {progress.folder.path} have a loss, gradient or parameter that is not "
-            f"finite, the last one at step {max(progress.stopped.values())}; lower "
-            "`learning_rate`, set `clip_norm`, or set `on_nan='skip'`, and train in another "
-            "`workdir`"
+            f"all members of {workdir} have a loss, gradient or parameter that is not finite, the "
+            f"last one at step {max(progress.stopped.values())}; lower `learning_rate`, set "
+            f"`clip_norm`{skip}, and train in another `workdir`"
         )
 
 
@@ -216,6 +243,7 @@ def _keep_last_good(setup: Setup, progress: Progress, k: int) -> bool:
     folder, state = progress.folder.path, population.member(progress.saved, k)
     if any(path.name.isdecimal() for path in checkpoint_folder(folder / setup.names[k]).glob("*")):
         return True  # by a process that was interrupted since
+    progress.folder.check()
     leaves = jax.tree.leaves(state.params)
     if progress.saved_step is None or not all(np.isfinite(leaf).all() for leaf in leaves):
         return False

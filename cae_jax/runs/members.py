@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cae_jax import atomic, markdown
 from cae_jax.config import TrainConfig, from_dict, to_dict
@@ -51,8 +51,22 @@ def name_members(configs: Sequence[TrainConfig]) -> dict[str, TrainConfig]:
     }
 
 
-def read(folder: Path) -> dict[str, TrainConfig] | None:
-    """Reads the members of a population by name; None if the directory is not one.
+class Members(NamedTuple):
+    """What ``members.json`` holds.
+
+    Attributes:
+        configs: by name, in the order of the arrays of a checkpoint.
+        stopped: name of a stopped member to the step at which it became not finite.
+        ended: whether the runs of the members and the summary are written.
+    """
+
+    configs: dict[str, TrainConfig]
+    stopped: dict[str, int]
+    ended: bool
+
+
+def read(folder: Path) -> Members | None:
+    """Reads the members of a population; None if the directory is not one.
 
     Raises:
         UserError: the file is damaged or of a later version.
@@ -61,8 +75,12 @@ def read(folder: Path) -> dict[str, TrainConfig] | None:
     try:
         values = json.loads(path.read_bytes())
         if values["format"] <= manifest.FORMAT:
-            return {name: from_dict(config) for name, config in values["members"].items()}
-    except FileNotFoundError:
+            configs = {name: from_dict(config) for name, config in values["members"].items()}
+            stopped = {name: int(step) for name, step in values["stopped"].items()}
+            if not configs or not configs.keys() >= stopped.keys():
+                raise ValueError("it has no members, or others that are stopped")
+            return Members(configs, stopped, bool(values["ended"]))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     # ValueError comes from JSON and TrainConfig, RecursionError from nested brackets.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -76,10 +94,11 @@ def read(folder: Path) -> dict[str, TrainConfig] | None:
     )
 
 
-def write(folder: Path, members: Mapping[str, TrainConfig], **more: Any) -> None:
+def write(folder: Path, members: Members) -> None:
     """Writes the members, which makes the directory that of a population."""
-    configs = {name: to_dict(config) for name, config in members.items()}
-    atomic.write_json(folder / MEMBERS, {"format": manifest.FORMAT, "members": configs, **more})
+    configs = {name: to_dict(config) for name, config in members.configs.items()}
+    values = {"members": configs, "stopped": members.stopped, "ended": members.ended}
+    atomic.write_json(folder / MEMBERS, {"format": manifest.FORMAT, **values})
 
 
 def of_population(folder: Path) -> dict[str, Member] | None:
@@ -88,28 +107,23 @@ def of_population(folder: Path) -> dict[str, Member] | None:
     Raises:
         UserError: its training has not ended, or a file is damaged.
     """
-    if (configs := read(folder)) is None:
+    if (there := read(folder)) is None:
         return None
-    stopped = json.loads((folder / MEMBERS).read_bytes()).get("stopped")
-    if stopped is None:
+    if not there.ended:
         raise UserError(
-            f"{folder} is a population whose training has not ended; repeat its `cae-jax train`"
+            f"{folder} is a population whose training has not ended; repeat its `cae-jax train`, "
+            "or pass runs of its members"
         )
     return {
-        name: Member(config, history.of_run(folder / name), stopped.get(name))
-        for name, config in configs.items()
+        name: Member(config, history.of_run(folder / name), there.stopped.get(name))
+        for name, config in there.configs.items()
     }
 
 
 def write_summary(folder: Path, members: Mapping[str, Member]) -> None:
-    """Writes which members were stopped, and the table and the figure of all."""
+    """Writes the table and the figure of the members, then that the population has ended."""
     from cae_jax import figures  # matplotlib takes a second to import
 
-    configs = {name: member.config for name, member in members.items()}
-    stopped = {
-        name: member.stopped_at for name, member in members.items() if member.stopped_at is not None
-    }
-    write(folder, configs, stopped=stopped)
     atomic.write_text(folder / "members.md", summary(members) + "\n")
     curves = {
         name: [(row.epoch, row.val_loss) for row in member.rows]
@@ -118,6 +132,11 @@ def write_summary(folder: Path, members: Mapping[str, Member]) -> None:
     }
     if curves:
         figures.save_members(folder / "members.png", curves, panels(members))
+    configs = {name: member.config for name, member in members.items()}
+    stopped = {
+        name: member.stopped_at for name, member in members.items() if member.stopped_at is not None
+    }
+    write(folder, Members(configs, stopped, ended=True))
 
 
 def summary(members: Mapping[str, Member]) -> str:

@@ -124,15 +124,22 @@ def member(states: TrainState, k: int) -> TrainState:
 
 
 def needed_bytes(config: TrainConfig, model: Model, examples: int) -> int:
-    """Estimates the device memory that each member of a program takes.
+    """Estimates the device memory that a member takes while it is computed, besides `held_bytes`.
 
-    Its state three times (before and after a chunk, and a copy), the order of its images, and
-    what `Topology.training_bytes` counts.
+    Its state once more, and what `Topology.training_bytes` counts.
+    """
+    state = programs.training(config, model, MATMUL, examples).arguments[0]
+    copy = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return copy + model.topology.training_bytes(config.batch_size)
+
+
+def held_bytes(config: TrainConfig, model: Model, examples: int) -> int:
+    """Estimates the device memory that a member takes while others are computed.
+
+    Its state before and after a chunk, and the order of its images.
     """
     state, _, batches, *_ = programs.training(config, model, MATMUL, examples).arguments
-    arrays = [*jax.tree.leaves(state)] * 3 + [batches]
-    held = sum(x.size * x.dtype.itemsize for x in arrays)
-    return held + model.topology.training_bytes(config.batch_size)
+    return sum(x.size * x.dtype.itemsize for x in [*jax.tree.leaves(state)] * 2 + [batches])
 
 
 def state_shapes(config: TrainConfig, model: Model, examples: int, members: int) -> TrainState:

@@ -1,6 +1,7 @@
 """Evaluates a model on the test images, with the noise that its training has."""
 
 import copy
+import functools
 
 import jax
 import numpy as np
@@ -21,9 +22,6 @@ class Validation:
         backend: computes the network.
         test_images: uint8 ``[N, *image_shape]``.
 
-    Attributes:
-        inputs: the test images, with noise if `config` has any.
-        psnr_input: mean PSNR in dB of the noisy test images themselves; None without noise.
     """
 
     def __init__(
@@ -31,20 +29,29 @@ class Validation:
     ) -> None:
         self.images = jax.device_put(test_images)
         self._noise = programs.noise(config, model, len(test_images))
-        self._draw(config.seed)
+        self._seed = config.seed
         evaluate = programs.evaluation(config, model, backend, len(test_images))
         self._evaluate = evaluate.compile()
 
     def with_seed(self, seed: int) -> "Validation":
         """The same images with the noise of another seed."""
         other = copy.copy(self)
-        other._draw(seed)
+        other._seed = seed
+        vars(other).pop("inputs", None)
+        vars(other).pop("psnr_input", None)
         return other
 
-    def _draw(self, seed: int) -> None:
-        self.inputs, self.psnr_input = noisy(self._noise, self.images, seed), None
-        if self._noise is not None:
-            self.psnr_input = _mean(metrics.psnr(self.inputs, scale(self.images)))
+    @functools.cached_property
+    def inputs(self) -> jax.Array:
+        """The test images, with noise if the config has any."""
+        return noisy(self._noise, self.images, self._seed)
+
+    @functools.cached_property
+    def psnr_input(self) -> float | None:
+        """Mean PSNR in dB of the noisy test images themselves; None without noise."""
+        if self._noise is None:
+            return None
+        return _mean(metrics.psnr(self.inputs, scale(self.images)))
 
     def evaluate(self, params: nnx.State) -> tuple[float, float]:
         """Means over the test images: binary cross-entropy in nats and PSNR in dB."""
