@@ -2,8 +2,9 @@
 
 .cae-jax            marks the directory; held locked by the training process
 members.json        the config of each member, by name
-environment.json    as of a run
+environment.json    as of a run, with the members per program
 checkpoints/        as of a run; each has the states of all members, and their histories
+damaged/            as of a run
 NAME/               a run for each member, once the training has ended; of a member that is stopped,
                     its last good checkpoint
 members.md, .png    the members in comparison
@@ -80,8 +81,9 @@ def fit_many(
     """Trains many autoencoders at once; called again with the same directory, it resumes.
 
     They may differ in their seed and in numbers of the optimizer, see
-    `cae_jax.training.population.VARYING`. Each becomes a run in ``workdir/NAME``. A member with a
-    loss, gradient or parameter that is not finite is stopped, and the others go on.
+    `cae_jax.training.population.VARYING`. At the end each becomes a run in ``workdir/NAME``. A
+    member with a loss, gradient or parameter that is not finite is stopped, and becomes a run only
+    if it has a good checkpoint; the others go on.
 
     Args:
         configs: of the members.
