@@ -147,8 +147,9 @@ def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> Iterator[Ope
         UserError: see `open_folder`; or it holds a run of another config, and the message names
             the keys that differ.
     """
-    if (run / MEMBERS).exists():
-        raise UserError(f"`workdir` {run} holds a population; choose another `workdir`")
+    with _writing(run):
+        if (run / MEMBERS).exists():
+            raise UserError(f"`workdir` {run} holds a population; choose another `workdir`")
     with open_folder(run, overwrite=overwrite) as folder:
         there = read_config(run) if (run / "config.json").exists() else None
         folder.config = config if there is None else _agreed(run, there, config)
