@@ -7,6 +7,7 @@ import gzip
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ import cae_jax.data
 from cae_jax import cli
 from cae_jax.models.topology import of_config
 from cae_jax.ops.backend import choose
+from cae_jax.runs import epochs, many_epochs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -143,3 +145,29 @@ def refuse(data_dir, tmp_path, monkeypatch, capsys):
         return subprocess.CompletedProcess(command, stop.value.code or 0, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def signal_in_chunk(monkeypatch):
+    """Sends SIGINT while a chunk of steps, counted from 1, is checked, of a run or a population."""
+    checks = ((epochs, "_check_finite"), (many_epochs, "_stop_where_not_finite"))
+    originals, count = [getattr(module, name) for module, name in checks], 0
+
+    def plan(chunk):
+        nonlocal count
+        count = 0
+
+        def signalling(check):
+            def check_and_signal(*arguments):
+                nonlocal count
+                count += 1
+                if count == chunk:
+                    signal.raise_signal(signal.SIGINT)
+                check(*arguments)
+
+            return check_and_signal
+
+        for (module, name), check in zip(checks, originals, strict=True):
+            monkeypatch.setattr(module, name, signalling(check))
+
+    return plan

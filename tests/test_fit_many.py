@@ -15,7 +15,7 @@ from flax import nnx
 import cae_jax
 from benchmarks.kill_and_resume import final, stress
 from cae_jax.cli.train import members as configs_of
-from cae_jax.runs import fit_many, history, many_epochs, members
+from cae_jax.runs import fit_many, history, members
 from cae_jax.runs.members import Member
 from tests.conftest import DENSE, SMALL, needs_native
 from tests.test_reliability import TRAIN, assert_same_end
@@ -113,27 +113,6 @@ def test_the_shared_program_takes_the_parameters_of_each_member(population, data
         strict=True,
     ):
         np.testing.assert_array_equal(x, y)
-
-
-@pytest.fixture
-def signal_in_chunk(monkeypatch):
-    """Sends SIGINT while a chunk of steps, counted from 1, is checked."""
-    check, count = many_epochs._stop_where_not_finite, 0
-
-    def plan(chunk):
-        nonlocal count
-        count = 0
-
-        def check_and_signal(*arguments):
-            nonlocal count
-            count += 1
-            if count == chunk:
-                signal.raise_signal(signal.SIGINT)
-            check(*arguments)
-
-        monkeypatch.setattr(many_epochs, "_stop_where_not_finite", check_and_signal)
-
-    return plan
 
 
 @pytest.mark.parametrize(

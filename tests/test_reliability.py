@@ -15,7 +15,6 @@ from flax import nnx
 
 import cae_jax
 from benchmarks.kill_and_resume import final, stress
-from cae_jax.runs import epochs
 from cae_jax.runs.interruption import Interrupted, Interruption
 from tests.conftest import ROOT, SMALL
 
@@ -144,27 +143,6 @@ def test_a_signal_ends_the_script_soon_with_the_command_that_goes_on(
         assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == sorted(
             {str(step), *(str(469 * epoch) for epoch in range(1, step // 469 + 1))}
         )
-
-
-@pytest.fixture
-def signal_in_chunk(monkeypatch):
-    """Sends a signal while a chunk of steps, counted from 1, is checked."""
-    check, count = epochs._check_finite, 0
-
-    def plan(chunk):
-        nonlocal count
-        count = 0
-
-        def check_and_signal(*arguments):
-            nonlocal count
-            count += 1
-            if count == chunk:
-                signal.raise_signal(signal.SIGINT)
-            check(*arguments)
-
-        monkeypatch.setattr(epochs, "_check_finite", check_and_signal)
-
-    return plan
 
 
 @pytest.mark.parametrize(("chunk", "step", "rows"), [(1, 3, 0), (5, 14, 1), (6, 16, 2), (9, 24, 3)])

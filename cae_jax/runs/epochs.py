@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -16,7 +17,7 @@ from cae_jax.errors import UserError
 from cae_jax.runs import history, tensorboard
 from cae_jax.runs.checkpoints import Checkpoint, Checkpoints
 from cae_jax.runs.folder import OpenFolder, checkpoint_folder
-from cae_jax.runs.interruption import Interruption
+from cae_jax.runs.interruption import Interrupted, Interruption
 from cae_jax.training.step import TrainState
 from cae_jax.training.trainer import Trainer
 
@@ -207,6 +208,28 @@ def run_epochs(
             if on_epoch is not None:
                 on_epoch(list(progress.rows))
             interruption.check()
+
+
+def save_at(stop: Interrupted, progress: Any, interruption: Interruption, total: int) -> int:
+    """Saves what an interrupted training has reached, and says so.
+
+    Args:
+        stop: the signal.
+        progress: a `Progress`, or that of a population.
+        interruption: ignores further signals from here on.
+        total: steps of the whole training.
+
+    Returns:
+        the number of the signal.
+    """
+    interruption.ignore()
+    if progress.step > 0:
+        progress.save()
+    progress.checkpoints.wait()
+    workdir, saved = progress.folder.path, progress.step == progress.saved_step
+    kept = f", which {workdir} keeps" if saved else ""
+    logger.info(f"{stop} after step {progress.step} of {total}{kept}")
+    return stop.signal
 
 
 def _import_writers() -> None:

@@ -22,7 +22,7 @@ from cae_jax.models.summary import layer_table
 from cae_jax.ops.backend import Backend
 from cae_jax.runs import environment, history
 from cae_jax.runs.checkpoints import Checkpoints
-from cae_jax.runs.epochs import Chunks, Progress, resume, run_epochs
+from cae_jax.runs.epochs import Chunks, Progress, resume, run_epochs, save_at
 from cae_jax.runs.folder import MovedError, checkpoint_folder, is_finished, open_run
 from cae_jax.runs.interruption import Interrupted, Interruption
 from cae_jax.runs.load import load
@@ -174,14 +174,7 @@ def _train(
     try:
         _run(setup, progress, interruption, chunks, on_epoch)
     except Interrupted as stop:
-        interruption.ignore()
-        if progress.step > 0:
-            progress.save()
-        progress.checkpoints.wait()
-        kept = f", which {progress.workdir} keeps" if progress.step == progress.saved_step else ""
-        total = setup.steps * epochs
-        logger.info(f"{stop} after step {progress.step} of {total}{kept}")
-        return stop.signal
+        return save_at(stop, progress, interruption, setup.steps * epochs)
     except MovedError as moved:
         if moved.now is not None:
             progress.save_in(moved.now)

@@ -28,7 +28,7 @@ from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import environment, members
 from cae_jax.runs.checkpoints import Checkpoints
-from cae_jax.runs.epochs import Chunks
+from cae_jax.runs.epochs import Chunks, save_at
 from cae_jax.runs.fit import load_images
 from cae_jax.runs.folder import (
     MEMBERS,
@@ -218,21 +218,14 @@ def _train(
     Returns:
         the number of a signal that ended the training early.
     """
-    workdir, epochs = progress.folder.path, setup.config.epochs
-    there = members.read(workdir)
-    if there and there.ended and not _unwritten(setup, progress):
-        logger.info(f"{workdir} is finished after {epochs} epochs")
+    epochs = setup.config.epochs
+    if progress.ended and not _unwritten(setup, progress):
+        logger.info(f"{progress.folder.path} is finished after {epochs} epochs")
         return None
     try:
         _run(setup, progress, size, interruption, chunks)
     except Interrupted as stop:
-        interruption.ignore()
-        if progress.step > 0:
-            progress.save()
-        progress.checkpoints.wait()
-        kept = f", which {workdir} keeps" if progress.step == progress.saved_step else ""
-        logger.info(f"{stop} after step {progress.step} of {setup.steps * epochs}{kept}")
-        return stop.signal
+        return save_at(stop, progress, interruption, setup.steps * epochs)
     return None
 
 

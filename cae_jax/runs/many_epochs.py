@@ -45,6 +45,7 @@ class Progress:
         saved_step: step of the newest checkpoint; None if there is none.
         rows: of each epoch, of each member; of one that is stopped, `_STOPPED` stands there.
         stopped: index of a stopped member to the step at which it became not finite.
+        ended: whether the runs of the members and the summary were written before.
         population: the programs, once they are compiled.
         states: of the members on the device, once they train.
     """
@@ -55,6 +56,7 @@ class Progress:
     saved_step: int | None
     rows: list[list[history.Row]]
     stopped: dict[int, int]
+    ended: bool = False
     population: Population | None = None
     states: list[TrainState] | None = None
 
@@ -105,7 +107,7 @@ def resume(folder: OpenFolder, checkpoints: Checkpoints, setup: Setup) -> Progre
     # A member that was stopped after this checkpoint is trained again, to the same end.
     steps = {setup.names.index(name): step for name, step in there.stopped.items()}
     stopped = {k: step for k, step in steps.items() if step <= newest.step}
-    return Progress(folder, checkpoints, saved, newest.step, rows, stopped)
+    return Progress(folder, checkpoints, saved, newest.step, rows, stopped, there.ended)
 
 
 def _initial(setup: Setup) -> TrainState:

@@ -145,7 +145,7 @@ def held_bytes(config: TrainConfig, model: Model, examples: int) -> int:
 def state_shapes(config: TrainConfig, model: Model, examples: int, members: int) -> TrainState:
     """The state of some members as `jax.ShapeDtypeStruct`."""
     alone = programs.training(config, model, MATMUL, examples).arguments[0]
-    return _several(members, alone)._replace(step=alone.step)
+    return _states(members, alone)
 
 
 class InTurn:
@@ -311,9 +311,9 @@ def training(
         return together(state, batches_MxSxB, keys_M, numbers)
 
     alone = programs.training(members[0], model, backend, examples)
-    _, images, batches, key, number, _ = alone.arguments
+    state, images, batches, key, number, _ = alone.arguments
     count = len(members)
-    states = state_shapes(members[0], model, examples, count)
+    states = _states(count, state)
     numbers = {name: jax.ShapeDtypeStruct((count,), jnp.float32) for name in fields}
     batches, keys = _several(count, (batches, key))
     return programs.Program(run, (states, images, batches, keys, numbers, number, number))
@@ -412,6 +412,10 @@ class _Group:
 def _differing(configs: Sequence[TrainConfig]) -> list[str]:
     names = (field.name for field in dataclasses.fields(TrainConfig))
     return [name for name in names if len({getattr(config, name) for config in configs}) > 1]
+
+
+def _states(members: int, alone: TrainState) -> TrainState:
+    return _several(members, alone)._replace(step=alone.step)
 
 
 def _several(members: int, shapes: Any) -> Any:

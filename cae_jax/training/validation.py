@@ -21,7 +21,6 @@ class Validation:
         model: the model, whose structure counts.
         backend: computes the network.
         test_images: uint8 ``[N, *image_shape]``.
-
     """
 
     def __init__(
