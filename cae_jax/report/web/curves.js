@@ -81,7 +81,11 @@ function drawLine(line, x, y, quantity) {
     }
     path += `${pen}${x(epoch).toFixed(2)} ${y(value).toFixed(2)}`;
     pen = "L";
-    const title = svgElement("title", {}, `${line.name}, ${quantity} ${epoch}: ${value.toFixed(4)}`);
+    const title = svgElement(
+      "title",
+      {},
+      `${line.name}, ${quantity} ${epoch}: ${value.toFixed(4)}`,
+    );
     group.append(svgElement("circle", { cx: x(epoch), cy: y(value), r: 2.5 }, title));
   }
   group.prepend(svgElement("path", { d: path }));

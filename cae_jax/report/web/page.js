@@ -56,7 +56,8 @@ function showMembers() {
         ...charts,
       ),
     );
-    if (settings.length > 1) section.append(table("Over the seeds", settings[0], settings.slice(1)));
+    if (settings.length > 1)
+      section.append(table("Over the seeds", settings[0], settings.slice(1)));
     section.append(details("All members", table(name, members[0], members.slice(1))));
   }
 }
