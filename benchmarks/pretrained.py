@@ -56,7 +56,7 @@ def ship(run: Path, data_dir: Path | None) -> None:
     for name in COPIED:
         shutil.copy(run / name, folder)
     export.write(folder / WEIGHTS, autoencoder, "safetensors")
-    images, _ = data.load_split(config.dataset, "test", data_dir=data_dir)
+    images, _ = data.load_split(config, "test", data_dir=data_dir)
     inputs = comparison.noisy_images(images, config.noise, config.noise_level, config.seed)
     (row,) = comparison.summaries(
         [comparison.trained_entry(comparison.open_runs(run.name, [run]), images, inputs)]
@@ -84,7 +84,7 @@ def card(name: str, autoencoder: cae_jax.Autoencoder, row: dict, result: dict[st
 Network: {config.model}, {autoencoder.parameters:,} parameters, code {list(network.code_shape)}. \
 It {task}.
 
-Trained on the 60,000 training images of {config.dataset}: {config.epochs} epochs, batch \
+Trained on the 60,000 training images of {config.data}: {config.epochs} epochs, batch \
 {config.batch_size}, optimizer {config.optimizer}, peak learning rate \
 {config.learning_rate:g}, seed {config.seed}. These are the weights after the last epoch; the seed \
 is the first one, not the best of several. Trained with {versions} on {result["device"]}.
@@ -92,7 +92,7 @@ is the first one, not the best of several. Trained with {versions} on {result["d
 Means over the 10,000 test images, with the noise of the seed: BCE {row["bce"].mean:.4f}, PSNR \
 {row["psnr"].mean:.2f} dB, SSIM {row["ssim"].mean:.4f}.
 
-It takes light shapes on black, {height} x {width} pixels of grey, as in {config.dataset}; other \
+It takes light shapes on black, {height} x {width} pixels of grey, as in {config.data}; other \
 images come out like clothing.
 
 License: that of the package, Apache-2.0. Training images: (c) 2017 Zalando SE, MIT.

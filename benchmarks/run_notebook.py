@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from cae_jax import UserError, atomic, data
+from cae_jax import TrainConfig, UserError, atomic, data
 from cae_jax.cli import common
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,7 @@ def main() -> None:
         os.environ.pop("CAE_JAX_NOTEBOOK_QUICK", None)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         for split in ("train", "test"):
-            data.load_split("fashion_mnist", split)  # so that no cell announces its preparation
+            data.load_split(TrainConfig(), split)  # so that no cell announces its preparation
         with tempfile.TemporaryDirectory() as folder:
             nbclient.NotebookClient(
                 notebook,

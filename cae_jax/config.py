@@ -5,19 +5,32 @@ import difflib
 import itertools
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from cae_jax.errors import UserError
 
-Dataset = Literal["fashion_mnist", "mnist", "kmnist", "arrays"]
-# Height, width and channels of the images.
-IMAGE_SHAPES: dict[str, tuple[int, int, int]] = {
-    "fashion_mnist": (28, 28, 1),
-    "mnist": (28, 28, 1),
-    "kmnist": (28, 28, 1),
-    "arrays": (28, 28, 1),
-}
+Shape = tuple[int, int, int]
+# The data sets that have a name: height, width and channels of their images.
+NAMED: dict[str, Shape] = dict.fromkeys(("fashion_mnist", "mnist", "kmnist"), (28, 28, 1))
+ARRAYS = "arrays"  # images that are given to `fit`
+LEAST_SIDE = 4  # pixels
+Background = Literal["auto", "black", "white"]
+# The fields of a config that say which images it takes, and how they are brought to one shape.
+DATA_FIELDS = (
+    "data",
+    "image_size",
+    "resize",
+    "channels",
+    "background",
+    "split",
+    "limit",
+    "skip_unreadable",
+    "image_shape",
+)
+# Features of the convolutional network up to each length of the longer side.
+_FEATURES = {16: (16, 8), 47: (16, 8, 8), 95: (32, 16, 16, 8)}
+_WIDE_FEATURES = (32, 32, 16, 16, 8)
 
 Noise = Literal[
     "none", "gaussian", "salt_and_pepper", "masking", "speckle", "poisson", "occlusion", "mix"
@@ -66,8 +79,35 @@ class TrainConfig:
         UserError: a value outside its range or choices; names the field.
     """
 
-    dataset: Dataset = "fashion_mnist"
-    """Data set: 60,000 training and 10,000 test images, gray; arrays are those given to `fit`."""
+    data: str = "fashion_mnist"
+    """Images: fashion_mnist, mnist or kmnist; or the path of a folder of images, of IDX files, of
+    a prepared TFDS data set or of parquet files, or of a .npz or .npy file."""
+
+    image_size: tuple[int, ...] | None = None
+    """Height and width that images are brought to, or one number for both; None leaves them."""
+
+    resize: Literal["fit", "crop", "stretch", "none"] = "crop"
+    """How: fit into the size with borders, crop what is too long, stretch, or refuse others."""
+
+    channels: Literal["auto", 1, 3, 4] = "auto"
+    """Channels: 1 (gray), 3 (RGB), 4 (with transparency); auto takes 1 where all images are gray,
+    else 3."""
+
+    background: Background = "auto"
+    """What shows behind transparent pixels: black, white; auto takes black behind light images and
+    white behind dark ones."""
+
+    split: float = 0.9
+    """Fraction of the images for training, where the data have no test images of their own."""
+
+    limit: int | None = None
+    """Number of images that are read, the first ones of each split; None reads all."""
+
+    skip_unreadable: bool = False
+    """Leave out files that are no intact images, and count them."""
+
+    image_shape: tuple[int, int, int] | None = None
+    """Height, width and channels of the images; None takes those of the data, see `resolved`."""
 
     train_examples: int | None = None
     """Number of training images, the first ones; None takes all."""
@@ -78,8 +118,13 @@ class TrainConfig:
     model: Literal["conv", "simple", "deep"] = "conv"
     """Network: convolutional, or fully connected with one (simple) or five (deep) hidden layers."""
 
-    features: tuple[int, int, int] = (16, 8, 8)
-    """Channels of the three encoder convolutions; the decoder mirrors them. Model conv only."""
+    features: tuple[int, ...] | None = None
+    """Channels of the encoder's 1 to 6 convolutions, each with pooling; the decoder mirrors them.
+    None takes 16 8 8 for 28 pixels, and what `default_features` says for others. Model conv only.
+    """
+
+    loss: Literal["bce", "mse"] = "bce"
+    """What training minimises: binary cross-entropy, or mean squared error."""
 
     noise: Noise = "none"
     """Noise added to the inputs, with clean targets; mix draws one of the kinds for each image."""
@@ -152,7 +197,7 @@ def _check_types(config: TrainConfig) -> None:
         if typing.get_origin(hint) is Literal:
             choices = typing.get_args(hint)
             if value not in choices:
-                raise UserError(f"`{name}` is {value!r}; it takes {', '.join(choices)}")
+                raise UserError(f"`{name}` is {value!r}; it takes {', '.join(map(str, choices))}")
         elif hint in (int, int | None):
             if type(value) is not int and not (value is None and hint is not int):
                 raise UserError(f"`{name}` is {_short(value)}; it takes a whole number")
@@ -169,18 +214,29 @@ def _check_types(config: TrainConfig) -> None:
             object.__setattr__(
                 config, name, float(typing.cast(float, value))
             )  # 1 and 1.0 are the same config
-        elif name == "features":
+        elif hint in (str, bool):
+            if type(value) is not hint or value == "":
+                takes = "True or False" if hint is bool else "a name or a path"
+                raise UserError(f"`{name}` is {value!r}; it takes {takes}")
+        elif value is not None or name == "restarts":
+            lengths, least, takes = _TUPLES[name]
             if (
                 not isinstance(value, (tuple, list))
-                or len(value) != 3
-                or not all(type(width) is int and width > 0 for width in value)
+                or not all(type(n) is int and n >= least for n in value)
+                or (lengths and len(value) not in lengths)
             ):
-                raise UserError(f"`features` is {value!r}; it takes three positive whole numbers")
-            object.__setattr__(config, name, tuple(value))
-        elif name == "restarts":
-            if not isinstance(value, (tuple, list)) or not all(type(n) is int for n in value):
-                raise UserError(f"`restarts` is {value!r}; it takes whole numbers")
-            object.__setattr__(config, name, tuple(value))
+                raise UserError(f"`{name}` is {value!r}; it takes {takes}")
+            value = tuple(value) * 2 if name == "image_size" and len(value) == 1 else tuple(value)
+            object.__setattr__(config, name, value)
+
+
+# Lengths and least value of the fields that are tuples, and what they take, in words.
+_TUPLES = {
+    "image_size": ((1, 2), LEAST_SIDE, f"one or two whole numbers of at least {LEAST_SIDE}"),
+    "image_shape": ((3,), 1, "height, width and channels"),
+    "features": (range(1, 7), 1, "1 to 6 positive whole numbers"),
+    "restarts": ((), 0, "whole numbers"),
+}
 
 
 def _is_float32(value: Any) -> bool:
@@ -200,12 +256,13 @@ def _check_ranges(config: TrainConfig) -> None:
 
     for name in ("batch_size", "epochs"):
         check(name, getattr(config, name) >= 1, "a whole number of at least 1")
-    for name in ("train_examples", "test_examples"):
+    for name in ("limit", "train_examples", "test_examples"):
         value = getattr(config, name)
         check(name, value is None or value >= 1, "None or a whole number of at least 1")
     for name in ("b1", "b2", "rho", "momentum"):
         check(name, 0 <= getattr(config, name) < 1, "a number from 0 to below 1")
-    check_level(config.noise, config.noise_level, IMAGE_SHAPES[config.dataset])
+    check_level(config.noise, config.noise_level, known_shape(config))
+    check("split", 0 < config.split < 1, "a number between 0 and 1")
     check("learning_rate", config.learning_rate > 0, "a positive number")
     check("eps", config.eps > 0, "a positive number")
     for name in ("warmup_steps", "max_skips"):
@@ -223,6 +280,45 @@ def _check_ranges(config: TrainConfig) -> None:
     check("seed", 0 <= config.seed < 2**32, "a whole number from 0 to 4294967295")
     if config.train_examples is not None:
         check("batch_size", config.batch_size <= config.train_examples, "at most `train_examples`")
+
+
+def known_shape(config: TrainConfig) -> Shape | None:
+    """Height, width and channels of a config's images; None before they are read."""
+    return config.image_shape or NAMED.get(config.data)
+
+
+def default_features(image_shape: Shape) -> tuple[int, ...]:
+    """The features of the convolutional network where a config names none, by the longer side."""
+    side = max(image_shape[:2])
+    return next((widths for most, widths in _FEATURES.items() if side <= most), _WIDE_FEATURES)
+
+
+def resolved(config: TrainConfig, image_shape: Shape | None = None) -> TrainConfig:
+    """The config with the shape of its images, and what follows from it.
+
+    Args:
+        config: any.
+        image_shape: of the images that were read; None where the config tells it.
+    """
+    shape = image_shape or known_shape(config)
+    assert shape is not None, config.data
+    features = config.features or default_features(shape)
+    return dataclasses.replace(config, image_shape=shape, features=features)
+
+
+def check_same_images(configs: Sequence[TrainConfig]) -> None:
+    """Refuses configs that take different images.
+
+    Raises:
+        UserError: names the first difference.
+    """
+    for name in DATA_FIELDS:
+        values = sorted({str(getattr(config, name)) for config in configs})
+        if len(values) > 1:
+            raise UserError(
+                f"the runs were trained with {name} {' and '.join(values)}; give runs of one data "
+                "set"
+            )
 
 
 def check_level(
@@ -274,11 +370,14 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """Inverts `to_dict`.
+    """Inverts `to_dict`; takes the dictionaries of earlier versions too.
 
     Raises:
         UserError: an unknown key or an invalid value.
     """
+    if "dataset" in values:  # the name of `data` before there were other sizes than 28 x 28
+        values = {**values, "data": values["dataset"], "image_shape": (28, 28, 1)}
+        values.pop("dataset")
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     for key in values:
         if key not in fields:

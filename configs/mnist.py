@@ -10,4 +10,4 @@ from cae_jax.config import TrainConfig
 
 
 def get_config() -> TrainConfig:
-    return TrainConfig(dataset="mnist")
+    return TrainConfig(data="mnist")

@@ -65,7 +65,7 @@ def data_dir(tmp_path_factory) -> Path:
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        cae_jax.data.load_split("fashion_mnist", "train", data_dir=folder)
+        cae_jax.data.load_split(cae_jax.TrainConfig(), "train", data_dir=folder)
     return folder
 
 

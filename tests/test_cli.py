@@ -327,7 +327,7 @@ def test_tensorflow_is_never_imported(data_dir, tmp_path):
     code = """
 import sys, cae_jax
 from cae_jax import data
-data.load_split("fashion_mnist", "test", data_dir=sys.argv[2])  # prepares and reads records
+data.load_split(cae_jax.TrainConfig(), "test", data_dir=sys.argv[2])  # prepares and reads records
 config = cae_jax.TrainConfig(train_examples=128, test_examples=10, epochs=1)
 cae_jax.fit(config, sys.argv[3], data_dir=sys.argv[1])
 assert "tensorflow" not in sys.modules

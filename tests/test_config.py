@@ -11,7 +11,17 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.cli.configs import load_config
-from cae_jax.config import IMAGE_SHAPES, MIX, NOISES, TrainConfig, check_level, from_dict, to_dict
+from cae_jax.config import (
+    DATA_FIELDS,
+    MIX,
+    NOISES,
+    TrainConfig,
+    check_level,
+    check_same_images,
+    from_dict,
+    resolved,
+    to_dict,
+)
 from cae_jax.models import autoencoders
 from cae_jax.ops.backend import XLA
 from cae_jax.training.noise import build_corruption
@@ -25,7 +35,15 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"dataset": "cifar"}, "`dataset` is 'cifar'; it takes fashion_mnist, mnist, kmnist"),
+        ({"data": ""}, "`data` is ''; it takes a name or a path"),
+        ({"image_size": (3,)}, r"`image_size` is \(3,\); it takes one or two whole numbers of at"),
+        ({"image_size": (28, 28, 1)}, "`image_size` is"),
+        ({"resize": "pad"}, "`resize` is 'pad'; it takes fit, crop, stretch, none"),
+        ({"channels": 2}, "`channels` is 2; it takes auto, 1, 3, 4"),
+        ({"split": 1.0}, r"`split` is 1\.0; it takes a number between 0 and 1"),
+        ({"limit": 0}, "`limit` is 0"),
+        ({"skip_unreadable": 1}, "`skip_unreadable` is 1; it takes True or False"),
+        ({"loss": "l1"}, "`loss` is 'l1'; it takes bce, mse"),
         ({"model": "vae"}, "it takes conv, simple, deep"),
         ({"optimizer": "lion"}, "it takes soap, adam, nadam, adamw, adadelta, sgd"),
         ({"schedule": "step"}, "it takes constant, cosine"),
@@ -48,7 +66,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
         ({"clip_norm": 0}, "`clip_norm` is 0.0"),
         ({"seed": -1}, "`seed` is -1"),
         ({"seed": 2**32}, "`seed` is 4294967296"),
-        ({"features": ()}, r"`features` is \(\); it takes three positive whole numbers"),
+        ({"features": ()}, r"`features` is \(\); it takes 1 to 6 positive whole numbers"),
         ({"features": (16, 8, 0)}, "features"),
         ({"features": (16, 8.0, 8)}, "features"),
         ({"noise": "salt"}, "`noise` is 'salt'; it takes none, gaussian, salt_and_pepper"),
@@ -88,9 +106,40 @@ def test_the_config_takes_every_noise():
         TrainConfig(noise=noise)  # the default level is one of its levels
 
 
-def test_the_config_takes_every_data_set():
-    hint = typing.get_type_hints(TrainConfig)["dataset"]
-    assert typing.get_args(hint) == tuple(IMAGE_SHAPES)
+def test_one_image_size_is_that_of_both_sides():
+    assert TrainConfig(image_size=(64,)).image_size == (64, 64)
+    assert TrainConfig(image_size=(64, 48)).image_size == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("shape", "features"),
+    [
+        ((8, 8, 1), (16, 8)),
+        ((28, 28, 1), (16, 8, 8)),
+        ((32, 32, 3), (16, 8, 8)),
+        ((64, 64, 3), (32, 16, 16, 8)),
+        ((20, 64, 3), (32, 16, 16, 8)),
+        ((128, 128, 3), (32, 32, 16, 16, 8)),
+    ],
+)
+def test_the_features_follow_the_size(shape, features):
+    assert resolved(TrainConfig(data="photos"), shape).features == features
+    assert resolved(TrainConfig(data="photos", features=(3,)), shape).features == (3,)
+
+
+def test_configs_of_earlier_versions_are_read():
+    old = {"dataset": "arrays", "features": [16, 8, 8], "seed": 3}
+    assert from_dict(old) == resolved(TrainConfig(data="arrays", seed=3), (28, 28, 1))
+
+
+@pytest.mark.parametrize("name", DATA_FIELDS)
+def test_runs_of_other_images_are_not_compared(name):
+    values = {"image_size": (8, 8), "channels": 3, "image_shape": (8, 8, 1), "limit": 5}
+    values |= {"data": "mnist", "resize": "fit", "background": "white", "split": 0.5}
+    other = TrainConfig(**{name: values.get(name, True)})
+    check_same_images([TrainConfig(), TrainConfig(seed=1, noise="mix")])
+    with pytest.raises(cae_jax.UserError, match=f"were trained with {name} "):
+        check_same_images([TrainConfig(), other])
 
 
 def test_the_images_bound_a_level_in_pixels():

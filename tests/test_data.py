@@ -15,13 +15,15 @@ import requests
 from tensorflow_datasets.core import constants
 
 from cae_jax import TrainConfig, UserError, data
-from cae_jax.config import IMAGE_SHAPES
+from cae_jax.config import NAMED
 from cae_jax.data.tfds_builder import ARCHIVES, IdxImages
 from tests import conftest
 
+FASHION, MNIST = TrainConfig(), TrainConfig(data="mnist")
+
 
 def test_arrays_are_those_of_the_archives(data_dir, test_images):
-    images, labels = data.load_split("fashion_mnist", "test", data_dir=data_dir)
+    images, labels = data.load_split(FASHION, "test", data_dir=data_dir)
     raw = gzip.decompress((conftest.ARCHIVES / "t10k-labels-idx1-ubyte.gz").read_bytes())
     assert images.dtype == np.uint8
     assert labels.dtype == np.int32
@@ -30,7 +32,7 @@ def test_arrays_are_those_of_the_archives(data_dir, test_images):
 
 
 def test_training_images_in_their_original_order(data_dir):
-    images, labels = data.load_split("fashion_mnist", "train", data_dir=data_dir)
+    images, labels = data.load_split(FASHION, "train", data_dir=data_dir)
     raw = gzip.decompress((conftest.ARCHIVES / "train-images-idx3-ubyte.gz").read_bytes())
     assert images.shape == (60000, 28, 28, 1)
     assert images.tobytes() == raw[16:]
@@ -50,14 +52,14 @@ def test_a_config_gets_the_first_images_of_both_splits(data_dir, test_images):
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(tiny_mnist, tmp_path):
-    config = TrainConfig(dataset="mnist", batch_size=31)
+    config = TrainConfig(data="mnist", batch_size=31)
     with pytest.raises(UserError, match="`batch_size` is 31; it takes at most the 30 images"):
         data.load(config, data_dir=tmp_path, archives=tiny_mnist)
 
 
 def test_preparing_is_announced_once_on_stderr(tiny_mnist, tmp_path, capsys):
     for _ in range(2):
-        data.load_split("mnist", "test", data_dir=tmp_path, archives=tiny_mnist)
+        data.load_split(MNIST, "test", data_dir=tmp_path, archives=tiny_mnist)
     output = capsys.readouterr()
     assert output.err == f"Preparing mnist in {tmp_path}/idx_images/mnist/1.0.0 (once)\n"
     assert output.out == ""
@@ -65,10 +67,10 @@ def test_preparing_is_announced_once_on_stderr(tiny_mnist, tmp_path, capsys):
 
 def test_the_builder_and_the_config_know_the_same_data_sets():
     names = [source.name for source in IdxImages.BUILDER_CONFIGS]
-    assert [*names, "arrays"] == list(IMAGE_SHAPES)
+    assert names == list(NAMED)
     assert tuple(ARCHIVES) == data.SPLITS
     # https://github.com/zalandoresearch/fashion-mnist#labels
-    assert data.class_names("fashion_mnist")[8:] == ("Bag", "Ankle boot")
+    assert data.class_names(FASHION)[8:] == ("Bag", "Ankle boot")
 
 
 def test_data_is_imported_without_tfds():
@@ -77,10 +79,10 @@ def test_data_is_imported_without_tfds():
 
 
 def test_second_start_reads_the_cache_alone(data_dir, monkeypatch):
-    images, _ = data.load_split("fashion_mnist", "train", data_dir=data_dir)
+    images, _ = data.load_split(FASHION, "train", data_dir=data_dir)
     monkeypatch.setitem(sys.modules, "cae_jax.data.store", None)  # without TFDS
     started = time.perf_counter()
-    again, _ = data.load_split("fashion_mnist", "train", data_dir=data_dir)
+    again, _ = data.load_split(FASHION, "train", data_dir=data_dir)
     # 0.05 s on two cores with nothing else running; the bound is for machines that are busy.
     assert time.perf_counter() - started < 2
     np.testing.assert_array_equal(again, images)
@@ -106,10 +108,10 @@ def damage_middle(path):
 def test_bad_cache_is_rebuilt(data_dir, test_images, tmp_path, damage):
     copy = shutil.copytree(data_dir, tmp_path / "data", ignore=shutil.ignore_patterns("*train*"))
     cache = copy / "idx_images" / "fashion_mnist" / "1.0.0" / "test.cache.npz"
-    data.load_split("fashion_mnist", "test", data_dir=copy)
+    data.load_split(FASHION, "test", data_dir=copy)
     intact = cache.read_bytes()
     damage(cache)
-    images, _ = data.load_split("fashion_mnist", "test", data_dir=copy)
+    images, _ = data.load_split(FASHION, "test", data_dir=copy)
     np.testing.assert_array_equal(images, test_images)
     assert cache.read_bytes() == intact
 
@@ -141,11 +143,11 @@ def tiny_mnist(tmp_path, monkeypatch):
 
 
 def test_archives_from_a_folder(tiny_mnist, tmp_path):
-    images, labels = data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    images, labels = data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
     raw = gzip.decompress((tiny_mnist / ARCHIVES["train"][0]).read_bytes())
     assert images.tobytes() == raw[16:]
     assert labels.shape == (30,)
-    assert len(data.load_split("mnist", "test", data_dir=tmp_path)[0]) == 20
+    assert len(data.load_split(MNIST, "test", data_dir=tmp_path)[0]) == 20
 
 
 def test_unpacked_and_recompressed_files_are_taken_by_their_content(tiny_mnist, tmp_path):
@@ -156,10 +158,10 @@ def test_unpacked_and_recompressed_files_are_taken_by_their_content(tiny_mnist, 
     for name in ARCHIVES["test"]:
         path = tiny_mnist / name
         path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
-    images, _ = data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    images, _ = data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
     content = (tiny_mnist / ARCHIVES["train"][0]).with_suffix("").read_bytes()
     assert images.tobytes() == content[16:]
-    assert len(data.load_split("mnist", "test", data_dir=tmp_path)[0]) == 20
+    assert len(data.load_split(MNIST, "test", data_dir=tmp_path)[0]) == 20
 
 
 def test_the_sums_of_unpacked_files_are_those_of_the_shipped_ones():
@@ -190,36 +192,46 @@ def _recompress(path):
 @pytest.mark.parametrize("prepared", [False, True])
 def test_an_archive_that_is_not_the_original_is_refused(tiny_mnist, tmp_path, change, prepared):
     if prepared:
-        data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+        data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
     path = tiny_mnist / ARCHIVES["train"][0]
     change(path)
     with pytest.raises(UserError, match=r"train-images.* not the original .*wrong checksum"):
-        data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+        data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
     assert (tmp_path / "idx_images" / "mnist" / "1.0.0").exists() == prepared
 
 
 def test_missing_archives_are_an_error_where_the_data_are_prepared(data_dir, tmp_path):
     with pytest.raises(UserError, match=r"`archives` is .*nowhere, which has no train-images"):
-        data.load_split("fashion_mnist", "test", data_dir=data_dir, archives=tmp_path / "nowhere")
+        data.load_split(
+            FASHION,
+            "test",
+            data_dir=data_dir,
+            archives=tmp_path / "nowhere",
+        )
 
 
 def test_a_tilde_is_the_home_directory(tiny_mnist, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    data.load_split("mnist", "test", data_dir="~/data", archives="~/archives")
+    data.load_split(MNIST, "test", data_dir="~/data", archives="~/archives")
     assert (tmp_path / "data" / "idx_images" / "mnist" / "1.0.0").is_dir()
 
 
 def test_missing_archives_are_named(tmp_path):
     (tmp_path / ARCHIVES["test"][1]).touch()
     with pytest.raises(UserError, match=r"has no train-images.*t10k-images-idx3-ubyte\.gz; it"):
-        data.load_split("mnist", "train", data_dir=tmp_path / "data", archives=tmp_path)
+        data.load_split(MNIST, "train", data_dir=tmp_path / "data", archives=tmp_path)
 
 
 def test_missing_archives_are_named_where_the_data_are_prepared(data_dir, tmp_path):
     with pytest.raises(UserError, match="which has no train-images"):
-        data.load_split("fashion_mnist", "test", data_dir=data_dir, archives=tmp_path)
+        data.load_split(FASHION, "test", data_dir=data_dir, archives=tmp_path)
     with pytest.raises(UserError, match="which has no train-images"):
-        data.load_split("fashion_mnist", "test", data_dir=data_dir, archives=tmp_path / "nowhere")
+        data.load_split(
+            FASHION,
+            "test",
+            data_dir=data_dir,
+            archives=tmp_path / "nowhere",
+        )
 
 
 def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):
@@ -228,25 +240,25 @@ def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(requests, "head", refuse)
     with pytest.raises(UserError, match=r"storage\.googleapis\.com .*`archives`.*fashion_mnist"):
-        data.load_split("mnist", "train", data_dir=tmp_path)
+        data.load_split(MNIST, "train", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("config", "split", "message"),
+    ("name", "split", "message"),
     [
-        ("cifar10", "train", "`dataset` is 'cifar10'; it takes fashion_mnist, mnist, kmnist"),
+        ("cifar10", "train", "`data` is 'cifar10'; it takes fashion_mnist, mnist, kmnist"),
         ("mnist", "val", "`split` is 'val'; it takes train, test"),
     ],
 )
-def test_unknown_names_are_refused(config, split, message):
+def test_unknown_names_are_refused(name, split, message):
     with pytest.raises(UserError, match=message):
-        data.load_split(config, split)
+        data.load_split(TrainConfig(data=name), split)
 
 
 def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="`data_dir`"):
-        data.load_split("fashion_mnist", "test", data_dir=tmp_path / "file")
+        data.load_split(FASHION, "test", data_dir=tmp_path / "file")
 
 
 def _flip(path):
@@ -268,13 +280,13 @@ DAMAGE = {
 @pytest.mark.parametrize("name", ["dataset_info.json", "*train.array_record*"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_data_set_is_prepared_again(tiny_mnist, tmp_path, capsys, name, damage):
-    expected = data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    expected = data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
     folder = tmp_path / "idx_images" / "mnist" / "1.0.0"
     (path,) = folder.glob(name)
     DAMAGE[damage](path)
     (folder / "train.cache.npz").unlink()
     capsys.readouterr()
-    images, labels = data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    images, labels = data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
     np.testing.assert_array_equal(images, expected[0])
     np.testing.assert_array_equal(labels, expected[1])
     err = capsys.readouterr().err
@@ -286,7 +298,7 @@ def test_a_damaged_data_set_is_prepared_again(tiny_mnist, tmp_path, capsys, name
 
 
 def test_a_damaged_data_set_without_its_sources_is_named(tiny_mnist, tmp_path, monkeypatch):
-    data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
     folder = tmp_path / "idx_images" / "mnist" / "1.0.0"
     (folder / "dataset_info.json").write_text("{")
     (folder / "train.cache.npz").unlink()
@@ -297,17 +309,17 @@ def test_a_damaged_data_set_without_its_sources_is_named(tiny_mnist, tmp_path, m
     monkeypatch.setattr(requests, "head", refuse)
     message = rf"{folder} is damaged \(.*\) and cannot be prepared again: storage\.googleapis"
     with pytest.raises(UserError, match=message):
-        data.load_split("mnist", "train", data_dir=tmp_path)
+        data.load_split(MNIST, "train", data_dir=tmp_path)
     assert (folder / "dataset_info.json").read_text() == "{"
 
 
 def test_a_data_set_that_cannot_be_read_is_kept(tiny_mnist, tmp_path):
-    data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+    data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
     folder = tmp_path / "idx_images" / "mnist" / "1.0.0"
     (folder / "dataset_info.json").unlink()
     (folder / "dataset_info.json").mkdir()
     with pytest.raises(UserError, match=rf"{folder} cannot be read \(.*dataset_info"):
-        data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+        data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
     assert list(folder.glob("*train.array_record*"))
 
 
@@ -321,19 +333,19 @@ def test_a_full_disk_is_told_in_one_line(tiny_mnist, tmp_path, monkeypatch, erro
         rf"mnist cannot be prepared in {tmp_path}/idx_images/mnist/1\.0\.0 .*No space left.*free"
     )
     with pytest.raises(UserError, match=message):
-        data.load_split("mnist", "train", data_dir=tmp_path, archives=tiny_mnist)
+        data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
 
 
 def test_without_a_home_directory_a_data_dir_is_asked_for(monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "~nobody-of-this-name/data")
     monkeypatch.setattr(constants, "DATA_DIR", "~nobody-of-this-name/data")  # read at import
     with pytest.raises(UserError, match=r"no home directory .* pass `data_dir`"):
-        data.load_split("fashion_mnist", "test")
+        data.load_split(FASHION, "test")
 
 
 def _sum_of_pixels(folder, barrier, queue):
     barrier.wait()
-    queue.put(int(data.load_split("fashion_mnist", "test", data_dir=folder)[0].sum()))
+    queue.put(int(data.load_split(FASHION, "test", data_dir=folder)[0].sum()))
 
 
 @pytest.mark.slow

@@ -233,7 +233,7 @@ with open_run(pathlib.Path(sys.argv[1]), read_config(pathlib.Path(sys.argv[1])),
 @pytest.fixture
 def poison(monkeypatch, data_dir):
     """Makes the loss or the gradient of every batch with certain training images infinite."""
-    images, _ = cae_jax.data.load_split("fashion_mnist", "train", data_dir=data_dir)
+    images, _ = cae_jax.data.load_split(cae_jax.TrainConfig(), "train", data_dir=data_dir)
     make_loss = step.make_loss
 
     def plan(*places, gradient=False):

@@ -325,8 +325,8 @@ def test_images_in_memory(test_images, tmp_path):
     images = test_images[:1000], test_images[1000:1100]
     configs = [dataclasses.replace(each, train_examples=None, epochs=1) for each in CONFIGS]
     result = cae_jax.fit_many(configs, tmp_path / "many", images=images)
-    assert {member.config.dataset for member in result.members.values()} == {"arrays"}
-    assert cae_jax.load(tmp_path / "many" / "seed=0").config.dataset == "arrays"
+    assert {member.config.data for member in result.members.values()} == {"arrays"}
+    assert cae_jax.load(tmp_path / "many" / "seed=0").config.data == "arrays"
     with pytest.raises(cae_jax.UserError, match="began with other `images`"):
         cae_jax.fit_many(
             [dataclasses.replace(each, epochs=1) for each in configs],

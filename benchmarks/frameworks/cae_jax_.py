@@ -28,7 +28,7 @@ class CaeJax:
             from cae_jax.training.trainer import Trainer, initial_state
         cache.use_compilation_cache()
         with watch("data"):
-            train_images, test_images, _ = data.load(config, data_dir=case.data_dir)
+            train_images, test_images = data.load(config, data_dir=case.data_dir)
         with watch("backend"):
             jax.devices()
         with watch("native"):  # compiles the native kernel if it is not cached

@@ -117,10 +117,7 @@ def run(
         trained[name] = comparison.open_runs(name, runs)
     some = next(iter(configs.values()))
     data = Data(
-        *(
-            data_sets.load_split(some.dataset, split, data_dir=data_dir)[0]
-            for split in ("train", "test")
-        )
+        *(data_sets.load_split(some, split, data_dir=data_dir)[0] for split in ("train", "test"))
     )
     data = data._replace(test=data.test[: some.test_examples])
     page = Page(path)

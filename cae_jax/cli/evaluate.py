@@ -16,7 +16,7 @@ import tyro
 
 from cae_jax import atomic
 from cae_jax.cli import common
-from cae_jax.config import NOISES, Noise, TrainConfig, check_level
+from cae_jax.config import NOISES, Noise, TrainConfig, check_level, check_same_images
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -69,10 +69,11 @@ def run(flags: Flags) -> None:
     from cae_jax.runs.folder import read_config
 
     cache.use_compilation_cache()
-    dataset, noise, level = conditions(flags, [read_config(each) for each in flags.runs])
+    configs = [read_config(each) for each in flags.runs]
+    noise, level = conditions(flags, configs)
 
     def load(split: str) -> np.ndarray:
-        return data.load_split(dataset, split, **vars(flags.data))[0]
+        return data.load_split(configs[0], split, **vars(flags.data))[0]
 
     images = load("test")
     inputs = comparison.noisy_images(images, noise, level, flags.noise_seed)
@@ -87,7 +88,7 @@ def run(flags: Flags) -> None:
         others += comparison.baseline_entries(
             flags.baselines, load("train"), images, noise, level, flags.noise_seed
         )
-    metadata = {"dataset": dataset, "noise": noise, "level": check_level(noise, level)}
+    metadata = {"dataset": configs[0].data, "noise": noise, "level": check_level(noise, level)}
     metadata["noise_seed"] = flags.noise_seed
     report(flags, metadata, trained, others, images, inputs)
 
@@ -101,8 +102,12 @@ def check_outputs(flags: Flags) -> None:
             flags.baselines.mkdir(parents=True, exist_ok=True)
 
 
-def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[str, Noise, float | None]:
-    """Data set, noise and its level: those of the flags, else those that all runs share."""
+def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float | None]:
+    """Noise and its level: those of the flags, else those that all runs share.
+
+    Raises:
+        UserError: the runs share neither, or no images.
+    """
     if not 0 <= flags.noise_seed < 2**32 - 1:
         raise UserError(
             f"`noise_seed` is {flags.noise_seed}; it takes a number from 0 to 4294967294"
@@ -114,7 +119,7 @@ def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[str, Noise, fl
             raise UserError(f"the runs were trained with {name} {texts}; give equal ones{hint}")
         return values[0]
 
-    dataset = shared("dataset", [config.dataset for config in configs])
+    check_same_images(configs)
     noise, level = flags.noise, flags.noise_level
     if noise is None:
         noise = shared("noise", [config.noise for config in configs], ", or --noise")
@@ -128,7 +133,7 @@ def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[str, Noise, fl
             f"noise is {noise}, which has no level for --robustness; give --noise, one of "
             f"{', '.join(NOISES)}"
         )
-    return dataset, noise, level
+    return noise, level
 
 
 def report(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cae_jax.config import IMAGE_SHAPES, TrainConfig
+from cae_jax.config import ARRAYS, LEAST_SIDE, NAMED, Shape, TrainConfig
 from cae_jax.data import decoded
 from cae_jax.errors import UserError
 
@@ -18,12 +18,16 @@ class Split(NamedTuple):
     Attributes:
         train: training images, uint8 ``[N, height, width, channels]``.
         test: test images, uint8 ``[N, height, width, channels]``.
-        test_labels: labels of the test images, int32 ``[N]``.
     """
 
     train: np.ndarray
     test: np.ndarray
-    test_labels: np.ndarray
+
+    @property
+    def image_shape(self) -> Shape:
+        """Height, width and channels of the images."""
+        height, width, channels = self.train.shape[1:]
+        return height, width, channels
 
 
 def load(
@@ -42,34 +46,40 @@ def load(
     Raises:
         UserError: see `load_split`; or the training images do not fill one batch.
     """
-    where = {"data_dir": data_dir, "archives": archives}
-    train, _ = load_split(config.dataset, "train", **where)
-    test, test_labels = load_split(config.dataset, "test", **where)
-    return _limited(config, Split(train, test, test_labels))
+    where: Any = {"data_dir": data_dir, "archives": archives}
+    train, test = (load_split(config, split, **where)[0] for split in SPLITS)
+    return _limited(config, Split(train, test))
 
 
 def of_arrays(config: TrainConfig, train: np.ndarray, test: np.ndarray) -> Split:
-    """Takes arrays as the images that a config trains and validates on, without labels.
+    """Takes arrays as the images that a config trains and validates on.
 
     Args:
         config: limits the number of images of each split.
-        train, test: uint8 ``[N, height, width, channels]``, N at least 1.
+        train, test: uint8 ``[N, height, width, channels]``, N at least 1, of 1, 3 or 4 channels;
+            gray ones also ``[N, height, width]``.
 
     Raises:
         UserError: arrays of another type or shape, or too few training images for one batch.
     """
+    train, test = (images[..., None] if images.ndim == 3 else images for images in (train, test))
     for name, images in (("training", train), ("test", test)):
-        if (
-            images.dtype != np.uint8
-            or images.shape[1:] != IMAGE_SHAPES["arrays"]
-            or not len(images)
-        ):
-            shape = ", ".join(map(str, IMAGE_SHAPES["arrays"]))
+        if images.dtype != np.uint8 or not len(images) or not _is_shape(images.shape[1:]):
             raise UserError(
                 f"`images` has {name} images of type {images.dtype} and shape "
-                f"{list(images.shape)}; it takes uint8 [N, {shape}]"
+                f"{list(images.shape)}; it takes uint8 [N, height, width, channels] of at least "
+                f"{LEAST_SIDE} x {LEAST_SIDE} pixels and 1, 3 or 4 channels"
             )
-    return _limited(config, Split(train, test, np.zeros(len(test), np.int32)))
+    if train.shape[1:] != test.shape[1:]:
+        raise UserError(
+            f"`images` has training images of shape {list(train.shape)} and test images of shape "
+            f"{list(test.shape)}; it takes one size and number of channels"
+        )
+    return _limited(config, Split(train, test))
+
+
+def _is_shape(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and min(shape[:2]) >= LEAST_SIDE and shape[2] in (1, 3, 4)
 
 
 def _limited(config: TrainConfig, split: Split) -> Split:
@@ -78,15 +88,13 @@ def _limited(config: TrainConfig, split: Split) -> Split:
     if config.batch_size > len(train):
         raise UserError(
             f"`batch_size` is {config.batch_size}; it takes at most the {len(train)} images "
-            f"of {config.dataset}"
+            f"of {config.data}"
         )
-    return Split(
-        train, split.test[: config.test_examples], split.test_labels[: config.test_examples]
-    )
+    return Split(train, split.test[: config.test_examples])
 
 
 def load_split(
-    dataset: str,
+    config: TrainConfig,
     split: str,
     *,
     data_dir: str | Path | None = None,
@@ -97,8 +105,8 @@ def load_split(
     A prepared data set that is damaged is prepared again.
 
     Args:
-        dataset: ``"fashion_mnist"``, ``"mnist"`` or ``"kmnist"``.
-        split: ``"train"`` (60,000 examples) or ``"test"`` (10,000).
+        config: names the data set.
+        split: ``"train"`` or ``"test"``.
         data_dir: directory of prepared data sets; None takes ``TFDS_DATA_DIR``, else the default
             of TensorFlow Datasets.
         archives: directory with the four original IDX files, as ``.gz`` or unpacked; None takes
@@ -110,13 +118,15 @@ def load_split(
     Raises:
         UserError: unknown name, damaged or missing file, host unreachable, directory not writable.
     """
-    for name, value, known in (("dataset", dataset, IMAGE_SHAPES), ("split", split, SPLITS)):
-        if value not in known:
-            raise UserError(f"`{name}` is {value!r}; it takes {', '.join(known)}")
-    if dataset == "arrays":
+    dataset = config.data
+    if split not in SPLITS:
+        raise UserError(f"`split` is {split!r}; it takes {', '.join(SPLITS)}")
+    if dataset == ARRAYS:
         raise UserError(
             "the data set is arrays, which no file holds; pass them to `cae_jax.fit` as images"
         )
+    if dataset not in NAMED:
+        raise UserError(f"`data` is {dataset!r}; it takes {', '.join(NAMED)}")
     # A wrong `archives` is an error where the data are prepared, too.
     if archives is None and (arrays := decoded.find(dataset, data_dir, split)) is not None:
         return arrays
@@ -125,9 +135,9 @@ def load_split(
     return store.load(dataset, split, data_dir, archives)
 
 
-def class_names(dataset: str) -> tuple[str, ...]:
-    """Returns the names of a data set's labels 0 to 9."""
+def class_names(config: TrainConfig) -> tuple[str, ...]:
+    """Returns the names of a data set's labels, in order."""
     from cae_jax.data.tfds_builder import IdxImages
 
-    source: Any = IdxImages.builder_configs[dataset]
+    source: Any = IdxImages.builder_configs[config.data]
     return source.classes

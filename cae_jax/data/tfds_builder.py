@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cae_jax.config import IMAGE_SHAPES
+from cae_jax.config import NAMED
 from cae_jax.data import idx
 
 # The IDX files of each split: images and labels.
@@ -36,7 +36,7 @@ class IdxImagesConfig(tfds.core.BuilderConfig):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        return IMAGE_SHAPES[self.name]
+        return NAMED[self.name]
 
 
 class IdxImages(tfds.core.GeneratorBasedBuilder):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from cae_jax.config import IMAGE_SHAPES, TrainConfig
+from cae_jax.config import TrainConfig
 from cae_jax.data.images import scale
 from cae_jax.errors import UserError
 from cae_jax.models import topology
@@ -147,10 +147,10 @@ Pass = Callable[[nnx.State, jax.Array], jax.Array]
 
 def build(config: TrainConfig, rngs: nnx.Rngs) -> Model:
     """Builds and initialises the model described by `config`."""
-    image_shape = IMAGE_SHAPES[config.dataset]
+    network = topology.of_config(config)
     if config.model == "conv":
-        return ConvAutoencoder(config.features, image_shape, rngs=rngs)
-    return DenseAutoencoder(config.model, image_shape, rngs=rngs)
+        return ConvAutoencoder(network.features, network.image_shape, rngs=rngs)
+    return DenseAutoencoder(config.model, network.image_shape, rngs=rngs)
 
 
 def abstract(config: TrainConfig) -> Model:

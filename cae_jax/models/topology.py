@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from cae_jax.config import IMAGE_SHAPES, TrainConfig
+from cae_jax.config import TrainConfig, resolved
 
 Kind = Literal["input", "conv", "pool", "upsample", "crop", "dense"]
 Padding = Literal["same", "valid"]
@@ -130,10 +130,13 @@ class Topology(NamedTuple):
 
 
 def of_config(config: TrainConfig) -> Topology:
-    """The network that a config describes."""
+    """The network that a config describes, whose image shape is known."""
+    config = resolved(config)
+    assert config.image_shape is not None
+    assert config.features is not None
     if config.model == "conv":
-        return convolutional(IMAGE_SHAPES[config.dataset], config.features)
-    return dense(IMAGE_SHAPES[config.dataset], config.model)
+        return convolutional(config.image_shape, config.features)
+    return dense(config.image_shape, config.model)
 
 
 def convolutional(image_shape: tuple[int, int, int], features: Sequence[int]) -> Topology:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from cae_jax import data
-from cae_jax.config import NOISES, TrainConfig, check_level, to_dict
+from cae_jax.config import NOISES, TrainConfig, check_level, check_same_images, to_dict
 from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison
 from cae_jax.models.inference import Autoencoder
@@ -48,11 +48,7 @@ def collect(
     populations = {run: found for run in runs if (found := members.of_population(run)) is not None}
     runs = [each for run in runs for each in _shown(run, populations.get(run))]
     configs = [read_config(run) for run in runs]
-    names = sorted({config.dataset for config in configs})
-    if len(names) > 1:
-        raise UserError(
-            f"the runs were trained on {' and '.join(names)}; a report takes runs of one data set"
-        )
+    check_same_images(configs)
     autoencoders = [load(run) for run in runs]
     parameters = sum(autoencoder.parameters for autoencoder in autoencoders)
     if parameters > MAX_PARAMETERS:
@@ -60,11 +56,11 @@ def collect(
             f"the runs have {parameters:,} parameters, a page takes at most {MAX_PARAMETERS:,}; "
             "pass fewer runs"
         )
-    images, labels = data.load_split(names[0], "test", data_dir=data_dir, archives=archives)
+    images, labels = data.load_split(configs[0], "test", data_dir=data_dir, archives=archives)
     images, labels = images[:IMAGES], labels[:IMAGES]
-    classes = data.class_names(names[0])
+    classes = data.class_names(configs[0])
     return {
-        "dataset": names[0],
+        "dataset": configs[0].data,
         "image_shape": list(images.shape[1:]),
         "images": _base64(images),
         "classes": [classes[label] for label in labels],

@@ -6,14 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
 from cae_jax import atomic, data
-from cae_jax.config import TrainConfig
+from cae_jax.config import ARRAYS, NAMED, TrainConfig, known_shape, resolved
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.autoencoders import scale
@@ -84,11 +84,9 @@ def fit(
     chunks = Chunks(chunk_steps)
     workdir = Path(workdir).expanduser()
     with Interruption() as interruption:
-        environment.check_memory(config)
-        # The first start compiles a kernel and prepares the data, at the same time.
-        choosing = interruption.start(environment.choose_backend, workdir, config, backend)
-        config, split = load_images(config, images, data_dir, archives)
-        model, chosen = _initial_model(config, start_from), choosing.result()
+        where: Any = {"data_dir": data_dir, "archives": archives}
+        config, split, chosen = prepare(config, workdir, backend, interruption, images, **where)
+        model = _initial_model(config, start_from)
         interruption.check()
         with (
             open_run(workdir, config, overwrite=overwrite) as folder,
@@ -102,17 +100,33 @@ def fit(
             return FitResult(setup.autoencoder(progress), progress.rows, progress.step, stopped)
 
 
-def load_images(
+def prepare(
     config: TrainConfig,
+    workdir: Path,
+    backend: str,
+    interruption: Interruption,
     images: tuple[np.ndarray, np.ndarray] | None,
-    data_dir: str | Path | None,
-    archives: str | Path | None,
-) -> tuple[TrainConfig, data.Split]:
-    """The images of a training, and the config that names them; arguments as of `fit`."""
+    **where: Any,
+) -> tuple[TrainConfig, data.Split, Backend]:
+    """The resolved config, images and backend of a training; arguments as of `fit`.
+
+    The first start compiles a kernel and prepares the data: at the same time where the shape of
+    the images is known before they are read.
+    """
+    if images is None and known_shape(config) is not None:
+        config = resolved(config)
+        environment.check_memory(config)
+        choosing = interruption.start(environment.choose_backend, workdir, config, backend)
+        return config, data.load(config, **where), choosing.result()
     if images is None:
-        return config, data.load(config, data_dir=data_dir, archives=archives)
-    config = dataclasses.replace(config, dataset="arrays")
-    return config, data.of_arrays(config, *images)
+        split = data.load(config, **where)
+    else:
+        config = dataclasses.replace(config, data=ARRAYS, image_shape=None)
+        split = data.of_arrays(config, *images)
+    config = resolved(config, split.image_shape)
+    environment.check_memory(config)
+    chosen = interruption.call(environment.choose_backend, workdir, config, backend)
+    return config, split, chosen
 
 
 def _initial_model(config: TrainConfig, start_from: str | Path | None) -> autoencoders.Model:
@@ -183,8 +197,8 @@ def _train(
 
 
 def digest(config: TrainConfig, *images: np.ndarray) -> str:
-    """Identifies the images of a run whose config does not; "" where it does."""
-    if config.dataset != "arrays":
+    """Identifies the images of a run whose config does not; "" for a data set with a name."""
+    if config.data in NAMED:
         return ""
     return hashlib.sha256(b"".join(map(np.ascontiguousarray, images))).hexdigest()
 

@@ -29,7 +29,7 @@ from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import environment, members
 from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.epochs import Chunks, save_at
-from cae_jax.runs.fit import load_images
+from cae_jax.runs.fit import prepare
 from cae_jax.runs.folder import (
     MEMBERS,
     OpenFolder,
@@ -102,15 +102,12 @@ def fit_many(
     chunks = Chunks(chunk_steps, begin=max(1, 67 // len(configs)))
     workdir = Path(workdir).expanduser()
     with Interruption() as interruption:
-        environment.check_memory(configs[0])
-        choosing = interruption.start(environment.choose_backend, workdir, configs[0], backend)
-        config, split = load_images(configs[0], images, data_dir, archives)
-        named = members.name_members(
-            [dataclasses.replace(each, dataset=config.dataset) for each in configs]
-        )
+        where: Any = {"data_dir": data_dir, "archives": archives}
+        config, split, chosen = prepare(configs[0], workdir, backend, interruption, images, **where)
+        found = {name: getattr(config, name) for name in ("data", "image_shape", "features")}
+        named = members.name_members([dataclasses.replace(each, **found) for each in configs])
         if there := members.read(workdir):  # whose order is that of the checkpoints
             named = {name: named[name] for name in (*there.configs, *named) if name in named}
-        chosen = choosing.result()
         interruption.check()
         setup = Setup(named, autoencoders.abstract(config), chosen, split.train, split.test)
         size = _members_per_program(setup, members_per_program)

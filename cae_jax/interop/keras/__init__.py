@@ -106,7 +106,8 @@ def write(path: str | Path, autoencoder: "Autoencoder") -> None:
         raise UserError(f"{path} does not end in .keras, as Keras requires; rename it")
     params: Any = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     with atomic.output_file(path) as temporary, tempfile.TemporaryDirectory() as scratch:
-        Weights(config.model, config.features, params, True).save(Path(scratch, "weights.npz"))
+        weights = Weights(config.model, autoencoder.topology.features, params, True)
+        weights.save(Path(scratch, "weights.npz"))
         Path(scratch, "config.json").write_text(json.dumps(to_dict(config)))
         _run("write", path, Path(scratch))
         shutil.copyfile(Path(scratch, "model.keras"), temporary)

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from cae_jax.config import TrainConfig
+from cae_jax.config import default_features
 from cae_jax.errors import UserError
 from cae_jax.models import topology
 from cae_jax.models.topology import IMAGE_SHAPE, Layer, Topology
@@ -64,7 +64,7 @@ def nearest(kinds: Sequence[str], widths: Sequence[Any]) -> Topology:
     """The network that layers of these classes and widths most likely are."""
     if "Dense" in kinds and "Conv2D" not in kinds:
         return topology.dense(IMAGE_SHAPE, "simple" if kinds.count("Dense") <= 2 else "deep")
-    features = TrainConfig().features
+    features = default_features(IMAGE_SHAPE)
     found = [n for n, kind in zip(widths, kinds, strict=True) if kind == "Conv2D"][: len(features)]
     known = len(found) == len(features) and all(type(n) is int and n > 0 for n in found)
     return topology.convolutional(IMAGE_SHAPE, found if known else features)
