@@ -107,7 +107,7 @@ def measure(flags: Flags, images: Split, members: int) -> dict[str, Any]:
         "epoch_seconds": benchmark.spread(epochs[1:]),
         "member_epoch_seconds": benchmark.spread([each / members for each in epochs[1:]]),
         "evaluation_seconds": benchmark.spread(evaluations[1:]),
-        "val_loss_median": float(np.median([score.bce for score in scores])),
+        "val_loss_median": float(np.median([score.loss for score in scores])),
         "peak_memory_bytes_so_far": device.get("peak_bytes_in_use"),
     }
 

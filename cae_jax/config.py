@@ -16,6 +16,7 @@ NAMED: dict[str, Shape] = dict.fromkeys(("fashion_mnist", "mnist", "kmnist"), (2
 ARRAYS = "arrays"  # images that are given to `fit`
 LEAST_SIDE = 4  # pixels
 Background = Literal["auto", "black", "white"]
+Loss = Literal["bce", "mse"]
 # The fields of a config that say which images it takes, and how they are brought to one shape.
 DATA_FIELDS = (
     "data",
@@ -123,7 +124,7 @@ class TrainConfig:
     None takes 16 8 8 for 28 pixels, and what `default_features` says for others. Model conv only.
     """
 
-    loss: Literal["bce", "mse"] = "bce"
+    loss: Loss = "bce"
     """What training minimises: binary cross-entropy, or mean squared error."""
 
     noise: Noise = "none"

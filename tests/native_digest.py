@@ -1,6 +1,6 @@
 """Prints a digest of the native kernel's results. Run by a test.
 
-python tests/native_digest.py 16,8,8 128 96  # features, then batch sizes
+python tests/native_digest.py 28,28,1 16,8,8 128 96  # shape, features, then batch sizes
 """
 
 import hashlib
@@ -15,15 +15,16 @@ from cae_jax.models import autoencoders, topology
 from cae_jax.ops import native
 
 logging.getLogger("cae_jax").setLevel(logging.WARNING)  # print nothing but the digest
-features, *batches = sys.argv[1:]
-network = topology.convolutional(topology.IMAGE_SHAPE, tuple(map(int, features.split(","))))
+shape, features = (tuple(map(int, argument.split(","))) for argument in sys.argv[1:3])
+network = topology.convolutional(shape, features)
 kernel = native.Kernel(network.native_sizes, network.image_shape, network.code_shape)
-params = nnx.state(autoencoders.ConvAutoencoder(network.features, rngs=nnx.Rngs(0)), nnx.Param)
+model = autoencoders.ConvAutoencoder(features, shape, rngs=nnx.Rngs(0))
+params = nnx.state(model, nnx.Param)
 results = []
-for batch in map(int, batches):
-    images = np.random.default_rng(0).integers(0, 256, (batch, 28, 28, 1), np.uint8)
+for batch in map(int, sys.argv[3:]):
+    images = np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
     floats, weights = images.astype(np.float32) / 255, np.ones(batch, np.float32)
-    results.append(jax.jit(kernel.value_and_grad)(params, images, floats, weights))
+    results.append(jax.jit(kernel.bce_and_grad)(params, images, floats, weights))
     results.append(jax.jit(kernel.losses)(params, floats, images))
     codes = jax.jit(kernel.encode)(params, images)
     results.append((codes, jax.jit(kernel.decode)(params, codes)))

@@ -297,7 +297,7 @@ def test_a_validation_loss_that_is_not_finite_stops_a_member(
 
     def overflow(self, states):
         good, bad = evaluate(self, states)
-        return [good, bad._replace(bce=np.inf)]
+        return [good, bad._replace(loss=np.inf)]
 
     monkeypatch.setattr(fit_many.InTurn, "evaluate", overflow)
     result = cae_jax.fit_many(CONFIGS, tmp_path / "many", data_dir=data_dir)

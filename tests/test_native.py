@@ -26,9 +26,10 @@ pytestmark = needs_native
 LAB = (16, 8, 8)
 
 
-def parameters(features, seed=0):
+def parameters(features, seed=0, shape=topology.IMAGE_SHAPE):
     """Random ones, the biases too, and spread so that no layer is dead."""
-    params = nnx.state(autoencoders.ConvAutoencoder(features, rngs=nnx.Rngs(seed)), nnx.Param)
+    model = autoencoders.ConvAutoencoder(features, shape, rngs=nnx.Rngs(seed))
+    params = nnx.state(model, nnx.Param)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
 
@@ -44,8 +45,8 @@ def plain_step(features):
 
 
 @functools.cache
-def kernel(features):
-    network = topology.convolutional(topology.IMAGE_SHAPE, features)
+def kernel(features, shape=topology.IMAGE_SHAPE):
+    network = topology.convolutional(shape, features)
     return native.Kernel(network.native_sizes, network.image_shape, network.code_shape)
 
 
@@ -56,7 +57,7 @@ def choose_lab(name):
 @functools.cache
 def native_step(features):
     """The loss and its gradient by the native kernel, compiled."""
-    return jax.jit(kernel(features).value_and_grad)
+    return jax.jit(kernel(features).bce_and_grad)
 
 
 def pictures(test_images, count):
@@ -69,15 +70,15 @@ def pictures(test_images, count):
 # --- NumPy, float64, by hand ---
 
 
-def numpy_conv(x, kernel, bias, pad=1):
-    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+def numpy_conv(x, kernel, bias, pads=(1, 1)):
+    x = np.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
     return np.einsum("nhwcij,ijcf->nhwf", windows, kernel) + bias
 
 
 def numpy_pool(x):
-    odd = x.shape[1] % 2
-    x = np.pad(x, ((0, 0), (0, odd), (0, odd), (0, 0)), constant_values=-np.inf)
+    odd = [n % 2 for n in x.shape[1:3]]
+    x = np.pad(x, ((0, 0), *((0, n) for n in odd), (0, 0)), constant_values=-np.inf)
     return np.maximum.reduce([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
 
 
@@ -89,19 +90,23 @@ def float64(params):
     """Kernel and bias of each layer."""
     return [
         [np.asarray(params[f"conv{i}"][name][...], np.float64) for name in ("kernel", "bias")]
-        for i in range(1, 8)
+        for i in range(1, len(params) + 1)
     ]
 
 
 def numpy_network(layers, x):
-    """Code and logits."""
-    for layer in layers[:3]:
+    """Code and logits: pooling rounds up; what an upsampling exceeds by two is a border less."""
+    depth, sizes = len(layers) // 2, []
+    for layer in layers[:depth]:
+        sizes.append(x.shape[1:3])
         x = np.maximum(numpy_pool(numpy_conv(x, *layer)), 0)
     code = x
-    x = np.maximum(numpy_conv(x, *layers[3]), 0)
-    x = np.maximum(numpy_conv(numpy_up(x), *layers[4]), 0)
-    x = np.maximum(numpy_conv(numpy_up(x), *layers[5], pad=0), 0)
-    return code, numpy_conv(numpy_up(x), *layers[6])
+    x = numpy_conv(x, *layers[depth])
+    for layer, size in zip(layers[depth + 1 :], sizes[::-1], strict=True):
+        x = numpy_up(np.maximum(x, 0))
+        pads = [int(n - aim < 2) for n, aim in zip(x.shape[1:3], size, strict=True)]
+        x = numpy_conv(x, *layer, pads)
+    return code, x[:, : sizes[0][0], : sizes[0][1]]
 
 
 def numpy_losses(layers, inputs, targets):
@@ -185,6 +190,45 @@ def test_gradient_is_the_slope_of_the_loss_in_float64(test_images, features):
         )
         # A float32 gradient; the kinks of ReLU and maximum within the step are few.
         assert slope == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-4, abs=1e-5)
+
+
+SHAPES = [
+    ((4, 5, 1), (3,)),
+    ((9, 30, 4), (6, 5, 4, 3, 2)),  # more than nine layers, sizes of 1, a border in rows alone
+    ((47, 61, 3), (5, 4, 3)),
+]
+
+
+@pytest.mark.parametrize(("shape", "features"), SHAPES)
+def test_other_shapes(monkeypatch, shape, features):
+    monkeypatch.setenv("CAE_JAX_NATIVE_FLAGS", "-O1")  # compiles faster
+    params, rng = parameters(features, shape=shape), np.random.default_rng(0)
+    inputs, targets = rng.integers(0, 256, (2, 9, *shape), np.uint8)
+    weights = rng.uniform(0, 1, 9).astype(np.float32)
+    layers, native_kernel = float64(params), kernel(features, shape)
+    code, logits = numpy_network(layers, inputs / 255)
+    np.testing.assert_allclose(
+        jax.jit(native_kernel.encode)(params, inputs), code, rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        jax.jit(native_kernel.decode)(params, code.astype(np.float32)), logits, rtol=1e-5, atol=5e-5
+    )
+    graphdef = nnx.graphdef(autoencoders.ConvAutoencoder(features, shape, rngs=nnx.Rngs(0)))
+    expected = {"bce": numpy_losses, "mse": numpy_squared_errors}
+    for kind in ("bce", "mse"):
+        value, grads = jax.jit(getattr(native_kernel, f"{kind}_and_grad"))(
+            params, inputs, targets, weights
+        )
+        losses = expected[kind](layers, inputs, targets)
+        assert value == pytest.approx(np.average(losses, weights=weights), rel=1e-5)
+        plain = jax.jit(
+            jax.grad(loss.make_loss(graphdef, backend.XLA, kind)),
+            compiler_options={"xla_backend_optimization_level": 0},
+        )
+        with jax.default_matmul_precision("highest"):
+            wanted = plain(params, inputs, targets, weights)
+        for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
+            assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs) + 1e-7
 
 
 def test_ties_and_dead_units_take_the_gradient_of_the_plain_form(test_images):
@@ -312,7 +356,7 @@ def test_vmap_over_models(test_images):
     images, weights = test_images[:5], np.ones(5, np.float32)
     several = [parameters(LAB, seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-    value_and_grad = kernel(LAB).value_and_grad
+    value_and_grad = kernel(LAB).bce_and_grad
     values, _ = jax.vmap(value_and_grad, (0, None, None, None))(stacked, images, images, weights)
     expected = [value_and_grad(params, images, images, weights)[0] for params in several]
     np.testing.assert_array_equal(values, expected)
@@ -341,11 +385,11 @@ def test_calls_at_the_same_time_do_not_meet(test_images):
                 np.testing.assert_array_equal(a, b)
 
 
-def digest(features: str, *batches: int, **environment: str) -> subprocess.Popen:
+def digest(shape: str, features: str, *batches: int, **environment: str) -> subprocess.Popen:
     """Starts a process that prints a digest of what all entries give for batches of some sizes."""
     program = Path(__file__).with_name("native_digest.py")
     return subprocess.Popen(
-        [sys.executable, str(program), features, *map(str, batches)],
+        [sys.executable, str(program), shape, features, *map(str, batches)],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -355,7 +399,7 @@ def digest(features: str, *batches: int, **environment: str) -> subprocess.Popen
 
 def test_the_number_of_threads_does_not_change_a_bit():
     # XLA takes the size of its thread pool from NPROC.
-    processes = [digest("16,8,8", 200, NPROC=threads) for threads in ("1", "2", "7")]
+    processes = [digest("28,28,1", "16,8,8", 200, NPROC=threads) for threads in ("1", "2", "7")]
     digests = {process.communicate(timeout=120)[0] for process in processes}
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(digests) == 1
@@ -368,7 +412,9 @@ FAST = {"CAE_JAX_NATIVE_FLAGS": "-O0"}  # quickly compiled
 
 @pytest.mark.slow
 def test_two_processes_compile_at_once(tmp_path):
-    processes = [digest("5,3,2", 20, XDG_CACHE_HOME=str(tmp_path), **FAST) for _ in range(2)]
+    processes = [
+        digest("28,28,1", "5,3,2", 20, XDG_CACHE_HOME=str(tmp_path), **FAST) for _ in range(2)
+    ]
     results = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     assert results[0][0] == results[1][0]
@@ -423,7 +469,7 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(fresh, tmp_path):
 def test_a_damaged_library_is_compiled_again(tmp_path):
     sizes = []
     for _ in range(2):
-        process = digest("5,3,2", 20, XDG_CACHE_HOME=str(tmp_path), **FAST)
+        process = digest("28,28,1", "5,3,2", 20, XDG_CACHE_HOME=str(tmp_path), **FAST)
         _, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
         (library,) = (tmp_path / "cae_jax").iterdir()
@@ -435,7 +481,7 @@ def test_a_damaged_library_is_compiled_again(tmp_path):
 def check_gradient(features, images):
     """Loss and gradient by a native kernel compiled as the environment says."""
     params, weights = parameters(features), np.ones(len(images), np.float32)
-    value, grads = jax.jit(kernel.__wrapped__(features).value_and_grad)(
+    value, grads = jax.jit(kernel.__wrapped__(features).bce_and_grad)(
         params, images, images, weights
     )
     # In float64: jax 0.7 adds the 29,008 pixels of the last bias one after another, which in
@@ -491,16 +537,16 @@ def test_every_source_file_is_part_of_the_key(monkeypatch, tmp_path):
 
 
 def test_sizes_come_from_the_topology():
-    network = topology.convolutional(topology.IMAGE_SHAPE, LAB)
-    encoder, decoder = {"E0": 28, "E1": 14, "E2": 7, "E3": 4}, {"D1": 8, "D2": 14, "D3": 28}
-    assert dict(network.native_sizes) == {"F1": 16, "F2": 8, "F3": 8, **encoder, **decoder}
-    for other in (
-        topology.convolutional((32, 32, 1), LAB),
-        topology.convolutional((28, 28, 3), LAB),
-        topology.convolutional(topology.IMAGE_SHAPE, (16, 8)),
-        topology.dense(topology.IMAGE_SHAPE, "deep"),
-    ):
-        assert other.native_sizes is None
+    network = topology.convolutional((28, 61, 3), LAB)
+    assert dict(network.native_sizes) == {
+        "CHANNELS": "3",
+        "FEATURES": "16,8,8",
+        "ENCODER_ROWS": "28,14,7,4",
+        "ENCODER_COLUMNS": "61,31,16,8",
+        "DECODER_ROWS": "4,8,14,28",
+        "DECODER_COLUMNS": "8,16,32,62",
+    }
+    assert topology.dense(topology.IMAGE_SHAPE, "deep").native_sizes is None
 
 
 def compilation(compiler, flags):
@@ -538,7 +584,10 @@ def test_it_compiles_for_arm(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_address_is_wrong(tmp_path):
+@pytest.mark.parametrize(
+    ("shape", "features"), [("28,28,1", "5,3,2"), ("9,14,3", "4,3,2,2"), ("4,5,1", "3")]
+)
+def test_no_address_is_wrong(tmp_path, shape, features):
     """All entries under the address and the undefined-behaviour sanitizers."""
     libraries = [
         subprocess.run(["c++", f"-print-file-name={name}"], capture_output=True, text=True).stdout
@@ -547,7 +596,8 @@ def test_no_address_is_wrong(tmp_path):
     if not all(Path(library.strip()).is_absolute() for library in libraries):
         pytest.skip("the compiler has no address sanitizer")
     process = digest(
-        "5,3,2",
+        shape,
+        features,
         *(1, 16, 37),
         LD_PRELOAD=" ".join(map(str.strip, libraries)),
         ASAN_OPTIONS="detect_leaks=0",  # CPython and XLA keep what they have until the end

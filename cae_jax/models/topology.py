@@ -115,18 +115,25 @@ class Topology(NamedTuple):
         return 4 * (5 * self.parameters + 2 * batch_size * outputs)
 
     @property
-    def native_sizes(self) -> tuple[tuple[str, int], ...] | None:
+    def native_sizes(self) -> tuple[tuple[str, str], ...] | None:
         """Compile-time sizes of the native kernel, by name; None for a network it cannot compute.
 
-        F1 to F3 are the encoder's features, E0 to E3 the sizes of the image and after each pooling,
-        D1 to D3 the sizes after each upsampling layer of the decoder.
+        They are lists: of the encoder's features, of its sizes, of the image and after each
+        pooling, and of the decoder's, of the code and after each upsampling layer.
         """
-        if self.model != "conv" or self.image_shape != IMAGE_SHAPE or len(self.features) != 3:
+        if self.model != "conv":
             return None
-        encoder = [layer.shape[0] for layer in self.layers if layer.kind in ("input", "pool")]
-        decoder = [layer.shape[0] for layer in self.weighted[len(encoder) :]]
-        names = ("F1", "F2", "F3", "E0", "E1", "E2", "E3", "D1", "D2", "D3")
-        return tuple(zip(names, (*self.features, *encoder, *decoder), strict=True))
+        encoder = [layer.shape for layer in self.layers if layer.kind in ("input", "pool")]
+        decoder = [layer.shape for layer in self.weighted[len(self.features) :]]
+        sizes = {
+            "CHANNELS": self.image_shape[2:],
+            "FEATURES": self.features,
+            "ENCODER_ROWS": [shape[0] for shape in encoder],
+            "ENCODER_COLUMNS": [shape[1] for shape in encoder],
+            "DECODER_ROWS": [shape[0] for shape in decoder],
+            "DECODER_COLUMNS": [shape[1] for shape in decoder],
+        }
+        return tuple((name, ",".join(map(str, values))) for name, values in sizes.items())
 
 
 def of_config(config: TrainConfig) -> Topology:

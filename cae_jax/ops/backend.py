@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import jax
 from jax.extend.backend import clear_backends
 
+from cae_jax.config import Loss
 from cae_jax.errors import UserError
 from cae_jax.ops import matmul, native, tpu, xla
 
@@ -40,8 +41,8 @@ class Backend(NamedTuple):
         layers: has ``prepare``, ``conv_pool``, ``conv`` and ``upsample_conv``, such as the module
             `cae_jax.ops.xla`.
         max_batch: the most images that inference sends to the device in one call.
-        kernel: may have ``value_and_grad``, ``losses``, ``encode`` and ``decode`` of the whole
-            network, each a function of the parameters and arrays.
+        kernel: may have ``bce_and_grad``, ``mse_and_grad``, ``losses``, ``encode`` and ``decode``
+            of the whole network, each a function of the parameters and arrays.
     """
 
     name: Name
@@ -64,9 +65,11 @@ class Backend(NamedTuple):
         )
         return differentiable(params, *arrays)
 
-    def with_gradient(self, loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def with_gradient(
+        self, loss: Callable[..., jax.Array], kind: Loss = "bce"
+    ) -> Callable[..., jax.Array]:
         """A loss ``loss(params, *arrays)`` whose gradient by `params` comes from the kernel."""
-        value_and_grad = getattr(self.kernel, "value_and_grad", None)
+        value_and_grad = getattr(self.kernel, f"{kind}_and_grad", None)
         if value_and_grad is None:
             return loss
 
@@ -168,8 +171,5 @@ def check_device() -> None:
 def _native_kernel(network: Network, platform: str) -> native.Kernel:
     if platform != "cpu":
         raise native.UnavailableError(f"it is for the CPU, and the device is a {platform}")
-    if network.native_sizes is None:
-        raise native.UnavailableError(
-            f"it computes images of another shape than {list(network.image_shape)}"
-        )
+    assert network.native_sizes is not None
     return native.Kernel(network.native_sizes, network.image_shape, network.code_shape)

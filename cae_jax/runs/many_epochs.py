@@ -170,7 +170,7 @@ def _run_epoch(
     if losses_MxS is None:  # of an epoch that was interrupted after its last step
         losses_MxS = trained.get(progress.states).losses_S
     with interruption.patience():
-        bad = [k for k, score in enumerate(scores) if not math.isfinite(score.bce)]
+        bad = [k for k, score in enumerate(scores) if not math.isfinite(score.loss)]
         _stop(setup, progress, dict.fromkeys(bad, progress.step))
     examples = len(setup.train_images)
     return [
@@ -180,7 +180,7 @@ def _run_epoch(
             epoch=epoch,
             step=progress.step,
             loss=metrics.epoch_loss(np.asarray(losses_S), examples, setup.config.batch_size),
-            val_loss=score.bce,
+            val_loss=score.loss,
             val_psnr=score.psnr,
             val_psnr_input=score.psnr_input,
             skipped=int((~np.isfinite(losses_S)).sum()),

@@ -1,4 +1,4 @@
-"""The loss that training minimises: the binary cross-entropy of a model's reconstructions.
+"""The loss that training minimises: how far a model's reconstructions are from their targets.
 
 Inputs and targets are uint8, or float32 in [0, 1]: ``[N, *image_shape]``.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
+from cae_jax.config import Loss
 from cae_jax.models.autoencoders import scale
 from cae_jax.ops.backend import MATMUL, Backend
 from cae_jax.training import metrics
@@ -31,14 +32,23 @@ def make_losses(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> Callable[.
     return lambda *args: backend.call("losses", reference, *args)
 
 
-def make_loss(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> Callable[..., jax.Array]:
-    """Makes ``loss(params, inputs, targets, weights_N)``, the weighted mean of the images' BCE."""
+def make_loss(
+    graphdef: nnx.GraphDef, backend: Backend = MATMUL, kind: Loss = "bce"
+) -> Callable[..., jax.Array]:
+    """Makes ``loss(params, inputs, targets, weights_N)``, the weighted mean of the images' losses.
+
+    Args:
+        graphdef: of the model.
+        backend: computes the network.
+        kind: which loss, see `make_losses`.
+    """
     losses = make_losses(graphdef, backend)
 
     def loss(
         params: nnx.State, inputs: jax.Array, targets: jax.Array, weights_N: jax.Array
     ) -> jax.Array:
-        bce_N, _ = losses(params, inputs, targets)
-        return (bce_N * weights_N).sum() / weights_N.sum()
+        bce_N, mse_N = losses(params, inputs, targets)
+        losses_N = bce_N if kind == "bce" else mse_N
+        return (losses_N * weights_N).sum() / weights_N.sum()
 
-    return backend.with_gradient(loss)
+    return backend.with_gradient(loss, kind)

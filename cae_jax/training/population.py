@@ -49,13 +49,13 @@ class Chunk(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Means over the test images: binary cross-entropy in nats, and PSNR in dB.
+    """Means over the test images: of the loss that training minimises, and of PSNR in dB.
 
     Attributes:
         psnr_input: of the noisy test images themselves; None without noise.
     """
 
-    bce: float
+    loss: float
     psnr: float
     psnr_input: float | None
 
@@ -379,7 +379,8 @@ class _Group:
         self, first: int, members: Sequence[TrainConfig], fields: Sequence[str], compiled: _Programs
     ) -> None:
         self.first = first
-        self.size, self._noisy, self._compiled = len(members), members[0].noise != "none", compiled
+        self.size, self._compiled = len(members), compiled
+        self._noisy, self._loss = members[0].noise != "none", members[0].loss
         keys = [step.make_keys(config.seed) for config in members]
         self._keys = Keys(*(jnp.stack(each) for each in zip(*keys, strict=True)))
         self._numbers = {
@@ -401,11 +402,12 @@ class _Group:
         bce_MxN, mse_MxN, noisy_MxN = self._compiled.evaluate(
             state.params, self._keys.test_noise, self._compiled.test_images
         )
-        columns = [bce_MxN, metrics.psnr_of_mse(mse_MxN), metrics.psnr_of_mse(noisy_MxN)]
+        losses_MxN = bce_MxN if self._loss == "bce" else mse_MxN
+        columns = [losses_MxN, metrics.psnr_of_mse(mse_MxN), metrics.psnr_of_mse(noisy_MxN)]
         means = (np.asarray(column, np.float64).mean(axis=1).tolist() for column in columns)
         return [
-            Score(bce, psnr, psnr_input if self._noisy else None)
-            for bce, psnr, psnr_input in zip(*means, strict=True)
+            Score(loss, psnr, psnr_input if self._noisy else None)
+            for loss, psnr, psnr_input in zip(*means, strict=True)
         ]
 
 

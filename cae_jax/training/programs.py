@@ -92,7 +92,7 @@ def make_run_chunk(
     """The function of `training`, to be jitted."""
     optimizer = build_optimizer(config, all_steps(config, examples))
     corrupt = build_corruption(config.noise, config.noise_level)
-    run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend)
+    run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend, config.loss)
 
     def run_chunk(*arguments):
         state = run_steps(*arguments)

@@ -18,6 +18,7 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
+from cae_jax.config import Loss
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import MATMUL, Backend
 from cae_jax.training.loss import Losses, make_loss, make_losses
@@ -104,14 +105,17 @@ def make_run_steps(
     optimizer: optax.GradientTransformation,
     corrupt: Corruption | None = None,
     backend: Backend = MATMUL,
+    kind: Loss = "bce",
 ) -> jax.stages.Wrapped:
     """Makes the compiled loop over training steps; `corrupt` adds noise to the inputs only.
+
+    `kind` is the loss that they minimise, see `cae_jax.training.loss`.
 
     Returns:
         ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
         steps ``start <= i < stop`` of an epoch and returns the new state. The state is donated.
     """
-    value_and_grad = jax.value_and_grad(make_loss(graphdef, backend))
+    value_and_grad = jax.value_and_grad(make_loss(graphdef, backend, kind))
 
     def train_step(i, state, unravel, images_NxHxWxC, batch_B, noise_key) -> TrainState:
         params = unravel(state.params)

@@ -28,7 +28,7 @@ class Validation:
     ) -> None:
         self.images = jax.device_put(test_images)
         self._noise = programs.noise(config, model, len(test_images))
-        self._seed = config.seed
+        self._seed, self._loss = config.seed, config.loss
         evaluate = programs.evaluation(config, model, backend, len(test_images))
         self._evaluate = evaluate.compile()
 
@@ -53,9 +53,10 @@ class Validation:
         return _mean(metrics.psnr(self.inputs, scale(self.images)))
 
     def evaluate(self, params: nnx.State) -> tuple[float, float]:
-        """Means over the test images: binary cross-entropy in nats and PSNR in dB."""
+        """Means over the test images: of the loss that training minimises, and of PSNR in dB."""
         bce_N, mse_N = self._evaluate(params, self.inputs, self.images)
-        return _mean(bce_N), _mean(metrics.psnr_of_mse(mse_N))
+        losses_N = bce_N if self._loss == "bce" else mse_N
+        return _mean(losses_N), _mean(metrics.psnr_of_mse(mse_N))
 
 
 def noisy(noise: programs.Program | None, images: jax.Array, seed: int) -> jax.Array:

@@ -5,10 +5,13 @@ foreign function interface. Results do not depend on the number of threads, bit 
 differentiate the calls; `cae_jax.ops.backend` gives them the derivative of another form.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.flatten_util import ravel_pytree
 
 from cae_jax.ops.native.build import Sizes, UnavailableError, target
 
@@ -35,14 +38,23 @@ class Kernel:
         self._sizes, self._image_shape, self._code_shape = sizes, image_shape, code_shape
         target("losses", sizes)  # compiles
 
-    def value_and_grad(
+    def bce_and_grad(
         self, params: nnx.State, inputs: jax.Array, targets: jax.Array, weights_N: jax.Array
     ) -> tuple[jax.Array, nnx.State]:
         """The mean binary cross-entropy weighted by `weights_N`, and its gradient by `params`."""
+        return self._value_and_grad("bce_and_grad", params, inputs, targets, weights_N)
+
+    def mse_and_grad(
+        self, params: nnx.State, inputs: jax.Array, targets: jax.Array, weights_N: jax.Array
+    ) -> tuple[jax.Array, nnx.State]:
+        """The mean squared error weighted by `weights_N`, and its gradient by `params`."""
+        return self._value_and_grad("mse_and_grad", params, inputs, targets, weights_N)
+
+    def _value_and_grad(self, entry: str, params: nnx.State, inputs, targets, weights_N):
         _check(self._image_shape, inputs, targets)
-        flat, unravel = ravel_pytree(params)
+        flat, unravel = _ravel(params)
         results = (_floats(()), _floats(flat.shape))
-        value, gradient = self._call("value_and_grad", results)(flat, inputs, targets, weights_N)
+        value, gradient = self._call(entry, results)(flat, inputs, targets, weights_N)
         return value, unravel(gradient)
 
     def losses(
@@ -50,7 +62,7 @@ class Kernel:
     ) -> tuple[jax.Array, jax.Array]:
         """Binary cross-entropy and mean squared error of each image: ``[N]`` each."""
         _check(self._image_shape, inputs, targets)
-        flat, _ = ravel_pytree(params)
+        flat, _ = _ravel(params)
         results = (_floats(inputs.shape[:1]), _floats(inputs.shape[:1]))
         bce_N, mse_N = self._call("losses", results)(flat, inputs, targets)
         return bce_N, mse_N
@@ -58,14 +70,14 @@ class Kernel:
     def encode(self, params: nnx.State, images: jax.Array) -> jax.Array:
         """Images to codes ``[N, *code_shape]``."""
         _check(self._image_shape, images)
-        flat, _ = ravel_pytree(params)
+        flat, _ = _ravel(params)
         result = _floats((images.shape[0], *self._code_shape))
         return self._call("encode", result)(flat, images)
 
     def decode(self, params: nnx.State, codes: jax.Array) -> jax.Array:
         """Float32 codes ``[N, *code_shape]`` to logits ``[N, *image_shape]``."""
         _check(self._code_shape, codes, dtypes=("float32",))
-        flat, _ = ravel_pytree(params)
+        flat, _ = _ravel(params)
         result = _floats((codes.shape[0], *self._image_shape))
         return self._call("decode", result)(flat, codes)
 
@@ -85,6 +97,24 @@ def _check(
                 f"arrays are {[f'{a.dtype}{list(a.shape)}' for a in arrays]}; the native kernel "
                 f"takes {' or '.join(dtypes)} [N, {', '.join(map(str, shape))}]"
             )
+
+
+def _ravel(params: nnx.State) -> tuple[jax.Array, Callable[[jax.Array], nnx.State]]:
+    """The parameters as one vector, layer after layer, and the inverse of that."""
+    leaves, structure = jax.tree.flatten(params)  # conv1, conv10, conv2: in the order of the names
+    layers = len(leaves) // 2
+    names = sorted(range(1, layers + 1), key=str)
+    places = [2 * names.index(layer) + i for layer in range(1, layers + 1) for i in (0, 1)]
+    ordered = [leaves[place] for place in places]
+    ends = np.cumsum([leaf.size for leaf in ordered])[:-1]
+
+    def unravel(flat: jax.Array) -> nnx.State:
+        parts: list[Any] = [None] * len(leaves)
+        for place, part in zip(places, jnp.split(flat, ends), strict=True):
+            parts[place] = part.reshape(leaves[place].shape)
+        return jax.tree.unflatten(structure, parts)
+
+    return jnp.concatenate([leaf.ravel() for leaf in ordered]), unravel
 
 
 def _floats(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:

@@ -29,10 +29,10 @@ FLAGS = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 # Suffix of the folder of a compilation, in the cache folder.
 _TEMPORARY = ".tmp"
-ENTRIES = ("value_and_grad", "losses", "encode", "decode")
+ENTRIES = ("bce_and_grad", "mse_and_grad", "losses", "encode", "decode")
 
 # Compile-time constants of the kernel: names of macros and their values.
-Sizes = tuple[tuple[str, int], ...]
+Sizes = tuple[tuple[str, str], ...]
 
 
 class UnavailableError(RuntimeError):

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -12,22 +13,29 @@
 
 namespace {
 
-// A square image [size, size, channels] inside a border of zeros. Its memory lies outside of any
+struct Size {
+  int rows, columns;
+};
+constexpr Size tiles_of(Size size) { return {(size.rows + 1) / 2, (size.columns + 1) / 2}; }
+
+// An image [rows, columns, channels] inside a border of zeros. Its memory lies outside of any
 // struct so that the address sanitizer sees its ends.
-template <int size, int channels, int before = 0, int after = before, class T = vec>
+template <int rows, int columns, int channels, int above = 0, int left = above, int below = above,
+          int right = left, class T = vec>
 struct Plane {
-  static constexpr int kSize = size, kChannels = channels, kTiles = (size + 1) / 2;  // of 2x2
-  static constexpr int kStride = (size + before + after) * channels;  // from row to row
-  std::unique_ptr<T[]> data{new T[(size + before + after) * kStride]()};
+  static constexpr Size kSize = {rows, columns}, kTiles = tiles_of(kSize);  // of 2x2 pixels
+  static constexpr int kChannels = channels;
+  static constexpr int kStride = (columns + left + right) * channels;  // from row to row
+  std::unique_ptr<T[]> data{new T[(rows + above + below) * kStride]()};
   INLINE T* at(int row, int column) const {
-    return data.get() + (row + before) * kStride + (column + before) * channels;
+    return data.get() + (row + above) * kStride + (column + left) * channels;
   }
 };
 
-// The input of a 3x3 convolution with 'same' padding. Odd sizes have one more row and column, for
+// The input of a 3x3 convolution with 'same' padding. Odd sizes have one more row or column, for
 // the pooling window and the Winograd tile that reach over the end.
-template <int size, int channels>
-using Padded = Plane<size, channels, 1, 1 + size % 2>;
+template <int rows, int columns, int channels>
+using Padded = Plane<rows, columns, channels, 1, 1, 1 + rows % 2, 1 + columns % 2>;
 
 // --- The loops that do the work -----------------------------------------------------------------
 
@@ -94,7 +102,7 @@ INLINE void rows_then_columns(T (&m)[16], F f) {
 // The windows of row r of tiles to the Winograd domain [16, tiles, C].
 template <class X>
 void transform_windows(const X& x, int r, vec* domain) {
-  constexpr int C = X::kChannels, tiles = X::kTiles;
+  constexpr int C = X::kChannels, tiles = X::kTiles.columns;
   for (int q = 0; q < tiles; q++)
     for (int c = 0; c < C; c++) {
       vec m[16];
@@ -107,18 +115,40 @@ void transform_windows(const X& x, int r, vec* domain) {
     }
 }
 
-// The derivatives with respect to row r of tiles to the Winograd domain [16, tiles, C].
-template <class D>
-void transform_derivatives(const D& dy, int r, vec* domain) {
-  constexpr int C = D::kChannels, tiles = D::kTiles;
+// A row of tiles of 2x2 derivatives to the Winograd domain [16, tiles, C]; get(q, c) returns those
+// of a tile and channel as {[0][0], [0][1], [1][0], [1][1]}.
+template <int C, int tiles, class Get>
+INLINE void transform_tiles(vec* domain, Get get) {
   for (int q = 0; q < tiles; q++)
     for (int c = 0; c < C; c++) {
-      const vec* d = dy.at(2 * r, 2 * q) + c;
-      vec m[16] = {d[0], d[C], {}, {}, d[D::kStride], d[D::kStride + C]};
+      const std::array<vec, 4> d = get(q, c);
+      vec m[16] = {d[0], d[1], {}, {}, d[2], d[3]};
       rows_then_columns(
           m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE { c = a - b, d = -b, b += a; });
       for (int p = 0; p < 16; p++) domain[(p * tiles + q) * C + c] = m[p];
     }
+}
+
+// The derivatives with respect to row r of tiles.
+template <class D>
+void transform_derivatives(const D& dy, int r, vec* domain) {
+  constexpr int C = D::kChannels;
+  transform_tiles<C, D::kTiles.columns>(domain, [&](int q, int c) ALWAYS_INLINE {
+    const vec* d = dy.at(2 * r, 2 * q) + c;
+    return std::array<vec, 4>{d[0], d[C], d[D::kStride], d[D::kStride + C]};
+  });
+}
+
+// The derivatives with respect to a row of tiles that is pooled to `n` values: each passes to the
+// pixel that had the maximum.
+template <int C, int n>
+void transform_unpooled(const vec* d, const bytes* argmax, vec* domain) {
+  transform_tiles<C, n>(domain, [&](int q, int c) ALWAYS_INLINE {
+    const ivec which = __builtin_convertvector(argmax[q * C + c], ivec);
+    const vec passed = d[q * C + c];
+    return std::array<vec, 4>{which == 0 ? passed : vec{}, which == 1 ? passed : vec{},
+                              which == 2 ? passed : vec{}, which == 3 ? passed : vec{}};
+  });
 }
 
 // Kernels [3, 3, pairs of channels] to the Winograd domain [16, pairs].
@@ -148,8 +178,8 @@ INLINE void transform_kernel_derivative(vec (&m)[16]) {
 // of tiles.
 template <int out, class X, class Take>
 INLINE void winograd(const X& x, const float* kernel, vec* domain, vec* products, Take take) {
-  constexpr int in = X::kChannels, tiles = X::kTiles;
-  for (int r = 0; r < tiles; r++) {
+  constexpr int in = X::kChannels, tiles = X::kTiles.columns;
+  for (int r = 0; r < X::kTiles.rows; r++) {
     transform_windows(x, r, domain);
     for (int p = 0; p < 16; p++)
       convolve_row<1, 1, 1, in, out, tiles>(
@@ -189,24 +219,23 @@ void add_products(const vec* domain, const vec* derivatives, vec* sum) {
 
 // For each pooled value the pixel of its 2x2 window that has the maximum, 0..3, or kOff where the
 // ReLU is off.
-template <int size, int channels>
-using Argmax = Plane<size, channels, 0, 0, bytes>;
+template <int rows, int columns, int channels>
+using Argmax = Plane<rows, columns, channels, 0, 0, 0, 0, bytes>;
 constexpr int kOff = 4;
 
-// Whether pixel p of the 2x2 pixels at (2 r, 2 q) lies in a `size` x `size` image.
-template <int size>
-INLINE bool inside(int r, int q, int p) {
-  return size % 2 == 0 || (2 * r + p / 2 < size && 2 * q + p % 2 < size);
+// Whether pixel p of the 2x2 pixels at (2 r, 2 q) lies in an image.
+INLINE bool inside(Size size, int r, int q, int p) {
+  return (size.rows % 2 == 0 || 2 * r + p / 2 < size.rows) &&
+         (size.columns % 2 == 0 || 2 * q + p % 2 < size.columns);
 }
 
-// The maximum of a convolution's outputs y in a 2x2 window, of those inside a `size` x `size`
-// image, with bias and ReLU.
-template <int size>
-INLINE vec pool(const vec* y, int r, int q, float bias, bytes& argmax) {
+// The maximum of a convolution's outputs y in a 2x2 window, of those inside the image, with bias
+// and ReLU.
+INLINE vec pool(Size size, const vec* y, int r, int q, float bias, bytes& argmax) {
   vec best = y[0];
   ivec which{};
   for (int p = 1; p < 4; p++)
-    if (inside<size>(r, q, p)) {
+    if (inside(size, r, q, p)) {
       const ivec take = ~(y[p] <= best) & (best == best);
       best = take ? y[p] : best;
       which = take ? ivec{} + p : which;
@@ -221,7 +250,7 @@ template <class D>
 INLINE vec unpool(const D& dy, int r, int q, int t, bytes argmax, vec d) {
   const ivec which = __builtin_convertvector(argmax, ivec);
   for (int p = 0; p < 4; p++)
-    if (inside<D::kSize>(r, q, p)) dy.at(2 * r + p / 2, 2 * q + p % 2)[t] = which == p ? d : vec{};
+    if (inside(D::kSize, r, q, p)) dy.at(2 * r + p / 2, 2 * q + p % 2)[t] = which == p ? d : vec{};
   return which == kOff ? vec{} : d;
 }
 
@@ -229,14 +258,14 @@ INLINE vec unpool(const D& dy, int r, int q, int t, bytes argmax, vec d) {
 template <class X, class Y, class A>
 void conv_pool(const X& x, const float* b, const float* w, const Y& y, const A& argmax) {
   constexpr int out = Y::kChannels, T = divisor(out, kSums / 4);
-  for (int r = 0; r < Y::kSize; r++)
-    for (int q = 0; q < Y::kSize; q++)
+  for (int r = 0; r < Y::kSize.rows; r++)
+    for (int q = 0; q < Y::kSize.columns; q++)
       for (int t0 = 0; t0 < out; t0 += T) {
         vec sum[4][T];
         convolve<3, 3, 1, 1, out, 2, 2, T>(x.at(2 * r - 1, 2 * q - 1), X::kStride, w + t0, sum);
         for (int t = t0; t < t0 + T; t++) {
           const vec window[4] = {sum[0][t - t0], sum[1][t - t0], sum[2][t - t0], sum[3][t - t0]};
-          y.at(r, q)[t] = pool<X::kSize>(window, r, q, b[t], argmax.at(r, q)[t]);
+          y.at(r, q)[t] = pool(X::kSize, window, r, q, b[t], argmax.at(r, q)[t]);
         }
       }
 }
@@ -263,23 +292,29 @@ void correlate_argmax(const vec* x, int stride, const vec* d, const bytes* argma
 
 // --- Upsampling ---------------------------------------------------------------------------------
 
-// Upsampling, convolution, bias, and a ReLU unless `last`; 'same' or 'valid' padding, as the sizes
-// of x and y say. z is the convolution of the zero-inserted image, whose even rows and columns are
-// those of x and whose odd ones are 0. It is one row and column larger than the result and begins
-// at -1 ('same') or 0 ('valid'); `rows` holds two of its rows.
+// Whether an upsampled size is kept, by 'same' padding; 'valid' padding takes 2 off.
+constexpr bool same_rows(Size x, Size y) { return y.rows == 2 * x.rows; }
+constexpr bool same_columns(Size x, Size y) { return y.columns == 2 * x.columns; }
+
+// Upsampling, convolution, bias, and a ReLU unless `last`; 'same' or 'valid' padding of rows and of
+// columns, as the sizes of x and y say. z is the convolution of the zero-inserted image, whose even
+// rows and columns are those of x and whose odd ones are 0. It is one row and column larger than
+// the result and begins at -1 ('same') or 0 ('valid'); `rows` holds two of its rows.
 template <bool last, class X, class Y>
 void upsample_conv(const X& x, const float* b, const float* w, const Y& y, vec* rows) {
-  constexpr int size = X::kSize, in = X::kChannels, n = Y::kSize, out = Y::kChannels;
-  constexpr bool same = n == 2 * size;
+  constexpr int size = X::kSize.columns, n = Y::kSize.columns;
+  constexpr int in = X::kChannels, out = Y::kChannels;
+  constexpr bool tall = same_rows(X::kSize, Y::kSize), same = same_columns(X::kSize, Y::kSize);
+  static_assert(tall || Y::kSize.rows == 2 * X::kSize.rows - 2);
   static_assert(same || n == 2 * size - 2);
   constexpr int odd_columns = same ? size + 1 : size - 1;
-  for (int m = 0; m <= n; m++) {
+  for (int m = 0; m <= Y::kSize.rows; m++) {
     vec *z = rows + m % 2 * (n + 1) * out, *above = rows + (1 - m % 2) * (n + 1) * out;
-    const int r = same ? (m + 1) / 2 - 1 : m / 2;
+    const int r = tall ? (m + 1) / 2 - 1 : m / 2;
     auto even = [&](int q, int t, vec sum) ALWAYS_INLINE { z[(2 * q + same) * out + t] = sum; };
     auto odd = [&](int q, int t, vec sum) ALWAYS_INLINE { z[(2 * q + !same) * out + t] = sum; };
     const float* middle = w + in * out;  // of a row of taps
-    if (m % 2 == same) {
+    if (m % 2 == tall) {
       convolve_row<1, 1, 1, in, out, size>(x.at(r, 0), X::kStride, middle + 3 * in * out, even);
       convolve_row<1, 2, 1, in, out, odd_columns>(x.at(r, -same), X::kStride, w + 3 * in * out,
                                                   odd);
@@ -300,17 +335,23 @@ void upsample_conv(const X& x, const float* b, const float* w, const Y& y, vec* 
 // The adjoint of the box sum: dz has one row and column more than dy.
 template <class D, class Z>
 void box_sum(const D& dy, const Z& dz) {
-  for (int r = 0; r < Z::kSize; r++)
-    for (int q = 0; q < Z::kSize; q++)
+  for (int r = 0; r < Z::kSize.rows; r++)
+    for (int q = 0; q < Z::kSize.columns; q++)
       for (int t = 0; t < Z::kChannels; t++)
         dz.at(r, q)[t] =
             dy.at(r - 1, q - 1)[t] + dy.at(r - 1, q)[t] + (dy.at(r, q - 1)[t] + dy.at(r, q)[t]);
 }
 
-// The box sum of the gradient of upsample_conv<X, Y>, and its first row and column that counts.
+// The box sum of the gradient of upsample_conv<X, Y>, with a border where that has 'valid' padding.
+constexpr Size box_border(Size x, Size y) { return {!same_rows(x, y), !same_columns(x, y)}; }
 template <class X, class Y>
-struct BoxSum : Plane<Y::kSize + 1, Y::kChannels, Y::kSize != 2 * X::kSize> {
-  static constexpr int kBegin = Y::kSize == 2 * X::kSize ? 0 : -1;
+struct BoxSum : Plane<Y::kSize.rows + 1, Y::kSize.columns + 1, Y::kChannels,
+                      box_border(X::kSize, Y::kSize).rows, box_border(X::kSize, Y::kSize).columns> {
+  // From the first row and column that counts.
+  INLINE vec* from(int row, int column) const {
+    constexpr Size border = box_border(X::kSize, Y::kSize);
+    return this->at(row - border.rows, column - border.columns);
+  }
 };
 
 // The derivative with respect to the kernel of upsample_conv, with its box sum z: sum[i][j][a][b]
@@ -322,9 +363,9 @@ void correlate(const Z& z, const X& x, vec* sum) {
     for (int a = 0; a < A; a++)
       for (int b = 0; b < B; b += T)
         accumulate<3, T>(sum + (3 * i * A + a) * B + b, A * B, [&](vec(&s)[3][T]) ALWAYS_INLINE {
-          for (int r = 0; r < X::kSize; r++)
-            for (int q = 0; q < X::kSize; q++) {
-              const vec* window = z.at(2 * r + i + Z::kBegin, 2 * q + Z::kBegin) + a;
+          for (int r = 0; r < X::kSize.rows; r++)
+            for (int q = 0; q < X::kSize.columns; q++) {
+              const vec* window = z.from(2 * r + i, 2 * q) + a;
               const vec z0 = window[0], z1 = window[A], z2 = window[2 * A];
 #pragma GCC unroll 16
               for (int t = 0; t < T; t++) {

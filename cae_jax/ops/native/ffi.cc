@@ -13,7 +13,7 @@
 //     the convolution. So the kernel runs over the zero-inserted image, in which an output pixel
 //     meets 1, 2 or 4 of the 9 taps: 9 multiplications per pixel before upsampling instead of 36.
 //   - The adjoint of that: box-sum the gradient, then a 3x3 convolution with step 2.
-//   - Layers 2 to 4, half of the network, by Winograd's convolution: 16 multiplications for 2x2
+//   - The encoder and the layer after it by Winograd's convolution: 16 multiplications for 2x2
 //     output pixels instead of 36, in the forward pass and in both derivatives.
 //
 // build.py compiles this file at first use, with the sizes of the network as macros (network.h).
@@ -38,7 +38,8 @@ struct ffi::CtxBinding<ffi::ThreadPool> {
 
 namespace {
 
-// Images [N, size, size, channels] of float32 or uint8 (0..255 for 0..1), in groups of LANES.
+// Images [count, rows, columns, channels] of float32 or uint8 (0..255 for 0..1), in groups of
+// LANES.
 struct Images {
   const void* data;
   bool is_bytes;
@@ -55,29 +56,29 @@ struct Images {
   }
   template <class T, class P>
   void load_as(int64_t group, const P& plane) const {
-    constexpr int row = P::kSize * P::kChannels;
+    constexpr int rows = P::kSize.rows, row = P::kSize.columns * P::kChannels;
     const T* images[LANES];  // past the last image a group repeats it, with weight 0
     for (int l = 0; l < LANES; l++)
-      images[l] =
-          static_cast<const T*>(data) + std::min(group * LANES + l, count - 1) * P::kSize * row;
-    for (int r = 0; r < P::kSize; r++)
+      images[l] = static_cast<const T*>(data) + std::min(group * LANES + l, count - 1) * rows * row;
+    for (int r = 0; r < rows; r++)
       for (int k = 0; k < row; k++)
         for (int l = 0; l < LANES; l++)
           plane.at(r, 0)[k][l] = images[l][r * row + k] / (std::is_same_v<T, float> ? 1.f : 255.f);
   }
 };
 
+// The upper left part of a plane, of `size`.
 template <class P>
-void store(const P& plane, int64_t group, int64_t count, float* images) {
-  constexpr int row = P::kSize * P::kChannels;
+void store(const P& plane, Size size, int64_t group, int64_t count, float* images) {
+  const int row = size.columns * P::kChannels;
   for (int l = 0; l < LANES && group * LANES + l < count; l++)
-    for (int r = 0; r < P::kSize; r++)
+    for (int r = 0; r < size.rows; r++)
       for (int k = 0; k < row; k++)
-        images[((group * LANES + l) * P::kSize + r) * row + k] = plane.at(r, 0)[k][l];
+        images[((group * LANES + l) * size.rows + r) * row + k] = plane.at(r, 0)[k][l];
 }
 
 void forward(Workspace& s, const Weights& w, const Images& x, const Images& y, int64_t group) {
-  x.load(group, s.x);
+  x.load(group, s.pool<0>());
   y.load(group, s.target);
   encode(s, w);
   decode(s, w);
@@ -115,6 +116,7 @@ using FloatsOut = ffi::ResultBuffer<ffi::F32>;
 
 // Loss: mean over the images, weighted by weights [N]. Each group has its own partial sums, which
 // are added in the order of the groups: the result does not depend on the number of threads.
+template <bool mse>
 ffi::Error ValueAndGrad(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs,
                         ffi::AnyBuffer targets, Floats weights, FloatsOut value,
                         FloatsOut gradient) {
@@ -132,7 +134,7 @@ ffi::Error ValueAndGrad(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer 
       weight[l] = image_weights[group * LANES + l] / total_weight;
     forward(s, w, x, y, group);
     float* partial = gradients.data() + group * kParameters;
-    const vec losses = loss_and_gradient(s, weight / float(kPixels), partial) * weight;
+    const vec losses = loss_and_gradient<mse>(s, weight / float(kPixels), partial) * weight;
     for (int l = 0; l < LANES; l++) values[group] += losses[l];
     backward(s, w, partial);
   });
@@ -155,7 +157,8 @@ ffi::Error Losses(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs
   for_groups(pool, x.count, [&](int64_t group, Workspace& s) {
     forward(s, w, x, y, group);
     vec squares{};
-    const vec losses = loss(s, [&](int, vec error) ALWAYS_INLINE { squares += error * error; });
+    const vec losses =
+        loss(s, [&](int, int, vec, vec error) ALWAYS_INLINE { squares += error * error; });
     for (int64_t l = 0, i = group * LANES; l < LANES && i < x.count; l++, i++) {
       bce->typed_data()[i] = losses[l];
       mse->typed_data()[i] = squares[l] / float(kPixels);
@@ -168,9 +171,9 @@ ffi::Error Encode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs
   const Images x(inputs);
   const Weights w(parameters.typed_data());
   for_groups(pool, x.count, [&](int64_t group, Workspace& s) {
-    x.load(group, s.x);
+    x.load(group, s.pool<0>());
     encode(s, w);
-    store(s.pool3, group, x.count, codes->typed_data());
+    store(s.pool<N>(), encoder_size(N), group, x.count, codes->typed_data());
   });
   return ffi::Error::Success();
 }
@@ -179,16 +182,17 @@ ffi::Error Decode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer codes,
   const Images code(codes);
   const Weights w(parameters.typed_data());
   for_groups(pool, code.count, [&](int64_t group, Workspace& s) {
-    code.load(group, s.pool3);
+    code.load(group, s.pool<N>());
     decode(s, w);
-    store(s.logits, group, code.count, logits->typed_data());
+    store(s.up<N>(), kImage, group, code.count, logits->typed_data());
   });
   return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_value_and_grad, ValueAndGrad);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_bce_and_grad, ValueAndGrad<false>);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_mse_and_grad, ValueAndGrad<true>);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_losses, Losses);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_encode, Encode);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_decode, Decode);

@@ -1,12 +1,15 @@
 // The convolutional autoencoder for LANES images: encoder, decoder, loss and gradient.
 //
-// The build defines the sizes, from cae_jax/models/topology.py: F1 to F3, features of the encoder's
-// convolutions; E0 to E3, sizes of the images and after each pooling; D1 to D3, sizes after each of
-// the decoder's upsampling layers.
+// The build defines the sizes, from cae_jax/models/topology.py, as lists. CHANNELS of the images
+// and FEATURES of the encoder's convolutions; ENCODER_ROWS and ENCODER_COLUMNS of the images and
+// after each pooling; DECODER_ROWS and DECODER_COLUMNS of the code and after each upsampling layer.
 
 #pragma once
 
 #include <algorithm>
+#include <iterator>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "conv.h"
@@ -14,69 +17,154 @@
 
 namespace {
 
-static_assert(D3 == E0, "the network crops its result");
+// With N poolings there are the layers 1 to N with pooling, N + 1, and N + 2 to kLayers = 2 N + 1
+// with upsampling. Planes before and after them are numbered: 0 to N in the encoder, the image and
+// after each pooling; 0 to N in the decoder, after layer N + 1 and after each upsampling layer.
+constexpr int kWidths[] = {CHANNELS, FEATURES}, N = std::size(kWidths) - 1, kLayers = 2 * N + 1;
+constexpr int kEncoder[2][N + 1] = {{ENCODER_ROWS}, {ENCODER_COLUMNS}};
+constexpr int kDecoder[2][N + 1] = {{DECODER_ROWS}, {DECODER_COLUMNS}};
+constexpr Size encoder_size(int i) { return {kEncoder[0][i], kEncoder[1][i]}; }
+constexpr Size decoder_size(int i) { return {kDecoder[0][i], kDecoder[1][i]}; }
 
-// Channels before and after each of the layers 1 to 7. Parameters and gradients are one vector: for
-// each layer the bias, then the kernel [3, 3, in, out].
-constexpr int kChannels[8] = {1, F1, F2, F3, F3, F2, F1, 1};
+// Channels after a layer; before it those of the layer before.
+constexpr int channels(int layer) {
+  return kWidths[layer <= N ? layer : layer == N + 1 ? N : kLayers - layer];
+}
+// Parameters and gradients are one vector: for each layer the bias, then the kernel [3, 3, in,
+// out].
 constexpr int bias_offset(int layer) {
   if (layer == 1) return 0;
-  return bias_offset(layer - 1) + kChannels[layer - 1] * (9 * kChannels[layer - 2] + 1);
+  return bias_offset(layer - 1) + channels(layer - 1) * (9 * channels(layer - 2) + 1);
 }
-constexpr int kernel_offset(int layer) { return bias_offset(layer) + kChannels[layer]; }
-constexpr int kParameters = bias_offset(8), kPixels = E0 * E0;
+constexpr int kernel_offset(int layer) { return bias_offset(layer) + channels(layer); }
+constexpr int kParameters = bias_offset(kLayers + 1);
+constexpr Size kImage = encoder_size(0);
+constexpr int kRow = kImage.columns * CHANNELS, kPixels = kImage.rows * kRow;
+
+// Layers from the first one on that are computed by Winograd's convolution, to N + 1. It does not
+// help a single channel.
+constexpr int kFirstWinograd = CHANNELS == 1 ? 2 : 1;
+
+// Calls f<first>() to f<last>(), or from the last to the first.
+template <int first, int last, class F>
+INLINE void each(F f) {
+  if constexpr (first <= last) f.template operator()<first>(), each<first + 1, last>(f);
+}
+template <int last, int first, class F>
+INLINE void each_down(F f) {
+  if constexpr (first <= last) f.template operator()<last>(), each_down<last - 1, first>(f);
+}
+
+// The greatest f(i) for i from `first` to `last`.
+template <class F>
+constexpr int greatest(int first, int last, F f) {
+  int most = 0;
+  for (int i = first; i <= last; i++) most = std::max(most, f(i));
+  return most;
+}
+
+// T<first>, T<first + 1> and so on, as many as `count`.
+template <template <int> class T, int first, class Indices>
+struct Tuple;
+template <template <int> class T, int first, int... i>
+struct Tuple<T, first, std::integer_sequence<int, i...>> : std::tuple<T<first + i>...> {};
+template <template <int> class T, int first, int count>
+using Planes = Tuple<T, first, std::make_integer_sequence<int, count>>;
+
+template <int i>
+using Pool = Padded<encoder_size(i).rows, encoder_size(i).columns, kWidths[i]>;
+template <int i>
+using PoolArgmax = Argmax<encoder_size(i).rows, encoder_size(i).columns, kWidths[i]>;
+// A border where the next layer has 'same' padding; the last one has none.
+constexpr Size border(int i) {
+  if (i == N) return {0, 0};
+  const Size x = decoder_size(i), y = decoder_size(i + 1);
+  return {same_rows(x, y), same_columns(x, y)};
+}
+template <int i>
+using Up = Plane<decoder_size(i).rows, decoder_size(i).columns, channels(N + 1 + i), border(i).rows,
+                 border(i).columns>;
+// Gradients: with respect to the output of a layer before its ReLU, and the box sum of that.
+template <int i>
+using UpGradient = Plane<decoder_size(i).rows, decoder_size(i).columns, channels(N + 1 + i), 1>;
+template <int i>
+using UpBoxSum = BoxSum<Up<i - 1>, Up<i>>;
+template <int layer>
+using PoolGradient =
+    Padded<encoder_size(layer - 1).rows, encoder_size(layer - 1).columns, kWidths[layer]>;
 
 // Vectors in the workspace: two rows of upsample_conv; a row of tiles in the Winograd domain; the
 // derivative with respect to a kernel, that of Winograd's layers in the Winograd domain.
-constexpr int kRows = 2 * std::max({(D1 + 1) * F2, (D2 + 1) * F1, D3 + 1});
-constexpr int kTiles = 16 * std::max({E2 * F1, E2* F2, E3* F3});
-constexpr int kKernel = 16 * std::max({F1, F2, F1* F2, F2* F3, F3* F3});
+constexpr int kRows =
+    2 * greatest(1, N, [](int i) { return (decoder_size(i).columns + 1) * channels(N + 1 + i); });
+constexpr int kDomain = 16 * greatest(kFirstWinograd, N + 1, [](int layer) {
+                          return tiles_of(encoder_size(layer - 1)).columns *
+                                 std::max(channels(layer - 1), channels(layer));
+                        });
+constexpr int kKernel =
+    16 * greatest(2, kLayers, [](int layer) { return channels(layer - 1) * channels(layer); });
 
 // What one thread needs for LANES images; the borders stay zero after construction.
 struct Workspace {
-  Padded<E0, 1> x;
-  Plane<E0, 1> target, logits;
-  Padded<E1, F1> pool1;
-  Padded<E2, F2> pool2;
-  Padded<E3, F3> pool3;
-  Plane<E3, F3, D1 == 2 * E3> conv4;  // a border where the next layer has 'same' padding
-  Plane<D1, F2, D2 == 2 * D1> conv5;
-  Plane<D2, F1, D3 == 2 * D2> conv6;
-  Argmax<E1, F1> argmax1;
-  Argmax<E2, F2> argmax2;
-  Argmax<E3, F3> argmax3;
-  // d: gradient with respect to the output of a layer before its ReLU; z: its box sum.
-  Plane<E0, 1, 1> d7;
-  Plane<D2, F1, 1> d6;
-  Plane<D1, F2, 1> d5;
-  Padded<E3, F3> d4;
-  Padded<E2, F3> d3;
-  Padded<E1, F2> d2;
-  std::vector<vec> d1{2 * E1 * F1};  // two rows, before the pooling
-  BoxSum<decltype(conv6), decltype(logits)> z7;
-  BoxSum<decltype(conv5), decltype(conv6)> z6;
-  BoxSum<decltype(conv4), decltype(conv5)> z5;
-  std::vector<vec> rows{kRows}, domain{kTiles}, products{kTiles};
-  std::vector<vec> kernel_sums{kKernel}, kernel1_sums{9 * F1};
+  Planes<Pool, 0, N + 1> pools;  // the first one holds the images
+  Planes<PoolArgmax, 1, N> argmaxes;
+  Planes<Up, 0, N + 1> ups;  // the last one holds the logits
+  Plane<kImage.rows, kImage.columns, CHANNELS> target;
+  Padded<decoder_size(0).rows, decoder_size(0).columns, channels(N + 1)> code_gradient;
+  Planes<UpGradient, 1, N> up_gradients;
+  Planes<UpBoxSum, 1, N> box_sums;
+  Planes<PoolGradient, 2, N - 1> pool_gradients;
+  // Two rows of the gradient with respect to the first pooling, before the pooling.
+  std::vector<vec> first_gradient{2 * encoder_size(1).columns * kWidths[1]};
+  std::vector<vec> rows{kRows}, domain{kDomain}, products{kDomain};
+  std::vector<vec> kernel_sums{kKernel}, first_kernel_sums{16 * CHANNELS * kWidths[1]};
+
+  template <int i>
+  auto& pool() const {
+    return std::get<i>(pools);
+  }
+  template <int i>
+  auto& argmax() const {
+    return std::get<i - 1>(argmaxes);
+  }
+  template <int i>
+  auto& up() const {
+    return std::get<i>(ups);
+  }
+  template <int i>
+  auto& up_gradient() const {
+    if constexpr (i == 0)
+      return code_gradient;
+    else
+      return std::get<i - 1>(up_gradients);
+  }
+  // With respect to the convolution of a layer up to N + 1, before its pooling.
+  template <int layer>
+  auto& gradient() const {
+    if constexpr (layer == N + 1)
+      return code_gradient;
+    else
+      return std::get<layer - 2>(pool_gradients);
+  }
 };
 
 // The parameters, and each kernel flipped in rows and columns and with its channels exchanged,
-// [3, 3, out, in], for the backward pass. Of layers 2 to 4 both also in the Winograd domain.
+// [3, 3, out, in], for the backward pass. Of Winograd's layers both also in the Winograd domain.
 struct Weights {
   const float* parameters;
-  std::vector<float> flipped_kernels = std::vector<float>(kParameters), winograd_kernels[2][5];
+  std::vector<float> flipped_kernels = std::vector<float>(kParameters), winograd_kernels[2][N + 2];
 
   explicit Weights(const float* parameters) : parameters(parameters) {
-    for (int layer = 2; layer <= 7; layer++) {
-      const int in = kChannels[layer - 1], out = kChannels[layer];
+    for (int layer = 2; layer <= kLayers; layer++) {
+      const int in = channels(layer - 1), out = channels(layer);
       for (int k = 0; k < 9; k++)
         for (int c = 0; c < in; c++)
           for (int f = 0; f < out; f++)
             flipped_kernels[kernel_offset(layer) + (k * out + f) * in + c] =
                 kernel(layer)[((8 - k) * in + c) * out + f];
     }
-    for (int layer = 2; layer <= 4; layer++) {
-      const int pairs = kChannels[layer - 1] * kChannels[layer];
+    for (int layer = kFirstWinograd; layer <= N + 1; layer++) {
+      const int pairs = channels(layer - 1) * channels(layer);
       for (auto& kernels : winograd_kernels) kernels[layer].resize(16 * pairs);
       transform_kernels(kernel(layer), pairs, winograd_kernels[0][layer].data());
       transform_kernels(flipped(layer), pairs, winograd_kernels[1][layer].data());
@@ -91,68 +179,82 @@ struct Weights {
 
 // --- Forward ------------------------------------------------------------------------------------
 
-// Layer 2 or 3 with its pooling.
-template <int layer, class X, class Y, class A>
-void winograd_pool(Workspace& s, const Weights& w, const X& x, const Y& y, const A& argmax) {
+// A layer with its pooling.
+template <int layer>
+void winograd_pool(Workspace& s, const Weights& w) {
+  const auto& x = s.pool<layer - 1>();
+  const auto& y = s.pool<layer>();
+  const auto& argmax = s.argmax<layer>();
   const float* bias = w.bias(layer);
-  winograd<Y::kChannels>(x, w.winograd(layer), s.domain.data(), s.products.data(),
-                         [&](int r, int q, int t, const vec* window) ALWAYS_INLINE {
-                           y.at(r, q)[t] =
-                               pool<X::kSize>(window, r, q, bias[t], argmax.at(r, q)[t]);
-                         });
+  winograd<channels(layer)>(x, w.winograd(layer), s.domain.data(), s.products.data(),
+                            [&](int r, int q, int t, const vec* window) ALWAYS_INLINE {
+                              y.at(r, q)[t] = pool(encoder_size(layer - 1), window, r, q, bias[t],
+                                                   argmax.at(r, q)[t]);
+                            });
 }
 
 void encode(Workspace& s, const Weights& w) {
-  conv_pool(s.x, w.bias(1), w.kernel(1), s.pool1, s.argmax1);
-  winograd_pool<2>(s, w, s.pool1, s.pool2, s.argmax2);
-  winograd_pool<3>(s, w, s.pool2, s.pool3, s.argmax3);
+  if constexpr (kFirstWinograd == 2)
+    conv_pool(s.pool<0>(), w.bias(1), w.kernel(1), s.pool<1>(), s.argmax<1>());
+  each<kFirstWinograd, N>([&]<int layer>() { winograd_pool<layer>(s, w); });
 }
 
 void decode(Workspace& s, const Weights& w) {
-  winograd<F3>(s.pool3, w.winograd(4), s.domain.data(), s.products.data(),
-               [&](int r, int q, int t, const vec* y) ALWAYS_INLINE {
-                 for (int p = 0; p < 4; p++)
-                   if (inside<E3>(r, q, p))
-                     s.conv4.at(2 * r + p / 2, 2 * q + p % 2)[t] = relu(y[p] + w.bias(4)[t]);
-               });
-  upsample_conv<false>(s.conv4, w.bias(5), w.kernel(5), s.conv5, s.rows.data());
-  upsample_conv<false>(s.conv5, w.bias(6), w.kernel(6), s.conv6, s.rows.data());
-  upsample_conv<true>(s.conv6, w.bias(7), w.kernel(7), s.logits, s.rows.data());
+  winograd<channels(N + 1)>(s.pool<N>(), w.winograd(N + 1), s.domain.data(), s.products.data(),
+                            [&](int r, int q, int t, const vec* y) ALWAYS_INLINE {
+                              for (int p = 0; p < 4; p++)
+                                if (inside(decoder_size(0), r, q, p))
+                                  s.up<0>().at(2 * r + p / 2, 2 * q + p % 2)[t] =
+                                      relu(y[p] + w.bias(N + 1)[t]);
+                            });
+  each<1, N>([&]<int i>() {
+    constexpr int layer = N + 1 + i;
+    upsample_conv<i == N>(s.up<i - 1>(), w.bias(layer), w.kernel(layer), s.up<i>(), s.rows.data());
+  });
 }
 
-// The binary cross-entropy of each lane, mean over the pixels. pixel(k, error) gets the number of
-// each pixel and by how much its sigmoid is above the target.
+// The binary cross-entropy of each lane, mean over the pixels. pixel(r, k, reconstruction, error)
+// gets pixel k of each row, and by how much the reconstruction is above the target.
 template <class Pixel>
 vec loss(const Workspace& s, Pixel pixel) {
   vec total{};
-  for (int k = 0; k < kPixels; k++) {
-    const vec z = s.logits.data[k], t = s.target.data[k], e = exp_negative(z > 0.f ? -z : z);
-    total += (z > 0.f ? z : vec{}) - z * t + log1p_unit(e);
-    pixel(k, (z > 0.f ? vec{} + 1.f : e) / (e + 1.f) - t);
+  for (int r = 0; r < kImage.rows; r++) {
+    const vec *logits = s.up<N>().at(r, 0), *target = s.target.at(r, 0);
+    for (int k = 0; k < kRow; k++) {
+      const vec z = logits[k], t = target[k], e = exp_negative(z > 0.f ? -z : z);
+      total += (z > 0.f ? z : vec{}) - z * t + log1p_unit(e);
+      const vec reconstruction = (z > 0.f ? vec{} + 1.f : e) / (e + 1.f);
+      pixel(r, k, reconstruction, reconstruction - t);
+    }
   }
   return total / float(kPixels);
 }
 
 // --- Backward -----------------------------------------------------------------------------------
 
-// The loss and its gradient, times a weight for each lane: with respect to the logits in s.d7, and
-// to the last bias.
+// The loss that training minimises, the cross-entropy or the squared error, and its gradient, times
+// a weight for each lane: with respect to the logits, and to the last bias.
+template <bool mse>
 vec loss_and_gradient(Workspace& s, vec weight, float* gradient) {
-  vec d_total{};
-  const vec losses = loss(s, [&](int k, vec error) ALWAYS_INLINE {
-    d_total += *s.d7.at(k / E0, k % E0) = error * weight;
+  vec squares{}, d_bias[CHANNELS] = {};
+  const vec losses = loss(s, [&](int r, int k, vec y, vec error) ALWAYS_INLINE {
+    if (mse) squares += error * error;
+    const vec d = (mse ? 2.f * error * y * (1.f - y) : error) * weight;
+    d_bias[k % CHANNELS] += s.up_gradient<N>().at(r, 0)[k] = d;
   });
-  horizontal_sums(&d_total, 1, gradient + bias_offset(7));
-  return losses;
+  horizontal_sums(d_bias, CHANNELS, gradient + bias_offset(kLayers));
+  return mse ? squares / float(kPixels) : losses;
 }
 
-// Layer 5, 6 or 7, with input x: the gradient with respect to its kernel; to its input, where it
-// passes it passes the ReLU of the layer below, in dx; and to the bias of the layer below.
-template <int layer, class DY, class Z, class X, class DX>
-void upsample_conv_gradient(Workspace& s, const Weights& w, const DY& dy, const Z& z, const X& x,
-                            const DX& dx, float* gradient) {
-  constexpr int in = X::kChannels, out = Z::kChannels;
-  box_sum(dy, z);
+// Upsampling layer i: the gradient with respect to its kernel; to its input, where it passes the
+// ReLU of the layer below; and to the bias of the layer below.
+template <int i>
+void upsample_conv_gradient(Workspace& s, const Weights& w, float* gradient) {
+  constexpr int layer = N + 1 + i, in = channels(layer - 1), out = channels(layer);
+  const auto& x = s.up<i - 1>();
+  const auto& dx = s.up_gradient<i - 1>();
+  const auto& z = std::get<i - 1>(s.box_sums);
+  box_sum(s.up_gradient<i>(), z);
   std::fill_n(s.kernel_sums.begin(), 9 * out * in, vec{});
   correlate(z, x, s.kernel_sums.data());
   std::vector<float> flipped(9 * out * in);  // because the windows are those of z, [3, 3, out, in]
@@ -163,69 +265,105 @@ void upsample_conv_gradient(Workspace& s, const Weights& w, const DY& dy, const 
         gradient[kernel_offset(layer) + ((8 - k) * in + c) * out + f] =
             flipped[(k * out + f) * in + c];
   vec bias[in] = {};
-  for (int r = 0; r < X::kSize; r++)
-    convolve_row<3, 3, 2, out, in, X::kSize>(
-        z.at(2 * r + Z::kBegin, Z::kBegin), Z::kStride, w.flipped(layer),
-        [&](int q, int t, vec sum)
-            ALWAYS_INLINE { bias[t] += dx.at(r, q)[t] = relu_gradient(x.at(r, q)[t], sum); });
+  for (int r = 0; r < decoder_size(i - 1).rows; r++)
+    convolve_row<3, 3, 2, out, in, decoder_size(i - 1).columns>(
+        z.from(2 * r, 0), z.kStride, w.flipped(layer), [&](int q, int t, vec sum) ALWAYS_INLINE {
+          bias[t] += dx.at(r, q)[t] = relu_gradient(x.at(r, q)[t], sum);
+        });
   horizontal_sums(bias, in, gradient + bias_offset(layer - 1));
 }
 
-// Layer 2, 3 or 4, with input x: the gradient with respect to its kernel; to its input, which
-// unpool(row, column, feature, d) hands to the pooling below and returns where it passes; and
-// to the bias of the layer below. row_done(r) is called after rows 2 r and 2 r + 1.
-template <int layer, class X, class D, class Unpool, class RowDone>
-void winograd_gradient(Workspace& s, const Weights& w, const X& x, const D& d, float* gradient,
-                       Unpool unpool, RowDone row_done) {
-  constexpr int in = X::kChannels, out = D::kChannels;
+// The derivative with respect to a kernel from its sums in the Winograd domain, which it changes.
+template <int layer>
+void store_winograd_gradient(vec* sums, float* gradient) {
+  constexpr int pairs = channels(layer - 1) * channels(layer);
+  for (int k = 0; k < pairs; k++) {
+    vec m[16];
+    for (int p = 0; p < 16; p++) m[p] = sums[p * pairs + k];
+    transform_kernel_derivative(m);
+    for (int i = 0; i < 9; i++) sums[i * pairs + k] = m[i / 3 * 4 + i % 3];
+  }
+  horizontal_sums(sums, 9 * pairs, gradient + kernel_offset(layer));
+}
+
+// Layer 2 to N + 1: the gradient with respect to its kernel; to its input, which unpool(row,
+// column, feature, d) hands to the pooling below and returns where it passes; and to the bias of
+// the layer below. row_done(r) is called after rows 2 r and 2 r + 1.
+template <int layer, class Unpool, class RowDone>
+void winograd_gradient(Workspace& s, const Weights& w, float* gradient, Unpool unpool,
+                       RowDone row_done) {
+  constexpr int in = channels(layer - 1), out = channels(layer);
+  constexpr Size size = encoder_size(layer - 1), tiles = tiles_of(size);
+  const auto& x = s.pool<layer - 1>();
+  const auto& d = s.gradient<layer>();
   std::fill_n(s.kernel_sums.begin(), 16 * in * out, vec{});
-  for (int r = 0; r < X::kTiles; r++) {
+  for (int r = 0; r < tiles.rows; r++) {
     transform_windows(x, r, s.domain.data());
     transform_derivatives(d, r, s.products.data());
-    add_products<in, out, X::kTiles>(s.domain.data(), s.products.data(), s.kernel_sums.data());
+    add_products<in, out, tiles.columns>(s.domain.data(), s.products.data(), s.kernel_sums.data());
   }
-  for (int k = 0; k < in * out; k++) {
-    vec m[16];
-    for (int p = 0; p < 16; p++) m[p] = s.kernel_sums[p * in * out + k];
-    transform_kernel_derivative(m);
-    for (int i = 0; i < 9; i++) s.kernel_sums[i * in * out + k] = m[i / 3 * 4 + i % 3];
-  }
-  horizontal_sums(s.kernel_sums.data(), 9 * in * out, gradient + kernel_offset(layer));
+  store_winograd_gradient<layer>(s.kernel_sums.data(), gradient);
   vec bias[in] = {};
   winograd<in>(d, w.winograd_flipped(layer), s.domain.data(), s.products.data(),
                [&](int r, int q, int t, const vec* y) ALWAYS_INLINE {
                  for (int p = 0; p < 4; p++)
-                   if (inside<X::kSize>(r, q, p))
+                   if (inside(size, r, q, p))
                      bias[t] += unpool(2 * r + p / 2, 2 * q + p % 2, t, y[p]);
-                 if (q == X::kTiles - 1 && t == in - 1) row_done(r);
+                 if (q == tiles.columns - 1 && t == in - 1) row_done(r);
                });
   horizontal_sums(bias, in, gradient + bias_offset(layer - 1));
 }
 
-// The gradient with respect to all parameters, from that in s.d7; adds nothing to the last bias.
-void backward(Workspace& s, const Weights& w, float* gradient) {
-  upsample_conv_gradient<7>(s, w, s.d7, s.z7, s.conv6, s.d6, gradient);
-  upsample_conv_gradient<6>(s, w, s.d6, s.z6, s.conv5, s.d5, gradient);
-  upsample_conv_gradient<5>(s, w, s.d5, s.z5, s.conv4, s.d4, gradient);
-  auto unpool_to = [](const auto& dx, const auto& argmax) ALWAYS_INLINE {
-    return [&](int r, int q, int t, vec d)
-               ALWAYS_INLINE { return unpool(dx, r, q, t, argmax.at(r, q)[t], d); };
-  };
-  auto nothing = [](int) {};
-  winograd_gradient<4>(s, w, s.pool3, s.d4, gradient, unpool_to(s.d3, s.argmax3), nothing);
-  winograd_gradient<3>(s, w, s.pool2, s.d3, gradient, unpool_to(s.d2, s.argmax2), nothing);
-  std::fill_n(s.kernel1_sums.begin(), 9 * F1, vec{});
+// Adds to the derivative with respect to the first kernel what row r of the first pooling gives, of
+// which d is the gradient.
+void add_first_kernel(Workspace& s, int r, const vec* d) {
+  constexpr int out = kWidths[1], n = encoder_size(1).columns;
+  const auto& x = s.pool<0>();
+  const bytes* argmax = s.argmax<1>().at(r, 0);
+  vec* sums = s.first_kernel_sums.data();
+  if constexpr (kFirstWinograd == 2) {
+    correlate_argmax<out, n>(x.at(2 * r - 1, -1), x.kStride, d, argmax, sums);
+  } else {
+    transform_windows(x, r, s.domain.data());
+    transform_unpooled<out, n>(d, argmax, s.products.data());
+    add_products<CHANNELS, out, n>(s.domain.data(), s.products.data(), sums);
+  }
+}
+
+// Layers 2 and 1.
+void first_gradients(Workspace& s, const Weights& w, float* gradient) {
+  constexpr int out = kWidths[1];
+  constexpr Size size = encoder_size(1);
+  std::fill(s.first_kernel_sums.begin(), s.first_kernel_sums.end(), vec{});
+  auto row = [&](int r) ALWAYS_INLINE { return &s.first_gradient[r % 2 * size.columns * out]; };
   winograd_gradient<2>(
-      s, w, s.pool1, s.d2, gradient,
-      [&](int r, int q, int t, vec d) ALWAYS_INLINE {
-        return s.d1[(r % 2 * E1 + q) * F1 + t] = relu_gradient(s.pool1.at(r, q)[t], d);
-      },
+      s, w, gradient,
+      [&](int r, int q, int t, vec d)
+          ALWAYS_INLINE { return row(r)[q * out + t] = relu_gradient(s.pool<1>().at(r, q)[t], d); },
       [&](int tile) {
-        for (int r = 2 * tile; r < std::min(2 * tile + 2, E1); r++)
-          correlate_argmax<F1, E1>(s.x.at(2 * r - 1, -1), s.x.kStride, &s.d1[r % 2 * E1 * F1],
-                                   s.argmax1.at(r, 0), s.kernel1_sums.data());
+        for (int r = 2 * tile; r < std::min(2 * tile + 2, size.rows); r++)
+          add_first_kernel(s, r, row(r));
       });
-  horizontal_sums(s.kernel1_sums.data(), 9 * F1, gradient + kernel_offset(1));
+  if constexpr (kFirstWinograd == 2)
+    horizontal_sums(s.first_kernel_sums.data(), 9 * out, gradient + kernel_offset(1));
+  else
+    store_winograd_gradient<1>(s.first_kernel_sums.data(), gradient);
+}
+
+// The gradient with respect to all parameters, from that with respect to the logits; adds nothing
+// to the last bias.
+void backward(Workspace& s, const Weights& w, float* gradient) {
+  each_down<N, 1>([&]<int i>() { upsample_conv_gradient<i>(s, w, gradient); });
+  each_down<N + 1, 3>([&]<int layer>() {
+    const auto& dx = s.gradient<layer - 1>();
+    const auto& argmax = s.argmax<layer - 1>();
+    winograd_gradient<layer>(
+        s, w, gradient,
+        [&](int r, int q, int t, vec d)
+            ALWAYS_INLINE { return unpool(dx, r, q, t, argmax.at(r, q)[t], d); },
+        [](int) {});
+  });
+  first_gradients(s, w, gradient);
 }
 
 }  // namespace
