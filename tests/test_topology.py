@@ -126,7 +126,6 @@ def test_image_sizes_stand_in_the_topology_and_the_data_sources_alone():
         "cae_jax/evaluation/baselines.py": ["14", "7", "7"],  # settings of the denoisers
         "cae_jax/figures.py": ["7", "7"],  # inches
         "cae_jax/interop/onnx.py": ["7"],  # version of the format
-        "cae_jax/ops/native/network.h": ["7"] * 5,  # the last layer
         "cae_jax/report/web/curves.js": ["7"],  # ticks
         "cae_jax/report/web/noise.js": ["7", "14"],  # shifts of the random generator
         "cae_jax/training/noise.py": ["7"],  # standard deviations
