@@ -8,12 +8,13 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
 
 import cae_jax
-from benchmarks.frameworks import case, expected, summary, sweep, tables, time_to, worker
+from benchmarks.frameworks import adapter, case, expected, summary, sweep, tables, time_to, worker
 from cae_jax import figures
 from cae_jax.config import from_dict, to_dict
 from cae_jax.models import autoencoders
@@ -202,6 +203,27 @@ def test_frameworks_share_everything_but_the_library():
         config = cae_jax.TrainConfig(**one.config)
         assert (config.learning_rate, config.schedule, config.b2) == (1e-3, "constant", 0.999)
         assert config.warmup_steps == 0
+
+
+def test_frameworks_share_the_images_of_a_file(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((100, 32, 32, 3), np.uint8))
+    ours = sweep.build_cases(ROOT / "configs", ["conv"], ["auto"], [64], [60000], None)
+    both = sweep.add_frameworks(sweep.on_images(ours, tmp_path / "images.npy"), ["torch"])
+    assert {one.images for one in both} == {str(tmp_path / "images.npy")}
+    for one in both:
+        assert adapter.network_of(from_dict(one.config)) == ((32, 32, 3), (16, 8, 8))
+        assert one.config["train_examples"] == 90
+    np.save(tmp_path / "wide.npy", np.zeros((100, 32, 16, 3), np.uint8))
+    for name, problem in (("wide.npy", "takes uint8"), ("none.npy", "is no .npy file")):
+        with pytest.raises(cae_jax.UserError, match=problem):
+            sweep.on_images(ours, tmp_path / name)
+
+
+def test_the_way_back_by_hand():
+    # 28, 14, 7, 4 and back 4, 8, 16 -> 14, 28; 64, 32, 16, 8, 4 and back.
+    assert adapter.way_back((28, 28, 1), (16, 8, 8)) == [(8, True), (16, False), (1, True)]
+    layers = [(16, True), (16, True), (32, True), (3, True)]
+    assert adapter.way_back((64, 64, 3), (32, 16, 16, 8)) == layers
 
 
 def test_trainings_to_a_loss_take_the_best_peak_rate(monkeypatch):

@@ -6,8 +6,8 @@
     python -m benchmarks.frameworks --end-to-end --epochs 20
     python -m benchmarks.frameworks --time-to 0.2894 --frameworks torch keras-tensorflow
 
-Each case runs in processes of its own, one after the other, on Fashion-MNIST. Exits with code 1
-when a measurement fails or ends with a loss outside its expected range.
+Each case runs in processes of its own, one after the other, on Fashion-MNIST or on --images. Exits
+with code 1 when a measurement fails or ends with a loss outside its expected range.
 """
 
 import dataclasses
@@ -75,6 +75,10 @@ class Flags:
     figure: Path | None = None
     """Draw the cost of an epoch against batch size and number of images here."""
 
+    images: Path | None = None
+    """Square uint8 images [N, size, size, channels] in a .npy file, in place of Fashion-MNIST; the
+    first nine tenths for training, and the features that are the default of the size."""
+
     data_dir: Path | None = None
     """TFDS data directory; None takes TFDS_DATA_DIR, else TFDS's default."""
 
@@ -126,6 +130,8 @@ def check(flags: Flags) -> None:
         raise UserError(
             "--end-to-end takes --epochs and --rounds only; omit --frameworks and --figure"
         )
+    if flags.images and (flags.end_to_end or flags.time_to is not None):
+        raise UserError("--images is for epochs; omit --end-to-end and --time-to")
     if flags.frameworks and flags.models != ("conv",):
         raise UserError("--frameworks have the network of --models conv only; omit --models")
     for path in (flags.json, flags.figure):
@@ -137,6 +143,8 @@ def measure(flags: Flags) -> dict:
     cases = sweep.build_cases(
         CONFIGS, flags.models, flags.backends, flags.batch_sizes, flags.examples, flags.data_dir
     )
+    if flags.images is not None:
+        cases = sweep.on_images(cases, flags.images)
     if flags.frameworks:
         names = list(FRAMEWORKS) if "all" in flags.frameworks else flags.frameworks
         cases = sweep.add_frameworks(cases, sweep.installed(names))

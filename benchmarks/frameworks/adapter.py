@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import TYPE_CHECKING, Protocol
 
-from cae_jax.config import TrainConfig
+from cae_jax.config import TrainConfig, resolved
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ class Framework(Protocol):
 
     Attributes:
         calls: functions to time, by name; from and to NumPy arrays, the images float32
-            ``[N, 28, 28, 1]`` in [0, 1].
+            ``[N, height, width, channels]`` in [0, 1].
     """
 
     calls: dict[str, Callable[["np.ndarray"], "np.ndarray"]]
@@ -66,12 +66,56 @@ def bounds_of_part(part: int, steps: int) -> tuple[int, int]:
     return steps * part // PARTS, steps * (part + 1) // PARTS
 
 
-def load_images(config: TrainConfig) -> tuple["np.ndarray", "np.ndarray"]:
-    """Loads the training and test images of a config."""
-    return (
-        read_images("train")[: config.train_examples],
-        read_images("t10k")[: config.test_examples],
-    )
+def load_images(
+    config: TrainConfig, images: str | None = None
+) -> tuple["np.ndarray", "np.ndarray"]:
+    """Loads training and test images: float32 ``[N, height, width, channels]`` in [0, 1].
+
+    Args:
+        config: says how many.
+        images: see `split_file`; None takes Fashion-MNIST.
+    """
+    if images is None:
+        train, test = read_images("train"), read_images("t10k")
+    else:
+        train, test = (x.astype("float32") / 255 for x in split_file(images))
+    return train[: config.train_examples], test[: config.test_examples]
+
+
+def split_file(path: str) -> tuple["np.ndarray", "np.ndarray"]:
+    """Training and test images of a .npy file, uint8 ``[N, height, width, channels]``: 9 to 1."""
+    import numpy as np
+
+    images = np.load(path)
+    train = len(images) * 9 // 10
+    return images[:train], images[train:]
+
+
+def network_of(config: TrainConfig) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """Shape of the images and features of the encoder."""
+    config = resolved(config)
+    assert config.image_shape is not None
+    assert config.features is not None
+    return config.image_shape, config.features
+
+
+def way_back(
+    image_shape: tuple[int, int, int], features: tuple[int, ...]
+) -> list[tuple[int, bool]]:
+    """Features and padding of the convolutions after the upsampling layers.
+
+    For square images whose size needs no cropping: 28, 32, 64, 128. A convolution has no padding
+    where the upsampled size is 2 too large: 16 -> 14 on the way to 28 pixels.
+    """
+    side, _, channels = image_shape
+    sizes = [side]
+    for _ in features:
+        sizes.append(-(-sizes[-1] // 2))
+    layers, size = [], sizes.pop()
+    for width, mirrored in zip((*features[-2::-1], channels), sizes[::-1], strict=True):
+        layers.append((width, 2 * size - mirrored < 2))
+        size = 2 * size if layers[-1][1] else 2 * size - 2
+    return layers
 
 
 def read_images(split: str) -> "np.ndarray":

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from benchmarks.frameworks.adapter import Stopwatch, bounds_of_part
+from benchmarks.frameworks.adapter import Stopwatch, bounds_of_part, split_file
 from benchmarks.frameworks.case import BenchmarkCase
 from cae_jax.config import TrainConfig
 
@@ -28,7 +28,10 @@ class CaeJax:
             from cae_jax.training.trainer import Trainer, initial_state
         cache.use_compilation_cache()
         with watch("data"):
-            train_images, test_images = data.load(config, data_dir=case.data_dir)
+            if case.images is None:
+                train_images, test_images = data.load(config, data_dir=case.data_dir)
+            else:
+                train_images, test_images = data.of_arrays(config, *split_file(case.images))
         with watch("backend"):
             jax.devices()
         with watch("native"):  # compiles the native kernel if it is not cached

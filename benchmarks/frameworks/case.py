@@ -37,6 +37,7 @@ class BenchmarkCase:
         epochs: timed epochs, after the first one and the discarded ones.
         discard: epochs between the first and the timed ones.
         data_dir: see `cae_jax.data.load_split`.
+        images: see `benchmarks.frameworks.adapter.split_file`; None takes Fashion-MNIST.
         task: ``"start"`` stops after the first step, ``"measure"`` measures everything, ``"fit"``
             only trains with validation, ``"reach"`` trains until the loss on the test images is
             `target`, ``"matmul"`` measures the peak of the device.
@@ -48,6 +49,7 @@ class BenchmarkCase:
     epochs: int = 7
     discard: int = 2
     data_dir: str | None = None
+    images: str | None = None
     task: Literal["start", "measure", "fit", "reach", "matmul"] = "measure"
     target: float = 0.0
 

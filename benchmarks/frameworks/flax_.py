@@ -5,14 +5,14 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.frameworks.adapter import MAX_BATCH, Stopwatch, load_images
+from benchmarks.frameworks.adapter import MAX_BATCH, Stopwatch, load_images, network_of, way_back
 from cae_jax.config import TrainConfig
 
 
 class Flax:
     """A `Framework`; the float32 images stay on the device, a step receives its indices."""
 
-    def __init__(self, config: TrainConfig, watch: Stopwatch):
+    def __init__(self, config: TrainConfig, watch: Stopwatch, images: str | None):
         with watch("import"):
             import jax
             from flax import nnx
@@ -20,7 +20,7 @@ class Flax:
             from cae_jax.models import autoencoders
             from cae_jax.training.optimizer import build_optimizer
         with watch("data"):
-            train_images, test_images = load_images(config)
+            train_images, test_images = load_images(config, images)
         with watch("transfer"):
             self.images, self.test_images = jax.block_until_ready(
                 jax.device_put((train_images, test_images))
@@ -28,7 +28,10 @@ class Flax:
         with watch("initialise"):
             rngs = nnx.Rngs(config.seed)
             # The fully connected models of cae-jax are plain Flax layers already.
-            model = conv_model(rngs) if config.model == "conv" else autoencoders.build(config, rngs)
+            if config.model == "conv":
+                model = conv_model(rngs, *network_of(config))
+            else:
+                model = autoencoders.build(config, rngs)
             self.graphdef, self.params = nnx.split(model, nnx.Param)
             steps = -(-len(train_images) // config.batch_size)
             optimizer = build_optimizer(config, steps * config.epochs)
@@ -95,7 +98,7 @@ class Flax:
         return np.concatenate([np.asarray(output) for output in outputs])
 
 
-def conv_model(rngs):
+def conv_model(rngs, image_shape=(28, 28, 1), features=(16, 8, 8)):
     """Builds the convolutional network from Flax's layers."""
     from flax import nnx
 
@@ -106,12 +109,13 @@ def conv_model(rngs):
     def upsample(x):
         return x.repeat(2, axis=1).repeat(2, axis=2)
 
-    return nnx.Sequential(
-        *(conv(1, 16), nnx.relu, pool),  # 28 -> 14
-        *(conv(16, 8), nnx.relu, pool),  # 14 -> 7
-        *(conv(8, 8), nnx.relu, pool),  # 7 -> 4
-        *(conv(8, 8), nnx.relu, upsample),  # 4 -> 8
-        *(conv(8, 8), nnx.relu, upsample),  # 8 -> 16
-        *(conv(8, 16, padding="VALID"), nnx.relu, upsample),  # 16 -> 14 -> 28
-        conv(16, 1),
-    )
+    layers, n_in = [], image_shape[-1]
+    for width in features:  # 28 -> 14 -> 7 -> 4
+        layers += [conv(n_in, width), nnx.relu, pool]
+        n_in = width
+    layers.append(conv(n_in, n_in))
+    for width, padded in way_back(image_shape, features):  # 4 -> 8, 8 -> 16 -> 14, 14 -> 28
+        padding = "SAME" if padded else "VALID"
+        layers += [nnx.relu, upsample, conv(n_in, width, padding=padding)]
+        n_in = width
+    return nnx.Sequential(*layers)

@@ -7,7 +7,14 @@ import time
 
 import numpy as np
 
-from benchmarks.frameworks.adapter import MAX_BATCH, Stopwatch, bounds_of_part, load_images
+from benchmarks.frameworks.adapter import (
+    MAX_BATCH,
+    Stopwatch,
+    bounds_of_part,
+    load_images,
+    network_of,
+    way_back,
+)
 from benchmarks.frameworks.environment import cpu_count
 from cae_jax.config import TrainConfig
 
@@ -15,7 +22,7 @@ from cae_jax.config import TrainConfig
 class Keras:
     """A `Framework`; all images are NumPy arrays in memory."""
 
-    def __init__(self, framework: str, config: TrainConfig, watch: Stopwatch):
+    def __init__(self, framework: str, config: TrainConfig, watch: Stopwatch, images: str | None):
         os.environ["KERAS_BACKEND"] = framework.removeprefix("keras-")
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         with watch("import"):
@@ -27,10 +34,10 @@ class Keras:
 
                 tf.config.threading.set_intra_op_parallelism_threads(cpu_count())
         with watch("data"):
-            self.images, self.test_images = load_images(config)
+            self.images, self.test_images = load_images(config, images)
         with watch("initialise"):
             keras.utils.set_random_seed(config.seed)
-            self.model = keras_model()
+            self.model = keras_model(*network_of(config))
             self.steps = -(-len(self.images) // config.batch_size)
             rate = config.learning_rate
             if config.schedule == "cosine":
@@ -97,21 +104,19 @@ class Keras:
         return self.model.predict(images, batch_size=MAX_BATCH, verbose=0)
 
 
-def keras_model():
+def keras_model(image_shape=(28, 28, 1), features=(16, 8, 8)):
     """Builds the convolutional network, as in the tutorial."""
     from keras import Input, Sequential
     from keras.layers import Conv2D, MaxPooling2D, UpSampling2D
 
     same = {"activation": "relu", "padding": "same"}
-    return Sequential(
-        [
-            Input((28, 28, 1)),
-            *(Conv2D(16, 3, **same), MaxPooling2D(2, padding="same")),  # 28 -> 14
-            *(Conv2D(8, 3, **same), MaxPooling2D(2, padding="same")),  # 14 -> 7
-            *(Conv2D(8, 3, **same), MaxPooling2D(2, padding="same")),  # 7 -> 4
-            *(Conv2D(8, 3, **same), UpSampling2D(2)),  # 4 -> 8
-            *(Conv2D(8, 3, **same), UpSampling2D(2)),  # 8 -> 16
-            *(Conv2D(16, 3, activation="relu"), UpSampling2D(2)),  # 16 -> 14 -> 28
-            Conv2D(1, 3, activation="sigmoid", padding="same"),
-        ]
-    )
+    layers = [Input(image_shape)]
+    for width in features:  # 28 -> 14 -> 7 -> 4
+        layers += [Conv2D(width, 3, **same), MaxPooling2D(2, padding="same")]
+    layers.append(Conv2D(features[-1], 3, **same))
+    *others, (channels, _) = way_back(image_shape, features)
+    for width, padded in others:  # 4 -> 8, 8 -> 16 -> 14
+        padding = "same" if padded else "valid"
+        layers += [UpSampling2D(2), Conv2D(width, 3, activation="relu", padding=padding)]
+    layers += [UpSampling2D(2), Conv2D(channels, 3, activation="sigmoid", padding="same")]
+    return Sequential(layers)

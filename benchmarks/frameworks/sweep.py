@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.frameworks.case import ADAM, FRAMEWORKS, BenchmarkCase, run_case
 from cae_jax.cli.configs import load_config
-from cae_jax.config import to_dict
+from cae_jax.config import ARRAYS, from_dict, resolved, to_dict
+from cae_jax.errors import UserError
 
 _CONFIG_FILES = {"conv": "fashion_mnist.py", "simple": "simple.py", "deep": "deep.py"}
 
@@ -50,12 +53,39 @@ def build_cases(
     return cases
 
 
+def on_images(cases: Sequence[BenchmarkCase], path: Path) -> list[BenchmarkCase]:
+    """The cases with the images of a .npy file in place of Fashion-MNIST.
+
+    Raises:
+        UserError: the file has no square uint8 images ``[N, size, size, channels]``.
+    """
+    try:
+        shape, kind = (images := np.load(path, mmap_mode="r")).shape, images.dtype
+    except (OSError, ValueError) as error:
+        raise UserError(f"--images {path} is no .npy file ({error})") from error
+    if kind != np.uint8 or len(shape) != 4 or shape[1] != shape[2]:
+        raise UserError(
+            f"--images {path} has {kind} {list(shape)}; it takes uint8 [N, size, size, channels]"
+        )
+    changes: dict[str, Any] = {"data": ARRAYS, "features": None, "train_examples": None}
+    results = []
+    for case in cases:
+        config = resolved(from_dict({**case.config, **changes}), shape[1:])
+        count = min(case.config["train_examples"], shape[0] * 9 // 10)
+        config = dataclasses.replace(config, train_examples=count)
+        results.append(dataclasses.replace(case, config=to_dict(config), images=str(path)))
+    return results
+
+
 def add_frameworks(cases: Sequence[BenchmarkCase], names: Sequence[str]) -> list[BenchmarkCase]:
     """Adds other frameworks at each batch size and number of images; all use Adam at 1e-3."""
     adam = dataclasses.asdict(ADAM)
     varied = ("batch_size", "train_examples")
+    network = ("data", "image_shape", "features")
     ours = [
-        dataclasses.replace(case, config={**adam, **{key: case.config[key] for key in varied}})
+        dataclasses.replace(
+            case, config={**adam, **{key: case.config[key] for key in (*varied, *network)}}
+        )
         for case in cases
     ]
     both = [*ours]

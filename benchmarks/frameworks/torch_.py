@@ -6,7 +6,14 @@ import time
 
 import numpy as np
 
-from benchmarks.frameworks.adapter import MAX_BATCH, Stopwatch, bounds_of_part, load_images
+from benchmarks.frameworks.adapter import (
+    MAX_BATCH,
+    Stopwatch,
+    bounds_of_part,
+    load_images,
+    network_of,
+    way_back,
+)
 from benchmarks.frameworks.environment import cpu_count
 from cae_jax.config import TrainConfig
 
@@ -14,15 +21,17 @@ from cae_jax.config import TrainConfig
 class Torch:
     """A `Framework`; the images are one tensor and batches are indexed, without a data loader."""
 
-    def __init__(self, config: TrainConfig, watch: Stopwatch, *, compiled: bool):
+    def __init__(
+        self, config: TrainConfig, watch: Stopwatch, images: str | None, *, compiled: bool
+    ):
         with watch("import"):
             import torch
         torch.set_num_threads(cpu_count())
         with watch("data"):
-            self.images, self.test_images = map(as_tensor, load_images(config))
+            self.images, self.test_images = map(as_tensor, load_images(config, images))
         with watch("initialise"):
             torch.manual_seed(config.seed)
-            model = torch_model().to(memory_format=torch.channels_last)
+            model = torch_model(*network_of(config)).to(memory_format=torch.channels_last)
             self.model = torch.compile(model) if compiled else model
             self.optimizer = torch.optim.Adam(
                 model.parameters(),
@@ -98,13 +107,13 @@ class Torch:
 
 
 def as_tensor(images: np.ndarray):
-    """Views ``[N, 28, 28, 1]`` as ``[N, 1, 28, 28]`` with channels-last strides."""
+    """Views ``[N, H, W, C]`` as ``[N, C, H, W]`` with channels-last strides."""
     import torch
 
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def torch_model():
+def torch_model(image_shape=(28, 28, 1), features=(16, 8, 8)):
     """Builds the convolutional network from PyTorch's layers, initialised like Keras's."""
     from torch import nn
 
@@ -114,12 +123,12 @@ def torch_model():
         nn.init.zeros_(layer.bias)
         return layer
 
-    return nn.Sequential(
-        *(conv(1, 16), nn.ReLU(), nn.MaxPool2d(2)),  # 28 -> 14
-        *(conv(16, 8), nn.ReLU(), nn.MaxPool2d(2)),  # 14 -> 7
-        *(conv(8, 8), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),  # 7 -> 4
-        *(conv(8, 8), nn.ReLU(), nn.Upsample(scale_factor=2)),  # 4 -> 8
-        *(conv(8, 8), nn.ReLU(), nn.Upsample(scale_factor=2)),  # 8 -> 16
-        *(conv(8, 16, padding=0), nn.ReLU(), nn.Upsample(scale_factor=2)),  # 16 -> 14 -> 28
-        conv(16, 1),
-    )
+    layers, n_in = [], image_shape[-1]
+    for width in features:  # 28 -> 14 -> 7 -> 4
+        layers += [conv(n_in, width), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+        n_in = width
+    layers.append(conv(n_in, n_in))
+    for width, padded in way_back(image_shape, features):  # 4 -> 8, 8 -> 16 -> 14, 14 -> 28
+        layers += [nn.ReLU(), nn.Upsample(scale_factor=2), conv(n_in, width, int(padded))]
+        n_in = width
+    return nn.Sequential(*layers)

@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.frameworks.adapter import PARTS, Framework, Stopwatch, read_images
+import numpy as np
+
+from benchmarks.frameworks.adapter import PARTS, Framework, Stopwatch, load_images
 from benchmarks.frameworks.case import BenchmarkCase
 from cae_jax.config import from_dict
 from cae_jax.errors import UserError
@@ -61,15 +63,15 @@ def open_framework(case: BenchmarkCase, watch: Stopwatch) -> Any:
     if case.framework.startswith("keras"):
         from benchmarks.frameworks.keras_ import Keras
 
-        return Keras(case.framework, config, watch)
+        return Keras(case.framework, config, watch, case.images)
     if case.framework.startswith("torch"):
         from benchmarks.frameworks.torch_ import Torch
 
-        return Torch(config, watch, compiled=case.framework == "torch-compiled")
+        return Torch(config, watch, case.images, compiled=case.framework == "torch-compiled")
     if case.framework in ("flax", "per-step"):
         from benchmarks.frameworks.flax_ import Flax
 
-        return Flax(config, watch)
+        return Flax(config, watch, case.images)
     from benchmarks.frameworks.cae_jax_ import CaeJax
 
     return CaeJax(case, config, watch)
@@ -91,6 +93,7 @@ def reach(case: BenchmarkCase, framework: Framework, started: float) -> dict[str
 
 def measure(case: BenchmarkCase, framework: Framework) -> dict[str, Any]:
     """Times the epochs, then the evaluation, then all calls."""
+    _, test_images = load_images(from_dict(case.config), case.images)
     epochs = framework.epochs(1 + case.discard + case.epochs)
     memory_bytes = peak_memory_bytes()
     val_loss = framework.evaluate()  # may compile
@@ -107,17 +110,16 @@ def measure(case: BenchmarkCase, framework: Framework) -> dict[str, Any]:
         "evaluation_seconds": evaluation_seconds,
         "val_loss": val_loss,
         "peak_memory_bytes": memory_bytes,
-        "calls": {name: time_calls(call) for name, call in framework.calls.items()},
+        "calls": {name: time_calls(call, test_images) for name, call in framework.calls.items()},
         **jax_environment(),
     }
 
 
-def time_calls(call: Callable) -> dict[int, dict[str, float]]:
+def time_calls(call: Callable, test_images: np.ndarray) -> dict[int, dict[str, float]]:
     """Measures latency and throughput of a function of NumPy images at each of CALL_SIZES."""
-    test_images = read_images("t10k")
     results = {}
     for size in CALL_SIZES:
-        images = test_images[:size].copy()
+        images = np.resize(test_images, (size, *test_images.shape[1:]))  # repeats them
         for _ in range(2):  # compile, warm up
             call(images)
         seconds: list[float] = []
