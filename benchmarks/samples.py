@@ -1,0 +1,127 @@
+"""Writes small image sets of four kinds, from the images that scikit-image and scikit-learn carry.
+
+    python -m benchmarks.samples samples
+    cae-jax train --data samples/photographs
+
+- ``photographs``: a folder of color PNG files, patches of photographs, a folder for each.
+- ``digits.npz``: 1,797 gray digits of 8 x 8 pixels with labels, training and test images.
+- ``faces.npz``: 200 gray patches of 25 x 25 pixels, half of them faces, with MedMNIST's names.
+- ``textures.npy``: gray patches of brick, grass and gravel in one array, without labels.
+
+They are for a first try and for tests, too small for a comparison of models.
+"""
+
+import dataclasses
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from cae_jax import atomic
+from cae_jax.cli import common
+from cae_jax.errors import UserError
+
+PHOTOGRAPHS = {
+    "skimage.data": (
+        *("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png"),
+        *("motorcycle_left.png", "retina.jpg", "rocket.jpg"),
+    ),
+    "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
+}
+TEXTURES = ("brick.png", "grass.png", "gravel.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Writes small image sets of four kinds, from images of scikit-image and scikit-learn."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Directory that is written, a new one."""
+
+    size: int = 64
+    """Pixels of a side of the patches of photographs."""
+
+
+def main() -> None:
+    with common.user_errors(flags=Flags):
+        flags = common.parse(Flags)
+        try:
+            from sklearn.datasets import load_digits
+        except ModuleNotFoundError as error:
+            raise UserError(f'{error.name} is missing: pip install -e ".[samples]"') from error
+        with atomic.writing(flags.folder, "choose another `folder`"):
+            if flags.folder.exists():
+                raise UserError(f"`folder` {flags.folder} exists; give a new one")
+            flags.folder.mkdir(parents=True)
+            count = write_photographs(flags.folder / "photographs", flags.size)
+            images, labels = load_digits(return_X_y=True)
+            write_digits(flags.folder / "digits.npz", images, labels)
+            write_faces(flags.folder / "faces.npz")
+            np.save(flags.folder / "textures.npy", textures())
+        print(f"{flags.folder}: photographs ({count} patches), digits.npz, faces.npz, textures.npy")
+
+
+def write_photographs(folder: Path, size: int) -> int:
+    """Writes the patches of each photograph to a folder of its name; returns their number."""
+    count = 0
+    for package, names in PHOTOGRAPHS.items():
+        for name in names:
+            place = folder / Path(name).stem
+            place.mkdir(parents=True, exist_ok=True)
+            for row, column, patch in _patches(_read(package, name, "RGB"), size):
+                Image.fromarray(patch).save(place / f"{row:02}_{column:02}.png")
+                count += 1
+    return count
+
+
+def write_digits(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Writes the digits: values 0 to 16 in rows of 64."""
+    pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    train = len(pixels) * 9 // 10
+    np.savez(
+        path,
+        x_train=pixels[:train],
+        y_train=labels[:train],
+        x_test=pixels[train:],
+        y_test=labels[train:],
+    )
+
+
+def write_faces(path: Path) -> None:
+    """Writes the patches of scikit-image's `lfw_subset`, faces first, by the names of MedMNIST."""
+    with resources.files("skimage.data").joinpath("lfw_subset.npy").open("rb") as file:
+        pixels = np.rint(np.load(file) * 255).astype(np.uint8)
+    labels = (np.arange(len(pixels)) >= len(pixels) // 2).astype(np.uint8)[:, None]
+    order = np.random.default_rng(0).permutation(len(pixels))
+    splits = dict(zip(("train", "val", "test"), np.split(order, [140, 160]), strict=True))
+    arrays: Any = {f"{name}_images": pixels[indices] for name, indices in splits.items()}
+    arrays |= {f"{name}_labels": labels[indices] for name, indices in splits.items()}
+    np.savez(path, **arrays)
+
+
+def textures(size: int = 28) -> np.ndarray:
+    """The patches of all textures, uint8 ``[N, size, size]``, in an order without sense."""
+    patches = [
+        patch for name in TEXTURES for *_, patch in _patches(_read("skimage.data", name, "L"), size)
+    ]
+    return np.random.default_rng(0).permutation(np.stack(patches))
+
+
+def _read(package: str, name: str, mode: str) -> np.ndarray:
+    with resources.files(package).joinpath(name).open("rb") as file:
+        return np.asarray(Image.open(file).convert(mode))
+
+
+def _patches(image: np.ndarray, size: int):
+    """Row, column and pixels of the patches that lie side by side."""
+    for row in range(image.shape[0] // size):
+        for column in range(image.shape[1] // size):
+            patch = image[row * size :, column * size :][:size, :size]
+            yield row, column, patch
+
+
+if __name__ == "__main__":
+    main()
