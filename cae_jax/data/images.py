@@ -1,23 +1,20 @@
 """Reads and writes user images, and converts pixels to what the models take."""
 
-import contextlib
 import math
 import os
 import warnings
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from cae_jax.config import Background
+from cae_jax.data import conversion
+from cae_jax.data.conversion import MAX_PIXELS
 from cae_jax.errors import UserError
 
-Background = Literal["auto", "black", "white"]
-
-# Checked in the header: a PNG of a few kB can announce gigabytes.
-MAX_PIXELS = 50_000_000
 # Weights of red, green and blue in Pillow's mode L (ITU-R 601-2), which sum to 1 exactly.
 _LUMA = np.array([19595, 38470, 7471]) / 65536
 _MODES = {1: "L", 3: "RGB"}
@@ -143,20 +140,19 @@ def _read_png(
             found = f"{image.width} x {image.height} pixels"
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{found} are more than the {MAX_PIXELS} allowed; shrink the image")
-            image.load()
-            upright = image
-            with contextlib.suppress(Exception):  # damaged metadata says nothing about the pixels
-                upright = ImageOps.exif_transpose(image)
+            upright = conversion.upright(image)
             mode, name = _MODES[channels], {1: "gray", 3: "color"}[channels]
-            plain = upright.mode == mode and not _is_transparent(upright)
+            plain = upright.mode == mode and not conversion.is_transparent(upright)
             if not resize and (not plain or upright.size != (width, height)):
-                transparent = " with transparency" if _is_transparent(upright) else ""
+                transparent = " with transparency" if conversion.is_transparent(upright) else ""
                 raise UserError(
                     f"{upright.width} x {upright.height} pixels of mode {upright.mode}"
                     f"{transparent}; pass {width} x {height} pixels of 8-bit {name} (mode {mode}), "
                     "or `resize=True` to convert"
                 )
-            pixels = np.asarray(_opaque(_eight_bits(upright), background).convert(mode))
+            plane = _eight_bits(upright)
+            behind = conversion.background_of(plane, background)
+            pixels = np.asarray(conversion.opaque(plane, behind).convert(mode))
             return pixels.reshape(1, upright.height, upright.width, channels)
     except UserError:
         raise
@@ -164,35 +160,11 @@ def _read_png(
         raise UserError(f"not an intact PNG ({error}); save the image again") from error
 
 
-def _is_transparent(image: Image.Image) -> bool:
-    return "A" in image.getbands() or "transparency" in image.info
-
-
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Divides a 16-bit gray image by 257, so that white stays white; others stay as they are."""
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image)
-    _check_white(values)
-    gray = Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    if "transparency" in image.info:
-        visible = values != image.info["transparency"]
-        gray.putalpha(Image.fromarray(visible.astype(np.uint8) * np.uint8(255)))
-    return gray
-
-
-def _opaque(image: Image.Image, background: Background) -> Image.Image:
-    """Composes a transparent image over its background; others stay as they are."""
-    if not _is_transparent(image):
-        return image
-    image = image.convert("RGBA")
-    alpha = image.getchannel("A")
-    if background == "auto":
-        weights = np.asarray(alpha, np.float64)
-        light = np.asarray(image.convert("RGB").convert("L")) / 255 - 0.5
-        background = "white" if (light * weights).sum() < 0 else "black"
-    colors = image.convert("RGB")
-    return Image.composite(colors, Image.new("RGB", image.size, background), alpha)
+    """A 16-bit gray image with 8 bits; refuses one that is black if its white is not 65535."""
+    if image.mode.startswith("I"):
+        _check_white(np.asarray(image))
+    return conversion.eight_bits(image)
 
 
 def _read_npy(path: Path) -> np.ndarray:
