@@ -82,7 +82,9 @@ class TrainConfig:
 
     data: str = "fashion_mnist"
     """Images: fashion_mnist, mnist or kmnist; or the path of a folder of images, of IDX files, of
-    a prepared TFDS data set or of parquet files, or of a .npz or .npy file."""
+    a prepared TFDS data set or of parquet files, or of a .npz or .npy file. A part of a TFDS data
+    set follows as in PATH::train[:90%], or training and test images as in
+    PATH::train[:90%],train[90%:]; one of several sets of IDX files as in PATH::emnist-letters."""
 
     image_size: tuple[int, ...] | None = None
     """Height and width that images are brought to, or one number for both; None leaves them."""
@@ -283,9 +285,26 @@ def _check_ranges(config: TrainConfig) -> None:
         check("batch_size", config.batch_size <= config.train_examples, "at most `train_examples`")
 
 
+def is_original(config: TrainConfig) -> bool:
+    """Whether a config takes a data set that has a name, in the size and channels that it has."""
+    shape = NAMED.get(config.data)
+    return (
+        shape is not None
+        and config.image_size in (None, shape[:2])
+        and config.channels in ("auto", shape[2])
+    )
+
+
 def known_shape(config: TrainConfig) -> Shape | None:
     """Height, width and channels of a config's images; None before they are read."""
-    return config.image_shape or NAMED.get(config.data)
+    if config.image_shape is not None:
+        return config.image_shape
+    if is_original(config):
+        return NAMED[config.data]
+    if config.image_size is None or config.channels == "auto":
+        return None
+    height, width = config.image_size
+    return height, width, config.channels
 
 
 def default_features(image_shape: Shape) -> tuple[int, ...]:

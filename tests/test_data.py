@@ -16,7 +16,7 @@ from tensorflow_datasets.core import constants
 
 from cae_jax import TrainConfig, UserError, data
 from cae_jax.config import NAMED
-from cae_jax.data.tfds_builder import ARCHIVES, IdxImages
+from cae_jax.data.tfds_builder import ARCHIVES, CaeImages
 from tests import conftest
 
 FASHION, MNIST = TrainConfig(), TrainConfig(data="mnist")
@@ -41,14 +41,12 @@ def test_training_images_in_their_original_order(data_dir):
 
 def test_a_config_gets_the_first_images_of_both_splits(data_dir, test_images):
     config = TrainConfig(train_examples=200, test_examples=30)
-    train, test, test_labels = data.load(config, data_dir=data_dir)
+    train, test = data.load(config, data_dir=data_dir)
     everything = data.load(TrainConfig(), data_dir=data_dir)
     raw = gzip.decompress((conftest.ARCHIVES / "train-images-idx3-ubyte.gz").read_bytes())
     assert train.tobytes() == raw[16 : 16 + 200 * 784]
     np.testing.assert_array_equal(test, test_images[:30])
-    raw = gzip.decompress((conftest.ARCHIVES / "t10k-labels-idx1-ubyte.gz").read_bytes())
-    np.testing.assert_array_equal(test_labels, np.frombuffer(raw[8:38], np.uint8))
-    assert [len(array) for array in everything] == [60000, 10000, 10000]
+    assert [len(array) for array in everything] == [60000, 10000]
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(tiny_mnist, tmp_path):
@@ -61,12 +59,12 @@ def test_preparing_is_announced_once_on_stderr(tiny_mnist, tmp_path, capsys):
     for _ in range(2):
         data.load_split(MNIST, "test", data_dir=tmp_path, archives=tiny_mnist)
     output = capsys.readouterr()
-    assert output.err == f"Preparing mnist in {tmp_path}/idx_images/mnist/1.0.0 (once)\n"
+    assert output.err == f"Preparing mnist in {tmp_path}/cae_images/mnist/1.0.0 (once)\n"
     assert output.out == ""
 
 
 def test_the_builder_and_the_config_know_the_same_data_sets():
-    names = [source.name for source in IdxImages.BUILDER_CONFIGS]
+    names = [source.name for source in CaeImages.BUILDER_CONFIGS]
     assert names == list(NAMED)
     assert tuple(ARCHIVES) == data.SPLITS
     # https://github.com/zalandoresearch/fashion-mnist#labels
@@ -107,7 +105,7 @@ def damage_middle(path):
 )
 def test_bad_cache_is_rebuilt(data_dir, test_images, tmp_path, damage):
     copy = shutil.copytree(data_dir, tmp_path / "data", ignore=shutil.ignore_patterns("*train*"))
-    cache = copy / "idx_images" / "fashion_mnist" / "1.0.0" / "test.cache.npz"
+    cache = copy / "cae_images" / "fashion_mnist" / "1.0.0" / "test.cache.npz"
     data.load_split(FASHION, "test", data_dir=copy)
     intact = cache.read_bytes()
     damage(cache)
@@ -122,7 +120,7 @@ def tiny_mnist(tmp_path, monkeypatch):
     folder = tmp_path / "archives"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    infos = IdxImages.url_infos
+    infos = CaeImages.url_infos
     assert infos is not None
     infos = dict(infos)
     for (images, labels), count in zip(ARCHIVES.values(), (30, 20), strict=True):
@@ -138,7 +136,7 @@ def tiny_mnist(tmp_path, monkeypatch):
             for key, content in ((url, packed), (url[:-3], gzip.decompress(packed))):
                 digest = hashlib.sha256(content).hexdigest()
                 infos[key] = type(infos[url])(len(content), digest, name)
-    monkeypatch.setattr(IdxImages, "url_infos", infos)
+    monkeypatch.setattr(CaeImages, "url_infos", infos)
     return folder
 
 
@@ -165,12 +163,12 @@ def test_unpacked_and_recompressed_files_are_taken_by_their_content(tiny_mnist, 
 
 
 def test_the_sums_of_unpacked_files_are_those_of_the_shipped_ones():
-    infos = IdxImages.url_infos
+    infos = CaeImages.url_infos
     assert infos is not None
     for pair in ARCHIVES.values():
         for name in pair:
             content = gzip.decompress((conftest.ARCHIVES / name).read_bytes())
-            info = infos[IdxImages.builder_configs["fashion_mnist"].url + name[:-3]]
+            info = infos[CaeImages.builder_configs["fashion_mnist"].url + name[:-3]]
             assert (info.size, info.checksum) == (len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -197,7 +195,7 @@ def test_an_archive_that_is_not_the_original_is_refused(tiny_mnist, tmp_path, ch
     change(path)
     with pytest.raises(UserError, match=r"train-images.* not the original .*wrong checksum"):
         data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    assert (tmp_path / "idx_images" / "mnist" / "1.0.0").exists() == prepared
+    assert (tmp_path / "cae_images" / "mnist" / "1.0.0").exists() == prepared
 
 
 def test_missing_archives_are_an_error_where_the_data_are_prepared(data_dir, tmp_path):
@@ -213,7 +211,7 @@ def test_missing_archives_are_an_error_where_the_data_are_prepared(data_dir, tmp
 def test_a_tilde_is_the_home_directory(tiny_mnist, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     data.load_split(MNIST, "test", data_dir="~/data", archives="~/archives")
-    assert (tmp_path / "data" / "idx_images" / "mnist" / "1.0.0").is_dir()
+    assert (tmp_path / "data" / "cae_images" / "mnist" / "1.0.0").is_dir()
 
 
 def test_missing_archives_are_named(tmp_path):
@@ -246,7 +244,11 @@ def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("cifar10", "train", "`data` is 'cifar10'; it takes fashion_mnist, mnist, kmnist"),
+        (
+            "cifar10",
+            "train",
+            "`data` is 'cifar10', where nothing is; it takes fashion_mnist, mnist, kmnist, or",
+        ),
         ("mnist", "val", "`split` is 'val'; it takes train, test"),
     ],
 )
@@ -281,7 +283,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_data_set_is_prepared_again(tiny_mnist, tmp_path, capsys, name, damage):
     expected = data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    folder = tmp_path / "idx_images" / "mnist" / "1.0.0"
+    folder = tmp_path / "cae_images" / "mnist" / "1.0.0"
     (path,) = folder.glob(name)
     DAMAGE[damage](path)
     (folder / "train.cache.npz").unlink()
@@ -299,7 +301,7 @@ def test_a_damaged_data_set_is_prepared_again(tiny_mnist, tmp_path, capsys, name
 
 def test_a_damaged_data_set_without_its_sources_is_named(tiny_mnist, tmp_path, monkeypatch):
     data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    folder = tmp_path / "idx_images" / "mnist" / "1.0.0"
+    folder = tmp_path / "cae_images" / "mnist" / "1.0.0"
     (folder / "dataset_info.json").write_text("{")
     (folder / "train.cache.npz").unlink()
 
@@ -315,7 +317,8 @@ def test_a_damaged_data_set_without_its_sources_is_named(tiny_mnist, tmp_path, m
 
 def test_a_data_set_that_cannot_be_read_is_kept(tiny_mnist, tmp_path):
     data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    folder = tmp_path / "idx_images" / "mnist" / "1.0.0"
+    folder = tmp_path / "cae_images" / "mnist" / "1.0.0"
+    (folder / "train.cache.npz").unlink()
     (folder / "dataset_info.json").unlink()
     (folder / "dataset_info.json").mkdir()
     with pytest.raises(UserError, match=rf"{folder} cannot be read \(.*dataset_info"):
@@ -328,9 +331,9 @@ def test_a_full_disk_is_told_in_one_line(tiny_mnist, tmp_path, monkeypatch, erro
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(IdxImages, "download_and_prepare", fail)
+    monkeypatch.setattr(CaeImages, "download_and_prepare", fail)
     message = (
-        rf"mnist cannot be prepared in {tmp_path}/idx_images/mnist/1\.0\.0 .*No space left.*free"
+        rf"mnist cannot be prepared in {tmp_path}/cae_images/mnist/1\.0\.0 .*No space left.*free"
     )
     with pytest.raises(UserError, match=message):
         data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
@@ -362,6 +365,6 @@ def test_two_processes_may_prepare_at_once(tmp_path, test_images):
         process.join()
     assert sums == [int(test_images.sum(dtype=np.int64))] * 2
     # Nothing half-written stays behind.
-    folder = tmp_path / "idx_images" / "fashion_mnist"
+    folder = tmp_path / "cae_images" / "fashion_mnist"
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "1.0.0"]
     shutil.rmtree(tmp_path)

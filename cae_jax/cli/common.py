@@ -32,10 +32,11 @@ class DataFlags:
     """Where the data set is read from."""
 
     data_dir: Path | None = None
-    """Where TFDS keeps data sets; None takes TFDS_DATA_DIR, else TFDS's own default."""
+    """Where TFDS keeps prepared images; None takes TFDS_DATA_DIR, else TFDS's own default."""
 
     archives: Path | None = None
-    """Folder with the four original .gz archives; None takes shipped or downloaded ones."""
+    """Folder with the four IDX files of fashion_mnist, mnist or kmnist; None takes shipped or
+    downloaded ones."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,16 @@
 """Image data sets as uint8 arrays: `load` gives what a config trains on, `load_split` one split."""
 
+import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cae_jax.config import ARRAYS, LEAST_SIDE, NAMED, Shape, TrainConfig
-from cae_jax.data import decoded
+from cae_jax.config import ARRAYS, LEAST_SIDE, NAMED, Shape, TrainConfig, is_original
+from cae_jax.data import decoded, own
+from cae_jax.data.decoded import Arrays
 from cae_jax.errors import UserError
 
 SPLITS = ("train", "test")
@@ -46,8 +50,8 @@ def load(
     Raises:
         UserError: see `load_split`; or the training images do not fill one batch.
     """
-    where: Any = {"data_dir": data_dir, "archives": archives}
-    train, test = (load_split(config, split, **where)[0] for split in SPLITS)
+    read = _reader(config, data_dir, archives)
+    train, test = (_checked(config, read(split)[0]) for split in SPLITS)
     return _limited(config, Split(train, test))
 
 
@@ -99,7 +103,7 @@ def load_split(
     *,
     data_dir: str | Path | None = None,
     archives: str | Path | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Arrays:
     """Loads one split of a data set; the first call prepares the data set on disk.
 
     A prepared data set that is damaged is prepared again.
@@ -113,31 +117,91 @@ def load_split(
             those shipped with the package, or downloads them.
 
     Returns:
-        Images uint8 ``[N, height, width, channels]`` and labels int32 ``[N]``, in original order.
+        Images uint8 ``[N, height, width, channels]`` and labels int32 ``[N]``, None without
+        labels. They are in the order of the source; those of a folder in one that mixes classes.
 
     Raises:
-        UserError: unknown name, damaged or missing file, host unreachable, directory not writable.
+        UserError: unknown name or path, damaged or missing file, images of several sizes, host
+            unreachable, directory not writable.
     """
-    dataset = config.data
     if split not in SPLITS:
         raise UserError(f"`split` is {split!r}; it takes {', '.join(SPLITS)}")
-    if dataset == ARRAYS:
+    images, labels = _reader(config, data_dir, archives)(split)
+    return _checked(config, images), labels
+
+
+def _reader(
+    config: TrainConfig, data_dir: str | Path | None, archives: str | Path | None
+) -> Callable[[str], Arrays]:
+    """What reads a split of a config's images."""
+    if config.data == ARRAYS:
         raise UserError(
             "the data set is arrays, which no file holds; pass them to `cae_jax.fit` as images"
         )
-    if dataset not in NAMED:
-        raise UserError(f"`data` is {dataset!r}; it takes {', '.join(NAMED)}")
+    if is_original(config):
+        return lambda split: _original(config, split, data_dir, archives)
+    if config.data not in NAMED and archives is not None:
+        raise UserError(f"`archives` is for {', '.join(NAMED)}; `data` {config.data} takes none")
+    found = own.find(config.data)
+    name = own.prepared_name(config, found, data_dir)
+
+    def read(split: str) -> Arrays:
+        if (arrays := decoded.read(decoded.folder(name, data_dir), split)) is not None:
+            return arrays
+        from cae_jax.data import preparation, store  # TFDS takes half a second to import
+
+        source = partial(preparation.open_source, found, data_dir, archives)
+        return store.load(preparation.Own(config, name, found.data, source), split, data_dir)
+
+    return read
+
+
+def _original(
+    config: TrainConfig, split: str, data_dir: str | Path | None, archives: str | Path | None
+) -> Arrays:
+    """Reads a data set that has a name, as it is."""
+    arrays = decoded.read(decoded.folder(config.data, data_dir), split)
     # A wrong `archives` is an error where the data are prepared, too.
-    if archives is None and (arrays := decoded.find(dataset, data_dir, split)) is not None:
-        return arrays
-    from cae_jax.data import store  # TensorFlow Datasets takes half a second to import
+    if arrays is None or archives is not None:
+        from cae_jax.data import named, store  # as above
 
-    return store.load(dataset, split, data_dir, archives)
+        arrays = store.load(named.Named(config.data, archives), split, data_dir)
+    images, labels = arrays
+    return images[: config.limit], labels if labels is None else labels[: config.limit]
 
 
-def class_names(config: TrainConfig) -> tuple[str, ...]:
-    """Returns the names of a data set's labels, in order."""
-    from cae_jax.data.tfds_builder import IdxImages
+def _checked(config: TrainConfig, images: np.ndarray) -> np.ndarray:
+    """The images, whose shape has to be the one that a config has where it was trained."""
+    if config.image_shape not in (None, images.shape[1:]):
+        raise UserError(
+            f"`data` {config.data} has images of shape {list(images.shape[1:])}, and the config's "
+            f"`image_shape` is {list(config.image_shape or ())}; give the images of the run"
+        )
+    return images
 
-    source: Any = IdxImages.builder_configs[config.data]
-    return source.classes
+
+def located(config: TrainConfig, *, data_dir: str | Path | None = None) -> TrainConfig:
+    """The config with an absolute path to its images, so that it means them from anywhere.
+
+    Raises:
+        UserError: nothing is there, and nothing was prepared from it before.
+    """
+    if config.data in NAMED or config.data == ARRAYS:
+        return config
+    found = own.find(config.data)
+    if found.listing is None:
+        own.prepared_name(config, found, data_dir)
+    return dataclasses.replace(config, data=found.data)
+
+
+def class_names(config: TrainConfig, *, data_dir: str | Path | None = None) -> tuple[str, ...]:
+    """Returns the names of the labels of a data set that is prepared; () without labels."""
+    if config.data == ARRAYS:
+        return ()
+    if config.data in NAMED:
+        from cae_jax.data.tfds_builder import CaeImages
+
+        source: Any = CaeImages.builder_configs[config.data]
+        return source.classes
+    name = own.prepared_name(config, own.find(config.data), data_dir)
+    return tuple(own.read_record(decoded.folder(name, data_dir)).get("classes", ()))

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cae_jax.config import LEAST_SIDE, Background, Shape, TrainConfig
 from cae_jax.errors import UserError
 
 # Checked in the header: a PNG of a few kB can announce gigabytes.
 MAX_PIXELS = 50_000_000
-# What Pillow calls the file formats that are read, PPM among them for PGM and PBM.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+# The file formats that are read, as Pillow calls them; PPM stands for PGM and PBM, too.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "F"}
@@ -138,6 +138,8 @@ def _reading(name: str) -> Iterator[None]:
             yield
     except UnreadableError:
         raise
+    except UnidentifiedImageError as error:
+        raise UnreadableError(name, f"it begins as none of {', '.join(FORMATS)}") from error
     except Exception as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableError(name, problem) from error

@@ -1,15 +1,13 @@
-"""The data sets, as a TensorFlow Datasets builder that needs no TensorFlow."""
+"""Every source of images, as one TensorFlow Datasets builder that needs no TensorFlow."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cae_jax.config import NAMED
-from cae_jax.data import idx
+from cae_jax.config import NAMED, Shape
 
 # The IDX files of each split: images and labels.
 ARCHIVES = {
@@ -18,40 +16,49 @@ ARCHIVES = {
 }
 
 
+Example = tuple[np.ndarray, int | None]
+
+
 @dataclasses.dataclass(kw_only=True)
-class IdxImagesConfig(tfds.core.BuilderConfig):
-    """One data set; its ``name`` is the one in `TrainConfig`.
+class ImagesConfig(tfds.core.BuilderConfig):
+    """One data set; its ``name`` is that of the folder of prepared data.
+
+    Attributes:
+        image_shape: height, width and channels.
+        classes: names of the labels; () without labels.
+        homepage: page that describes the data set.
+    """
+
+    image_shape: Shape
+    classes: tuple[str, ...] = ()
+    homepage: str = ""
+
+
+@dataclasses.dataclass(kw_only=True)
+class NamedConfig(ImagesConfig):
+    """A data set with a name in `TrainConfig`, of ten classes in four IDX files.
 
     Attributes:
         url: directory of the four IDX files; ``checksums.tsv`` holds their sizes and SHA-256, and
             those of their unpacked content under the names without ``.gz``, where they are known.
-        classes: names of the ten labels.
-        homepage: page that describes the data set.
     """
 
     url: str
-    classes: tuple[str, ...]
-    homepage: str
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        return NAMED[self.name]
 
 
-class IdxImages(tfds.core.GeneratorBasedBuilder):
-    """Gray images of ten classes from gzipped IDX files, in their original order.
+class CaeImages(tfds.core.GeneratorBasedBuilder):
+    """Images of one shape, with or without labels, in the order of their source.
 
-    The builders shipped with TFDS decompress through ``tf.io.gfile`` and encode PNG with
-    TensorFlow. This one leaves downloads and checksums to TFDS, decompresses with Python's gzip,
-    and stores raw uint8 tensors as array_record. The class name is part of the path of prepared
-    data.
+    The builders shipped with TFDS read files through ``tf.io.gfile`` and encode PNG with
+    TensorFlow. This one leaves downloads and checksums to TFDS, is given the decoded images, and
+    stores raw uint8 tensors as array_record. The class name is part of the path of prepared data.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS's interface
-        IdxImagesConfig(
+        NamedConfig(
             name="fashion_mnist",
+            image_shape=NAMED["fashion_mnist"],
             description="Images of clothes by Zalando (Xiao, Rasul and Vollgraf 2017).",
             url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             classes=(
@@ -68,15 +75,17 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
             ),
             homepage="https://github.com/zalandoresearch/fashion-mnist",
         ),
-        IdxImagesConfig(
+        NamedConfig(
             name="mnist",
+            image_shape=NAMED["mnist"],
             description="Handwritten digits (LeCun, Cortes and Burges 1998).",
             url="https://storage.googleapis.com/cvdf-datasets/mnist/",
             classes=tuple("0123456789"),
             homepage="http://yann.lecun.com/exdb/mnist/",
         ),
-        IdxImagesConfig(
+        NamedConfig(
             name="kmnist",
+            image_shape=NAMED["kmnist"],
             description="Cursive Japanese characters (Clanuwat et al. 2018).",
             url="http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
             classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
@@ -84,48 +93,39 @@ class IdxImages(tfds.core.GeneratorBasedBuilder):
         ),
     ]
 
-    # The IDX files by their names in `ARCHIVES`; None downloads them.
-    archives: Mapping[str, Path] | None = None
-    # Images and labels of the splits that this object has prepared, by split.
-    written: dict[str, tuple[np.ndarray, np.ndarray]]
+    # Gives the images and labels of each split; gets a function that downloads URLs by name.
+    examples: Callable[[Callable[[dict[str, str]], Any]], Mapping[str, Iterable[Example]]]
 
     @property
-    def source(self) -> IdxImagesConfig:
+    def source(self) -> ImagesConfig:
         """The data set that this builder prepares."""
-        assert isinstance(self.builder_config, IdxImagesConfig)
+        assert isinstance(self.builder_config, ImagesConfig)
         return self.builder_config
 
     def _info(self) -> tfds.core.DatasetInfo:
+        features: dict[str, Any] = {
+            "image": tfds.features.Tensor(
+                shape=self.source.image_shape,
+                dtype=np.uint8,
+                encoding=tfds.features.Encoding.BYTES,
+            )
+        }
+        if self.source.classes:
+            features["label"] = tfds.features.ClassLabel(names=list(self.source.classes))
         return self.dataset_info_from_configs(
             description=self.source.description,
             homepage=self.source.homepage,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Tensor(
-                        shape=self.source.image_shape,
-                        dtype=np.uint8,
-                        encoding=tfds.features.Encoding.BYTES,
-                    ),
-                    "label": tfds.features.ClassLabel(names=list(self.source.classes)),
-                }
-            ),
+            features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,  # the first ten test images stay the first ten
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        paths: Any = self.archives or dl_manager.download(
-            {name: self.source.url + name for pair in ARCHIVES.values() for name in pair}
-        )
-        self.written = {}
-        return {
-            split: self._generate_examples(split, paths[images], paths[labels])
-            for split, (images, labels) in ARCHIVES.items()
-        }
+        splits = self.examples(dl_manager.download)
+        return {split: self._generate_examples(examples) for split, examples in splits.items()}
 
     def _generate_examples(
-        self, split: str, images: Any, labels: Any
+        self, examples: Iterable[Example]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        arrays = idx.read_examples(images, labels, self.source.image_shape)
-        self.written[split] = arrays
-        for index, (image, label) in enumerate(zip(*arrays, strict=True)):
-            yield index, {"image": image, "label": int(label)}
+        for index, (image, label) in enumerate(examples):
+            labels = {"label": int(label)} if label is not None else {}
+            yield index, {"image": image, **labels}

@@ -57,8 +57,8 @@ def collect(
             "pass fewer runs"
         )
     images, labels = data.load_split(configs[0], "test", data_dir=data_dir, archives=archives)
-    images, labels = images[:IMAGES], labels[:IMAGES]
-    classes = data.class_names(configs[0])
+    images, labels = images[:IMAGES], [] if labels is None else labels[:IMAGES]
+    classes = data.class_names(configs[0], data_dir=data_dir)
     return {
         "dataset": configs[0].data,
         "image_shape": list(images.shape[1:]),

@@ -113,6 +113,8 @@ def prepare(
     The first start compiles a kernel and prepares the data: at the same time where the shape of
     the images is known before they are read.
     """
+    if images is None:
+        config = data.located(config, data_dir=where["data_dir"])
     if images is None and known_shape(config) is not None:
         config = resolved(config)
         environment.check_memory(config)

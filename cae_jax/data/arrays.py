@@ -1,0 +1,190 @@
+"""Reads images from .npy and .npz files, one image at a time and never unpickled."""
+
+import contextlib
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from cae_jax.config import Shape
+from cae_jax.data.conversion import check_shape
+from cae_jax.data.files import SPLIT_NAMES
+from cae_jax.data.source import ALL, Item, splits_of
+from cae_jax.errors import UserError
+
+_MOST_CLASSES = 10_000
+_DAMAGE = (
+    *(OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
+class _Array(NamedTuple):
+    """The header of an array in a file: its name there, "" in a .npy file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool
+
+
+class ArrayFile:
+    """The images of a .npy or .npz file in their order; a `cae_jax.data.source.Source`.
+
+    Images are arrays of three or four dimensions, labels whole numbers with the same beginning:
+    ``train_images`` and ``train_labels``, ``x_test`` and ``y_test``, or one array alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _damage(path):
+            arrays = list(_headers(path))
+        flat = [array for array in arrays if len(array.shape) == 2 and not _is_label(array)]
+        self._images = self._chosen([array for array in arrays if len(array.shape) > 2] or flat)
+        labels = {_split_name(array.name): array for array in arrays if _is_label(array)}
+        self._names = splits_of(self._images, path)
+        self.splits = tuple(self._names)
+        shapes = {
+            check_shape(self._images[split].shape, self._title(self._images[split]))
+            for split in self._names.values()
+        }
+        if len(shapes) > 1:
+            raise UserError(f"{path} has images of the shapes {sorted(shapes)}; it takes one shape")
+        self.shape: Shape | None = shapes.pop()
+        self._labels = self._read_labels(labels)
+        most = max((int(values.max()) for values in self._labels.values()), default=-1)
+        self.classes = tuple(map(str, range(most + 1)))
+        used = {array.name for array in self._images.values()} | {a.name for a in labels.values()}
+        others = sorted({array.name for array in arrays} - used)
+        self.notes: dict[str, Any] = {"ignored": dict.fromkeys(others, 1)} if others else {}
+
+    def items(self, split: str) -> Iterator[Item]:
+        """The images of a split."""
+        array, labels = self._images[self._names[split]], self._labels.get(split)
+        title = self._title(array)
+        for i, image in enumerate(self._stream(array)):
+            label = None if labels is None else int(labels[i])
+            yield Item(f"{array.name}[{i}]", f"{title}[{i}]", lambda image=image: image, label)
+
+    def _title(self, array: _Array) -> str:
+        return f"{self._path}: {array.name}" if array.name else str(self._path)
+
+    def _chosen(self, arrays: list[_Array]) -> dict[str, _Array]:
+        """The arrays of images by their splits."""
+        found: dict[str, _Array] = {}
+        for array in arrays:
+            split = _split_name(array.name)
+            if split in found:
+                raise UserError(
+                    f"{self._path} has several arrays of images, {found[split].name} "
+                    f"{list(found[split].shape)} and {array.name} {list(array.shape)}; save one, "
+                    "or name them train_images and test_images"
+                )
+            found[split] = array
+        if not found:
+            raise UserError(
+                f"{self._path} has no array of images; it takes [N, H, W] or [N, H, W, C], such as "
+                "train_images and test_images"
+            )
+        return found
+
+    def _read_labels(self, arrays: dict[str, _Array]) -> dict[str, np.ndarray]:
+        """The labels of the splits; {} where a split has none or several for each image."""
+        labels = {}
+        for split, name in self._names.items():
+            if name not in arrays:
+                return {}
+            array, images = arrays[name], self._images[name]
+            if array.shape[0] != images.shape[0]:
+                raise UserError(
+                    f"{self._path} has {images.shape[0]} images in {images.name} and "
+                    f"{array.shape[0]} labels in {array.name}; save as many of both"
+                )
+            values = np.array(list(self._stream(array))).reshape(-1)
+            if values.min() < 0 or values.max() >= _MOST_CLASSES:
+                return {}
+            labels[split] = values
+        return labels
+
+    def _stream(self, array: _Array) -> Iterator[np.ndarray]:
+        """The elements of an array along its first axis."""
+        with _damage(self._path), _opened(self._path, array.name) as file:
+            count, *shape = array.shape
+            if array.fortran:
+                yield from np.lib.format.read_array(file, allow_pickle=False)
+                return
+            _header(file, array.name)
+            size = math.prod(shape) * array.dtype.itemsize
+            for i in range(count):
+                content = file.read(size)
+                if len(content) < size:
+                    raise EOFError(f"it is truncated after {i} of {count} images")
+                yield np.frombuffer(content, array.dtype).reshape(shape)
+            if file.read(1):  # where a .npz file verifies its CRC-32
+                raise EOFError(f"it goes on after {count} images")
+
+
+def _is_label(array: _Array) -> bool:
+    """Whether an array holds one whole number for each image."""
+    single = len(array.shape) == 1 or (len(array.shape) == 2 and array.shape[1] == 1)
+    return single and array.dtype.kind in "iu" and array.shape[0] > 0
+
+
+def _split_name(name: str) -> str:
+    """The split that the name of an array says: `all` where it says none."""
+    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[xy])_?(?=train|test|val)", "_", name.lower()))
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), ALL)
+
+
+def _headers(path: Path) -> Iterator[_Array]:
+    """What the headers in a file say; the arrays are not read."""
+    if path.suffix.lower() == ".npy":
+        with path.open("rb") as file:
+            yield _header(file, "")
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if member.endswith(".npy"):
+                with archive.open(member) as file:
+                    yield _header(file, member.removesuffix(".npy"))
+
+
+def _header(file: IO[bytes], name: str) -> _Array:
+    version = np.lib.format.read_magic(file)
+    read: Any = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"version {version} of the format is unknown")
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError(f"array {name or 'in it'} holds Python objects, which are never unpickled")
+    return _Array(name, shape, dtype, fortran)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
+    if path.suffix.lower() == ".npy":
+        with path.open("rb") as file:
+            yield file
+    else:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Names the file in what NumPy and zipfile raise."""
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]  # NumPy quotes the header
+        raise UserError(
+            f"{path} is no readable {path.suffix[1:]} file ({reason}); save it again with numpy"
+        ) from error
