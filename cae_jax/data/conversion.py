@@ -20,6 +20,7 @@ MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
+_TIFF_SIZE = (0x0100, 0x0101)  # the tags of width and height, as they are stored
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "F"}
 
 
@@ -104,6 +105,7 @@ def open_image(file: Path | bytes, name: str) -> Image.Image:
         source = io.BytesIO(file) if isinstance(file, bytes) else file
         image = Image.open(source, formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
+            image.close()
             raise ValueError(
                 f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed"
             )
@@ -119,6 +121,8 @@ def header(image: Image.Image | np.ndarray) -> tuple[tuple[int, int], bool]:
     if image.format != "PNG" or "exif" in image.info:
         with contextlib.suppress(Exception):  # damaged metadata say nothing about the pixels
             orientation = image.getexif().get(_ORIENTATION)
+            if image.format == "TIFF":  # whose size newer versions of Pillow exchange already
+                width, height = (image.getexif()[tag] for tag in _TIFF_SIZE)
     size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
     return size, _is_gray(image)
 
@@ -173,7 +177,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
     low, high = values.min(initial=0), values.max(initial=0)
     if not (low >= 0 and high <= white):
         raise ValueError(f"its values lie in [{low:g}, {high:g}], not in [0, {white}]")
-    gray = Image.fromarray(np.rint(values / (white / 255)).astype(np.uint8))
+    gray = Image.fromarray(np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8))
     if "transparency" in image.info:
         visible = values != image.info["transparency"]
         gray.putalpha(Image.fromarray(visible.astype(np.uint8) * np.uint8(255)))
@@ -233,7 +237,7 @@ def eight_bit_array(values: np.ndarray, name: str) -> np.ndarray:
     Raises:
         UserError: another type, or values outside [0, 1] or not finite.
     """
-    if values.dtype == np.uint16:
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
         values = np.rint(values / 257).astype(np.uint8)
     elif values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)

@@ -23,7 +23,7 @@ ACCEPTED = (
 _SEPARATOR = "::"  # between a path and a part of the data set there
 # The fields of a config that decide what is prepared from a source.
 _OPTIONS = ("image_size", "resize", "channels", "background", "split", "limit", "skip_unreadable")
-# What is kept beside prepared data: where they are from, and what was left out.
+# Kept beside prepared data: where they are from, and how many files were left out.
 RECORD = "source.json"
 
 
@@ -108,7 +108,7 @@ def prepared_name(config: TrainConfig, found: Found, data_dir: str | Path | None
     if not prepared:
         raise missing(found.given)
     newest = max(prepared, key=lambda each: each.stat().st_mtime_ns)
-    logger.warning("%s is gone; reading what was prepared from it in %s", found.data, newest)
+    logger.warning("%s is gone; reading its prepared copy in %s", found.data, newest)
     return newest.parent.name
 
 

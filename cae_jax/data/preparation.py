@@ -111,7 +111,7 @@ class Own:
         )
 
     def _finish(self, prepared: Path, shape: Shape) -> None:
-        """Keeps and tells what was prepared, and removes what earlier files were prepared to."""
+        """Keeps a record, logs a line, and removes what an earlier state of the files gave."""
         record = {
             "data": self.title,
             "image_shape": shape,
