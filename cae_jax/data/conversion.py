@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -103,7 +103,9 @@ def open_image(file: Path | bytes, name: str) -> Image.Image:
     """
     with _reading(name):
         source = io.BytesIO(file) if isinstance(file, bytes) else file
-        image = Image.open(source, formats=FORMATS)
+        image: Any = Image.open(source, formats=FORMATS)
+        if image.format == "TIFF":
+            image.filename = ""  # Pillow 13 maps the file to memory with its sides exchanged
         if image.width * image.height > MAX_PIXELS:
             image.close()
             raise ValueError(
