@@ -214,7 +214,7 @@ def test_files_that_are_no_images(tmp_path):
     Image.fromarray(rng.integers(0, 256, (32, 32), np.uint8)).save(path)
     content = path.read_bytes()
     path.write_bytes(content[:-200])
-    with pytest.raises(UnreadableError, match="the image is no readable image .*truncated"):
+    with pytest.raises(UnreadableError, match=r"the image is no readable image .*truncated"):
         convert(conversion.open_image(path, "image.png"))
     for content in (b"", b"text", b"%PDF-1.4"):
         path.write_bytes(content)

@@ -106,8 +106,8 @@ class Own:
         name = {"train": "training", "test": "test"}[split]
         left_out = f", {len(self._skipped)} unreadable ones left out" if self._skipped else ""
         return UserError(
-            f"{self.title} gives no {name} images{left_out}; with images of one kind `split` "
-            f"{self._config.split} divides them: give more images, or `split=0.5`"
+            f"{self.title} gives no {name} images{left_out}; give more images, or `split=0.5` "
+            "where it has no test images of its own"
         )
 
     def _finish(self, prepared: Path, shape: Shape) -> None:

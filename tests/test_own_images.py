@@ -1,0 +1,745 @@
+"""Images by a path: each kind of source, its splits, labels and refusals."""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import struct
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from pyarrow import parquet
+
+import cae_jax
+from cae_jax import TrainConfig, UserError, data
+from cae_jax.data import decoded, own, source, store
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
+LABELS = RNG.integers(0, 2, 24)
+TEST_IMAGES = RNG.integers(0, 256, (6, 8, 8, 3), np.uint8)
+TEST_LABELS = RNG.integers(0, 2, 6)
+NAMES = ("cat", "dög 犬")
+
+
+@pytest.fixture(autouse=True)
+def prepared(tmp_path, monkeypatch) -> Path:
+    """An empty folder of prepared data, where all tests here prepare."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "prepared"))
+    return tmp_path / "prepared" / "cae_images"
+
+
+def config(path, **fields) -> TrainConfig:
+    return TrainConfig(**{"data": str(path), "batch_size": 4, **fields})
+
+
+def splits(path, **fields):
+    """Images and labels of training and test."""
+    return [data.load_split(config(path, **fields), split) for split in ("train", "test")]
+
+
+def check_whole(path, with_labels=True):
+    """Both splits together are the images, each with its label."""
+    (train, train_labels), (test, test_labels) = splits(path)
+    assert len(train) > len(test) > 0
+    found = np.concatenate([train, test])
+    order = np.lexsort(found.reshape(24, -1).T)
+    expected = np.lexsort(IMAGES.reshape(24, -1).T)
+    np.testing.assert_array_equal(found[order], IMAGES[expected])
+    if with_labels:
+        labels = np.concatenate([train_labels, test_labels])
+        np.testing.assert_array_equal(labels[order], LABELS[expected])
+    else:
+        assert train_labels is None
+        assert test_labels is None
+
+
+def check_own_splits(path):
+    """The splits are those of the source, in its order."""
+    (train, train_labels), (test, test_labels) = splits(path)
+    np.testing.assert_array_equal(train, IMAGES)
+    np.testing.assert_array_equal(train_labels, LABELS)
+    np.testing.assert_array_equal(test, TEST_IMAGES)
+    np.testing.assert_array_equal(test_labels, TEST_LABELS)
+
+
+def refuse(path, message, **fields):
+    with pytest.raises(UserError, match=message) as caught:
+        splits(path, **fields)
+    assert "\n" not in str(caught.value)
+
+
+def png(image) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+# One writer for each kind of source. They return the path.
+
+
+def image_folder(folder, nested="any depth"):
+    for i, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        path = folder / "my photos" / NAMES[label] / nested / f"image {i}.PNG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(image))
+    return folder / "my photos"
+
+
+def npz_file(folder):
+    np.savez(
+        folder / "a.npz", x_train=IMAGES, y_train=LABELS, x_test=TEST_IMAGES, y_test=TEST_LABELS
+    )
+    return folder / "a.npz"
+
+
+def npy_file(folder):
+    np.save(folder / "a.npy", IMAGES / 255)
+    return folder / "a.npy"
+
+
+def idx_folder(folder):
+    folder = folder / "idx files"
+    folder.mkdir(parents=True)
+    for split, images, labels in (
+        ("train", IMAGES, LABELS),
+        ("t10k", TEST_IMAGES, TEST_LABELS),
+    ):
+        content = struct.pack(">4I", 0x0803, len(images), 8, 8) + images[..., 0].tobytes()
+        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+        content = struct.pack(">2I", 0x0801, len(labels)) + labels.astype(np.uint8).tobytes()
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(content)
+    return folder
+
+
+class Photos(tfds.core.GeneratorBasedBuilder):
+    """A data set of TFDS as others prepare them, with an image in PNG."""
+
+    VERSION = tfds.core.Version("2.0.0")
+
+    def _info(self):
+        features = {
+            "picture": tfds.features.Image(shape=(8, 8, 3)),
+            "kind": tfds.features.ClassLabel(names=["cat", "dog"]),
+            "id": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        return {
+            "train": self._generate_examples(IMAGES, LABELS),
+            "test": self._generate_examples(TEST_IMAGES, TEST_LABELS),
+        }
+
+    def _generate_examples(self, images, labels):
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            picture = Image.fromarray(image)
+            yield i, {"picture": io.BytesIO(png(image)), "kind": int(label), "id": f"{i}"}
+            picture.close()
+
+
+def tfds_folder(folder, file_format="array_record"):
+    builder = Photos(data_dir=str(folder))
+    store.write.__globals__["tfds"].disable_progress_bar()
+    builder.download_and_prepare(file_format=file_format)
+    return Path(builder.data_dir)
+
+
+def table(images, labels):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": png(image), "path": None} for image in images]
+    features = {"img": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(NAMES)}}
+    columns = {"img": pa.array(rows, kind), "label": pa.array(labels, pa.int64())}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.table(columns).replace_schema_metadata(metadata)
+
+
+def parquet_folder(folder):
+    (folder / "hub" / "data").mkdir(parents=True)
+    for i in range(2):  # two files of one split
+        part = slice(i * 12, i * 12 + 12)
+        path = folder / "hub" / "data" / f"train-0000{i}-of-00002.parquet"
+        parquet.write_table(table(IMAGES[part], LABELS[part]), path)
+    path = folder / "hub" / "data" / "test-00000-of-00001.parquet"
+    parquet.write_table(table(TEST_IMAGES, TEST_LABELS), path)
+    return folder / "hub"
+
+
+KINDS = [image_folder, npz_file, npy_file, idx_folder, tfds_folder, parquet_folder]
+
+
+@pytest.mark.parametrize("write", KINDS)
+def test_each_kind_trains_and_is_read_again_without_its_files(write, tmp_path, monkeypatch):
+    path = write(tmp_path)
+    monkeypatch.chdir(path.parent)  # a run keeps where its images are from anywhere
+    training = config(
+        path.name,
+        channels=3,
+        epochs=1,
+        features=(2,),
+        optimizer="adam",
+        train_examples=12,
+        test_examples=2,
+    )
+    result = cae_jax.fit(training, tmp_path / "run", backend="xla")
+    kept = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))
+    assert kept["data"] == str(path)
+    assert kept["image_shape"] == [8, 8, 3]
+    assert result.autoencoder.reconstruct(IMAGES).shape == IMAGES.shape
+    # A second start neither imports TFDS nor opens a file.
+    monkeypatch.setitem(sys.modules, "cae_jax.data.store", None)
+    monkeypatch.chdir(tmp_path)
+    again = result.autoencoder.config
+    before, labels = data.load_split(again, "train")
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    np.testing.assert_array_equal(data.load_split(again, "train")[0], before)
+    assert len(data.class_names(again)) == (0 if labels is None else 2)
+
+
+# Folders of images.
+
+
+def test_a_folder_of_classes(tmp_path):
+    path = image_folder(tmp_path)
+    check_whole(path)
+    assert data.class_names(config(path)) == NAMES
+
+
+def test_a_folder_without_classes(tmp_path):
+    path = image_folder(tmp_path)
+    for image in path.rglob("*.PNG"):
+        image.rename(path / f"{image.parent.parent.name} {image.name}")
+    check_whole(path, with_labels=False)
+    assert data.class_names(config(path)) == ()
+
+
+def test_the_split_is_by_a_hash_of_the_path(tmp_path):
+    path = image_folder(tmp_path)
+
+    def expected(fraction):
+        found = []
+        for file in path.rglob("*.PNG"):
+            key = unicodedata.normalize("NFC", file.relative_to(path).as_posix())
+            number = int(hashlib.sha256(key.encode()).hexdigest()[:16], 16)
+            if number / 2**64 < fraction:
+                found.append(np.asarray(Image.open(file)).tobytes())
+        return set(found)
+
+    for fraction in (0.9, 0.5):
+        (train, _), (test, _) = splits(path, split=fraction)
+        assert {image.tobytes() for image in train} == expected(fraction)
+        assert {image.tobytes() for image in test} == expected(1) - expected(fraction)
+
+
+def test_another_file_moves_none_between_the_splits(tmp_path, prepared):
+    path = image_folder(tmp_path)
+    before = [{image.tobytes() for image in images} for images, _ in splits(path)]
+    extra = RNG.integers(0, 256, (8, 8, 3), np.uint8)
+    (path / "cat" / "a new one.png").write_bytes(png(extra))
+    after = [{image.tobytes() for image in images} for images, _ in splits(path)]
+    assert before[0] <= after[0]
+    assert before[1] <= after[1]
+    assert len(after[0] | after[1]) == 25
+    # What the earlier files gave is not kept.
+    assert len(list(prepared.glob("my_photos*"))) == 1
+
+
+@pytest.mark.parametrize("test", ["test", "Val", "validation"])
+def test_folders_of_splits(tmp_path, test):
+    for split, images in (("Train", IMAGES), (test, TEST_IMAGES)):
+        for i, image in enumerate(images):
+            file = tmp_path / "own" / split / NAMES[i % 2] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(png(image))
+    (train, labels), (held_out, _) = splits(tmp_path / "own")
+    assert {image.tobytes() for image in train} == {image.tobytes() for image in IMAGES}
+    assert {image.tobytes() for image in held_out} == {image.tobytes() for image in TEST_IMAGES}
+    assert data.class_names(config(tmp_path / "own")) == NAMES
+    for image, label in zip(train, labels, strict=True):
+        assert (image == IMAGES[label::2]).all((1, 2, 3)).any()
+
+
+def test_the_first_images_are_of_all_classes(tmp_path):
+    (train, labels), (test, _) = splits(image_folder(tmp_path), limit=6, split=0.5)
+    assert len(train) == len(test) == 6
+    assert set(labels) == {0, 1}
+
+
+def test_other_files_are_counted(tmp_path, caplog, prepared):
+    path = image_folder(tmp_path)
+    for name in (".hidden.png", "notes.txt", "more.txt", "README"):
+        (path / name).write_bytes(b"x")
+    splits(path)
+    assert "left out: 2 .txt, 1 none, 1 hidden" in caplog.text
+    (record,) = prepared.glob("*/1.0.0/source.json")
+    kept = json.loads(record.read_text("utf-8"))
+    assert kept["ignored"] == {".txt": 2, "none": 1, "hidden": 1}
+    assert kept["data"] == str(path)
+    assert sum(kept["images"].values()) == 24
+    caplog.clear()
+    (path / "notes.txt").write_bytes(b"longer")  # what is ignored does not count
+    splits(path)
+    assert not caplog.records
+
+
+def test_a_link_to_a_folder_above_ends(tmp_path):
+    path = image_folder(tmp_path)
+    (path / "loop").symlink_to(path, target_is_directory=True)
+    check_whole(path)
+
+
+def test_mixed_sizes_are_refused_with_two_files(tmp_path):
+    path = image_folder(tmp_path)
+    Image.new("RGB", (10, 20)).save(path / "odd.jpg")
+    refuse(path, r"8 x 8 pixels and .*odd\.jpg 20 x 10|odd\.jpg has 20 x 10 .* 8 x 8;.*`image_size")
+    refuse(
+        path,
+        r"odd\.jpg has 20 x 10 pixels, and `image_size` is 8 x 8",
+        image_size=(8,),
+        resize="none",
+    )
+    for resize in ("fit", "crop", "stretch"):
+        (train, _), (test, _) = splits(path, image_size=(6, 5), resize=resize)
+        assert train.shape[1:] == test.shape[1:] == (6, 5, 3)
+        assert len(train) + len(test) == 25
+
+
+def test_images_that_are_too_small(tmp_path):
+    path = tmp_path / "own"
+    path.mkdir()
+    for i in range(9):
+        Image.new("L", (9, 3), i * 20).save(path / f"{i}.png")
+    refuse(path, r"\d\.png has 3 x 9 pixels; images take at least 4 x 4 .*`image_size=64`")
+    assert splits(path, image_size=(4,), split=0.5)[0][0].shape[1:] == (4, 4, 1)
+
+
+def test_channels(tmp_path):
+    path = tmp_path / "own"
+    path.mkdir()
+    for i in range(12):
+        Image.new("L", (4, 4), 100 + i).save(path / f"{i}.png")
+    assert splits(path, split=0.5)[0][0].shape[1:] == (4, 4, 1)
+    assert splits(path, split=0.5, channels=3)[0][0].shape[1:] == (4, 4, 3)
+    Image.new("RGBA", (4, 4), (90, 90, 90, 128)).save(path / "color.png")
+    assert splits(path, split=0.5)[0][0].shape[1:] == (4, 4, 3)
+    assert splits(path, split=0.5, channels=1)[0][0].shape[1:] == (4, 4, 1)
+    images = np.concatenate([images for images, _ in splits(path, split=0.5, channels=4)])
+    assert images.shape[1:] == (4, 4, 4)
+    assert sorted(set(images[..., 3].flat)) == [128, 255]
+
+
+def test_unreadable_files(tmp_path, caplog, prepared):
+    path = image_folder(tmp_path)
+    whole = png(IMAGES[0])
+    (path / "cat" / "cut.png").write_bytes(whole[:-100])
+    refuse(path, r"cut\.png is no readable image .*`skip_unreadable=True`")
+    (path / "cat" / "text.jpg").write_bytes(b"text")
+    (path / "cat" / "empty.gif").write_bytes(b"")
+    (train, _), (test, _) = splits(path, skip_unreadable=True)
+    assert len(train) + len(test) == 24
+    assert "left out: 3 unreadable" in caplog.text
+    (record,) = prepared.glob("*/1.0.0/source.json")
+    kept = json.loads(record.read_text("utf-8"))
+    assert kept["skipped"] == 3
+    assert sorted(Path(name).name for name in kept["skipped_files"]) == [
+        *("cut.png", "empty.gif", "text.jpg")
+    ]
+    for file in path.rglob("*.PNG"):
+        file.write_bytes(b"")
+    refuse(path, "gives no training images, 26 unreadable ones left out", skip_unreadable=True)
+    (path / "cat" / "cut.png").unlink()  # the one with a header
+    refuse(path, "has no image that can be read", skip_unreadable=True)
+
+
+def test_no_test_images(tmp_path):
+    np.save(tmp_path / "a.npy", IMAGES[:2])
+    refuse(tmp_path / "a.npy", r"a\.npy gives no test images; give more images, or `split=0\.5`")
+
+
+def test_white_that_is_1(tmp_path):
+    np.save(tmp_path / "a.npy", IMAGES // 128)
+    refuse(tmp_path / "a.npy", r"a\.npy has no pixel above 1, which is black .*multiply")
+    np.save(tmp_path / "a.npy", IMAGES >= 128)
+    assert set(splits(tmp_path / "a.npy")[0][0].flat) == {0, 255}
+
+
+# Arrays.
+
+
+def test_an_npz_with_splits(tmp_path):
+    check_own_splits(npz_file(tmp_path))
+
+
+def test_medmnist(tmp_path):
+    # As its script writes: labels [N, 1]; validation images beside test images stay aside.
+    np.savez_compressed(
+        tmp_path / "pathmnist.npz",
+        train_images=IMAGES,
+        val_images=IMAGES[:5],
+        test_images=TEST_IMAGES,
+        train_labels=LABELS[:, None].astype(np.uint8),
+        val_labels=LABELS[:5, None].astype(np.uint8),
+        test_labels=TEST_LABELS[:, None].astype(np.uint8),
+    )
+    check_own_splits(tmp_path / "pathmnist.npz")
+    assert data.class_names(config(tmp_path / "pathmnist.npz")) == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "train_labels", "test", "test_labels"),
+        ("X_train", "Y_train", "X_val", "Y_val"),
+        ("train/x", "train/y", "test/x", "test/y"),
+        ("xtrain", "ytrain", "xtest", "ytest"),
+    ],
+)
+def test_names_in_an_npz(tmp_path, names):
+    values = (IMAGES, LABELS, TEST_IMAGES, TEST_LABELS)
+    np.savez(tmp_path / "a.npz", **dict(zip(names, values, strict=True)))
+    check_own_splits(tmp_path / "a.npz")
+
+
+def test_one_array_is_split(tmp_path):
+    np.savez(tmp_path / "a.npz", IMAGES)
+    check_whole(tmp_path / "a.npz", with_labels=False)
+    np.savez(tmp_path / "b.npz", images=IMAGES, labels=LABELS)
+    check_whole(tmp_path / "b.npz")
+    check_whole(npy_file(tmp_path), with_labels=False)
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(IMAGES))
+    check_whole(tmp_path / "fortran.npy", with_labels=False)
+
+
+def test_several_labels_of_an_image_are_left_out(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=RNG.integers(0, 2, (24, 14)))
+    check_whole(tmp_path / "a.npz", with_labels=False)
+
+
+def test_gray_arrays(tmp_path):
+    np.save(tmp_path / "a.npy", IMAGES[..., 0])
+    (train, _), _ = splits(tmp_path / "a.npy")
+    assert train.shape[1:] == (8, 8, 1)
+    assert splits(tmp_path / "a.npy", image_size=(4,), channels=3)[0][0].shape[1:] == (4, 4, 3)
+
+
+class Tripwire:
+    """Fails the test that unpickles it."""
+
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    values = np.empty(3, object)
+    values[:] = [Tripwire()] * 3
+    np.savez(tmp_path / "a.npz", images=values)
+    np.save(tmp_path / "a.npy", values)
+    for name in ("a.npz", "a.npy"):
+        refuse(tmp_path / name, rf"{name} is no readable .*Python objects, which are never unpick")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"a": IMAGES, "b": IMAGES}, r"several arrays of images, a \[24, 8, 8, 3\] and b"),
+        ({"images": np.moveaxis(IMAGES, -1, 1)}, r"images has shape \[24, 3, 8, 8\].*channels fir"),
+        ({"images": IMAGES.reshape(24, -1)}, r"images has shape \[24, 192\].*reshape flattened"),
+        ({"labels": LABELS}, "has no array of images"),
+        ({"train": IMAGES, "test": TEST_IMAGES[:, :4]}, "images of the shapes"),
+        ({"x": IMAGES, "y": LABELS[:5]}, "24 images in x and 5 labels in y"),
+        ({"val": IMAGES, "test": IMAGES}, "images of test and validation; it takes train with"),
+        ({"x": IMAGES.astype(int)}, r"x\[\d+\] is of type int64"),
+        ({"x": IMAGES.astype(np.float32)}, r"x\[\d+\] has floats in \[\d+, 25\d\]"),
+    ],
+)
+def test_arrays_that_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    refuse(tmp_path / "a.npz", rf"a\.npz.*{message}")
+
+
+def test_damaged_arrays(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", IMAGES)
+    np.save(tmp_path / "a.npy", IMAGES)
+    for name in ("a.npz", "a.npy"):
+        whole = (tmp_path / name).read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 0xFF
+        damages = [whole[:-500], b"", b"\x93NUMPY text"] + ([flipped] if name == "a.npz" else [])
+        for damage in damages:
+            (tmp_path / name).write_bytes(damage)
+            refuse(tmp_path / name, rf"{name} is no readable {name[2:]} file .*save it again")
+
+
+# IDX files.
+
+
+def test_idx_files(tmp_path, prepared):
+    path = idx_folder(tmp_path)
+    (train, labels), (test, test_labels) = splits(path)
+    np.testing.assert_array_equal(train, IMAGES[..., :1])
+    np.testing.assert_array_equal(test, TEST_IMAGES[..., :1])
+    np.testing.assert_array_equal(labels, LABELS)
+    np.testing.assert_array_equal(test_labels, TEST_LABELS)
+    (record,) = prepared.glob("*/1.0.0/source.json")
+    sums = json.loads(record.read_text("utf-8"))["sha256"]
+    assert sums == {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.iterdir()
+    }
+
+
+def test_emnist_and_qmnist_names(tmp_path):
+    path = idx_folder(tmp_path)
+    qmnist = tmp_path / "qmnist"
+    qmnist.mkdir()
+    for file in list(path.iterdir()):
+        name = file.name.replace("t10k", "test")
+        for other in (path / f"emnist-letters-{name}", path / f"emnist-digits-{name}"):
+            shutil.copy(file, other)
+        file.rename(qmnist / f"qmnist-{name}")
+    refuse(path, "several data sets.*::emnist-digits, ::emnist-letters")
+    for chosen in (f"{path}::emnist-letters", f"{path}::digits", qmnist):
+        (train, _), (_, labels) = splits(chosen)
+        np.testing.assert_array_equal(train, IMAGES[..., :1])
+        np.testing.assert_array_equal(labels, TEST_LABELS)
+    # QMNIST's labels are tables of eight int32, the class first.
+    for file in qmnist.glob("*labels*"):
+        values = LABELS if "train" in file.name else TEST_LABELS
+        rows = np.stack([values, *[values + 7] * 7], 1).astype(">i4")
+        head = struct.pack(">3I", 0x0C02, *rows.shape)
+        file.with_name(file.name.replace("idx1-ubyte", "idx2-int")).write_bytes(
+            head + rows.tobytes()
+        )
+        file.unlink()
+    np.testing.assert_array_equal(splits(qmnist)[0][1], LABELS)
+
+
+def test_idx_files_without_labels_or_test_images(tmp_path):
+    path = idx_folder(tmp_path)
+    (path / "t10k-labels-idx1-ubyte").unlink()
+    assert splits(path)[1][1] is None
+    (path / "t10k-images-idx3-ubyte.gz").unlink()
+    (train, labels), (test, _) = splits(path)
+    assert len(train) + len(test) == 24
+    assert len(labels) == len(train)
+
+
+def test_damaged_idx_files(tmp_path):
+    path = idx_folder(tmp_path)
+    file = path / "train-images-idx3-ubyte.gz"
+    whole = gzip.decompress(file.read_bytes())
+    for content, message in (
+        (whole[:-1], "is truncated after 23 of the 24 images"),
+        (whole + b"x", "has bytes after"),
+        (b"\x00\x00\x0d\x03" + whole[4:], "magic number"),
+        (struct.pack(">4I", 0x0803, 2**31, 8, 8), "announces 2147483648 examples"),
+        (struct.pack(">4I", 0x0803, 9, 2**16, 2**16), "pixels"),
+    ):
+        file.write_bytes(gzip.compress(content))
+        refuse(path, rf"train-images-idx3-ubyte\.gz.*{message}")
+
+
+# Data sets that TFDS has prepared.
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "parquet"])
+def test_a_tfds_folder(tmp_path, file_format):
+    path = tfds_folder(tmp_path / "theirs", file_format)
+    check_own_splits(path)
+    assert data.class_names(config(path)) == ("cat", "dog")
+    check_own_splits(path.parent)  # the folder of the versions, where there is one
+    (train, _), (test, labels) = splits(f"{path}::train[:50%],train[75%:]")
+    np.testing.assert_array_equal(train, IMAGES[:12])
+    np.testing.assert_array_equal(test, IMAGES[18:])
+    np.testing.assert_array_equal(labels, LABELS[18:])
+    (train, _), (test, _) = splits(f"{path}::train[:18]")
+    np.testing.assert_array_equal(train, IMAGES[:18])
+    np.testing.assert_array_equal(test, TEST_IMAGES)
+    (train, _), (test, _) = splits(f"{path}::train+test,test")
+    np.testing.assert_array_equal(train, np.concatenate([IMAGES, TEST_IMAGES]))
+    refuse(f"{path}::training[:9]", r"names no part .*train \(24\), test \(6\): write ::train\[")
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_damaged_tfds_folder(tmp_path):
+    path = tfds_folder(tmp_path / "theirs")
+    info = json.loads((path / "dataset_info.json").read_text())
+    (path / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
+    refuse(path, "holds tfrecord files, which only TensorFlow reads; .*array_record or parquet")
+    (path / "features.json").write_text("{")
+    refuse(path, "is no intact TFDS data set")
+
+
+# Parquet files.
+
+
+def test_a_parquet_folder(tmp_path):
+    path = parquet_folder(tmp_path)
+    check_own_splits(path)
+    assert data.class_names(config(path)) == NAMES
+
+
+def test_parquet_without_metadata_or_test_images(tmp_path):
+    (tmp_path / "hub" / "train").mkdir(parents=True)
+    plain = table(IMAGES, LABELS).replace_schema_metadata(None)
+    parquet.write_table(plain, tmp_path / "hub" / "train" / "0000.parquet")
+    check_whole(tmp_path / "hub")
+    assert data.class_names(config(tmp_path / "hub")) == ("0", "1")
+    parquet.write_table(plain.select(["img"]), tmp_path / "a.parquet")
+    check_whole(tmp_path / "a.parquet", with_labels=False)
+
+
+def test_parquet_files_that_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "hub"
+    path.mkdir()
+    file = path / "train.parquet"
+    parquet.write_table(pa.table({"text": ["a"], "label": [1]}), file)
+    refuse(path, r"train\.parquet has the columns text, label; it takes one of encoded images")
+    file.write_bytes(b"PAR1 text")
+    refuse(path, r"train\.parquet is no intact parquet file")
+    whole = table(IMAGES, LABELS)
+    column = whole["img"].to_pylist()
+    column[3] = {"bytes": b"text", "path": None}
+    parquet.write_table(whole.set_column(0, "img", pa.array(column, whole["img"].type)), file)
+    refuse(path, r"train\.parquet\[3\] is no readable image")
+    (train, _), (test, _) = splits(path, skip_unreadable=True)
+    assert len(train) + len(test) == 23
+    (path / "a.png").write_bytes(png(IMAGES[0]))
+    refuse(path, "has 1 parquet files and 1 images; give a folder of one kind")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (path / "a.png").unlink()
+    file.touch()
+    refuse(path, r'take pyarrow; pip install "cae-jax\[parquet\]"')
+
+
+# Names and paths.
+
+
+def test_a_named_data_set_is_converted(data_dir, test_images):
+    training = TrainConfig(image_size=(14,), channels=3, limit=5)
+    images, labels = data.load_split(training, "test", data_dir=data_dir)
+    assert images.shape == (5, 14, 14, 3)
+    expected = [Image.fromarray(image[..., 0]).resize((14, 14), 1) for image in test_images[:5]]
+    np.testing.assert_array_equal(images, np.stack(expected)[..., None].repeat(3, -1))
+    assert labels.tolist() == [9, 2, 1, 1, 6]
+    assert data.class_names(training)[9] == "Ankle boot"
+    images, _ = data.load_split(TrainConfig(limit=5, image_size=(28,)), "test", data_dir=data_dir)
+    np.testing.assert_array_equal(images, test_images[:5])
+
+
+def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path)
+    for given, message in (
+        ("fashion_mnits", "`data` is 'fashion_mnits', where nothing is; .*mean fashion_mnist"),
+        ("my photo", r"a folder of images, of IDX files, .* \.npy file; did you mean .*my photos"),
+        ("my photos/cat/any depth/x.png", "where nothing is"),
+    ):
+        with pytest.raises(UserError, match=message):
+            data.located(config(given))
+        refuse(given, message)
+    (tmp_path / "a.txt").write_text("x")
+    refuse("a.txt", r"`data` is the file .*a\.txt; it takes a folder of images")
+    (tmp_path / "empty").mkdir()
+    refuse("empty", "empty has no images; it takes a folder of images")
+    (tmp_path / "empty" / "a.zip").write_bytes(b"x")
+    refuse("empty", r"empty has no images, but 1 \.zip; it takes")
+    refuse("my photos::train", "names the part train of .*my photos, which takes none")
+    with pytest.raises(UserError, match="`archives` is for fashion_mnist, mnist, kmnist"):
+        data.load_split(config("my photos"), "train", archives=tmp_path)
+
+
+def test_located_paths_are_absolute(tmp_path, monkeypatch):
+    image_folder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data.located(config("my photos")).data == str(tmp_path / "my photos")
+    assert data.located(config("~/my photos::a")).data == f"{tmp_path / 'my photos'}::a"
+    for name in ("fashion_mnist", "arrays"):
+        assert data.located(config(name)).data == name
+
+
+def test_images_of_another_shape_than_the_run(tmp_path):
+    trained = dataclasses.replace(config(npy_file(tmp_path)), image_shape=(8, 8, 1))
+    with pytest.raises(UserError, match=r"images of shape \[8, 8, 3\].*`image_shape` is \[8, 8, 1"):
+        data.load_split(trained, "train")
+
+
+def test_a_source_that_is_gone_is_read_from_its_copy(tmp_path, caplog):
+    path = image_folder(tmp_path)
+    expected = splits(path)
+    shutil.rmtree(path)
+    caplog.clear()
+    for (images, labels), (before, labels_before) in zip(splits(path), expected, strict=True):
+        np.testing.assert_array_equal(images, before)
+        np.testing.assert_array_equal(labels, labels_before)
+    assert data.class_names(config(path)) == NAMES
+    assert f"{path} is gone; reading its prepared copy in" in caplog.text
+    assert data.located(config(path)).data == str(path)
+    refuse(path, "where nothing is", image_size=(4,))
+
+
+def test_a_damaged_copy_is_prepared_again(tmp_path, prepared):
+    path = image_folder(tmp_path)
+    (expected, _), _ = splits(path)
+    for file in prepared.glob("*/1.0.0/*train*"):
+        file.write_bytes(file.read_bytes()[:50])
+    (images, _), _ = splits(path)
+    np.testing.assert_array_equal(images, expected)
+
+
+def test_more_than_tfds_keeps_in_memory(tmp_path, monkeypatch):
+    # Above 1 GB its writer takes files, and TensorFlow for them.
+    monkeypatch.setattr(store.shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
+    check_own_splits(npz_file(tmp_path))
+    assert store.shuffle.MAX_MEM_BUFFER_SIZE == 1000
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    path = image_folder(tmp_path)
+    scandir = os.scandir
+
+    def refusing(folder):
+        if str(folder).endswith("cat"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    refuse(path, "my photos cannot be read .*cat.*grant read permission")
+
+
+def test_the_split_takes_both_forms_of_a_name():
+    for i in range(50):
+        name = f"dö{i}.png"
+        forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
+        assert len({source.split_of(form, 0.5) for form in forms}) == 1
+    shares = [source.split_of(f"{i}", 0.9) == "train" for i in range(2000)]
+    assert 1740 < sum(shares) < 1860  # 1800, give or take 4.5 standard deviations
+
+
+def test_names_of_prepared_data_are_safe(tmp_path):
+    np.save(tmp_path / "Ein Bild: ünï 犬.npy", IMAGES)
+    found = own.find(str(tmp_path / "Ein Bild: ünï 犬.npy"))
+    name = own.prepared_name(config("x"), found, None)
+    assert name.startswith("ein_bild_n_npy-")
+    assert decoded.folder(name, None).is_absolute()
+    assert len(name) < 60
+
+
+def test_warnings_of_tfds_stay_away(tmp_path, capfd):
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    splits(npy_file(tmp_path))
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert "custom data configuration" not in output.err
