@@ -17,12 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
 import cae_jax
 from cae_jax import TrainConfig, UserError, data
 from cae_jax.data import decoded, own, source, store
+from cae_jax.data.arrays import ArrayFile
+from cae_jax.data.conversion import eight_bit_array
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
@@ -482,6 +486,31 @@ def test_damaged_arrays(tmp_path):
             refuse(tmp_path / name, rf"{name} is no readable {name[2:]} file .*save it again")
 
 
+WHOLE = {name: io.BytesIO() for name in ("a.npy", "a.npz")}
+np.save(WHOLE["a.npy"], IMAGES[:2, :4, :4])
+np.savez(WHOLE["a.npz"], train=IMAGES[:2, :4, :4], labels=LABELS[:2])
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), name=st.sampled_from(sorted(WHOLE)))
+def test_any_damage_is_a_line_for_the_user(tmp_path, data, name):
+    content = bytearray(WHOLE[name].getvalue())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    (tmp_path / name).write_bytes(content)
+    refused = ""
+    try:
+        images = ArrayFile(tmp_path / name)
+        for split in images.splits:
+            for item in images.items(split):
+                eight_bit_array(item.read(), item.name)
+    except UserError as caught:
+        refused = str(caught)
+    assert "\n" not in refused
+
+
 # IDX files.
 
 
@@ -641,14 +670,14 @@ def test_a_named_data_set_is_converted(data_dir, test_images):
 def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image_folder(tmp_path)
-    for given, message in (
+    for path, message in (
         ("fashion_mnits", "`data` is 'fashion_mnits', where nothing is; .*mean fashion_mnist"),
         ("my photo", r"a folder of images, of IDX files, .* \.npy file; did you mean .*my photos"),
         ("my photos/cat/any depth/x.png", "where nothing is"),
     ):
         with pytest.raises(UserError, match=message):
-            data.located(config(given))
-        refuse(given, message)
+            data.located(config(path))
+        refuse(path, message)
     (tmp_path / "a.txt").write_text("x")
     refuse("a.txt", r"`data` is the file .*a\.txt; it takes a folder of images")
     (tmp_path / "empty").mkdir()

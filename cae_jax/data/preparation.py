@@ -65,10 +65,12 @@ class Own:
             classes=self._source.classes,
             description=f"The images of {self.title}.",
         )
-        with _quiet():  # about a configuration that TFDS does not know
+        with _quiet():
             builder = CaeImages(config=config, data_dir=str(root))
-        builder.examples = lambda _: {split: self._examples(split, convert) for split in _SPLITS}
-        store.write(builder)
+            builder.examples = lambda _: {
+                split: self._examples(split, convert) for split in _SPLITS
+            }
+            store.write(builder)
         self._finish(Path(builder.data_dir), shape)
         return {}
 
@@ -138,7 +140,7 @@ class Own:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps warnings of TFDS from stderr."""
+    """Keeps off stderr that TFDS does not know a configuration, and that there is no OpenCV."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
