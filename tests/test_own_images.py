@@ -77,7 +77,7 @@ def check_own_splits(path):
     np.testing.assert_array_equal(test_labels, TEST_LABELS)
 
 
-def refuse(path, message, **fields):
+def denied(path, message, **fields):
     with pytest.raises(UserError, match=message) as caught:
         splits(path, **fields)
     assert "\n" not in str(caught.value)
@@ -298,6 +298,13 @@ def test_other_files_are_counted(tmp_path, caplog, prepared):
     assert not caplog.records
 
 
+def test_names_that_no_encoding_has(tmp_path):
+    path = image_folder(tmp_path)
+    (path / NAMES[0]).rename(path / "cat\udcff\nwith a line")
+    check_whole(path)
+    assert data.class_names(config(path)) == ("cat\udcff\nwith a line", NAMES[1])
+
+
 def test_a_link_to_a_folder_above_ends(tmp_path):
     path = image_folder(tmp_path)
     (path / "loop").symlink_to(path, target_is_directory=True)
@@ -307,8 +314,8 @@ def test_a_link_to_a_folder_above_ends(tmp_path):
 def test_mixed_sizes_are_refused_with_two_files(tmp_path):
     path = image_folder(tmp_path)
     Image.new("RGB", (10, 20)).save(path / "odd.jpg")
-    refuse(path, r"8 x 8 pixels and .*odd\.jpg 20 x 10|odd\.jpg has 20 x 10 .* 8 x 8;.*`image_size")
-    refuse(
+    denied(path, r"8 x 8 pixels and .*odd\.jpg 20 x 10|odd\.jpg has 20 x 10 .* 8 x 8;.*`image_size")
+    denied(
         path,
         r"odd\.jpg has 20 x 10 pixels, and `image_size` is 8 x 8",
         image_size=(8,),
@@ -320,12 +327,25 @@ def test_mixed_sizes_are_refused_with_two_files(tmp_path):
         assert len(train) + len(test) == 25
 
 
+def test_the_command_line_says_it_in_flags(tmp_path, refuse):
+    path = image_folder(tmp_path)
+    Image.new("RGB", (10, 20)).save(path / "odd.jpg")
+    result = refuse("train", "--data", path)
+    *log, line = result.stderr.splitlines()
+    assert result.returncode == 2
+    assert "bring all to one size with --image-size 64, for example" in line
+    assert [each.split()[0] for each in log] == ["Preparing"]
+    (path / "odd.jpg").write_bytes(b"")
+    line = refuse("train", "--data", path, "--image-size", 8).stderr.splitlines()[-1]
+    assert line.endswith("save it again, remove it, or pass --skip-unreadable")
+
+
 def test_images_that_are_too_small(tmp_path):
     path = tmp_path / "own"
     path.mkdir()
     for i in range(9):
         Image.new("L", (9, 3), i * 20).save(path / f"{i}.png")
-    refuse(path, r"\d\.png has 3 x 9 pixels; images take at least 4 x 4 .*`image_size=64`")
+    denied(path, r"\d\.png has 3 x 9 pixels; images take at least 4 x 4 .*`image_size=64`")
     assert splits(path, image_size=(4,), split=0.5)[0][0].shape[1:] == (4, 4, 1)
 
 
@@ -348,7 +368,7 @@ def test_unreadable_files(tmp_path, caplog, prepared):
     path = image_folder(tmp_path)
     whole = png(IMAGES[0])
     (path / "cat" / "cut.png").write_bytes(whole[:-100])
-    refuse(path, r"cut\.png is no readable image .*`skip_unreadable=True`")
+    denied(path, r"cut\.png is no readable image .*`skip_unreadable=True`")
     (path / "cat" / "text.jpg").write_bytes(b"text")
     (path / "cat" / "empty.gif").write_bytes(b"")
     (train, _), (test, _) = splits(path, skip_unreadable=True)
@@ -362,19 +382,19 @@ def test_unreadable_files(tmp_path, caplog, prepared):
     ]
     for file in path.rglob("*.PNG"):
         file.write_bytes(b"")
-    refuse(path, "gives no training images, 26 unreadable ones left out", skip_unreadable=True)
+    denied(path, "gives no training images, 26 unreadable ones left out", skip_unreadable=True)
     (path / "cat" / "cut.png").unlink()  # the one with a header
-    refuse(path, "has no image that can be read", skip_unreadable=True)
+    denied(path, "has no image that can be read", skip_unreadable=True)
 
 
 def test_no_test_images(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES[:2])
-    refuse(tmp_path / "a.npy", r"a\.npy gives no test images; give more images, or `split=0\.5`")
+    denied(tmp_path / "a.npy", r"a\.npy gives no test images; give more images, or `split=0\.5`")
 
 
 def test_white_that_is_1(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES // 128)
-    refuse(tmp_path / "a.npy", r"a\.npy has no pixel above 1, which is black .*multiply")
+    denied(tmp_path / "a.npy", r"a\.npy has no pixel above 1, which is black .*multiply")
     np.save(tmp_path / "a.npy", IMAGES >= 128)
     assert set(splits(tmp_path / "a.npy")[0][0].flat) == {0, 255}
 
@@ -451,7 +471,7 @@ def test_nothing_is_unpickled(tmp_path):
     np.savez(tmp_path / "a.npz", images=values)
     np.save(tmp_path / "a.npy", values)
     for name in ("a.npz", "a.npy"):
-        refuse(tmp_path / name, rf"{name} is no readable .*Python objects, which are never unpick")
+        denied(tmp_path / name, rf"{name} is no readable .*Python objects, which are never unpick")
 
 
 @pytest.mark.parametrize(
@@ -470,7 +490,7 @@ def test_nothing_is_unpickled(tmp_path):
 )
 def test_arrays_that_are_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
-    refuse(tmp_path / "a.npz", rf"a\.npz.*{message}")
+    denied(tmp_path / "a.npz", rf"a\.npz.*{message}")
 
 
 def test_damaged_arrays(tmp_path):
@@ -483,7 +503,7 @@ def test_damaged_arrays(tmp_path):
         damages = [whole[:-500], b"", b"\x93NUMPY text"] + ([flipped] if name == "a.npz" else [])
         for damage in damages:
             (tmp_path / name).write_bytes(damage)
-            refuse(tmp_path / name, rf"{name} is no readable {name[2:]} file .*save it again")
+            denied(tmp_path / name, rf"{name} is no readable {name[2:]} file .*save it again")
 
 
 WHOLE = {name: io.BytesIO() for name in ("a.npy", "a.npz")}
@@ -537,7 +557,7 @@ def test_emnist_and_qmnist_names(tmp_path):
         for other in (path / f"emnist-letters-{name}", path / f"emnist-digits-{name}"):
             shutil.copy(file, other)
         file.rename(qmnist / f"qmnist-{name}")
-    refuse(path, "several data sets.*::emnist-digits, ::emnist-letters")
+    denied(path, "several data sets.*::emnist-digits, ::emnist-letters")
     for chosen in (f"{path}::emnist-letters", f"{path}::digits", qmnist):
         (train, _), (_, labels) = splits(chosen)
         np.testing.assert_array_equal(train, IMAGES[..., :1])
@@ -576,7 +596,7 @@ def test_damaged_idx_files(tmp_path):
         (struct.pack(">4I", 0x0803, 9, 2**16, 2**16), "pixels"),
     ):
         file.write_bytes(gzip.compress(content))
-        refuse(path, rf"train-images-idx3-ubyte\.gz.*{message}")
+        denied(path, rf"train-images-idx3-ubyte\.gz.*{message}")
 
 
 # Data sets that TFDS has prepared.
@@ -597,7 +617,7 @@ def test_a_tfds_folder(tmp_path, file_format):
     np.testing.assert_array_equal(test, TEST_IMAGES)
     (train, _), (test, _) = splits(f"{path}::train+test,test")
     np.testing.assert_array_equal(train, np.concatenate([IMAGES, TEST_IMAGES]))
-    refuse(f"{path}::training[:9]", r"names no part .*train \(24\), test \(6\): write ::train\[")
+    denied(f"{path}::training[:9]", r"names no part .*train \(24\), test \(6\): write ::train\[")
     assert "tensorflow" not in sys.modules
 
 
@@ -605,9 +625,9 @@ def test_a_damaged_tfds_folder(tmp_path):
     path = tfds_folder(tmp_path / "theirs")
     info = json.loads((path / "dataset_info.json").read_text())
     (path / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-    refuse(path, "holds tfrecord files, which only TensorFlow reads; .*array_record or parquet")
+    denied(path, "holds tfrecord files, which only TensorFlow reads; .*array_record or parquet")
     (path / "features.json").write_text("{")
-    refuse(path, "is no intact TFDS data set")
+    denied(path, "is no intact TFDS data set")
 
 
 # Parquet files.
@@ -634,22 +654,22 @@ def test_parquet_files_that_are_refused(tmp_path, monkeypatch):
     path.mkdir()
     file = path / "train.parquet"
     parquet.write_table(pa.table({"text": ["a"], "label": [1]}), file)
-    refuse(path, r"train\.parquet has the columns text, label; it takes one of encoded images")
+    denied(path, r"train\.parquet has the columns text, label; it takes one of encoded images")
     file.write_bytes(b"PAR1 text")
-    refuse(path, r"train\.parquet is no intact parquet file")
+    denied(path, r"train\.parquet is no intact parquet file")
     whole = table(IMAGES, LABELS)
     column = whole["img"].to_pylist()
     column[3] = {"bytes": b"text", "path": None}
     parquet.write_table(whole.set_column(0, "img", pa.array(column, whole["img"].type)), file)
-    refuse(path, r"train\.parquet\[3\] is no readable image")
+    denied(path, r"train\.parquet\[3\] is no readable image")
     (train, _), (test, _) = splits(path, skip_unreadable=True)
     assert len(train) + len(test) == 23
     (path / "a.png").write_bytes(png(IMAGES[0]))
-    refuse(path, "has 1 parquet files and 1 images; give a folder of one kind")
+    denied(path, "has 1 parquet files and 1 images; give a folder of one kind")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (path / "a.png").unlink()
     file.touch()
-    refuse(path, r'take pyarrow; pip install "cae-jax\[parquet\]"')
+    denied(path, r'take pyarrow; pip install "cae-jax\[parquet\]"')
 
 
 # Names and paths.
@@ -677,14 +697,14 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             data.located(config(path))
-        refuse(path, message)
+        denied(path, message)
     (tmp_path / "a.txt").write_text("x")
-    refuse("a.txt", r"`data` is the file .*a\.txt; it takes a folder of images")
+    denied("a.txt", r"`data` is the file .*a\.txt; it takes a folder of images")
     (tmp_path / "empty").mkdir()
-    refuse("empty", "empty has no images; it takes a folder of images")
+    denied("empty", "empty has no images; it takes a folder of images")
     (tmp_path / "empty" / "a.zip").write_bytes(b"x")
-    refuse("empty", r"empty has no images, but 1 \.zip; it takes")
-    refuse("my photos::train", "names the part train of .*my photos, which takes none")
+    denied("empty", r"empty has no images, but 1 \.zip; it takes")
+    denied("my photos::train", "names the part train of .*my photos, which takes none")
     with pytest.raises(UserError, match="`archives` is for fashion_mnist, mnist, kmnist"):
         data.load_split(config("my photos"), "train", archives=tmp_path)
 
@@ -716,7 +736,7 @@ def test_a_source_that_is_gone_is_read_from_its_copy(tmp_path, caplog):
     assert data.class_names(config(path)) == NAMES
     assert f"{path} is gone; reading its prepared copy in" in caplog.text
     assert data.located(config(path)).data == str(path)
-    refuse(path, "where nothing is", image_size=(4,))
+    denied(path, "where nothing is", image_size=(4,))
 
 
 def test_a_damaged_copy_is_prepared_again(tmp_path, prepared):
@@ -745,7 +765,7 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    refuse(path, "my photos cannot be read .*cat.*grant read permission")
+    denied(path, "my photos cannot be read .*cat.*grant read permission")
 
 
 def test_the_split_takes_both_forms_of_a_name():

@@ -63,13 +63,14 @@ class Own:
             name=self.name,
             image_shape=shape,
             classes=self._source.classes,
-            description=f"The images of {self.title}.",
+            description=f"The images of {self.title!a}.",
         )
         with _quiet():
             builder = CaeImages(config=config, data_dir=str(root))
             builder.examples = lambda _: {
                 split: self._examples(split, convert) for split in _SPLITS
             }
+            builder.finish = lambda: self._keep(Path(builder.data_dir), shape)
             store.write(builder)
         self._finish(Path(builder.data_dir), shape)
         return {}
@@ -112,8 +113,8 @@ class Own:
             "where it has no test images of its own"
         )
 
-    def _finish(self, prepared: Path, shape: Shape) -> None:
-        """Keeps a record, logs a line, and removes what an earlier state of the files gave."""
+    def _keep(self, prepared: Path, shape: Shape) -> None:
+        """Writes where the images are from, and how many were left out."""
         record = {
             "data": self.title,
             "image_shape": shape,
@@ -124,6 +125,9 @@ class Own:
             **self._source.notes,
         }
         own.write_record(prepared, record)
+
+    def _finish(self, prepared: Path, shape: Shape) -> None:
+        """Logs a line, and removes what an earlier state of the files gave."""
         aside = [f"{len(self._skipped)} unreadable"] if self._skipped else []
         ignored = self._source.notes.get("ignored", {})
         aside += [f"{count} {name}" for name, count in ignored.items()]

@@ -96,6 +96,9 @@ class CaeImages(tfds.core.GeneratorBasedBuilder):
     # Gives the images and labels of each split; gets a function that downloads URLs by name.
     examples: Callable[[Callable[[dict[str, str]], Any]], Mapping[str, Iterable[Example]]]
 
+    # Called at the end, to write more beside the records.
+    finish: Callable[[], None] = staticmethod(lambda: None)
+
     @property
     def source(self) -> ImagesConfig:
         """The data set that this builder prepares."""
@@ -111,7 +114,7 @@ class CaeImages(tfds.core.GeneratorBasedBuilder):
             )
         }
         if self.source.classes:
-            features["label"] = tfds.features.ClassLabel(names=list(self.source.classes))
+            features["label"] = _label(self.source.classes)
         return self.dataset_info_from_configs(
             description=self.source.description,
             homepage=self.source.homepage,
@@ -121,11 +124,24 @@ class CaeImages(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         splits = self.examples(dl_manager.download)
-        return {split: self._generate_examples(examples) for split, examples in splits.items()}
+        last = [*splits][-1]
+        return {
+            split: self._generate_examples(examples, split == last)
+            for split, examples in splits.items()
+        }
 
     def _generate_examples(
-        self, examples: Iterable[Example]
+        self, examples: Iterable[Example], last: bool
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, (image, label) in enumerate(examples):
             labels = {"label": int(label)} if label is not None else {}
             yield index, {"image": image, **labels}
+        if last:
+            self.finish()
+
+
+def _label(classes: tuple[str, ...]) -> tfds.features.ClassLabel:
+    """The feature of labels; without names where TFDS's file of them, one a line, has no place."""
+    if all(name.isprintable() and name == name.strip() for name in classes):
+        return tfds.features.ClassLabel(names=list(classes))
+    return tfds.features.ClassLabel(num_classes=len(classes))
