@@ -101,10 +101,12 @@ class TrainConfig:
     white behind dark ones."""
 
     split: float = 0.9
-    """Fraction of the images for training, where the data have no test images of their own."""
+    """Fraction of the images for training, where the data have no test images of their own; a hash
+    of the path of each decides."""
 
     limit: int | None = None
-    """Number of images that are read, the first ones of each split; None reads all."""
+    """Number of images that are read, the first ones of each split; None reads all. Those of a
+    folder come in an order that mixes its classes."""
 
     skip_unreadable: bool = False
     """Leave out files that are no intact images, and count them."""

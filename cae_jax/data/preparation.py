@@ -144,7 +144,7 @@ class Own:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps off stderr that TFDS does not know a configuration, and that there is no OpenCV."""
+    """Keeps TFDS's warnings of a new configuration and of a missing OpenCV off stderr."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
