@@ -623,6 +623,10 @@ def test_a_tfds_folder(tmp_path, file_format):
 
 def test_a_damaged_tfds_folder(tmp_path):
     path = tfds_folder(tmp_path / "theirs")
+    (records,) = path.glob("*-test.*")
+    records.rename(path / "elsewhere")
+    denied(path, rf"{path}: test\[0\] is no readable image .*No such file")
+    (path / "elsewhere").rename(records)
     info = json.loads((path / "dataset_info.json").read_text())
     (path / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
     denied(path, "holds tfrecord files, which only TensorFlow reads; .*array_record or parquet")

@@ -1,5 +1,6 @@
 """Reads image data sets that TensorFlow Datasets has prepared, without TensorFlow."""
 
+import contextlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -43,13 +44,8 @@ class TfdsFolder:
         import tensorflow_datasets as tfds
 
         self._folder = folder
-        try:
+        with _damage(folder):
             self._builder: Any = tfds.builder_from_directory(folder)
-        except Exception as error:  # TFDS documents no exceptions
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{folder} is no intact TFDS data set ({reason}); prepare it again"
-            ) from error
         form = self._builder.info.file_format.value
         if form not in ("array_record", "parquet"):
             raise UserError(
@@ -94,7 +90,7 @@ class TfdsFolder:
                 ]
                 for split, name in names.items()
             }
-        except Exception as error:  # as above
+        except Exception as error:  # of any type, too
             raise UserError(
                 f"{self._folder}::{chosen} names no part of the data set "
                 f"({' '.join(str(error).split())[:200]}); it has "
@@ -105,7 +101,8 @@ class TfdsFolder:
     def items(self, split: str) -> Iterator[Item]:
         """The images of a split."""
         for part in self._parts[split]:
-            records = self._builder.as_data_source(part.split)
+            with _damage(self._folder):
+                records = self._builder.as_data_source(part.split)
             for start in range(part.first, part.last, _BLOCK):
                 block = range(start, min(start + _BLOCK, part.last))
                 for i, example in zip(block, self._read(records, block, part.split), strict=True):
@@ -125,6 +122,18 @@ class TfdsFolder:
             return records.__getitems__(block)
         except Exception:  # of one of them
             return [_example(records, i) for i in block]
+
+
+@contextlib.contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    """Names the folder in what TFDS raises, which documents no exceptions."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder} is no intact TFDS data set ({reason}); prepare it again"
+        ) from error
 
 
 def _example(records: Any, i: int) -> Any:
