@@ -391,15 +391,21 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `to_dict` gave in an earlier version, or a part of that, by today's keys."""
+    values = dict(values)
+    if "dataset" in values:  # the name of `data` before there were other sizes than 28 x 28
+        values |= {"data": values.pop("dataset"), "image_shape": [28, 28, 1]}
+    return values
+
+
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """Inverts `to_dict`; takes the dictionaries of earlier versions too.
 
     Raises:
         UserError: an unknown key or an invalid value.
     """
-    if "dataset" in values:  # the name of `data` before there were other sizes than 28 x 28
-        values = {**values, "data": values["dataset"], "image_shape": (28, 28, 1)}
-        values.pop("dataset")
+    values = upgraded(values)
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     for key in values:
         if key not in fields:

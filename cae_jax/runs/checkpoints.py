@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 from cae_jax import atomic
-from cae_jax.config import TrainConfig, to_dict
+from cae_jax.config import TrainConfig, to_dict, upgraded
 from cae_jax.errors import UserError
 from cae_jax.runs import history, manifest
 from cae_jax.runs.folder import MARK
@@ -238,7 +238,9 @@ class Checkpoints:
             raise manifest.DamagedError(f"{folder} holds step {metadata['step']}")
         differing = [
             f"{key} ({value} there, {self._config.get(key)} now)"
-            for key, value in metadata["config"].items()  # later versions may have more keys
+            for key, value in upgraded(
+                metadata["config"]
+            ).items()  # later versions may have more keys
             if self._config.get(key) != value
             # written before the run was given more epochs
             and not (key == "epochs" and value in self._config["restarts"])

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cae_jax import atomic
-from cae_jax.config import TrainConfig, from_dict, to_dict
+from cae_jax.config import TrainConfig, from_dict, known_shape, resolved, to_dict
 from cae_jax.errors import UserError
 from cae_jax.runs import manifest, pretrained, replacement
 
@@ -77,7 +77,8 @@ def read_config(run: Path) -> TrainConfig:
         if not isinstance(values, dict) or type(values.get("format")) is not int:
             raise ValueError("it holds no JSON object with a format")
         if values["format"] <= manifest.FORMAT:
-            return from_dict({key: values[key] for key in values if key != "format"})
+            config = from_dict({key: values[key] for key in values if key != "format"})
+            return resolved(config) if known_shape(config) else config
     # ValueError comes from JSON, Unicode and TrainConfig, RecursionError from nested brackets.
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
