@@ -155,6 +155,15 @@ def draw_parameters(network):
     return parameters
 
 
+def nested(parameters: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Parameters by the layer's name and kernel or bias."""
+    result = {}
+    for name, values in parameters.items():
+        layer, kind = name.split(".")
+        result.setdefault(layer, {})[kind] = values
+    return result
+
+
 def reference(autoencoder, images):
     """Input and expected output of each function; the parameters are those of the model."""
     layers = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))

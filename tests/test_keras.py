@@ -20,14 +20,18 @@ from flax import nnx
 from PIL import Image
 
 import cae_jax
+from cae_jax import cli
+from cae_jax.data import Split
 from cae_jax.interop import keras as interop
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
+from cae_jax.models.topology import convolutional, of_config
 from cae_jax.runs import history
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state, make_run_steps
 from tests.conftest import ARCHIVES, SMALL
 from tests.test_cli import assert_fails_in_one_line
+from tests.test_export import draw_parameters, nested
 
 # Read when Keras is imported; neither TensorFlow nor what a user has set in ~/.keras counts.
 os.environ["KERAS_BACKEND"] = "jax"
@@ -71,8 +75,17 @@ def rank_promotion():
         yield
 
 
-def conv_layers(f1=16, f2=8, f3=8):
-    """The lab's network as its table has it."""
+def conv_layers(f1=16, f2=8, f3=8, *others):
+    """The lab's network as its table has it; with others one of more stages."""
+    if others:
+        widths = (f1, f2, f3, *others)
+        pools = (
+            (layers.Conv2D(n, 3, **RELU), layers.MaxPooling2D(2, padding="same")) for n in widths
+        )
+        ups = ((layers.Conv2D(n, 3, **RELU), layers.UpSampling2D(2)) for n in widths[::-1])
+        return [layer for pair in (*pools, *ups) for layer in pair] + [
+            layers.Conv2D(1, 3, **SIGMOID)
+        ]
     return [
         *(layers.Conv2D(f1, 3, **RELU), layers.MaxPooling2D(2, padding="same")),
         *(layers.Conv2D(f2, 3, **RELU), layers.MaxPooling2D(2, padding="same")),
@@ -84,9 +97,9 @@ def conv_layers(f1=16, f2=8, f3=8):
     ]
 
 
-def dense_layers(*widths):
+def dense_layers(*widths, pixels=784):
     hidden = [layers.Dense(width, activation="relu", **ZEROS) for width in widths]
-    return [*hidden, layers.Dense(784, activation="sigmoid", **ZEROS)]
+    return [*hidden, layers.Dense(pixels, activation="sigmoid", **ZEROS)]
 
 
 def sequential(parts, shape=(28, 28, 1)):
@@ -160,7 +173,9 @@ def test_what_keras_saves_is_read_bit_for_bit(kind, form, tmp_path):
     model = network(kind, form)
     for name, whole in (("m.keras", True), ("m.h5", True), ("m.weights.h5", False)):
         weights = read(save(model, tmp_path / name))
-        assert (weights.model, weights.features, weights.complete) == (kind, (16, 8, 8), whole)
+        features = (16, 8, 8) if kind == "conv" else None
+        assert (weights.model, weights.features, weights.complete) == (kind, features, whole)
+        assert weights.image_shape == ((28, 28, 1) if kind == "conv" and whole else None)
         assert_same_weights(model, weights.params)
 
 
@@ -188,7 +203,26 @@ def test_fully_connected_ones_may_flatten_and_reshape(tmp_path):
     parts = [layers.Flatten(), *dense_layers(32), layers.Reshape((28, 28))]
     model = randomised(sequential(parts, (28, 28)))
     for name in ("m.keras", "m.h5", "m.weights.h5"):
-        assert_same_weights(model, read(save(model, tmp_path / name)).params)
+        weights = read(save(model, tmp_path / name))
+        assert weights.image_shape == (None if "weights" in name else (28, 28, 1))
+        assert_same_weights(model, weights.params)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((9, 7, 3), lambda: [layers.Flatten(), *dense_layers(32, pixels=189)]),
+        ((189,), lambda: [*dense_layers(32, pixels=189), layers.Reshape((9, 7, 3))]),
+    ],
+)
+def test_fully_connected_ones_of_another_shape(shape, parts, tmp_path):
+    """The file tells the shape by one of its ends."""
+    model = randomised(sequential(parts(), shape))
+    weights = read(save(model, tmp_path / "m.keras"))
+    assert (weights.model, weights.image_shape) == ("simple", (9, 7, 3))
+    images = np.random.default_rng(0).integers(0, 256, (5, 9, 7, 3), np.uint8)
+    ours = Autoencoder(*build(weights, data="arrays")).reconstruct(images)
+    np.testing.assert_allclose(ours, predict(model, images), **SAME_OUTPUTS)
 
 
 def test_a_recompressed_archive(tmp_path):
@@ -372,14 +406,14 @@ class Halves(keras.Model):
 class Attributes(keras.Model):
     """Every layer an attribute or in a list, as PyTorch users write it."""
 
-    def __init__(self, f1, f2, f3, listed):
+    def __init__(self, *features, listed):
         super().__init__()
-        self.steps = conv_layers(f1, f2, f3)
+        self.steps = conv_layers(*features)
+        self.order = "qwertyuiopasdfghjklzxcvbnm"[: len(self.steps)]
         if not listed:
-            for letter, layer in zip("qwertyuiopasd", self.steps, strict=True):
+            for letter, layer in zip(self.order, self.steps, strict=True):
                 setattr(self, letter, layer)
             self.steps = None
-        self.order = "qwertyuiopasd"
 
     def call(self, inputs):
         for layer in self.steps or [getattr(self, letter) for letter in self.order]:
@@ -464,7 +498,7 @@ def test_a_trained_run_goes_to_keras_and_back(run, tmp_path, test_images):
     np.testing.assert_allclose(theirs, ours, **SAME_OUTPUTS)
     back = read(path)
     assert_same_weights(model, back.params)
-    assert (back.model, back.features) == (SMALL.model, SMALL.features)
+    assert (back.model, back.features, back.image_shape) == ("conv", (16, 8, 8), (28, 28, 1))
     again = read(save(model, tmp_path / "again.keras"))
     np.testing.assert_equal(again, back)
     interop.write(path, autoencoder)
@@ -472,27 +506,51 @@ def test_a_trained_run_goes_to_keras_and_back(run, tmp_path, test_images):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.keras", "m.keras"]
 
 
+# Of 47 x 61 pixels the last convolution pads rows alone, and a row and a column are cropped.
 @pytest.mark.parametrize(
-    "changes",
+    ("shape", "changes"),
     [
-        {"model": "simple"},
-        {"model": "deep"},
-        pytest.param({"features": (6, 4, 2)}, marks=pytest.mark.slow),
+        ((28, 28, 1), {"model": "simple"}),
+        ((28, 28, 1), {"model": "deep"}),
+        pytest.param((28, 28, 1), {"features": (6, 4, 2)}, marks=pytest.mark.slow),
+        ((32, 32, 3), {"features": (5,)}),
+        ((47, 61, 3), {"features": (4, 3, 3, 2)}),
+        pytest.param((47, 61, 3), {"features": (2, 3, 2, 3, 2, 4)}, marks=pytest.mark.slow),
+        pytest.param((9, 70, 4), {"features": (3, 2)}, marks=pytest.mark.slow),
+        pytest.param((32, 32, 3), {"model": "deep"}, marks=pytest.mark.slow),
+        pytest.param((47, 61, 3), {"model": "simple"}, marks=pytest.mark.slow),
     ],
 )
-def test_every_network_goes_to_keras_and_back(changes, tmp_path, test_images):
-    config = dataclasses.replace(SMALL, **changes)
-    autoencoder = Autoencoder(config, autoencoders.build(config, nnx.Rngs(3)))
+def test_every_network_goes_to_keras_and_back(shape, changes, tmp_path):
+    config = dataclasses.replace(SMALL, data="arrays", image_shape=shape, **changes)
+    drawn = draw_parameters(of_config(config))
+    autoencoder = Autoencoder(config, autoencoders.build_with(config, nested(drawn)))
     interop.write(tmp_path / "m.keras", autoencoder)
     model = keras.models.load_model(tmp_path / "m.keras")
     params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     assert_same_weights(model, params)
-    np.testing.assert_allclose(
-        predict(model, test_images[:50]), autoencoder.reconstruct(test_images[:50]), **SAME_OUTPUTS
-    )
-    back = read(tmp_path / "m.keras")
-    np.testing.assert_equal(flat(back.params), flat(params))
-    assert (back.model, back.features) == (config.model, config.features)
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
+    theirs = predict(model, images)
+    assert theirs.std() > 0.05
+    np.testing.assert_allclose(theirs, autoencoder.reconstruct(images), rtol=0, atol=2e-5)
+    is_conv = config.model == "conv"
+    for name, known in (("m.keras", True), ("m.weights.h5", False)):
+        back = read(tmp_path / name if known else save(model, tmp_path / name))
+        np.testing.assert_equal(flat(back.params), flat(params))
+        assert (back.model, back.features) == (config.model, config.features)
+        assert back.image_shape == (shape if known and is_conv else None)
+        assert back.takes(shape)
+        assert not back.takes((*shape[:2], 2))
+
+
+@pytest.mark.parametrize("listed", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_many_layers_whose_order_their_kernels_decide(listed, tmp_path):
+    """Thirteen, which have 6 billion orders."""
+    widths = (3, 5, 7, 9, 4, 2)
+    model = randomised(called(Attributes(*widths, listed=listed)))
+    weights = read(save(model, tmp_path / "m.weights.h5"))
+    assert weights.features == widths
+    assert_same_weights(model, weights.params)
 
 
 @pytest.mark.parametrize(
@@ -613,6 +671,60 @@ def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     with pytest.raises(cae_jax.UserError, match="no space left"):
         interop.import_run(weights, config, tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.fixture
+def photos(monkeypatch):
+    """Color images of 9 x 7 pixels as the data of every config that names others than the three."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 9, 7, 3), np.uint8)
+    monkeypatch.setattr("cae_jax.data.load", lambda *_, **__: Split(images[:30], images[30:]))
+    return images
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])
+def test_a_network_for_images_of_ones_own(name, photos, tmp_path):
+    """Of weights alone the data tell the size."""
+    config = dataclasses.replace(SMALL, data="photos", features=(3, 2), batch_size=10)
+    network = convolutional((9, 7, 3), (3, 2))
+    drawn = draw_parameters(network)
+    known = dataclasses.replace(config, image_shape=(9, 7, 3))
+    autoencoder = Autoencoder(known, autoencoders.build_with(known, nested(drawn)))
+    interop.write(tmp_path / "m.keras", autoencoder)
+    model = keras.models.load_model(tmp_path / "m.keras")
+    weights = read(save(model, tmp_path / name))
+    interop.import_run(weights, config, tmp_path / "run")
+    loaded = cae_jax.load(tmp_path / "run", backend="xla")
+    assert (loaded.config.image_shape, loaded.config.features) == ((9, 7, 3), (3, 2))
+    np.testing.assert_allclose(loaded.reconstruct(photos), predict(model, photos), **SAME_OUTPUTS)
+    with pytest.raises(cae_jax.UserError, match=r"28 x 28 x 1 images .*the weights are of .*image"):
+        interop.import_run(weights, dataclasses.replace(SMALL, features=(3, 2)), tmp_path / "other")
+    photos_of_one_channel = photos[..., :1]
+    with pytest.MonkeyPatch.context() as patch:
+        gray = Split(photos_of_one_channel, photos_of_one_channel)
+        patch.setattr("cae_jax.data.load", lambda *_, **__: gray)
+        with pytest.raises(cae_jax.UserError, match="of photos are 9 x 7 x 1 and the network of"):
+            interop.import_run(weights, config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_command_takes_the_size_of_the_file(photos, tmp_path, capsys):
+    known = dataclasses.replace(SMALL, data="photos", features=(3, 2), image_shape=(9, 7, 3))
+    drawn = nested(draw_parameters(convolutional((9, 7, 3), (3, 2))))
+    interop.write(tmp_path / "m.keras", Autoencoder(known, autoencoders.build_with(known, drawn)))
+    command = ["import", str(tmp_path / "m.keras"), "--out", str(tmp_path / "run")]
+    small = ["--batch-size", "10"]
+    cli.main([*command, "--data", "photos", *small])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(
+        "--data photos --image-size 9 7 --channels 3 --features 3 2 --batch-size 10"
+    )
+    for others, message in (
+        (["--data", "photos", "--image-size", "8"], "of 9 x 7 x 3 images; leave --image-size and"),
+        ([], "of 9 x 7 x 3 images, and those of fashion_mnist are 28 x 28 x 1; give --data, a"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--overwrite", *others, *small])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["runs.checkpoints.Checkpoints.save", "runs.folder.write_config"])

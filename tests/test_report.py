@@ -27,7 +27,7 @@ from cae_jax.models import autoencoders, topology
 from cae_jax.report import collect, page
 from cae_jax.runs import history
 from tests.conftest import ROOT, SMALL
-from tests.test_export import OTHER, draw_parameters, numpy_other
+from tests.test_export import OTHER, draw_parameters, nested, numpy_other
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
@@ -134,15 +134,6 @@ return Array.from(canvas.getContext("2d").getImageData(0, 0, 28, 28).data);"""
     assert (pixels[:, :3] == pixels[:, :1]).all()
     assert (pixels[:, 3] == 255).all()
     return pixels[:, 0] / 255
-
-
-def nested(parameters: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Parameters by the layer's name and kernel or bias."""
-    result = {}
-    for name, values in parameters.items():
-        layer, kind = name.split(".")
-        result.setdefault(layer, {})[kind] = values
-    return result
 
 
 def notes(browser, box: str) -> list[str]:

@@ -3,20 +3,21 @@
     cae-jax import model.keras --out runs/imported
 
 The run can be evaluated, reconstruct images and continue training. The network has to be that of
-the config; --features may be left out, since the file has them. Every field of the config is a flag
-too; it applies when training continues.
+the config; --features may be left out, since the file has them. Images of one's own (--data) are
+brought to the size and channels of the file. Every field of the config is a flag too; it applies
+when training continues.
 """
 
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
 from cae_jax.cli import common
 from cae_jax.cli.configs import load_config
-from cae_jax.config import TrainConfig, to_dict
+from cae_jax.config import TrainConfig, known_shape, to_dict
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -62,12 +63,33 @@ def check_network(flags: Flags, base: TrainConfig, weights: "Weights") -> TrainC
             f"{flags.file} holds the network {weights.model} and the config has {config.model}; "
             f"give --config {example}"
         )
-    if weights.model == "conv" and config.features not in (base.features, weights.features):
+    if weights.features and config.features not in (base.features, weights.features):
         raise UserError(
             f"{flags.file} has features {weights.features} and --features are {config.features}; "
             "leave them out"
         )
-    return dataclasses.replace(config, features=weights.features)
+    if weights.features:
+        config = dataclasses.replace(config, features=weights.features)
+    return with_images(flags, config, weights)
+
+
+def with_images(flags: Flags, config: TrainConfig, weights: "Weights") -> TrainConfig:
+    """The config with the size and the channels of the file's images, where data have no own."""
+    shape = known_shape(config)
+    if shape is not None and not weights.takes(shape):
+        raise UserError(
+            f"{flags.file} is of {weights.images}, and those of {config.data} are "
+            f"{' x '.join(map(str, shape))}; give --data, a folder or file of images"
+        )
+    if shape is not None or weights.image_shape is None:
+        return config
+    *size, channels = weights.image_shape
+    if config.image_size not in (None, tuple(size)) or config.channels not in ("auto", channels):
+        raise UserError(
+            f"{flags.file} is of {weights.images}; leave --image-size and --channels out"
+        )
+    channels = cast(Any, channels)
+    return dataclasses.replace(config, image_size=tuple(size), channels=channels)
 
 
 def report(

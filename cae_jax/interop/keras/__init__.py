@@ -6,6 +6,7 @@ imported without Keras, and a file that crashes or stalls the HDF5 library costs
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -17,11 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cae_jax import atomic
-from cae_jax.config import TrainConfig, to_dict
+from cae_jax.config import Shape, TrainConfig, known_shape, resolved, to_dict
 from cae_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from cae_jax.models import autoencoders
     from cae_jax.models.inference import Autoencoder
 
 __all__ = ["Weights", "import_run", "matching", "read", "write"]
@@ -34,20 +34,24 @@ class Weights(NamedTuple):
 
     Attributes:
         model: ``TrainConfig.model``.
-        features: ``TrainConfig.features``; of a fully connected network the default.
+        features: ``TrainConfig.features``; None of a fully connected network.
+        image_shape: ``TrainConfig.image_shape``; None where the file does not tell, a file of
+            weights or of a fully connected network on flat images.
         params: float32 arrays, kernel and bias by the layer's name in `cae_jax.models.topology`.
         complete: whether the file also has the settings of the layers, so that they were compared;
             False for a file of weights, which has neither padding nor activations.
     """
 
     model: Any
-    features: tuple[int, ...]
+    features: tuple[int, ...] | None
+    image_shape: Shape | None
     params: Params
     complete: bool
 
     def save(self, path: Path) -> None:
         """Writes an ``.npz`` file of plain arrays."""
-        arrays: Any = {"facts": json.dumps([self.model, self.features, self.complete])}
+        facts = [self.model, self.features, self.image_shape, self.complete]
+        arrays: Any = {"facts": json.dumps(facts)}
         for layer, params in self.params.items():
             arrays |= {f"{layer}/{which}": array for which, array in params.items()}
         np.savez(path, **arrays)
@@ -57,12 +61,30 @@ class Weights(NamedTuple):
         """Reads what `save` wrote; nothing in it is unpickled."""
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        model, features, complete = json.loads(arrays.pop("facts").item())
+        model, *shapes, complete = json.loads(arrays.pop("facts").item())
         params: Params = {}
         for name, array in arrays.items():
             layer, which = name.split("/")
             params.setdefault(layer, {})[which] = array
-        return cls(model, tuple(features), params, complete)
+        features, image_shape = (None if shape is None else tuple(shape) for shape in shapes)
+        return cls(model, features, image_shape, params, complete)
+
+    def takes(self, image_shape: Shape) -> bool:
+        """Whether the network takes images of this height, width and number of channels."""
+        if self.image_shape is not None:
+            return self.image_shape == image_shape
+        if self.features is not None:
+            return self.params["conv1"]["kernel"].shape[2] == image_shape[2]
+        return self.params["dense1"]["kernel"].shape[0] == math.prod(image_shape)
+
+    @property
+    def images(self) -> str:
+        """The images that it takes, in words."""
+        if self.image_shape is not None:
+            return f"{_by(self.image_shape)} images"
+        if self.features is not None:
+            return f"images of {self.params['conv1']['kernel'].shape[2]} channels"
+        return f"images of {self.params['dense1']['kernel'].shape[0]} values"
 
 
 def read(path: str | Path) -> Weights:
@@ -96,27 +118,39 @@ def write(path: str | Path, autoencoder: "Autoencoder") -> None:
     `cae_jax.models.topology`.
 
     Raises:
-        UserError: another suffix, a file that cannot be written, a network that Keras cannot
-            express, or Keras is not installed.
+        UserError: another suffix, a file that cannot be written, or Keras is not installed.
     """
     from flax import nnx  # takes seconds, which the process that imports Keras does without
 
-    path, config = Path(path).expanduser(), autoencoder.config
+    path = Path(path).expanduser()
     if path.suffix != ".keras":
         raise UserError(f"{path} does not end in .keras, as Keras requires; rename it")
     params: Any = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     with atomic.output_file(path) as temporary, tempfile.TemporaryDirectory() as scratch:
-        weights = Weights(config.model, autoencoder.topology.features, params, True)
+        network = autoencoder.topology
+        shapes = network.features or None, network.image_shape
+        weights = Weights(network.model, *shapes, params, True)
         weights.save(Path(scratch, "weights.npz"))
+        config = dataclasses.replace(autoencoder.config, image_shape=network.image_shape)
         Path(scratch, "config.json").write_text(json.dumps(to_dict(config)))
         _run("write", path, Path(scratch))
         shutil.copyfile(Path(scratch, "model.keras"), temporary)
 
 
 def matching(config: TrainConfig, weights: Weights) -> TrainConfig:
-    """Returns the config with the network of the weights."""
-    features = weights.features if weights.model == "conv" else config.features
-    return dataclasses.replace(config, model=weights.model, features=features)
+    """Returns the config with the network of the weights, and their image shape if it is known.
+
+    It is that of the file, else that of the config's data, else its ``image_size`` with the
+    channels of the file.
+    """
+    features = weights.features or config.features
+    image_shape = weights.image_shape or known_shape(config)
+    if image_shape is None and config.image_size is not None and weights.features:
+        height, width = config.image_size
+        image_shape = (height, width, weights.params["conv1"]["kernel"].shape[2])
+    return dataclasses.replace(
+        config, model=weights.model, features=features, image_shape=image_shape
+    )
 
 
 def import_run(
@@ -133,7 +167,8 @@ def import_run(
     It can be loaded and evaluated, and ``fit`` with the same config continues from it.
 
     Args:
-        config: of the training; its model and features are those of the weights.
+        config: of the training; its model, features and image shape are those of the weights,
+            features and image shape also None.
         workdir: directory of the run.
         overwrite: replace an existing run.
         data_dir, archives: see `cae_jax.data.load_split`.
@@ -145,6 +180,7 @@ def import_run(
         UserError: a config of another network, an existing run, unusable data or directory.
     """
     from cae_jax import data  # these take seconds, which a refused file does without
+    from cae_jax.models.autoencoders import build_with
     from cae_jax.ops.backend import MATMUL
     from cae_jax.runs import checkpoints, folder
     from cae_jax.training.trainer import initial_state
@@ -153,8 +189,15 @@ def import_run(
     workdir = Path(workdir).expanduser()
     if (workdir / "config.json").exists() and not overwrite:
         raise UserError(f"{workdir} holds a run; give another directory")
-    model = _model(config, weights)
+    _check_config(config, weights)
     images = data.load(config, data_dir=data_dir, archives=archives)
+    if not weights.takes(images.image_shape):
+        raise UserError(
+            f"the images of {config.data} are {_by(images.image_shape)} and the network of the "
+            f"weights takes {weights.images}; give `image_size` and `channels`, or other `data`"
+        )
+    config = resolved(matching(config, weights), images.image_shape)
+    model = build_with(config, weights.params)
     state = initial_state(config, model, len(images.train))
     val_loss, *_ = Validation(config, model, MATMUL, images.test).evaluate(state.params)
     with folder.open_folder(workdir, overwrite=overwrite):
@@ -165,16 +208,24 @@ def import_run(
     return val_loss
 
 
-def _model(config: TrainConfig, weights: Weights) -> "autoencoders.Model":
-    """The model of a config with the weights."""
-    from cae_jax.models.autoencoders import build_with
-
-    if config != matching(config, weights):
+def _check_config(config: TrainConfig, weights: Weights) -> None:
+    """Refuses a config of another network, as far as it tells before its data are read."""
+    features = (None, weights.features) if weights.features else (config.features,)
+    if config.model != weights.model or config.features not in features:
         raise UserError(
             f"the config is of the model {config.model} with features {config.features}; the "
             f"weights are of {weights.model} with features {weights.features}"
         )
-    return build_with(config, weights.params)
+    image_shape = known_shape(config)
+    if image_shape is not None and not weights.takes(image_shape):
+        raise UserError(
+            f"the config is of {_by(image_shape)} images ({config.data}); the weights are of "
+            f"{weights.images}: give other `data`"
+        )
+
+
+def _by(shape: Shape) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _run(mode: str, path: Path, scratch: Path) -> None:

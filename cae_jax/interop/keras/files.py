@@ -11,13 +11,14 @@ import math
 import re
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from cae_jax.config import LEAST_SIDE, Shape
 from cae_jax.errors import UserError
 from cae_jax.interop.keras.layers import MODELS, WEIGHTED, Json, children, kind_of, leaves, name_of
 from cae_jax.interop.keras.layers import nearest as nearest_network
@@ -25,6 +26,7 @@ from cae_jax.models.summary import KERAS_TYPES
 from cae_jax.models.topology import Topology
 
 Arrays = Mapping[str, Any]  # of a layer, by number: "0" is the kernel, "1" the bias
+Kernels = tuple[tuple[int, ...], ...]  # shapes, of a part
 Part = list[tuple[str | None, Arrays]]  # layers of known order, each with its class if known
 # The configs of the networks have about 15 kB; their weights, with an optimizer's, 5 MB at most.
 _MOST = {"config.json": 2**20, "model.weights.h5": 2**30}
@@ -151,6 +153,8 @@ def identify(file: h5py.File) -> tuple[Topology, list[Arrays]]:
     """Finds the network that a file of weights alone is of, and the arrays of its layers.
 
     The models in it may be those of a class of the author's; their kernels then decide the order.
+    The file does not tell the height and width of the images, nor do the kernels depend on them:
+    the network is that of some shape with as many channels, or as many pixels.
     """
     legacy = "layer_names" in file.attrs
     parts = [*(_legacy_parts(file) if legacy else _parts(file))]
@@ -159,7 +163,8 @@ def identify(file: h5py.File) -> tuple[Topology, list[Arrays]]:
     parts = [part for part in parts if part]
     if not parts:
         raise UserError(f"it is HDF5, but not of Keras; {_ADVICE}")
-    network = _network(itertools.chain(*parts))
+    stages = max(map(names.count, ("max_pooling2d", "up_sampling2d")))
+    network = _network([*itertools.chain(*parts)], stages)
     _check_names(names, network, list if legacy else sorted)
     if len(parts) > 1 or None in names:
         parts = [_only_order(parts, len(network.weighted))]
@@ -204,8 +209,11 @@ def _legacy_parts(file: h5py.File) -> Iterator[Part]:
 
 
 def _check_names(names: list[str | None], network: Topology, order: Any) -> None:
-    types = [_snake_case(KERAS_TYPES[layer.kind]) for layer in network.layers[1:]]
-    ignored = {"input", "input_layer", *(() if network.features else ("flatten", "reshape"))}
+    kinds = [layer.kind for layer in network.layers[1:] if layer.kind != "crop"]
+    types = [_snake_case(KERAS_TYPES[kind]) for kind in kinds]
+    # What depends on the size of the images, which the file does not tell
+    sized = ("cropping2d", "zero_padding2d") if network.features else ("flatten", "reshape")
+    ignored = {"input", "input_layer", *sized}
     found = [name for name in names if name and name not in ignored]
     # A layer whose class is unknown may be any of those that are missing.
     wanted = (Counter(types) & Counter(found)).elements() if None in names else types
@@ -220,26 +228,63 @@ def _check_names(names: list[str | None], network: Topology, order: Any) -> None
 
 def _only_order(parts: list[list[Arrays]], layers: int) -> list[Arrays]:
     """The order of the parts in which they are the network; refused if there are two or none."""
+    kernels = [tuple(map(_kernel, part)) for part in parts]
     possible = []
-    if sum(map(len, parts)) == layers:  # at most 7, in 5,040 orders
-        for permuted in itertools.permutations(parts):
-            order = [*itertools.chain(*permuted)]
-            if [*map(_kernel, order)] == [layer.kernel for layer in _network(order).weighted]:
-                possible.append(order)
+    if sum(map(len, parts)) == layers:
+        # Parts of the same kernels exchanged are another order.
+        twice = len({*kernels}) < len(kernels)
+        possible = [*itertools.islice(_orders((), Counter(kernels), layers), 2)] * (1 + twice)
     if len(possible) != 1:
-        kernels = "; ".join(" ".join(str(_kernel(own)) for own in part) for part in parts)
+        texts = "; ".join(" ".join(map(str, part)) for part in kernels)
         orders = "more than one order" if possible else "no order"
         raise UserError(
-            f"the kernels of its models ({kernels[:400]}) are the network's in {orders}; "
+            f"the kernels of its models ({texts[:400]}) are the network's in {orders}; "
             "save a Sequential or functional model of its layers with model.save"
         )
-    return possible[0]
+    by_kernels = dict(zip(kernels, parts, strict=True))
+    return [*itertools.chain(*(by_kernels[part] for part in possible[0]))]
 
 
-def _network(order: Iterable[Arrays]) -> Topology:
+def _orders(
+    begun: tuple[Kernels, ...], rest: Counter[Kernels], layers: int
+) -> Iterator[tuple[Kernels, ...]]:
+    """The orders, beginning with some parts, in which the kernels of all are the network's."""
+    kernels = [*itertools.chain(*begun)]
+    if len(kernels) == layers:
+        yield begun
+    for part in rest:
+        if rest[part] and _is_beginning([*kernels, *part], layers):
+            yield from _orders((*begun, part), rest - Counter([part]), layers)
+
+
+def _is_beginning(kernels: list[tuple[int, ...]], layers: int) -> bool:
+    """Whether a network of so many layers with parameters may begin with these kernels."""
+    if any(len(kernel) != len(kernels[0]) or len(kernel) not in (2, 4) for kernel in kernels):
+        return False
+    stages = (layers - 1) // 2
+    if len(kernels) < stages and len(kernels[0]) == 4:
+        return all(a[-1] == b[-2] for a, b in itertools.pairwise(kernels))
+    kinds = ["Conv2D" if len(kernel) == 4 else "Dense" for kernel in kernels]
+    kinds += kinds[:1] * (layers - len(kernels))
+    widths = [*(kernel[-1] for kernel in kernels), *[None] * (layers - len(kernels))]
+    network = nearest_network(kinds, widths, _some_shape(kernels[0]))
+    return [layer.kernel for layer in network.weighted][: len(kernels)] == kernels
+
+
+def _network(order: Sequence[Arrays], stages: int = 0) -> Topology:
+    """The network that layers most likely are, among others so many of each pooling stage."""
     kernels = [_kernel(own) for own in order]
     kinds = ["Conv2D" if len(kernel) == 4 else "Dense" for kernel in kernels]
-    return nearest_network(kinds, [kernel[-1] for kernel in kernels])
+    kinds += ["MaxPooling2D"] * (stages if "Conv2D" in kinds else 0)
+    widths = [*(kernel[-1] for kernel in kernels), *[None] * (len(kinds) - len(kernels))]
+    return nearest_network(kinds, widths, _some_shape(kernels[0]))
+
+
+def _some_shape(kernel: tuple[int, ...]) -> Shape:
+    """A shape of images that a first layer with this kernel takes."""
+    if len(kernel) != 4:
+        return 1, max(kernel[0], 1), 1
+    return LEAST_SIDE, LEAST_SIDE, kernel[2]
 
 
 def _kernel(own: Arrays) -> tuple[int, ...]:

@@ -6,18 +6,25 @@ and those in the file are compared with them.
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
-from cae_jax.config import default_features
+from cae_jax.config import LEAST_SIDE, Shape
 from cae_jax.errors import UserError
 from cae_jax.models import topology
-from cae_jax.models.topology import IMAGE_SHAPE, Layer, Topology
+from cae_jax.models.topology import Layer, Topology
 
 Json = dict[str, Any]
+_MOST_STAGES = 6
+_SOME_WIDTH = 8  # in place of widths that a file does not tell
+_TAKES = (
+    "[null, height, width, channels] with 1, 3 or 4 channels, or if it is fully connected "
+    "[null, pixels]"
+)
 MODELS = ("Sequential", "Functional", "Model")
 WEIGHTED = ("Conv2D", "Dense")
 # What matters to training in Keras only, is compared elsewhere, or is new in Keras 3.
@@ -35,20 +42,23 @@ def build(network: Topology) -> keras.Sequential:
     ):
         # Cropping has no activation in Keras, and may as well follow it.
         activation = after.activation if after and after.kind == "crop" else layer.activation
+        if len({*layer.padding}) > 1:
+            made.append(_pad(layer))
         made.append(_build(layer, before, activation))
     return keras.Sequential(made, name="autoencoder")
+
+
+def _pad(layer: Layer) -> keras.Layer:
+    """The 'same' padding of a convolution for rows or columns alone; Conv2D has one for both."""
+    rows, columns = ((topology.KERNEL // 2) * (padding == "same") for padding in layer.padding)
+    return keras.layers.ZeroPadding2D((rows, columns), name=f"pad_{layer.name}")
 
 
 def _build(layer: Layer, before: Layer, activation: str | None) -> keras.Layer:
     name = layer.name
     if layer.kind == "conv":
-        rows, columns = layer.padding
-        if rows != columns:
-            raise UserError(
-                f"{name} has {rows} padding for rows and {columns} for columns, and Keras's Conv2D "
-                "has one for both; exchange the network in another format"
-            )
-        options: Any = {"padding": rows, "activation": activation, "name": name}
+        padding = "same" if {*layer.padding} == {"same"} else "valid"
+        options: Any = {"padding": padding, "activation": activation, "name": name}
         return keras.layers.Conv2D(layer.shape[-1], topology.KERNEL, **options)
     if layer.kind == "dense":
         return keras.layers.Dense(layer.shape[-1], activation, name=name)
@@ -60,14 +70,16 @@ def _build(layer: Layer, before: Layer, activation: str | None) -> keras.Layer:
     return keras.layers.Cropping2D(((0, rows), (0, columns)), name=name)
 
 
-def nearest(kinds: Sequence[str], widths: Sequence[Any]) -> Topology:
-    """The network that layers of these classes and widths most likely are."""
+def nearest(kinds: Sequence[str], widths: Sequence[Any], image_shape: Shape) -> Topology:
+    """The network on images of a shape that layers of these classes and widths most likely are."""
     if "Dense" in kinds and "Conv2D" not in kinds:
-        return topology.dense(IMAGE_SHAPE, "simple" if kinds.count("Dense") <= 2 else "deep")
-    features = default_features(IMAGE_SHAPE)
-    found = [n for n, kind in zip(widths, kinds, strict=True) if kind == "Conv2D"][: len(features)]
-    known = len(found) == len(features) and all(type(n) is int and n > 0 for n in found)
-    return topology.convolutional(IMAGE_SHAPE, found if known else features)
+        return topology.dense(image_shape, "simple" if kinds.count("Dense") <= 2 else "deep")
+    found = [n for n, kind in zip(widths, kinds, strict=True) if kind == "Conv2D"]
+    stages = max(map(kinds.count, ("MaxPooling2D", "UpSampling2D")))
+    stages = min(max(stages, (len(found) - 1) // 2, 1), _MOST_STAGES)
+    found = [n if type(n) is int and n > 0 else _SOME_WIDTH for n in found[:stages]]
+    found += [_SOME_WIDTH] * (stages - len(found))
+    return topology.convolutional(image_shape, found)
 
 
 def kind_of(entry: Json) -> str:
@@ -105,8 +117,12 @@ def leaves(entry: Json, inside: str = "") -> Iterator[Json]:
         yield from leaves(child, f"{inside}/{name_of(child)}".strip("/") if nested else inside)
 
 
-def check(model: Json) -> Topology:
+def check(model: Json) -> tuple[Topology, Shape | None]:
     """Compares a Sequential or functional model of Keras 2 or 3 with the network nearest to it.
+
+    Returns:
+        The network, and the shape of its images; None for a fully connected one that takes and
+        gives flat images, whose network then is that of a single row.
 
     Raises:
         UserError: another kind of model, or another network; names the first difference.
@@ -118,11 +134,15 @@ def check(model: Json) -> Topology:
             "its weights alone (model.save_weights)"
         )
     every = [*leaves(model)]
+    inputs = [leaf for leaf in every if kind_of(leaf) == "InputLayer"] or every
     found = [leaf for leaf in every if kind_of(leaf) != "InputLayer"]
     kinds = [kind_of(leaf) for leaf in found]
-    network = nearest(kinds, [leaf["config"].get("filters") for leaf in found])
+    shape = _input_shape(inputs[0]["config"], model, flat="Conv2D" not in kinds)
+    image_shape = _image_shape(shape, found)
+    nearest_shape = image_shape or (1, shape[0], 1)
+    network = nearest(kinds, [leaf["config"].get("filters") for leaf in found], nearest_shape)
     if not network.features:
-        found = _without_reshaping(found, network)
+        found = found[kinds[0] == "Flatten" : len(found) - (kinds[-1] == "Reshape")]
     pairs = itertools.zip_longest(found, build(network).layers)
     for number, (leaf, layer) in enumerate(pairs, start=1):
         kind = type(layer).__name__ if layer else None
@@ -136,20 +156,57 @@ def check(model: Json) -> Topology:
             wanted = f"has {kind} there" if layer else "ends before it"
             raise UserError(f"{where} is {kind_of(leaf)}; the network {wanted}")
         _compare(where, leaf["config"], json.loads(json.dumps(layer.get_config())))
-    inputs = [leaf for leaf in every if kind_of(leaf) == "InputLayer"] or every
-    _check_input(inputs[0]["config"], model, network)
-    return network
+    return network, image_shape
 
 
-def _without_reshaping(found: list[Json], network: Topology) -> list[Json]:
-    if found and kind_of(found[0]) == "Flatten":
-        found = found[1:]
+def _input_shape(config: Json, model: Json, flat: bool) -> list[int]:
+    """The shape of the input without the batch; of 1 to 3 axes where it may be `flat`, else 3."""
+    built = isinstance(model["config"], dict) and model["config"].get("build_input_shape")
+    shape = config.get("batch_shape") or config.get("batch_input_shape") or built
+    if "float" not in str(config.get("dtype", "float32")):
+        raise UserError(f"the input has dtype {_short(config['dtype'])}; the network takes floats")
+    if isinstance(shape, list) and (_is_image(shape[1:]) or (flat and _is_flat(shape[1:]))):
+        return shape[1:]
+    raise UserError(f"the input has shape {_short(shape)}; the network takes {_TAKES}")
+
+
+def _is_flat(shape: list[Any]) -> bool:
+    """Whether it is that of flat images, or of gray ones without channels."""
+    least = {1: 1, 2: LEAST_SIDE}.get(len(shape))
+    return least is not None and all(type(n) is int and n >= least for n in shape)
+
+
+def _is_image(shape: list[Any]) -> bool:
+    return (
+        len(shape) == 3
+        and all(type(n) is int for n in shape)
+        and min(shape[:2]) >= LEAST_SIDE
+        and shape[2] in (1, 3, 4)
+    )
+
+
+def _image_shape(shape: list[int], found: list[Json]) -> Shape | None:
+    """The shape of the images, from that of the input or a Reshape at the end."""
+    target = None
     if found and kind_of(found[-1]) == "Reshape":
-        shape = found[-1]["config"]["target_shape"]
-        if shape not in ([*network.image_shape[:2]], [*network.image_shape]):
-            raise UserError(f"the last layer reshapes to {_short(shape)}; it may to [28, 28]")
-        found = found[:-1]
-    return found
+        target = found[-1]["config"]["target_shape"]
+        whole = isinstance(target, list) and (_is_image(target) or _is_flat(target))
+        if not whole or math.prod(target) != math.prod(shape) or len(target) == 1:
+            raise UserError(
+                f"the last layer reshapes to {_short(target)}; the network takes and gives "
+                f"{_short(shape)}"
+            )
+    if len(shape) == 1 and target is None:
+        return None
+    images = shape if len(shape) > 1 else target
+    assert images is not None
+    height, width, channels = [*images, 1][:3]
+    if target is not None and [*target, 1][:3] != [height, width, channels]:
+        raise UserError(
+            f"the last layer reshapes to {_short(target)}; the network takes and gives "
+            f"{_short(shape)}"
+        )
+    return height, width, channels
 
 
 def _compare(where: str, settings: Json, wanted: Json) -> None:
@@ -164,19 +221,6 @@ def _compare(where: str, settings: Json, wanted: Json) -> None:
     policy = policy["config"].get("name") if isinstance(policy, dict) else policy
     if policy not in _POLICIES:
         raise UserError(f"{where} is of {_short(policy)}; the network takes float32 weights")
-
-
-def _check_input(config: Json, model: Json, network: Topology) -> None:
-    built = isinstance(model["config"], dict) and model["config"].get("build_input_shape")
-    shape = config.get("batch_shape") or config.get("batch_input_shape") or built
-    accepted = [[*network.layers[0].shape]]
-    if not network.features:
-        accepted += [[*network.image_shape[:2]], [*network.image_shape]]
-    if not isinstance(shape, list) or shape[1:] not in accepted:
-        takes = " or ".join(_short([None, *shape]) for shape in accepted)
-        raise UserError(f"the input has shape {_short(shape)}; the network takes {takes}")
-    if "float" not in str(config.get("dtype", "float32")):
-        raise UserError(f"the input has dtype {_short(config['dtype'])}; the network takes floats")
 
 
 def _check_chain(model: Json) -> None:

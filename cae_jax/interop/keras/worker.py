@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from cae_jax.config import default_features, from_dict
+from cae_jax.config import from_dict
 from cae_jax.errors import UserError
 from cae_jax.interop.keras import Params, Weights, files, layers
 from cae_jax.models import topology
@@ -30,9 +30,10 @@ def read(path: Path) -> Weights:
             file, config = files.open_file(path)
             with file:
                 if config is None:
+                    image_shape = None
                     network, variables = files.identify(file)
                 else:
-                    network = layers.check(config)
+                    network, image_shape = layers.check(config)
                     variables = [*files.in_order(file, config)]
                 params = _load(network, variables)
     except UserError as error:
@@ -40,8 +41,7 @@ def read(path: Path) -> Weights:
     except Exception as error:  # zipfile, json, h5py and Keras raise all kinds on a damaged file
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise UserError(f"{path} cannot be read ({what}); save it again in Keras") from error
-    features = network.features or default_features(network.image_shape)
-    return Weights(network.model, features, params, config is not None)
+    return Weights(network.model, network.features or None, image_shape, params, config is not None)
 
 
 def _load(network: Topology, variables: Sequence[files.Arrays]) -> Params:
