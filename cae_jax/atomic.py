@@ -16,11 +16,12 @@ temporaries: set[Path] = set()
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path that replaces `path` on success and is removed on failure.
 
     After a power failure the file has its old or its new content, whole; it has the new one for
-    certain when the ``with`` statement has ended.
+    certain when the ``with`` statement has ended. With `durable` False the system writes when it
+    likes, which is fast for many files, and a power failure may leave an empty one.
 
     Raises:
         OSError: the file cannot be written; an existing one is left unchanged.
@@ -29,9 +30,11 @@ def replacing(path: Path) -> Iterator[Path]:
     temporaries.add(temporary)
     try:
         yield temporary
-        sync(temporary)
+        if durable:
+            sync(temporary)
         temporary.replace(path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
         temporaries.discard(temporary)

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -21,7 +22,7 @@ import cae_jax
 from cae_jax import cli
 from cae_jax.cli import common, evaluate
 from cae_jax.runs import history
-from tests.conftest import CHOICE, ROOT, SMALL
+from tests.conftest import CHOICE, DENSE, ROOT, SMALL
 
 HEADS = ["BCE", "MSE", "PSNR (dB)", "SSIM"]
 QUICK = ("--train-examples", 256, "--test-examples", 100, "--epochs", 2)
@@ -226,6 +227,50 @@ def test_reconstruct_scales_each_file_by_its_type(run, tmp_path, test_images, mo
     for name in ("bytes", "floats", "dark"):
         with Image.open(tmp_path / "out" / f"{name}-0000.png") as image:
             np.testing.assert_allclose(np.asarray(image) / 255, expected, atol=0.51 / 255)
+
+
+@pytest.fixture(scope="module")
+def color_run(tmp_path_factory):
+    """The folder of a run on colored images of 9 x 7 pixels, and those images."""
+    folder = tmp_path_factory.mktemp("runs") / "photos"
+    images = np.random.default_rng(0).integers(0, 256, (20, 9, 7, 3), np.uint8)
+    config = dataclasses.replace(DENSE, train_examples=None, test_examples=None, batch_size=8)
+    cae_jax.fit(config, folder, images=(images[:16], images[16:]))
+    return folder, images
+
+
+def test_reconstruct_a_folder_in_color(color_run, tmp_path, monkeypatch, capsys):
+    run, images = color_run
+    monkeypatch.chdir(tmp_path)
+    names = ["b.png", "a.webp", "sub/c d.bmp", "sub/sub/e.TIFF", "sub/.hidden.png"]
+    for name, image in zip(names, images, strict=False):
+        Path("in", name).parent.mkdir(parents=True, exist_ok=True)
+        lossless = {"lossless": True} if name.endswith("webp") else {}
+        Image.fromarray(image).save(Path("in", name), **lossless)
+    Path("in/notes.txt").touch()
+    np.save("in/sub/array.npy", images[4:6])
+    for _ in range(2):  # the second time the outputs lie in the folder
+        cli.main(["reconstruct", str(run), "in", "--out", "in/out"])
+        *lines, last = capsys.readouterr().out.splitlines()
+        found = [line.split(".png: ")[0] for line in lines]
+        assert found == ["a", "b", "sub/array-0000", "sub/array-0001", "sub/c d", "sub/sub/e"]
+        assert last == "6 images in in/out"
+    expected = cae_jax.load(run).reconstruct(images[[1, 0, 4, 5, 2, 3]])
+    for name, image in zip(found, expected, strict=True):
+        with Image.open(f"in/out/{name}.png") as written:
+            assert written.mode == "RGB"
+            np.testing.assert_allclose(np.asarray(written) / 255, image, atol=0.51 / 255)
+    Path("empty").mkdir()
+    for path, message in (("empty", "empty holds no image; its files may end in .png,"),):
+        with pytest.raises(SystemExit):
+            cli.main(["reconstruct", str(run), path, "--out", "new"])
+        assert message in capsys.readouterr().err
+    Image.new("RGB", (70, 9), "red").save("wide.png")
+    with pytest.raises(SystemExit):
+        cli.main(["reconstruct", str(run), "wide.png", "--out", "new"])
+    assert "70 x 9 pixels of mode RGB; pass 7 x 9 pixels of 8-bit color" in capsys.readouterr().err
+    assert not Path("new").exists()
+    cli.main(["reconstruct", str(run), "wide.png", "--out", "new", "--resize"])
 
 
 def test_reconstruct_composes_over_the_background(run, tmp_path, test_images, monkeypatch, capsys):

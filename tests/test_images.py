@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from cae_jax import UserError
-from cae_jax.data.images import prepare_images, read_images, scale, write_png
+from cae_jax import TrainConfig, UserError
+from cae_jax.data.images import (
+    of_training,
+    prepare_images,
+    read_images,
+    scale,
+    take_images,
+    write_png,
+)
 
 SHAPE = (28, 28, 1)
 
@@ -34,10 +41,85 @@ def test_png_and_npy_keep_their_values(tmp_path, pixels):
         np.testing.assert_array_equal(images, expected[None, :, :, None])
 
 
-def test_written_png_reads_back(tmp_path, pixels):
-    write_png(tmp_path / "a.png", pixels[..., None] / 255)
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_written_png_reads_back(tmp_path, channels, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, channels), np.uint8)
+    write_png(tmp_path / "a.png", pixels / 255)
     with Image.open(tmp_path / "a.png") as image:
-        np.testing.assert_array_equal(np.asarray(image), pixels)
+        assert image.mode == mode
+        np.testing.assert_array_equal(np.asarray(image).reshape(pixels.shape), pixels)
+    np.testing.assert_array_equal(read_images(tmp_path / "a.png", pixels.shape), pixels[None])
+
+
+def test_a_png_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"before")
+
+    def full(self, file, **_):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_png(path, np.zeros((6, 4, 3)))
+    assert path.read_bytes() == b"before"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tiff", "gif", "jpg"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_formats(tmp_path, suffix, mode):
+    """As Pillow decodes them; in two of them the values are others than those that were saved."""
+    ramp = np.arange(24, dtype=np.uint8).reshape(6, 4) * 10
+    image = Image.fromarray(ramp).convert(mode)
+    path = tmp_path / f"a.{suffix}"
+    image.save(path, **({"lossless": True} if suffix == "webp" else {}))
+    if suffix == "gif":  # of several frames the first one
+        image.save(path, save_all=True, append_images=[Image.new(mode, image.size)])
+    shape = (6, 4, len(mode))
+    images = read_images(path, shape, resize=suffix == "webp")  # has RGB alone
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(images[0], np.asarray(opened.convert(mode)).reshape(shape))
+    exact = 0 if suffix not in ("jpg", "gif") else 20
+    assert np.abs(images[0].astype(int) - np.asarray(image).reshape(shape)).max() <= exact
+
+
+def test_what_keeps_all_values_needs_no_resize(tmp_path):
+    gray = np.array([[0, 1, 2, 255]] * 4, np.uint8)
+    bits = gray > 1
+    palette = Image.fromarray(gray).convert("P")
+    palette.putpalette([9, 8, 7, 60, 50, 40] + [0] * 756 + [1, 2, 3, 250, 251, 252])
+    colors = np.asarray(palette.convert("RGB"))
+    opaque = np.full((4, 4, 1), 255)
+    for i, (image, pixels) in enumerate(
+        [
+            (Image.fromarray(gray), np.stack([gray] * 3, axis=-1)),
+            (Image.fromarray(bits), np.stack([bits * 255] * 3, axis=-1)),
+            (palette, colors),
+        ]
+    ):
+        image.save(tmp_path / f"{i}.png")
+        np.testing.assert_array_equal(read_images(tmp_path / f"{i}.png", (4, 4, 3))[0], pixels)
+        expected = np.concatenate([pixels, opaque], axis=-1)
+        np.testing.assert_array_equal(read_images(tmp_path / f"{i}.png", (4, 4, 4))[0], expected)
+    palette.save(tmp_path / "a.png", transparency=0)
+    with pytest.raises(UserError, match="mode P with transparency; pass 4 x 4 pixels of 8-bit col"):
+        read_images(tmp_path / "a.png", (4, 4, 3))
+    rgba = read_images(tmp_path / "a.png", (4, 4, 4))[0]
+    np.testing.assert_array_equal(rgba, np.dstack([colors, np.where(gray == 0, 0, 255)]))
+
+
+def test_invisible_colors_do_not_show_where_an_image_shrinks(tmp_path):
+    """As Pillow resizes images with transparency, too."""
+    rgba = np.random.default_rng(0).integers(0, 256, (12, 8, 4), np.uint8)
+    rgba[::2, :, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", (rgba / 255).astype(np.float32))
+    expected = Image.fromarray(rgba).resize((4, 6), Image.Resampling.BILINEAR)
+    for name, white in (("a.png", 1), ("a.npy", 255)):
+        images = read_images(tmp_path / name, (6, 4, 4), resize=True)
+        # Pillow rounds the products of color and opacity to 8 bits.
+        np.testing.assert_allclose(images[0] * white, np.asarray(expected), atol=5)
 
 
 def test_empty_array_is_fine(tmp_path):
@@ -79,8 +161,9 @@ def save_bomb(path):
         ("a.png", lambda p: Image.new("L", (32, 28)).save(p), "32 x 28 pixels.*`resize=True`"),
         ("a.png", lambda p: Image.new("I;16", (28, 28)).save(p), "mode I;16"),
         ("a.png", lambda p: Image.new("L", (28, 28)).save(p, transparency=0), "transparency.*`res"),
-        ("a.png", lambda p: p.write_bytes(b"no picture"), "not an intact PNG"),
-        ("a.png", save_bomb, "not an intact PNG|more than"),
+        ("a.png", lambda p: p.write_bytes(b"no picture"), "not an intact image"),
+        ("a.png", save_bomb, "not an intact image|more than"),
+        ("a.jpg", lambda p: p.touch(), "not an intact image"),
         ("a.npy", lambda p: np.save(p, np.zeros((2, 5, 5))), r"shape \[2, 5, 5\]; it takes"),
         ("a.npy", lambda p: np.save(p, np.zeros((2, 28, 28, 4))), r"shape \[2, 28, 28, 4\]"),
         ("a.npy", lambda p: np.save(p, np.zeros((32, 32, 3))), r"shape \[32, 32, 3\].*`resize"),
@@ -93,7 +176,7 @@ def save_bomb(path):
         ("a.npy", lambda p: p.write_bytes(b""), "not a readable array"),
         ("a.npy", save_archive, "not a readable array"),
         ("a.npy", lambda p: p.write_bytes(b"PK\3\4 and no more"), "not a readable array"),
-        ("a.jpg", lambda p: p.touch(), r"files end in \.png or \.npy"),
+        ("a.txt", lambda p: p.touch(), r"files end in \.png, \.jpg, .*, \.npy$"),
         ("a.png", lambda p: None, "is not a file"),
     ],
 )
@@ -334,3 +417,54 @@ def test_scale_divides_bytes_and_keeps_floats(pixels):
     assert floats.dtype == jnp.float32
     np.testing.assert_allclose(floats, pixels / 255, rtol=1e-6)
     assert scale(floats) is floats
+
+
+COLORS = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 3), np.uint8)
+
+
+def test_images_in_any_form(tmp_path):
+    shape = (6, 4, 3)
+    first, second = map(Image.fromarray, COLORS)
+    first.save(tmp_path / "a.png")
+    np.save(tmp_path / "b.npy", COLORS / 255)
+    for one in (first, COLORS[0], tmp_path / "a.png", str(tmp_path / "a.png"), [COLORS[0]]):
+        np.testing.assert_array_equal(take_images(one, shape), COLORS[:1])
+    for both in ([first, second], (first, COLORS[1]), [tmp_path / "a.png", second], [*COLORS]):
+        np.testing.assert_array_equal(take_images(both, shape), COLORS)
+    several = take_images([first, tmp_path / "b.npy", COLORS[1] / 255], shape)
+    assert several.dtype == np.float32
+    np.testing.assert_allclose(several, COLORS[[0, 0, 1, 1]] / 255, atol=1e-6)
+    other = Image.fromarray(np.repeat(np.repeat(COLORS[0], 2, axis=0), 2, axis=1))
+    expected = other.resize((4, 6), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(take_images(other, shape, resize=True)[0], np.asarray(expected))
+    array = take_images([np.asarray(other)], shape, resize=True)
+    np.testing.assert_array_equal(array[0], np.asarray(expected))
+
+
+def test_images_of_the_users_own_are_converted_as_in_training():
+    """Cropped and reduced by Lanczos's filter, where others are stretched."""
+    config = TrainConfig(data="photos", resize="crop", image_shape=(6, 4, 3))
+    wide = Image.fromarray(COLORS[0]).resize((40, 24))
+    conversion = of_training(config, (6, 4, 3))
+    taken = take_images(wide, (6, 4, 3), resize=True, conversion=conversion)
+    expected = ImageOps.fit(wide, (4, 6), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(taken[0], np.asarray(expected))
+    assert of_training(TrainConfig(), SHAPE) is None
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (COLORS.transpose(0, 3, 1, 2), r"\[2, 3, 6, 4\], which looks like channels first; they ta"),
+        (COLORS[0].transpose(2, 0, 1), r"\[3, 6, 4\], which looks like channels first"),
+        (np.zeros((2, 3, 32, 32)), "looks like channels first; they take .N, 6, 4, 3.: convert"),
+        (np.zeros((2, 4, 6, 3)), r"shape \[2, 4, 6, 3\]; they take \[N, 6, 4, 3\]: resize or"),
+        (Image.new("RGB", (6, 4)), "^the image: 6 x 4 pixels of mode RGB; pass 4 x 6 pixels of"),
+        ([Image.new("RGBA", (4, 6))], "with transparency; pass 4 x 6 pixels of 8-bit color"),
+        ([np.zeros((6, 4, 3)), np.zeros((5, 4, 3))], "the images differ in shape"),
+        ("nowhere.png", "nowhere.png is not a file; pass image files"),
+    ],
+)
+def test_images_of_other_forms_are_refused(images, message):
+    with pytest.raises(UserError, match=message):
+        take_images(images, (6, 4, 3))

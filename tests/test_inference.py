@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import cae_jax
@@ -39,6 +40,17 @@ def test_every_form_of_input_gives_the_same(autoencoder, test_images):
     np.testing.assert_allclose(autoencoder.decode(autoencoder.encode(images)), expected, atol=1e-6)
     logits = autoencoder.logits(images).astype(np.float64)
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), expected, atol=1e-6)
+
+
+def test_a_single_image_in_any_form(autoencoder, test_images, tmp_path):
+    image = test_images[0]
+    expected = autoencoder.reconstruct(image[None])
+    picture = PIL.Image.fromarray(image[..., 0])
+    picture.save(tmp_path / "a.png")
+    for same in (image, image[..., 0], picture, tmp_path / "a.png", [str(tmp_path / "a.png")]):
+        np.testing.assert_array_equal(autoencoder.reconstruct(same), expected)
+    assert autoencoder.encode([picture, tmp_path / "a.png"]).shape == (2, 4, 4, 8)
+    assert autoencoder.logits(picture.resize((30, 40)), resize=True).shape == expected.shape
 
 
 def test_bool_images_are_black_and_white(autoencoder, test_images):
@@ -90,8 +102,8 @@ IMAGE = np.zeros((2, 28, 28), np.float32)
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((28, 28), np.uint8), r"shape \[28, 28, 1\]|shape \[28, 28\]"),
-        (np.zeros((28, 28, 1), np.uint8), r"shape \[28, 28, 1\]; they take \[N, 28, 28\]"),
+        (np.zeros((28, 27), np.uint8), r"shape \[28, 27\]; they take \[N, 28, 28\] or"),
+        (np.zeros((2, 1, 28, 28), np.uint8), r"shape \[2, 1, 28, 28\], which looks like channels"),
         (np.zeros((2, 32, 32), np.uint8), r"shape \[2, 32, 32\];.*28 x 28"),
         (np.zeros((2, 28, 28, 3), np.uint8), r"shape \[2, 28, 28, 3\]"),
         (IMAGE.astype(np.int32), "images are int32; they take uint8, or floats"),

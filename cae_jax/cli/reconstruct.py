@@ -1,6 +1,7 @@
 """Reconstruct user images with a trained autoencoder and write PNG files.
 
     cae-jax reconstruct runs/fashion_mnist boot.png images.npy --out reconstructed
+    cae-jax reconstruct runs/photos holidays --out reconstructed --resize
 
 Prints the PSNR of each reconstruction against its input image.
 """
@@ -11,7 +12,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -35,29 +36,32 @@ class Flags:
     """Run directory, or a shipped model such as pretrained/denoise."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """8-bit grey PNG files, or .npy arrays of one image or many, [H, W], [N, H, W] or
-    [N, H, W, 1] or flattened, of the size that the run was trained on; light on dark, as its
-    training images."""
+    """Image files (PNG, JPEG, WebP, BMP, TIFF, GIF), folders of them, or .npy arrays of one image
+    or many, [H, W], [N, H, W], [N, H, W, C] or flattened, of the size and colours that the run was
+    trained on, and like its training images: light on dark, for example."""
 
     out: Path
-    """Directory for the PNG files: NAME.png for a PNG, NAME-0000.png, ... for an array."""
+    """Directory for the PNG files: NAME.png for an image, NAME-0000.png, ... for an array; those of
+    a folder keep the folders that they lie in."""
 
     resize: bool = False
-    """Accept other sizes, colours, transparency and 16 bits, and convert them."""
+    """Accept other sizes, colours, transparency and 16 bits, and convert them: image files as those
+    of the training if it was on images of your own, else by stretching them."""
 
     invert: bool = False
     """Invert the images before use: for dark shapes on a light background."""
 
-    background: Literal["auto", "black", "white"] = "auto"
+    background: Literal["auto", "black", "white"] | None = None
     """Shows behind transparent pixels; auto takes black behind light pixels and white behind dark
-    ones, so that the shape shows."""
+    ones, so that the shape shows; None takes what the run was trained with."""
 
 
 def run(flags: Flags) -> None:
     if not flags.files:
-        raise UserError("no FILES given; give PNG or .npy files")
-    names, images = read(flags)
-    check_outputs(flags, names)
+        raise UserError("no FILES given; give image files, folders of them, or .npy files")
+    files = find(flags)
+    names, images = read(flags, files)
+    check_outputs(flags, files, names)
     cache.use_compilation_cache()
     # Not the native kernel, whose compilation takes longer than many images.
     autoencoder = cae_jax.load(flags.run, backend="matmul")
@@ -70,27 +74,59 @@ def run(flags: Flags) -> None:
     hint(flags, autoencoder, images, psnr)
 
 
-def read(flags: Flags) -> tuple[list[str], np.ndarray]:
+def find(flags: Flags) -> dict[Path, Path]:
+    """The files to read, each with the name of its output without the suffix, in `out`."""
+    from cae_jax.data.images import SUFFIXES
+
+    found = {}
+    for path in flags.files:
+        if not path.is_dir():
+            found[path] = Path(path.stem)
+            continue
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        for file in files:
+            inside = file.relative_to(path)
+            hidden = any(part.startswith(".") for part in inside.parts)
+            # Not the outputs of the same command before.
+            if not hidden and file.is_file() and flags.out not in file.parents:
+                found[file] = inside.with_suffix("")
+        if not files:
+            raise UserError(f"{path} holds no image; its files may end in {', '.join(SUFFIXES)}")
+    return found
+
+
+def read(flags: Flags, files: dict[Path, Path]) -> tuple[list[str], np.ndarray]:
     """The name of each output and the images, float32 ``[N, *image_shape]`` in [0, 1]."""
-    from cae_jax.data.images import read_images
+    from cae_jax.data.images import of_training, read_images
     from cae_jax.models.topology import of_config
     from cae_jax.runs.folder import read_config
 
-    image_shape = of_config(read_config(flags.run)).image_shape
+    config = read_config(flags.run)
+    image_shape = of_config(config).image_shape
+    background = flags.background or config.background
+    conversion = of_training(config, image_shape)
+    options: Any = {"resize": flags.resize, "background": background, "conversion": conversion}
+    if conversion is not None:
+        options["conversion"] = conversion._replace(background=background)
     names, parts = [], []
-    for file in progress(flags.files, "Reading"):
-        images = read_images(file, image_shape, resize=flags.resize, background=flags.background)
+    for file, name in progress(list(files.items()), "Reading"):
+        images = read_images(file, image_shape, **options)
         if images.dtype == np.uint8:  # next to float images too
             images = images.astype(np.float32) / 255
         array = file.suffix.lower() == ".npy"
-        names += [f"{file.stem}-{i:04}" if array else file.stem for i in range(len(images))]
-        parts.append(1 - images if flags.invert else images)
+        names += [f"{name}-{i:04}" if array else f"{name}" for i in range(len(images))]
+        parts.append(inverted(images) if flags.invert else images)
     return names, np.concatenate(parts)
 
 
-def check_outputs(flags: Flags, names: list[str]) -> None:
+def inverted(images: np.ndarray) -> np.ndarray:
+    """Images with dark and light exchanged; transparency stays."""
+    return np.concatenate([1 - images[..., :3], images[..., 3:]], axis=-1)
+
+
+def check_outputs(flags: Flags, files: dict[Path, Path], names: list[str]) -> None:
     """Refuses two images for one output, and outputs that are inputs."""
-    inputs = {file.resolve() for file in flags.files}
+    inputs = {file.resolve() for file in files}
     for name, count in collections.Counter(names).items():
         output = flags.out / f"{name}.png"
         if count > 1:
@@ -104,7 +140,8 @@ def write(folder: Path, names: list[str], images: np.ndarray) -> None:
     from cae_jax.data.images import write_png
 
     with atomic.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        for parent in {folder, *((folder / name).parent for name in names)}:
+            parent.mkdir(parents=True, exist_ok=True)
         for name, image in progress(list(zip(names, images, strict=True)), "Writing"):
             write_png(folder / f"{name}.png", image)
 
@@ -138,11 +175,12 @@ def hint(flags: Flags, autoencoder: "Autoencoder", images: np.ndarray, psnr: np.
     median = np.median(psnr)
     if median > expected - _FAR_BELOW:
         return
-    inverted = np.median(psnr_of(autoencoder.reconstruct(1 - images), 1 - images))
+    others = inverted(images)
+    gained = np.median(psnr_of(autoencoder.reconstruct(others), others))
     advice = "the images are unlike those of its training"
-    if inverted > median + _CLEAR_GAIN:
+    if gained > median + _CLEAR_GAIN:
         flag = "omit" if flags.invert else "give"
-        advice = f"{flag} --invert, with which it is {inverted:.1f} dB"
+        advice = f"{flag} --invert, with which it is {gained:.1f} dB"
     print(
         f"hint: the median PSNR is {median:.1f} dB, far below the {expected:.1f} dB of the run's "
         f"validation; {advice}",

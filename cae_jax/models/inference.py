@@ -1,30 +1,40 @@
 """A trained autoencoder as functions of NumPy images."""
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from flax import nnx
 
 from cae_jax.config import TrainConfig
-from cae_jax.data.images import prepare_images
+from cae_jax.data.images import of_training, take_images
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, topology
 from cae_jax.ops.backend import MATMUL, Backend, choose
 
 logger = logging.getLogger(__name__)
 
+Image = np.ndarray | PIL.Image.Image | str | os.PathLike[str]
+Images = Image | Sequence[Image]
+
 
 class Autoencoder:
     """A trained autoencoder: `encode`, `decode` and `reconstruct`.
 
-    Images are uint8, bool (True is white), or floats in [0, 1], of shape ``[N, height, width]`` or
-    ``[N, height, width, channels]`` with any N including 0. Results are float32 NumPy arrays. At
-    most ``backend.max_batch`` images go to the device in one call; each batch size is compiled
-    once. It can be pickled; loading chooses the same backend, or the default one without it.
+    Images are arrays of uint8, bool (True is white), or floats in [0, 1], of shape ``[N, height,
+    width, channels]``, gray ones also ``[N, height, width]``, with any N including 0; or a PIL
+    image or the name of an image or .npy file; or a list of those. A single image gives an N of 1.
+    ``resize=True`` converts images of other sizes and colors, as those of the training were if they
+    were the user's own, else by stretching them.
+
+    Results are float32 NumPy arrays. At most ``backend.max_batch`` images go to the device in one
+    call; each batch size is compiled once. It can be pickled; loading chooses the same backend, or
+    the default one without it.
 
     Attributes:
         config: the config that it was trained with.
@@ -80,9 +90,13 @@ class Autoencoder:
         """Shape of one image's code."""
         return self.topology.code_shape
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Codes ``[N, *code_shape]`` of images, each value at least 0."""
-        return self._batched(self._passes.encode, self._prepared(images), self.code_shape)
+    def encode(self, images: Images, *, resize: bool = False) -> np.ndarray:
+        """Codes ``[N, *code_shape]`` of images, each value at least 0.
+
+        Raises:
+            UserError: images of another shape, type or range, or a file that is no image.
+        """
+        return self._batched(self._passes.encode, self._taken(images, resize), self.code_shape)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Images ``[N, *image_shape]`` in [0, 1] of codes ``[N, *code_shape]``.
@@ -100,16 +114,26 @@ class Autoencoder:
             raise UserError(f"codes ({codes.dtype}) must be finite floats, as encode gives")
         return self._batched(self._passes.decode, codes.astype(np.float32), self._image_shape)
 
-    def reconstruct(self, images: np.ndarray) -> np.ndarray:
-        """Images ``[N, *image_shape]`` in [0, 1]: those given, encoded and decoded."""
-        return self._batched(self._passes.reconstruct, self._prepared(images), self._image_shape)
+    def reconstruct(self, images: Images, *, resize: bool = False) -> np.ndarray:
+        """Images ``[N, *image_shape]`` in [0, 1]: those given, encoded and decoded.
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """The output of `reconstruct` before the sigmoid: ``[N, *image_shape]``, unbounded."""
-        return self._batched(self._passes.logits, self._prepared(images), self._image_shape)
+        Raises:
+            UserError: see `encode`.
+        """
+        taken = self._taken(images, resize)
+        return self._batched(self._passes.reconstruct, taken, self._image_shape)
 
-    def _prepared(self, images: np.ndarray) -> np.ndarray:
-        return prepare_images(images, self._image_shape)
+    def logits(self, images: Images, *, resize: bool = False) -> np.ndarray:
+        """The output of `reconstruct` before the sigmoid: ``[N, *image_shape]``, unbounded.
+
+        Raises:
+            UserError: see `encode`.
+        """
+        return self._batched(self._passes.logits, self._taken(images, resize), self._image_shape)
+
+    def _taken(self, images: Images, resize: bool) -> np.ndarray:
+        conversion = of_training(self.config, self._image_shape)
+        return take_images(images, self._image_shape, resize=resize, conversion=conversion)
 
     def _batched(
         self, function: Callable, inputs: np.ndarray, shape: tuple[int, ...]
