@@ -350,7 +350,7 @@ def check_level(
 
     Args:
         noise: ``"none"``, `MIX` or a key of `NOISES`.
-        level: None for the default.
+        level: None for the default; in pixels at most half of the images' shorter side.
         image_shape: ``(height, width, channels)``, which bounds a level in pixels; None where it is
             not known.
 
@@ -367,8 +367,10 @@ def check_level(
     if noise not in NOISES:
         raise UserError(f"`noise` is {noise!r}; it takes none, {', '.join(NOISES)} or {MIX}")
     levels = NOISES[noise]
-    level = levels.default if level is None else level
     most = min(image_shape[:2]) if levels.whole and image_shape else levels.most
+    if level is None:
+        half = max(most // 2, levels.least) if levels.whole else most
+        level = min(levels.default, half)
     in_range = levels.least <= level <= most  # false for NaN
     if not in_range or (levels.whole and not float(level).is_integer()):
         number = "whole number" if levels.whole else "number"

@@ -13,20 +13,30 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from cae_jax import atomic
 
+_IMAGE_INCHES = 0.85
+
 
 def save_rows(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
     """Draws rows of images, each with its label on the left.
 
     Args:
         path: PNG file to write.
-        rows: label to gray images ``[n, height, width, 1]`` in [0, 1].
+        rows: label to images ``[n, height, width, channels]`` in [0, 1], of one size, and of 1
+            (gray), 3 (RGB) or 4 (RGBA) channels.
     """
     columns = max(len(images) for images in rows.values())
-    figure = Figure(figsize=(1.6 + 0.9 * columns, 0.95 * len(rows)), layout="constrained")
+    height, width = next(iter(rows.values())).shape[1:3]
+    # Inches; the longer side of an image has as many at any size.
+    each = _IMAGE_INCHES * height / max(height, width), _IMAGE_INCHES * width / max(height, width)
+    size = 1.6 + (each[1] + 0.05) * columns, (each[0] + 0.1) * len(rows)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row, images, strict=False):
-            axis.imshow(image[..., 0], cmap="gray", vmin=0, vmax=1)
+            if image.shape[-1] == 1:
+                axis.imshow(image[..., 0], cmap="gray", vmin=0, vmax=1)
+            else:
+                axis.imshow(np.clip(image, 0, 1))
         for axis in row:
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")

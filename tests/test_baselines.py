@@ -76,3 +76,16 @@ def test_every_grid_has_its_functions_parameters():
         names = set(function.__code__.co_varnames[1 : function.__code__.co_argcount])
         assert len(grid) >= 3
         assert all(set(point) == names for point in grid)
+
+
+@pytest.mark.parametrize("method", ["median", "total variation", "non-local means", "wavelet"])
+def test_each_channel_is_denoised_by_itself(method):
+    rng = np.random.default_rng(0)
+    noisy = rng.random((2, 9, 8, 3))
+    function, grid = baselines.DENOISERS[method]
+    tuned = baselines.Tuned(method, grid[0], 0.5, 0.1)
+    denoised = baselines.denoise(tuned, noisy, InThisProcess())
+    assert denoised.shape == noisy.shape
+    for i, channel in np.ndindex(2, 3):
+        expected = 0.5 * function(noisy[i, ..., channel], **grid[0]) + 0.1
+        np.testing.assert_allclose(denoised[i, ..., channel], np.clip(expected, 0, 1), atol=1e-6)

@@ -21,3 +21,23 @@ def test_a_figure_that_cannot_be_written_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere" / "figure.png"):
         with pytest.raises(cae_jax.UserError, match=f"{path} cannot be written"):
             figures.save_rows(path, ROWS)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_have_their_colors(tmp_path, channels):
+    """Every color of an image stands in the figure, over white where it is transparent."""
+    values = np.array([[0, 51, 102], [153, 204, 255]], np.uint8)
+    image = np.stack([np.roll(values, i) for i in range(channels)], axis=-1)
+    image[..., 3:] = 255
+    figures.save_rows(tmp_path / "a.png", {"row": image[None] / 255})
+    with Image.open(tmp_path / "a.png") as figure:
+        found = set(map(tuple, np.asarray(figure.convert("RGB")).reshape(-1, 3).tolist()))
+    wanted = image[..., :3] if channels > 1 else np.repeat(image, 3, axis=-1)
+    assert found >= set(map(tuple, wanted.reshape(-1, 3).tolist()))
+
+
+@pytest.mark.parametrize("size", [(9, 70), (70, 9)])
+def test_long_images_fill_the_figure(tmp_path, size):
+    figures.save_rows(tmp_path / "a.png", {"row": np.zeros((6, *size, 3))})
+    with Image.open(tmp_path / "a.png") as figure:
+        assert (np.asarray(figure.convert("L")) < 10).mean() > 0.2

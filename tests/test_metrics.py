@@ -54,3 +54,29 @@ def test_ssim_as_scikit_image(pair):
         )
         # float32 against float64: variances are differences of nearly equal numbers
         assert ours[i] == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 5), (4, 30), (10, 12), (16, 13)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_ssim_of_small_and_colored_images(size, channels):
+    """scikit-image derives the window's radius from the standard deviation, 3.5 times which it is.
+
+    At the border it mirrors the image, where ours has windows that lie within it alone.
+    """
+    rng = np.random.default_rng(0)
+    targets = rng.random((2, *size, channels), np.float32)
+    images = np.clip(targets + rng.normal(0, 0.2, targets.shape), 0, 1).astype(np.float32)
+    window = min(11, min(size) - 1 + min(size) % 2)
+    ours = metrics.ssim(images, targets)
+    for i in range(2):
+        expected = skimage_metrics.structural_similarity(
+            targets[i].astype(np.float64),
+            images[i].astype(np.float64),
+            win_size=window,
+            gaussian_weights=True,
+            sigma=1.5 * window / 11,
+            use_sample_covariance=False,
+            data_range=1,
+            channel_axis=-1,
+        )
+        assert ours[i] == pytest.approx(expected, abs=2e-4)

@@ -102,6 +102,39 @@ def test_images_and_steps_are_independent_and_repeatable(noise):
     assert (first != second).mean() > 0.1
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("noise", [*NOISES, "mix"])
+def test_colors(noise, channels):
+    """What replaces pixels replaces whole ones; a sensor has noise in every channel."""
+    x = jnp.full((200, 9, 7, channels), 0.5)
+    noisy = np.asarray(build_corruption(noise)(jax.random.key(0), x))
+    assert noisy.shape == x.shape
+    changed = noisy != 0.5
+    whole = (noisy == noisy[..., :1]).all(axis=-1)
+    if noise in ("salt_and_pepper", "masking", "occlusion"):
+        assert whole.all()
+        assert 0.1 < changed.mean() < 0.7
+    elif noise != "mix":
+        centered = noisy - noisy.mean()
+        products = (centered[..., 0] * centered[..., 1]).mean() / noisy.var()
+        assert abs(products) < 5 / np.sqrt(whole.size)
+
+
+@pytest.mark.parametrize("noise", ["salt_and_pepper", "masking", "occlusion"])
+def test_colors_lose_the_pixels_that_gray_images_lose(noise):
+    x = jnp.full((20, 9, 7, 3), 0.5)
+    corrupt = build_corruption(noise)
+    gray = np.asarray(corrupt(jax.random.key(0), x[..., :1]))
+    np.testing.assert_array_equal(corrupt(jax.random.key(0), x), np.repeat(gray, 3, axis=-1))
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(28, 28, 12), (8, 30, 4), (5, 5, 2)])
+def test_the_square_leaves_something_of_small_images(height, width, side):
+    x = jnp.full((3, height, width, 1), 0.5)
+    noisy = np.asarray(build_corruption("occlusion")(jax.random.key(0), x))
+    assert (noisy == 0).sum(axis=(1, 2, 3)).tolist() == [side**2] * 3
+
+
 def test_none_is_no_corruption():
     assert build_corruption("none") is None
 

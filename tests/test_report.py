@@ -11,10 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -197,23 +195,79 @@ def test_the_networks_agree_with_jax(opened, runs, test_images):
 
 
 @needs_browser
-@pytest.mark.parametrize("architecture", [{"features": (5, 4, 3)}, {"model": "deep"}])
-def test_any_architecture(opened, test_images, architecture):
-    config = dataclasses.replace(SMALL, **architecture)
+@pytest.mark.parametrize(
+    ("shape", "architecture"),
+    [
+        ((28, 28, 1), {"features": (5, 4, 3)}),
+        ((28, 28, 1), {"model": "deep"}),
+        ((32, 32, 3), {"features": (5,)}),
+        ((47, 61, 3), {"features": (4, 3, 3, 2)}),
+        ((5, 9, 4), {"features": (2, 3, 2, 3, 2, 4)}),
+        ((9, 7, 3), {"model": "simple"}),
+    ],
+)
+def test_any_architecture(opened, shape, architecture):
+    config = dataclasses.replace(SMALL, data="arrays", image_shape=shape, **architecture)
     drawn = nested(draw_parameters(topology.of_config(config)))
-    model = nnx.eval_shape(lambda: autoencoders.build(config, nnx.Rngs(0)))
-    nnx.update(model, jax.tree.map(jax.numpy.asarray, drawn))
-    autoencoder = cae_jax.Autoencoder(config, model)
-    codes = autoencoder.encode(test_images[:2]).reshape(2, -1)
+    autoencoder = cae_jax.Autoencoder(config, autoencoders.build_with(config, drawn))
+    images = np.random.default_rng(1).random((2, *shape), np.float32)
+    codes = autoencoder.encode(images).reshape(2, -1)
     assert codes.std() > 0.1
     packed = collect.network(topology.of_config(config), drawn)
-    given = (test_images[:2].reshape(2, 784) / 255).tolist()
+    given = images.reshape(2, -1).tolist()
     code = "arguments[1].map((x) => encode(readNetwork(arguments[0]), Float32Array.from(x)))"
     np.testing.assert_allclose(array(opened, code, packed, given), codes, atol=TOLERANCE)
     picture = code.replace("encode", "reconstruct")
-    expected = autoencoder.reconstruct(test_images[:2]).reshape(2, 784)
-    assert expected.std() > 0.05
+    expected = autoencoder.reconstruct(images).reshape(2, -1)
+    assert expected.std() > 0.02
     np.testing.assert_allclose(array(opened, picture, packed, given), expected, atol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def color_run(tmp_path_factory):
+    """A run on colored images of 13 x 10 pixels, with salt and pepper, and its test images."""
+    folder = tmp_path_factory.mktemp("colors") / "photos"
+    images = np.random.default_rng(0).integers(0, 256, (30, 13, 10, 3), np.uint8)
+    config = dataclasses.replace(
+        DENSE,
+        train_examples=None,
+        test_examples=None,
+        batch_size=8,
+        noise="salt_and_pepper",
+        noise_level=0.3,
+    )
+    cae_jax.fit(config, folder, images=(images[:20], images[20:]))
+    return folder, images[20:]
+
+
+@needs_browser
+def test_a_run_on_colored_images_without_classes(browser, color_run, tmp_path, monkeypatch):
+    run, images = color_run
+    monkeypatch.setattr(collect.data, "load_split", lambda *_, **__: (images, None))
+    monkeypatch.setattr(collect.data, "class_names", lambda _: ())
+    page.write(tmp_path / "page.html", collect.collect([run]))
+    show(browser, tmp_path / "page.html")
+    assert number(browser.find_element(By.ID, "agreement").text) < TOLERANCE
+    thumbs = browser.find_elements(By.CSS_SELECTOR, "#noise-images label")
+    assert [each.get_attribute("title") for each in thumbs] == [
+        f"test image {i}" for i in range(1, 11)
+    ]
+    pixels = """
+const canvas = document.querySelectorAll(`#noise-boxes canvas`)[arguments[0]];
+return Array.from(canvas.getContext("2d").getImageData(0, 0, 10, 13).data);"""
+    clean, noisy = (np.array(browser.execute_script(pixels, i)).reshape(13, 10, 4) for i in (0, 1))
+    np.testing.assert_array_equal(clean[..., :3], images[0])
+    changed = (noisy != clean).any(axis=-1)
+    assert 0.1 < changed.mean() < 0.5
+    replaced = noisy[changed][:, :3]  # whole pixels
+    assert {tuple(pixel) for pixel in replaced.tolist()} == {(0, 0, 0), (255, 255, 255)}
+    kind = Select(browser.find_element(By.ID, "noise-kind"))
+    kind.select_by_value("occlusion")
+    level = browser.find_element(By.ID, "noise-level")
+    assert (level.get_attribute("value"), level.get_attribute("max")) == ("5", "10")
+    noisy = np.array(browser.execute_script(pixels, 1)).reshape(13, 10, 4)
+    assert ((noisy != clean).any(axis=-1)).sum() == 25
+    assert errors(browser) == []
 
 
 @needs_browser
@@ -473,7 +527,7 @@ def test_runs_that_cannot_be_shown(run, tmp_path, data_dir, monkeypatch):
     config = (run / "config.json").read_text().replace("fashion_mnist", "kmnist")
     (copy / "config.json").write_text(config)
     with pytest.raises(
-        cae_jax.UserError, match="on fashion_mnist and kmnist; a report takes runs of one"
+        cae_jax.UserError, match="with data fashion_mnist and kmnist; give runs of one data set"
     ):
         collect.collect([run, copy], data_dir=data_dir)
     monkeypatch.setattr(collect, "MAX_PARAMETERS", 8769)

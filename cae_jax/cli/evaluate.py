@@ -16,7 +16,7 @@ import tyro
 
 from cae_jax import atomic
 from cae_jax.cli import common
-from cae_jax.config import NOISES, Noise, TrainConfig, check_level, check_same_images
+from cae_jax.config import NOISES, Noise, TrainConfig, check_level, check_same_images, known_shape
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -88,8 +88,8 @@ def run(flags: Flags) -> None:
         others += comparison.baseline_entries(
             flags.baselines, load("train"), images, noise, level, flags.noise_seed
         )
-    metadata = {"dataset": configs[0].data, "noise": noise, "level": check_level(noise, level)}
-    metadata["noise_seed"] = flags.noise_seed
+    metadata = {"dataset": configs[0].data, "noise": noise, "noise_seed": flags.noise_seed}
+    metadata["level"] = check_level(noise, level, images.shape[1:])
     report(flags, metadata, trained, others, images, inputs)
 
 
@@ -127,7 +127,7 @@ def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float |
             levels = [check_level(config.noise, config.noise_level) for config in configs]
             shared("noise_level", levels, ", or --noise-level")
             level = configs[0].noise_level
-    check_level(noise, level)
+    check_level(noise, level, known_shape(configs[0]))
     if flags.robustness and noise not in NOISES:
         raise UserError(
             f"noise is {noise}, which has no level for --robustness; give --noise, one of "

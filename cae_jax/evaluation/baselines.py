@@ -4,7 +4,8 @@ Needs the extra ``baselines``. Each output passes through an affine map, fitted 
 the same training images, and is clipped to [0, 1]: clipped noise makes black pixels grey and white
 ones darker, a bias that denoisers for zero-mean noise do not remove.
 
-Images are floats ``[N, H, W, 1]`` in [0, 1].
+Images are floats ``[N, H, W, C]`` in [0, 1]; each channel is denoised by itself, and all share the
+parameters.
 """
 
 import contextlib
@@ -99,7 +100,7 @@ def _grid(**values: tuple) -> list[dict[str, Any]]:
     return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
 
 
-# Function of one image ``[H, W]`` and the parameters to try, by name.
+# Function of one channel ``[H, W]`` and the parameters to try, by name.
 DENOISERS: dict[str, tuple[Callable[..., np.ndarray], list[dict[str, Any]]]] = {
     "median": (_median, _grid(size=(3, 5, 7))),
     "total variation": (_total_variation, _grid(weight=(0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4))),
@@ -164,7 +165,7 @@ def tune(name: str, noisy: np.ndarray, clean: np.ndarray, executor: Executor) ->
 
 
 def denoise(tuned: Tuned, noisy: np.ndarray, executor: Executor) -> np.ndarray:
-    """Denoises images: float32 ``[N, H, W, 1]`` in [0, 1]."""
+    """Denoises images: float32 ``[N, H, W, C]`` in [0, 1]."""
     function, _ = DENOISERS[tuned.name]
     outputs = _map(partial(function, **tuned.parameters), noisy, executor)
     return np.clip(tuned.slope * outputs + tuned.offset, 0, 1).astype(np.float32)
@@ -177,9 +178,9 @@ def denoise_all(
 
     Args:
         folder: caches the results, which take minutes, under a digest of all images and grids.
-        tuning_inputs: noisy training images ``[T, H, W, 1]`` in [0, 1].
+        tuning_inputs: noisy training images ``[T, H, W, C]`` in [0, 1].
         tuning_images: the clean ones, uint8.
-        inputs: noisy test images ``[N, H, W, 1]`` in [0, 1].
+        inputs: noisy test images ``[N, H, W, C]`` in [0, 1].
 
     Yields:
         name, parameters as text, and the denoised test images, see `denoise`.
@@ -212,5 +213,7 @@ def _save(path: Path, tuned: Tuned, images: np.ndarray) -> None:
 
 
 def _map(function: Callable, images: np.ndarray, executor: Executor) -> np.ndarray:
-    outputs = executor.map(function, images[..., 0].astype(np.float64), chunksize=16)
-    return np.stack(list(outputs)).reshape(images.shape)
+    planes = np.moveaxis(images, -1, 1)  # [N, C, H, W]
+    flat = planes.reshape(-1, *planes.shape[2:]).astype(np.float64)
+    outputs = executor.map(function, flat, chunksize=16)
+    return np.moveaxis(np.stack(list(outputs)).reshape(planes.shape), 1, -1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cae_jax import markdown
-from cae_jax.config import NOISES
+from cae_jax.config import NOISES, check_level
 from cae_jax.data.images import scale
 from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines
@@ -249,7 +249,7 @@ def robustness_curves(
         points (level, dB) by label, ``"noisy image"`` first.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
-    for level in levels_around(noise):
+    for level in levels_around(noise, images.shape[1:]):
         inputs = noisy_images(images, noise, level, seed)
         outputs = {each.label: each.autoencoders[0].reconstruct(inputs) for each in trained}
         for label, values in {"noisy image": inputs, **outputs}.items():
@@ -257,10 +257,11 @@ def robustness_curves(
     return curves
 
 
-def levels_around(noise: str) -> list[float]:
+def levels_around(noise: str, image_shape: tuple[int, ...]) -> list[float]:
     """Returns the levels of a robustness curve, from a quarter of the default to twice as much."""
-    kind = NOISES[noise]
-    levels = [min(relative * kind.default, kind.most) for relative in _RELATIVE_LEVELS]
+    kind, default = NOISES[noise], check_level(noise, None, image_shape)
+    most = min(image_shape[:2]) if kind.whole else kind.most
+    levels = [min(max(relative * default, kind.least), most) for relative in _RELATIVE_LEVELS]
     return sorted({float(round(level)) if kind.whole else level for level in levels})
 
 

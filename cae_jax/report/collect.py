@@ -57,14 +57,13 @@ def collect(
             "pass fewer runs"
         )
     images, labels = data.load_split(configs[0], "test", data_dir=data_dir, archives=archives)
-    images, labels = images[:IMAGES], [] if labels is None else labels[:IMAGES]
-    classes = data.class_names(configs[0], data_dir=data_dir)
+    images = images[:IMAGES]
     return {
         "dataset": configs[0].data,
         "image_shape": list(images.shape[1:]),
         "images": _base64(images),
-        "classes": [classes[label] for label in labels],
-        "noises": {noise: _slider(noise, configs) for noise in NOISES},
+        "classes": _classes(labels, data.class_names(configs[0], data_dir=data_dir)),
+        "noises": {noise: _slider(noise, configs, images.shape[1:]) for noise in NOISES},
         "defaults": to_dict(TrainConfig()),
         "populations": [
             {"name": name, **_population_data(found)}
@@ -75,6 +74,13 @@ def collect(
             for name, run, autoencoder in zip(run_names(runs), runs, autoencoders, strict=True)
         ],
     }
+
+
+def _classes(labels: np.ndarray | None, names: Sequence[str]) -> list[str]:
+    """The names of the images' classes; [] where the data have no classes."""
+    if labels is None or not names:
+        return []
+    return [names[label] for label in labels[:IMAGES]]
 
 
 def _shown(run: Path, population: Mapping[str, Member] | None) -> list[Path]:
@@ -128,7 +134,7 @@ def _run_data(run: Path, autoencoder: Autoencoder, images: np.ndarray) -> dict[s
     return {
         "config": to_dict(config),
         "noise": config.noise,
-        "noise_level": check_level(config.noise, config.noise_level),
+        "noise_level": check_level(config.noise, config.noise_level, images.shape[1:]),
         "results": _results(run, autoencoder, rows),
         "history": [{name: _finite(getattr(row, name)) for name in columns} for row in rows],
         "inputs": _base64(inputs) if noisy else None,
@@ -185,18 +191,24 @@ def _read_result(run: Path) -> dict[str, Any]:
     return result
 
 
-def _slider(noise: str, configs: Sequence[TrainConfig]) -> dict[str, Any]:
+def _slider(
+    noise: str, configs: Sequence[TrainConfig], image_shape: tuple[int, ...]
+) -> dict[str, Any]:
     """The slider of a noise: up to twice the default level, or to the highest level of the runs."""
     levels = NOISES[noise]
     step = 1.0 if levels.whole else 0.01
+    default = check_level(noise, None, image_shape)
+    most = min(image_shape[:2]) if levels.whole else levels.most
     trained = [
-        check_level(config.noise, config.noise_level) for config in configs if config.noise == noise
+        check_level(config.noise, config.noise_level, image_shape)
+        for config in configs
+        if config.noise == noise
     ]
     return {
         "meaning": levels.meaning,
-        "default": levels.default,
+        "default": default,
         "low": step if levels.least > 0 else 0.0,
-        "high": max(min(2 * levels.default, levels.most), *trained, levels.default),
+        "high": max(min(2 * default, most), *trained, default),
         "step": step,
     }
 

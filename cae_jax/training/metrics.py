@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Side and standard deviation of the window of SSIM in pixels.
+_SSIM_SIDE, _SSIM_SIGMA = 11, 1.5
+
 
 def bce(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the binary cross-entropy from logits in nats, averaged over the pixels: ``[N]``.
@@ -42,11 +45,16 @@ def psnr_of_mse(mse: jax.Array) -> jax.Array:
 
 
 def ssim(images: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns the structural similarity, at most 1: ``[N]``.
+    """Returns the structural similarity, at most 1, the mean over pixels and channels: ``[N]``.
 
     Wang et al. 2004, with the 11 x 11 Gaussian window of standard deviation 1.5 of the paper.
+    Images with a side below 11 take the largest odd window that fits, with a standard deviation in
+    the same proportion.
     """
-    return jnp.asarray(dm_pix.ssim(images, targets))
+    side = min(*images.shape[1:3], _SSIM_SIDE)
+    side -= 1 - side % 2
+    sigma = _SSIM_SIGMA * side / _SSIM_SIDE
+    return jnp.asarray(dm_pix.ssim(images, targets, filter_size=side, filter_sigma=sigma))
 
 
 def _pixel_mean(values: jax.Array) -> jax.Array:

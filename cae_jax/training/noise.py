@@ -1,7 +1,9 @@
 """Draws noise on the device, within the compiled programs.
 
 Clean and noisy images are float32 ``[N, height, width, channels]`` in [0, 1]; values outside that
-range are clipped. Every pixel of every image is drawn independently.
+range are clipped. Every pixel of every image is drawn independently. Noise of a sensor (gaussian,
+speckle, poisson) is drawn for each channel; what replaces pixels (salt_and_pepper, masking,
+occlusion) replaces all channels of one, transparency among them.
 """
 
 import math
@@ -10,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from cae_jax.config import MIX, NOISES, check_level
+from cae_jax.config import MIX, check_level
 
 # Photons at white up to which their number is drawn by inversion.
 _FEW_PHOTONS = 16.0
@@ -24,18 +26,22 @@ def build_corruption(noise: str, level: float | None = None) -> Corruption | Non
     Args:
         noise: ``"none"``, a key of `cae_jax.config.NOISES`, or ``"mix"``, which draws one of them
             for each image, at its default level.
-        level: see `cae_jax.config.NOISES`; None takes the default.
+        level: see `cae_jax.config.NOISES`; None takes the default, of the images' size.
 
     Raises:
         UserError: unknown noise, or a level outside its range; ``corrupt`` raises it for a level
             in pixels that exceeds the images' shorter side.
     """
-    level = check_level(noise, level)
+    check_level(noise, level)
     if noise == "none":
         return None
     if noise == MIX:
         return _mix
-    return lambda key, images: _DRAWS[noise](key, images, level)
+    return lambda key, images: _draw(noise, key, images, level)
+
+
+def _draw(noise: str, key: jax.Array, images: jax.Array, level: float | None = None) -> jax.Array:
+    return _DRAWS[noise](key, images, check_level(noise, level, images.shape[1:]))
 
 
 def _gaussian(key: jax.Array, images: jax.Array, std: float) -> jax.Array:
@@ -43,13 +49,18 @@ def _gaussian(key: jax.Array, images: jax.Array, std: float) -> jax.Array:
 
 
 def _salt_and_pepper(key: jax.Array, images: jax.Array, fraction: float) -> jax.Array:
-    uniform = jax.random.uniform(key, images.shape, jnp.float32)
+    uniform = _uniform_of_pixels(key, images)
     black, white = uniform < fraction / 2, uniform >= 1 - fraction / 2
     return jnp.where(white, 1.0, jnp.where(black, 0.0, images))
 
 
 def _masking(key: jax.Array, images: jax.Array, fraction: float) -> jax.Array:
-    return jnp.where(jax.random.uniform(key, images.shape, jnp.float32) < fraction, 0.0, images)
+    return jnp.where(_uniform_of_pixels(key, images) < fraction, 0.0, images)
+
+
+def _uniform_of_pixels(key: jax.Array, images: jax.Array) -> jax.Array:
+    """One number for each pixel, ``[N, height, width, 1]``."""
+    return jax.random.uniform(key, (*images.shape[:3], 1), jnp.float32)
 
 
 def _speckle(key: jax.Array, images: jax.Array, std: float) -> jax.Array:
@@ -75,7 +86,6 @@ def _poisson(key: jax.Array, images: jax.Array, photons: float) -> jax.Array:
 
 def _occlusion(key: jax.Array, images: jax.Array, side: float) -> jax.Array:
     """Blackens a square that lies within the image, every position equally likely."""
-    check_level("occlusion", side, images.shape[1:])
     count, height, width, _ = images.shape
     corners = [int(size - side) + 1 for size in (height, width)]
     top, left = (
@@ -91,8 +101,8 @@ def _mix(key: jax.Array, images: jax.Array) -> jax.Array:
     choice_key, *keys = jax.random.split(key, 1 + len(_DRAWS))
     choice = jax.random.randint(choice_key, (len(images), 1, 1, 1), 0, len(_DRAWS), jnp.int32)
     result = images
-    for i, (k, (noise, draw)) in enumerate(zip(keys, _DRAWS.items(), strict=True)):
-        result = jnp.where(choice == i, draw(k, images, NOISES[noise].default), result)
+    for i, (k, noise) in enumerate(zip(keys, _DRAWS, strict=True)):
+        result = jnp.where(choice == i, _draw(noise, k, images), result)
     return result
 
 

@@ -80,7 +80,7 @@ function showNoise(clean, noisy, boxes) {
   denoising.reconstructed = networks.map((network) => reconstruct(network, denoising.noisy));
   byId("noise-level-value").textContent = String(level);
   const quality = (shown) => decibels(psnr(shown, image));
-  clean.paint(image, imageNames[chosen], reportData.classes[chosen]);
+  clean.paint(image, imageNames[chosen], classes[chosen]);
   const noisyQuality = quality(denoising.noisy);
   noisy.paint(denoising.noisy, `with ${kind} noise, PSNR ${noisyQuality}`, noisyQuality);
   denoising.reconstructed.forEach((reconstructed, i) => {

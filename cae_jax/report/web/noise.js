@@ -32,17 +32,30 @@ function poisson(rate, uniform) {
   return count;
 }
 
-// One noisy value from a clean one, the level and a source of random numbers.
-const PIXEL_NOISES = {
+// Noise of a sensor: one noisy value from a clean one, the level and a source of random numbers.
+const SENSOR_NOISES = {
   gaussian: (value, std, uniform) => value + std * normal(uniform),
-  salt_and_pepper: (value, fraction, uniform) => {
-    const u = uniform();
-    return u < fraction / 2 ? 0 : u >= 1 - fraction / 2 ? 1 : value;
-  },
-  masking: (value, fraction, uniform) => (uniform() < fraction ? 0 : value),
   speckle: (value, std, uniform) => value * (1 + std * normal(uniform)),
   poisson: (value, photons, uniform) => poisson(value * photons, uniform) / photons,
 };
+
+// Noise that replaces pixels: the value of one in all channels; null leaves the pixel.
+const REPLACEMENTS = {
+  salt_and_pepper: (fraction, uniform) => {
+    const u = uniform();
+    return u < fraction / 2 ? 0 : u >= 1 - fraction / 2 ? 1 : null;
+  },
+  masking: (fraction, uniform) => (uniform() < fraction ? 0 : null),
+};
+
+function replacePixels(image, replacement, level, uniform) {
+  const noisy = image.slice();
+  for (let start = 0; start < noisy.length; start += CHANNELS) {
+    const value = replacement(level, uniform);
+    if (value !== null) noisy.fill(value, start, start + CHANNELS);
+  }
+  return noisy;
+}
 
 // A black square entirely inside the image, at a uniformly random position.
 function occlude(image, side, uniform) {
@@ -60,6 +73,7 @@ function occlude(image, side, uniform) {
 function corrupt(image, kind, level, seed) {
   const uniform = makeUniform(seed);
   if (kind === "occlusion") return occlude(image, level, uniform);
-  const noisy = (value) => PIXEL_NOISES[kind](value, level, uniform);
+  if (kind in REPLACEMENTS) return replacePixels(image, REPLACEMENTS[kind], level, uniform);
+  const noisy = (value) => SENSOR_NOISES[kind](value, level, uniform);
   return image.map((value) => Math.min(Math.max(noisy(value), 0), 1));
 }

@@ -86,6 +86,13 @@ function showConfiguration() {
   );
 }
 
+// The name of what the runs minimised.
+function lossName() {
+  const names = { bce: "Binary cross-entropy (nats)", mse: "Mean squared error" };
+  const losses = new Set(runs.map((run) => run.config.loss));
+  return losses.size === 1 ? names[[...losses][0]] : "Loss";
+}
+
 function showCurves() {
   const line = (column, run, i, dotted = false) => ({
     name: `${run.name} ${column}`,
@@ -95,7 +102,7 @@ function showCurves() {
   });
   byId("charts").append(
     chart(
-      "Binary cross-entropy (nats)",
+      lossName(),
       runs.flatMap((run, i) => [line("loss", run, i, true), line("val_loss", run, i)]),
     ),
     chart(
