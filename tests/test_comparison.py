@@ -1,5 +1,6 @@
 """Comparisons: rows, pairs, noise, curves, and the page of all."""
 
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -9,11 +10,12 @@ import pytest
 
 import cae_jax
 from benchmarks import study
-from cae_jax import markdown
+from cae_jax import figures, markdown
 from cae_jax.config import NOISES
-from cae_jax.evaluation import comparison
+from cae_jax.evaluation import baselines, comparison
 from cae_jax.runs import history
 from tests.conftest import SMALL
+from tests.test_baselines import InThisProcess
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +187,29 @@ def test_the_page_of_a_small_study(tmp_path, data_dir, capsys):
         study.run(other, tmp_path / "runs", page, with_baselines=False, data_dir=data_dir)
     with pytest.raises(cae_jax.UserError, match="give a file in a folder that exists"):
         study.run(plan, tmp_path / "runs", tmp_path / "no" / "page.md", with_baselines=False)
+
+
+def test_colors(tmp_path, monkeypatch):
+    """Tables, curves, baselines and figures of a run on small colored images."""
+    images = np.random.default_rng(0).integers(0, 256, (24, 9, 10, 3), np.uint8)
+    changes = {"train_examples": None, "test_examples": None, "batch_size": 8, "epochs": 1}
+    config = dataclasses.replace(SMALL, model="simple", noise="occlusion", **changes)
+    cae_jax.fit(config, tmp_path / "run", images=(images[:16], images[16:]))
+    trained = comparison.open_runs("photos", [tmp_path / "run"])
+    test = images[16:]
+    inputs = comparison.noisy_images(test, "occlusion")
+    assert (inputs == 0).all(axis=-1).sum(axis=(1, 2)).min() >= 16  # a square of half the height
+    entry = comparison.trained_entry(trained, test, inputs)
+    error = entry.outputs.astype(np.float64) - test / 255
+    (row,) = comparison.summaries([entry])
+    assert row["mse"].mean == pytest.approx((error**2).mean(), rel=1e-5)
+    assert -1 <= row["ssim"].mean <= 1
+    curves = comparison.robustness_curves([trained], test, "occlusion")
+    assert [level for level, _ in curves["photos"]] == [1, 2, 3, 4, 5, 6, 8]
+    function, grid = baselines.DENOISERS["median"]
+    monkeypatch.setattr(baselines, "DENOISERS", {"median": (function, grid[:1])})
+    monkeypatch.setattr(baselines, "workers", lambda: contextlib.nullcontext(InThisProcess()))
+    (median,) = comparison.baseline_entries(tmp_path / "cache", images[:16], test, "occlusion")
+    assert median.outputs.shape == test.shape
+    figures.save_rows(tmp_path / "a.png", comparison.first_rows([entry, median], test))
+    figures.save_rows(tmp_path / "b.png", comparison.worst_rows([entry], test, inputs))

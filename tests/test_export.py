@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import resource
@@ -97,14 +98,14 @@ def numpy_functions(parameters):
     return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
 
 
-def numpy_dense(weights):
+def numpy_dense(weights, image_shape=(28, 28, 1)):
     depth = len(weights) // 4
 
     def layer(x, i):
         return x @ weights[f"dense{i}.kernel"] + weights[f"dense{i}.bias"]
 
     def encode(x):
-        x = x.reshape(-1, 784)
+        x = x.reshape(len(x), -1)
         for i in range(1, depth + 1):
             x = np.maximum(layer(x, i), 0)
         return x
@@ -112,7 +113,7 @@ def numpy_dense(weights):
     def decode(x):
         for i in range(depth + 1, 2 * depth):
             x = np.maximum(layer(x, i), 0)
-        return 1 / (1 + np.exp(-layer(x, 2 * depth).reshape(-1, 28, 28, 1)))
+        return 1 / (1 + np.exp(-layer(x, 2 * depth).reshape(-1, *image_shape)))
 
     return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
 
@@ -140,6 +141,32 @@ def numpy_other(parameters):
         x = np.maximum(conv(numpy_upsample(x), "conv6", (1, 0)), 0)  # 16 x 16 -> 16 x 14
         x = conv(numpy_upsample(x), "conv7", (0, 1))  # 32 x 28 -> 30 x 28
         return 1 / (1 + np.exp(-x[:, :30, :27]))
+
+    return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
+
+
+def numpy_any(parameters, image_shape):
+    """The three functions of a network on images of any shape in float64, by hand."""
+    weights = {name: array.astype(np.float64) for name, array in parameters.items()}
+    if "dense1.kernel" in weights:
+        return numpy_dense(weights, image_shape)
+    stages = len(weights) // 4
+    sizes = [image_shape[:2]]
+    for _ in range(stages):
+        sizes.append([math.ceil(n / 2) for n in sizes[-1]])
+
+    def encode(x):
+        for i in range(1, stages + 1):
+            x = numpy_pool(np.maximum(numpy_conv(x, weights, f"conv{i}", (1, 1)), 0))
+        return x
+
+    def decode(x):
+        x = numpy_conv(x, weights, f"conv{stages + 1}", (1, 1))
+        for i, aim in enumerate(sizes[-2::-1], start=stages + 2):
+            x = numpy_upsample(np.maximum(x, 0))
+            pads = [int(n - m < 2) for n, m in zip(x.shape[1:3], aim, strict=True)]
+            x = numpy_conv(x, weights, f"conv{i}", pads)
+        return 1 / (1 + np.exp(-x[:, : image_shape[0], : image_shape[1]]))
 
     return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
 
@@ -289,6 +316,42 @@ def test_onnx_of_another_shape():
         wanted = function(x.astype(np.float64))
         assert wanted.std() > 0.05
         np.testing.assert_allclose(call_onnx(content, x), wanted, **TOLERANCE)
+
+
+# Of 47 x 61 pixels the last convolution pads rows alone, and a row and a column are cropped.
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [
+        pytest.param((28, 28, 1), {"features": (4, 3)}, marks=pytest.mark.slow),
+        ((32, 32, 3), {"features": (5,)}),
+        ((47, 61, 3), {"features": (4, 3, 3, 2)}),
+        pytest.param((5, 9, 4), {"features": (2, 3, 2, 3, 2, 4)}, marks=pytest.mark.slow),
+        ((9, 7, 3), {"model": "simple"}),
+        pytest.param((32, 32, 3), {"model": "deep"}, marks=pytest.mark.slow),
+    ],
+)
+def test_every_format_for_any_shape(shape, changes):
+    config = dataclasses.replace(SMALL, data="arrays", image_shape=shape, **changes)
+    drawn = draw_parameters(topology.of_config(config))
+    autoencoder = Autoencoder(config, autoencoders.build_with(config, nested(drawn)))
+    images = np.random.default_rng(1).random((2, *shape), np.float32)
+    np.testing.assert_equal(read_safetensors(export.to_safetensors(autoencoder)), drawn)
+    functions = numpy_any(drawn, shape)
+    codes = functions["encode"](images.astype(np.float64)).astype(np.float32)
+    assert codes.shape[1:] == autoencoder.code_shape
+    for name, function in functions.items():
+        x = codes if name == "decode" else images
+        wanted = function(x.astype(np.float64))
+        assert wanted.std() > 0.02
+        content = export.to_onnx(autoencoder, name)
+        onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+        np.testing.assert_allclose(call_onnx(content, x), wanted, **TOLERANCE)
+        if name == "reconstruct":
+            np.testing.assert_allclose(autoencoder.reconstruct(x), wanted, **TOLERANCE)
+            exported = jax_export.deserialize(bytearray(export.to_stablehlo(autoencoder, name)))
+            # Without LLVM's optimisations it compiles several times faster.
+            call = jax.jit(exported.call, compiler_options={"xla_backend_optimization_level": 0})
+            np.testing.assert_allclose(call(x), wanted, **TOLERANCE)
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def _classes(labels: np.ndarray | None, names: Sequence[str]) -> list[str]:
     """The names of the images' classes; [] where the data have no classes."""
     if labels is None or not names:
         return []
-    return [names[label] for label in labels[:IMAGES]]
+    return [names[int(label)] for label in labels[:IMAGES]]
 
 
 def _shown(run: Path, population: Mapping[str, Member] | None) -> list[Path]:
