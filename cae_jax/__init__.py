@@ -1,4 +1,4 @@
-"""Convolutional autoencoders on 28 x 28 images.
+"""Convolutional autoencoders on images of any size, gray or in color.
 
 ``fit`` trains, ``fit_many`` trains many at once, ``load`` opens a trained run, ``TrainConfig`` says
 what to train.

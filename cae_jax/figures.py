@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from cae_jax import atomic
 
 _IMAGE_INCHES = 0.85
+_LOSSES = {"bce": "binary cross-entropy (nats)", "mse": "mean squared error"}
 
 
 def save_rows(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
@@ -43,12 +44,15 @@ def save_rows(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
     _save(figure, path)
 
 
-def save_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+def save_curves(
+    path: str | Path, curves: Mapping[str, Mapping[str, Sequence[float]]], *, loss: str = "bce"
+) -> None:
     """Draws losses over epochs: one color per run, ``val_loss`` solid and ``loss`` dotted.
 
     Args:
         path: PNG file to write.
         curves: label of a run to its columns ``epoch``, ``loss`` and ``val_loss``.
+        loss: what training minimised, see `TrainConfig`.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
@@ -56,7 +60,7 @@ def save_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[flo
         style = {"color": f"C{i}", "marker": ".", "markersize": 4}
         axis.plot(columns["epoch"], columns["loss"], ":", label=f"{label} loss", **style)
         axis.plot(columns["epoch"], columns["val_loss"], "-", label=f"{label} val_loss", **style)
-    axis.set(xlabel="epoch", ylabel="binary cross-entropy (nats)")
+    axis.set(xlabel="epoch", ylabel=_LOSSES[loss])
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)

@@ -141,7 +141,7 @@ def test_robustness(trained, test_images):
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_every_level_of_a_curve_is_one_of_the_noise(noise, test_images):
-    levels = comparison.levels_around(noise)
+    levels = comparison.levels_around(noise, (28, 28, 1))
     assert len(levels) >= 6
     assert NOISES[noise].default in levels
     for level in levels:

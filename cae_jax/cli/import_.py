@@ -3,7 +3,7 @@
     cae-jax import model.keras --out runs/imported
 
 The run can be evaluated, reconstruct images and continue training. The network has to be that of
-the config; --features may be left out, since the file has them. Images of one's own (--data) are
+the config; --features may be left out, since the file has them. Images of your own (--data) are
 brought to the size and channels of the file. Every field of the config is a flag too; it applies
 when training continues.
 """

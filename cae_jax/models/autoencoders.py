@@ -98,7 +98,8 @@ class DenseAutoencoder(nnx.Module):
     """A fully connected autoencoder; every layer is a matmul, whatever `ops` says.
 
     Args:
-        model: ``"simple"`` (784-32-784) or ``"deep"`` (784-128-64-32-64-128-784).
+        model: ``"simple"`` (pixels-32-pixels) or ``"deep"`` (pixels-128-64-32-64-128-pixels), with
+            a pixel for each value of an image.
         image_shape: ``(height, width, channels)``.
         rngs: stream ``params`` draws the kernels.
     """

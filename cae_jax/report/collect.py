@@ -12,7 +12,14 @@ import numpy as np
 from flax import nnx
 
 from cae_jax import data
-from cae_jax.config import NOISES, TrainConfig, check_level, check_same_images, to_dict
+from cae_jax.config import (
+    NOISES,
+    TrainConfig,
+    check_level,
+    check_same_images,
+    resolved,
+    to_dict,
+)
 from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison
 from cae_jax.models.inference import Autoencoder
@@ -58,13 +65,14 @@ def collect(
         )
     images, labels = data.load_split(configs[0], "test", data_dir=data_dir, archives=archives)
     images = images[:IMAGES]
+    height, width, channels = images.shape[1:]
     return {
         "dataset": configs[0].data,
         "image_shape": list(images.shape[1:]),
         "images": _base64(images),
         "classes": _classes(labels, data.class_names(configs[0], data_dir=data_dir)),
         "noises": {noise: _slider(noise, configs, images.shape[1:]) for noise in NOISES},
-        "defaults": to_dict(TrainConfig()),
+        "defaults": to_dict(resolved(TrainConfig(), (height, width, channels))),
         "populations": [
             {"name": name, **_population_data(found)}
             for name, found in zip(run_names([*populations]), populations.values(), strict=True)

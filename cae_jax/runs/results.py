@@ -40,7 +40,8 @@ def write(
     images = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}
     figures.save_rows(workdir / "reconstructions.png", images)
     columns = {name: [getattr(row, name) for row in rows] for name in history.Row._fields}
-    figures.save_curves(workdir / "history.png", {run_names([workdir])[0]: columns})
+    curves = {run_names([workdir])[0]: columns}
+    figures.save_curves(workdir / "history.png", curves, loss=autoencoder.config.loss)
     best = min(rows, key=lambda row: row.val_loss)
     atomic.write_json(
         workdir / "result.json",

@@ -209,7 +209,7 @@ def import_run(
 
 
 def _check_config(config: TrainConfig, weights: Weights) -> None:
-    """Refuses a config of another network, as far as it tells before its data are read."""
+    """Refuses a config of another network, or of other images if their shape is known."""
     features = (None, weights.features) if weights.features else (config.features,)
     if config.model != weights.model or config.features not in features:
         raise UserError(

@@ -258,7 +258,7 @@ def _orders(
 
 
 def _is_beginning(kernels: list[tuple[int, ...]], layers: int) -> bool:
-    """Whether a network of so many layers with parameters may begin with these kernels."""
+    """Whether a network with this number of layers with parameters may begin with kernels."""
     if any(len(kernel) != len(kernels[0]) or len(kernel) not in (2, 4) for kernel in kernels):
         return False
     stages = (layers - 1) // 2
@@ -272,7 +272,7 @@ def _is_beginning(kernels: list[tuple[int, ...]], layers: int) -> bool:
 
 
 def _network(order: Sequence[Arrays], stages: int = 0) -> Topology:
-    """The network that layers most likely are, among others so many of each pooling stage."""
+    """The network that layers most likely are, with at least this number of pooling stages."""
     kernels = [_kernel(own) for own in order]
     kinds = ["Conv2D" if len(kernel) == 4 else "Dense" for kernel in kernels]
     kinds += ["MaxPooling2D"] * (stages if "Conv2D" in kinds else 0)

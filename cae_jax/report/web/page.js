@@ -18,7 +18,8 @@ function mean(values) {
 function showSummary() {
   const names = runs.map((run) => run.name);
   document.title = `${names.join(", ")} - cae-jax report`;
-  byId("summary").append(`${names.join(", ")}: trained on ${reportData.dataset}.`);
+  const shape = `images of ${HEIGHT} x ${WIDTH} x ${CHANNELS}`;
+  byId("summary").append(`${names.join(", ")}: trained on ${reportData.dataset}, ${shape}.`);
 }
 
 function showResults() {
