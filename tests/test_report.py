@@ -244,7 +244,7 @@ def color_run(tmp_path_factory):
 def test_a_run_on_colored_images_without_classes(browser, color_run, tmp_path, monkeypatch):
     run, images = color_run
     monkeypatch.setattr(collect.data, "load_split", lambda *_, **__: (images, None))
-    monkeypatch.setattr(collect.data, "class_names", lambda _: ())
+    monkeypatch.setattr(collect.data, "class_names", lambda *_, **__: ())
     page.write(tmp_path / "page.html", collect.collect([run]))
     show(browser, tmp_path / "page.html")
     assert number(browser.find_element(By.ID, "agreement").text) < TOLERANCE
