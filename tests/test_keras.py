@@ -678,6 +678,7 @@ def photos(monkeypatch):
     """Color images of 9 x 7 pixels as the data of every config that names others than the three."""
     images = np.random.default_rng(0).integers(0, 256, (40, 9, 7, 3), np.uint8)
     monkeypatch.setattr("cae_jax.data.load", lambda *_, **__: Split(images[:30], images[30:]))
+    monkeypatch.setattr("cae_jax.data.located", lambda config, **_: config)
     return images
 
 

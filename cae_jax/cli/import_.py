@@ -79,7 +79,8 @@ def with_images(flags: Flags, config: TrainConfig, weights: "Weights") -> TrainC
     if shape is not None and not weights.takes(shape):
         raise UserError(
             f"{flags.file} is of {weights.images}, and those of {config.data} are "
-            f"{' x '.join(map(str, shape))}; give --data, a folder or file of images"
+            f"{' x '.join(map(str, shape))}; give --data, a folder or file of images, or "
+            "--image-size and --channels"
         )
     if shape is not None or weights.image_shape is None:
         return config

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cae_jax import atomic
-from cae_jax.config import ARRAYS, NAMED, Background, Shape, TrainConfig
+from cae_jax.config import ARRAYS, Background, Shape, TrainConfig, is_original
 from cae_jax.data import conversion
 from cae_jax.data.conversion import FORMATS, MAX_PIXELS, Conversion
 from cae_jax.data.conversion import MODES as _MODES
@@ -117,8 +117,8 @@ def take_images(
 
 
 def of_training(config: TrainConfig, image_shape: Shape) -> Conversion | None:
-    """How the images of a config's own data were converted; None where they never are."""
-    if config.data in (*NAMED, ARRAYS) or config.resize == "none":
+    """How the images of a training were converted; None where all are taken as they are."""
+    if config.data == ARRAYS or is_original(config) or config.resize == "none":
         return None
     return conversion.of_config(config, image_shape)
 

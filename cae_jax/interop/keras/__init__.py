@@ -190,6 +190,7 @@ def import_run(
     if (workdir / "config.json").exists() and not overwrite:
         raise UserError(f"{workdir} holds a run; give another directory")
     _check_config(config, weights)
+    config = data.located(config, data_dir=data_dir)
     images = data.load(config, data_dir=data_dir, archives=archives)
     if not weights.takes(images.image_shape):
         raise UserError(
