@@ -236,11 +236,10 @@ class Checkpoints:
             raise
         if metadata["step"] != step:
             raise manifest.DamagedError(f"{folder} holds step {metadata['step']}")
+        there = upgraded(metadata["config"])  # later versions may have more keys
         differing = [
             f"{key} ({value} there, {self._config.get(key)} now)"
-            for key, value in upgraded(
-                metadata["config"]
-            ).items()  # later versions may have more keys
+            for key, value in there.items()
             if self._config.get(key) != value
             # written before the run was given more epochs
             and not (key == "epochs" and value in self._config["restarts"])
