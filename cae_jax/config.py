@@ -321,9 +321,16 @@ def resolved(config: TrainConfig, image_shape: Shape | None = None) -> TrainConf
     Args:
         config: any.
         image_shape: of the images that were read; None where the config tells it.
+
+    Raises:
+        UserError: it does not.
     """
     shape = image_shape or known_shape(config)
-    assert shape is not None, config.data
+    if shape is None:
+        raise UserError(
+            f"the images of `data` {config.data} have a shape that is not known before they are "
+            "read; give `image_size` and `channels`"
+        )
     features = config.features or default_features(shape)
     return dataclasses.replace(config, image_shape=shape, features=features)
 

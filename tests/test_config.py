@@ -224,3 +224,13 @@ def test_every_config_tells_its_command_and_runs_a_step(path, test_images):
     assert state.step == 1
     # With zero biases and small kernels every pixel starts near 1/2: ln 2 = 0.693.
     assert 0.6 < state.losses_S[0] < 0.8
+
+
+def test_a_shape_that_is_not_known_is_asked_for():
+    with pytest.raises(cae_jax.UserError, match="`data` photos .*give `image_size` and `channels`"):
+        resolved(TrainConfig(data="photos", image_size=(8,)))
+    assert resolved(TrainConfig(data="photos", image_size=(8,), channels=3)).image_shape == (
+        8,
+        8,
+        3,
+    )

@@ -27,7 +27,7 @@ import tyro
 
 from cae_jax import atomic
 from cae_jax.cli import common
-from cae_jax.config import TrainConfig
+from cae_jax.config import TrainConfig, resolved
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -98,7 +98,8 @@ def time_epochs(flags: Flags) -> dict[str, Any]:
     """Measures epochs, evaluation and inference; as JSON types."""
     phases: dict[str, float] = {}
     images = start(flags, phases)
-    config = dataclasses.replace(flags.train, epochs=1 + flags.discard + flags.timed)
+    config = resolved(flags.train, images.image_shape)
+    config = dataclasses.replace(config, epochs=1 + flags.discard + flags.timed)
     with timed(phases, "build_and_compile"):
         model, backend, trainer, state = build(config, flags.backend, images)
     epochs, evaluations, val_loss = [], [], 0.0
@@ -138,7 +139,7 @@ def time_to(flags: Flags, target: float) -> dict[str, Any]:
     images = start(flags, phases)
     seconds, whole, epochs, losses, backend = [], [], [], [], None
     for seed in range(flags.train.seed, flags.train.seed + flags.seeds):
-        config = dataclasses.replace(flags.train, seed=seed)
+        config = dataclasses.replace(resolved(flags.train, images.image_shape), seed=seed)
         began = time.perf_counter()
         _, backend, trainer, state = build(config, flags.backend, images)
         passed, trained, loss = reach(trainer, state, config.epochs, target)
