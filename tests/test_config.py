@@ -145,9 +145,11 @@ def test_runs_of_other_images_are_not_compared(name):
 def test_the_images_bound_a_level_in_pixels():
     assert check_level("occlusion", 28) == check_level("occlusion", 28, (28, 30, 3)) == 28
     assert check_level("gaussian", 40, (28, 28, 1)) == 40
-    for level in (13, None):  # the default, 12, too
-        with pytest.raises(cae_jax.UserError, match="from 1 to 11"):
-            check_level("occlusion", level, (11, 30, 1))
+    with pytest.raises(cae_jax.UserError, match="from 1 to 11"):
+        check_level("occlusion", 13, (11, 30, 1))
+    # The default, 12, is at most half the shorter side.
+    assert check_level("occlusion", None, (11, 30, 1)) == 5
+    assert check_level("occlusion", None, (28, 28, 1)) == 12
 
 
 def test_survives_json():
@@ -227,7 +229,7 @@ def test_every_config_tells_its_command_and_runs_a_step(path, test_images):
 
 
 def test_a_shape_that_is_not_known_is_asked_for():
-    with pytest.raises(cae_jax.UserError, match="`data` photos .*give `image_size` and `channels`"):
+    with pytest.raises(cae_jax.UserError, match=r"`data` photos .*`image_size` and `channels`"):
         resolved(TrainConfig(data="photos", image_size=(8,)))
     assert resolved(TrainConfig(data="photos", image_size=(8,), channels=3)).image_shape == (
         8,

@@ -13,6 +13,7 @@ from flax import nnx
 
 import cae_jax
 import cae_jax.data
+from cae_jax.config import resolved
 from cae_jax.ops import backend, native
 from cae_jax.runs import history
 from cae_jax.training.optimizer import build_schedule
@@ -51,7 +52,7 @@ def test_a_cosine_starts_again_and_the_run_says_so(copied, data_dir):
     assert [row.epoch for row in rows] == [1, 2, 3]
     config = json.loads((copied / "config.json").read_text())
     assert (config["epochs"], config["restarts"]) == (3, [2])
-    assert cae_jax.load(copied).config == dataclasses.replace(longer, restarts=(2,))
+    assert cae_jax.load(copied).config == resolved(dataclasses.replace(longer, restarts=(2,)))
     for more, restarts in ((3, (2,)), (5, (2, 3))):  # again, and more once more
         again = dataclasses.replace(DENSE, epochs=more)
         assert cae_jax.fit(again, copied, data_dir=data_dir).autoencoder.config.restarts == restarts
@@ -190,8 +191,8 @@ def test_the_generator_of_random_numbers_is_not_the_users(dense_run, data_dir, t
 
 def test_arrays_are_trained_on(data_dir, tmp_path, dense_run):
     """As the same images from the data set, to the same bits."""
-    train, _ = cae_jax.data.load_split("fashion_mnist", "train", data_dir=data_dir)
-    test, _ = cae_jax.data.load_split("fashion_mnist", "test", data_dir=data_dir)
+    train, _ = cae_jax.data.load_split(DENSE, "train", data_dir=data_dir)
+    test, _ = cae_jax.data.load_split(DENSE, "test", data_dir=data_dir)
     folder = tmp_path / "run"
     config = dataclasses.replace(DENSE, train_examples=None, test_examples=None)
     result = cae_jax.fit(config, folder, images=(train[:1000], test[:300]))
@@ -212,14 +213,15 @@ def test_arrays_are_trained_on(data_dir, tmp_path, dense_run):
     ("images", "found"),
     [
         (np.zeros((5, 28, 28, 1), np.float32), "type float32 and shape [5, 28, 28, 1]"),
-        (np.zeros((5, 28, 28), np.uint8), "type uint8 and shape [5, 28, 28]"),
+        (np.zeros((5, 28, 28, 2), np.uint8), "type uint8 and shape [5, 28, 28, 2]"),
+        (np.zeros((5, 3, 28, 1), np.uint8), "type uint8 and shape [5, 3, 28, 1]"),
         (np.zeros((0, 28, 28, 1), np.uint8), "type uint8 and shape [0, 28, 28, 1]"),
     ],
 )
 def test_arrays_of_another_type_or_shape_are_refused(tmp_path, images, found):
     with pytest.raises(cae_jax.UserError) as error:
         cae_jax.fit(DENSE, tmp_path / "run", images=(images, images))
-    assert f"`images` has training images of {found}; it takes uint8 [N, 28, 28, 1]" == str(
+    assert f"`images` has training images of {found}; it takes uint8 [N, height, width, c" in str(
         error.value
     )
     assert not (tmp_path / "run").exists()

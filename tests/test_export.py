@@ -20,7 +20,7 @@ from jax import export as jax_export
 from safetensors.numpy import load as read_safetensors
 
 import cae_jax
-from cae_jax.config import to_dict
+from cae_jax.config import resolved, to_dict
 from cae_jax.interop import export
 from cae_jax.interop.onnx import to_onnx
 from cae_jax.models import autoencoders, topology
@@ -450,7 +450,7 @@ for i, snippet in enumerate(snippets):
 
 
 def test_best(script, tmp_path):
-    config = cae_jax.TrainConfig(features=(4, 2, 2))
+    config = resolved(cae_jax.TrainConfig(features=(4, 2, 2)))
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"format": 1, **to_dict(config)}))

@@ -239,8 +239,8 @@ def poison(monkeypatch, data_dir):
     def plan(*places, gradient=False):
         bad = jnp.asarray(images[list(places)])
 
-        def make_poisoned_loss(graphdef, backend):
-            loss = make_loss(graphdef, backend)
+        def make_poisoned_loss(graphdef, backend, kind):
+            loss = make_loss(graphdef, backend, kind)
 
             def poisoned(params, inputs, targets, weights_N):
                 there = (targets[:, None] == bad[None]).all(axis=(2, 3, 4)).any()

@@ -15,6 +15,7 @@ from flax import nnx
 import cae_jax
 from benchmarks.kill_and_resume import final, stress
 from cae_jax.cli.train import members as configs_of
+from cae_jax.config import resolved
 from cae_jax.runs import fit_many, history, members
 from cae_jax.runs.members import Member
 from tests.conftest import DENSE, SMALL, needs_native
@@ -82,7 +83,7 @@ def test_members_by_one_program_end_near_the_runs_alone(alone, data_dir, tmp_pat
 def test_a_member_is_a_run_like_any_other(population, data_dir, test_images, tmp_path, command):
     member = shutil.copytree(population / "seed=4", tmp_path / "member")
     loaded = cae_jax.load(member)
-    assert loaded.config == CONFIGS[1]
+    assert loaded.config == resolved(CONFIGS[1])
     assert loaded.reconstruct(test_images[:2]).shape == (2, 28, 28, 1)
     longer = dataclasses.replace(CONFIGS[1], epochs=3)
     assert len(cae_jax.fit(longer, member, data_dir=data_dir).history) == 3

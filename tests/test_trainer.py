@@ -54,7 +54,7 @@ def test_the_size_of_a_step(backend, optimizer):
     compiled = compile_steps(backend, optimizer)
     text = compiled.as_text()
     assert not re.search(r" convolution\(", text)
-    native_calls = re.findall(r'custom_call_target="cae_jax_\w+_value_and_grad"', text)
+    native_calls = re.findall(r'custom_call_target="cae_jax_\w+_bce_and_grad"', text)
     assert len(native_calls) == (backend == "native")
     # The QR decompositions of three bases: no call of Python.
     others = re.findall(r'custom_call_target="lapack_s(?:geqrf|orgqr)_ffi"', text)
