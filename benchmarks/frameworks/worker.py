@@ -11,7 +11,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from cae_jax.errors import UserError
 CALL_SIZES = (1, 128, 4096)
 _CALL_SECONDS = 1.0
 _MIN_CALLS, _MAX_CALLS = 7, 1000
+_LEAST_CALLS = 3  # of calls that take seconds
 _EVALUATIONS = 5
 
 
@@ -123,9 +124,7 @@ def time_calls(call: Callable, test_images: np.ndarray) -> dict[int, dict[str, f
         for _ in range(2):  # compile, warm up
             call(images)
         seconds: list[float] = []
-        while len(seconds) < _MIN_CALLS or (
-            sum(seconds) < _CALL_SECONDS and len(seconds) < _MAX_CALLS
-        ):
+        while not _is_enough(seconds):
             began = time.perf_counter()
             call(images)
             seconds.append(time.perf_counter() - began)
@@ -138,6 +137,14 @@ def time_calls(call: Callable, test_images: np.ndarray) -> dict[int, dict[str, f
             "calls": len(seconds),
         }
     return results
+
+
+def _is_enough(seconds: Sequence[float]) -> bool:
+    """Whether calls that took these seconds have been timed often enough."""
+    if sum(seconds) > _MIN_CALLS * _CALL_SECONDS:
+        return len(seconds) >= _LEAST_CALLS
+    lasted = sum(seconds) >= _CALL_SECONDS or len(seconds) >= _MAX_CALLS
+    return len(seconds) >= _MIN_CALLS and lasted
 
 
 def peak_memory_bytes() -> int:
