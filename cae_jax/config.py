@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ Shape = tuple[int, int, int]
 NAMED: dict[str, Shape] = dict.fromkeys(("fashion_mnist", "mnist", "kmnist"), (28, 28, 1))
 ARRAYS = "arrays"  # images that are given to `fit`
 LEAST_SIDE = 4  # pixels
+RUN_MARK = ".cae-jax"  # a file in the directory of each run
 Background = Literal["auto", "black", "white"]
 Loss = Literal["bce", "mse"]
 # The fields of a config that say which images it takes, and how they are brought to one shape.
@@ -219,6 +221,8 @@ def _check_types(config: TrainConfig) -> None:
             object.__setattr__(
                 config, name, float(typing.cast(float, value))
             )  # 1 and 1.0 are the same config
+        elif hint is str and isinstance(value, os.PathLike):
+            object.__setattr__(config, name, os.fspath(value))
         elif hint in (str, bool):
             if type(value) is not hint or value == "":
                 takes = "True or False" if hint is bool else "a name or a path"
@@ -267,6 +271,12 @@ def _check_ranges(config: TrainConfig) -> None:
     for name in ("b1", "b2", "rho", "momentum"):
         check(name, 0 <= getattr(config, name) < 1, "a number from 0 to below 1")
     check_level(config.noise, config.noise_level, known_shape(config))
+    shape = config.image_shape
+    check(
+        "image_shape",
+        shape is None or (min(shape[:2]) >= LEAST_SIDE and shape[2] in (1, 3, 4)),
+        f"at least {LEAST_SIDE} x {LEAST_SIDE} pixels and 1, 3 or 4 channels",
+    )
     check("split", 0 < config.split < 1, "a number between 0 and 1")
     check("learning_rate", config.learning_rate > 0, "a positive number")
     check("eps", config.eps > 0, "a positive number")

@@ -263,11 +263,13 @@ def test_reconstruct_a_folder_in_color(color_run, tmp_path, monkeypatch, capsys)
         with Image.open(f"in/out/{name}.png") as written:
             assert written.mode == "RGB"
             np.testing.assert_allclose(np.asarray(written) / 255, image, atol=0.51 / 255)
+    cli.main(["reconstruct", str(run), "in", "--out", str(Path("in/out").absolute())])
+    assert "6 images in" in capsys.readouterr().out
     Path("empty").mkdir()
-    for path, message in (("empty", "empty holds no image; its files may end in .png,"),):
-        with pytest.raises(SystemExit):
-            cli.main(["reconstruct", str(run), path, "--out", "new"])
-        assert message in capsys.readouterr().err
+    Path("empty", ".hidden.png").touch()
+    with pytest.raises(SystemExit):
+        cli.main(["reconstruct", str(run), "empty", "--out", "new"])
+    assert "empty holds no image; its files may end in .png," in capsys.readouterr().err
     Image.new("RGB", (70, 9), "red").save("wide.png")
     with pytest.raises(SystemExit):
         cli.main(["reconstruct", str(run), "wide.png", "--out", "new"])

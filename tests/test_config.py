@@ -42,6 +42,11 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
         ({"channels": 2}, "`channels` is 2; it takes auto, 1, 3, 4"),
         ({"split": 1.0}, r"`split` is 1\.0; it takes a number between 0 and 1"),
         ({"limit": 0}, "`limit` is 0"),
+        (
+            {"image_shape": (2, 28, 1)},
+            "`image_shape` is .* it takes at least 4 x 4 pixels and 1, 3",
+        ),
+        ({"image_shape": (28, 28, 2)}, "`image_shape` is"),
         ({"skip_unreadable": 1}, "`skip_unreadable` is 1; it takes True or False"),
         ({"loss": "l1"}, "`loss` is 'l1'; it takes bce, mse"),
         ({"model": "vae"}, "it takes conv, simple, deep"),

@@ -328,7 +328,7 @@ def test_images_in_memory(test_images, tmp_path):
     result = cae_jax.fit_many(configs, tmp_path / "many", images=images)
     assert {member.config.data for member in result.members.values()} == {"arrays"}
     assert cae_jax.load(tmp_path / "many" / "seed=0").config.data == "arrays"
-    with pytest.raises(cae_jax.UserError, match="began with other `images`"):
+    with pytest.raises(cae_jax.UserError, match="began with other images than"):
         cae_jax.fit_many(
             [dataclasses.replace(each, epochs=1) for each in configs],
             shutil.copytree(tmp_path / "many", tmp_path / "copy", ignore=lambda *_: NAMES),

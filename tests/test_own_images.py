@@ -27,6 +27,7 @@ from cae_jax import TrainConfig, UserError, data
 from cae_jax.data import decoded, own, source, store
 from cae_jax.data.arrays import ArrayFile
 from cae_jax.data.conversion import eight_bit_array
+from cae_jax.runs.folder import MARK
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
@@ -796,3 +797,60 @@ def test_warnings_of_tfds_stay_away(tmp_path, capfd):
     output = capfd.readouterr()
     assert output.out == ""
     assert "custom data configuration" not in output.err
+
+
+# --- What lies beside images ---
+
+
+def test_the_figures_of_runs_are_no_images(tmp_path):
+    photos = image_folder(tmp_path)
+    before = splits(photos)
+    (photos / "run").mkdir()
+    (photos / "run" / MARK).touch()
+    Image.new("RGB", (40, 30)).save(photos / "run" / "history.png")
+    for (images, _), (expected, _) in zip(splits(photos), before, strict=True):
+        np.testing.assert_array_equal(images, expected)
+
+
+@pytest.mark.parametrize("writer", [idx_folder, tfds_folder])
+def test_two_kinds_of_images_in_a_folder_are_refused(tmp_path, writer):
+    photos = image_folder(tmp_path)
+    shutil.copytree(writer(tmp_path / "other"), photos / "other")
+    denied(photos, r"my photos has .* and 24 images; give a folder of one kind")
+
+
+def test_labels_are_told_from_other_numbers_by_their_name(tmp_path):
+    numbers = np.arange(24) + 100
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS, ids=numbers)
+    check_whole(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", images=IMAGES, ids=numbers, years=numbers)
+    check_whole(tmp_path / "b.npz", with_labels=False)
+
+
+def test_a_label_that_counts_something_else_makes_no_classes(tmp_path):
+    folder = idx_folder(tmp_path)
+    table = np.zeros((24, 2), ">i4")
+    table[3, 0] = 20_000_000
+    (folder / "train-labels-idx1-ubyte").unlink()
+    content = struct.pack(">3I", 0x0C02, *table.shape) + bytes(table)
+    (folder / "train-labels-idx2-int").write_bytes(content)
+    (_, train_labels), _ = splits(folder)
+    assert train_labels is None
+    assert data.class_names(config(folder)) == ()
+
+
+def test_a_label_without_a_class_is_named(tmp_path):
+    table = pa.table({"image": [{"bytes": png(image)} for image in IMAGES], "label": [5] * 24})
+    names = {"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+    (tmp_path / "set").mkdir()
+    parquet.write_table(table, tmp_path / "set" / "train.parquet")
+    denied(tmp_path / "set", r"train\.parquet\[\d+\] has the label 5, and there are 2 classes")
+
+
+def test_a_name_that_no_system_takes_is_refused():
+    denied("a" * 300, "where nothing is")
+
+
+def test_a_path_object_is_a_path(tmp_path):
+    assert TrainConfig(data=tmp_path).data == str(tmp_path)

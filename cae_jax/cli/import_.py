@@ -116,7 +116,11 @@ def train_command(flags: Flags, base: TrainConfig, config: TrainConfig) -> str:
     if flags.config != common.DEFAULT_CONFIG:
         words += ["--config", flags.config]
     for name, value in to_dict(config).items():
-        if value != to_dict(base)[name]:
+        if value == to_dict(base)[name]:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+        else:
             words += [f"--{name.replace('_', '-')}", *(value if type(value) is list else [value])]
     for name, value in vars(flags.data).items():
         if value is not None:

@@ -69,7 +69,8 @@ def run(flags: Flags) -> None:
     write(flags.out, names, reconstructions)
     psnr = psnr_of(reconstructions, images)
     for name, value in zip(names, psnr, strict=True):
-        print(f"{name}.png: {value:.2f} dB")
+        shown = name.encode(errors="surrogateescape").decode(errors="replace")
+        print(f"{shown}.png: {value:.2f} dB")
     print(f"{len(names)} images in {flags.out}")
     hint(flags, autoencoder, images, psnr)
 
@@ -78,18 +79,20 @@ def find(flags: Flags) -> dict[Path, Path]:
     """The files to read, each with the name of its output without the suffix, in `out`."""
     from cae_jax.data.images import SUFFIXES
 
-    found = {}
+    found, out = {}, flags.out.resolve()
     for path in flags.files:
         if not path.is_dir():
             found[path] = Path(path.stem)
             continue
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        for file in files:
+        files = {}
+        for file in sorted(path.rglob("*")):
             inside = file.relative_to(path)
             hidden = any(part.startswith(".") for part in inside.parts)
             # Not the outputs of the same command before.
-            if not hidden and file.is_file() and flags.out not in file.parents:
-                found[file] = inside.with_suffix("")
+            ours = out in file.resolve().parents
+            if file.suffix.lower() in SUFFIXES and file.is_file() and not (hidden or ours):
+                files[file] = inside.with_suffix("")
+        found |= files
         if not files:
             raise UserError(f"{path} holds no image; its files may end in {', '.join(SUFFIXES)}")
     return found

@@ -13,10 +13,11 @@ import numpy as np
 from cae_jax.config import Shape
 from cae_jax.data.conversion import check_shape
 from cae_jax.data.files import SPLIT_NAMES
-from cae_jax.data.source import ALL, Item, splits_of
+from cae_jax.data.source import ALL, MOST_CLASSES, Item, splits_of
 from cae_jax.errors import UserError
 
-_MOST_CLASSES = 10_000
+# Of several arrays of whole numbers, the one with such a name has the labels.
+_LABEL_NAMES = re.compile(r"label|target|class|(^|_)y(_|$)", re.IGNORECASE)
 
 
 class _Array(NamedTuple):
@@ -41,7 +42,7 @@ class ArrayFile:
             arrays = list(_headers(path))
         flat = [array for array in arrays if len(array.shape) == 2 and not _is_label(array)]
         self._images = self._chosen([array for array in arrays if len(array.shape) > 2] or flat)
-        labels = {_split_name(array.name): array for array in arrays if _is_label(array)}
+        labels = _labels_by_split([array for array in arrays if _is_label(array)])
         self._names = splits_of(self._images, path)
         self.splits = tuple(self._names)
         shapes = {
@@ -101,7 +102,7 @@ class ArrayFile:
                     f"{array.shape[0]} labels in {array.name}; save as many of both"
                 )
             values = np.array(list(self._stream(array))).reshape(-1)
-            if values.min() < 0 or values.max() >= _MOST_CLASSES:
+            if values.min() < 0 or values.max() >= MOST_CLASSES:
                 return {}
             labels[split] = values
         return labels
@@ -122,6 +123,18 @@ class ArrayFile:
                 yield np.frombuffer(content, array.dtype).reshape(shape)
             if file.read(1):  # where a .npz file verifies its CRC-32
                 raise EOFError(f"it goes on after {count} images")
+
+
+def _labels_by_split(arrays: list[_Array]) -> dict[str, _Array]:
+    """The labels of each split: of several arrays the one that is named so, else none."""
+    found: dict[str, list[_Array]] = {}
+    for array in arrays:
+        found.setdefault(_split_name(array.name), []).append(array)
+    chosen = {
+        split: [array for array in several if _LABEL_NAMES.search(array.name)] or several
+        for split, several in found.items()
+    }
+    return {split: several[0] for split, several in chosen.items() if len(several) == 1}
 
 
 def _is_label(array: _Array) -> bool:

@@ -17,6 +17,11 @@ from cae_jax.errors import UserError
 # Checked in the header: a PNG of a few kB can announce gigabytes.
 MAX_PIXELS = 50_000_000
 # The file formats that are read, as Pillow calls them; PPM stands for PGM and PBM, too.
+# What the names of their files end in.
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".pgm", ".ppm", ".pbm", ".pnm"),
+)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
@@ -28,6 +33,7 @@ class UnreadableError(UserError):
     """A file that is no intact image; left out where a config skips such files."""
 
     def __init__(self, name: str, problem: str) -> None:
+        self.problem = problem
         super().__init__(
             f"{name} is no readable image ({problem}); save it again, remove it, or pass "
             "`skip_unreadable=True`"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from cae_jax.config import RUN_MARK
 from cae_jax.errors import UserError
 
 # Names of the training and test images of a data set, in lower case; a validation split is the
@@ -92,7 +93,11 @@ def _entries(folder: str, prefix: str, above: set[tuple[int, int]]) -> Iterator[
     identity = (status.st_dev, status.st_ino)
     if identity in above:
         return
-    with os.scandir(folder) as entries:
+    with os.scandir(folder) as scanned:
+        entries = list(scanned)
+    if any(entry.name == RUN_MARK for entry in entries):
+        yield None  # a run, whose figures are no images to train on
+    else:
         for entry in entries:
             if entry.name.startswith((".", "__MACOSX")):
                 yield None

@@ -5,16 +5,9 @@ from functools import partial
 from typing import Any
 
 from cae_jax.config import Shape
-from cae_jax.data.conversion import open_image
+from cae_jax.data.conversion import SUFFIXES, open_image
 from cae_jax.data.files import SPLIT_NAMES, File, Listing
 from cae_jax.data.source import ALL, Item, mixed
-
-SUFFIXES = frozenset(
-    (
-        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
-        *(".pgm", ".ppm", ".pbm", ".pnm"),
-    )
-)
 
 
 class ImageFolder:

@@ -11,7 +11,7 @@ import numpy as np
 from cae_jax.config import Shape
 from cae_jax.data import idx
 from cae_jax.data.files import SPLIT_NAMES, File, Listing
-from cae_jax.data.source import ALL, Item, splits_of
+from cae_jax.data.source import ALL, MOST_CLASSES, Item, splits_of
 from cae_jax.errors import UserError
 
 # Such as train-images-idx3-ubyte.gz, t10k-images.idx3-ubyte, emnist-letters-test-images-idx3-ubyte.
@@ -62,7 +62,7 @@ class IdxFolder:
             yield Item(f"{i}", f"{path}[{i}]", lambda image=image: image, label)
 
     def _read_labels(self) -> dict[str, np.ndarray]:
-        """The labels of the splits; {} where one has none."""
+        """The labels of the splits; {} where one has none, or numbers of something else."""
         found = {}
         for split, name in self._names.items():
             images, path = self._files[name]
@@ -76,6 +76,8 @@ class IdxFolder:
                 )
             if labels.min() < 0:
                 raise UserError(f"{path} holds label {labels.min()}; labels start at 0")
+            if labels.max() >= MOST_CLASSES:
+                return {}
             found[split] = labels
         return found
 

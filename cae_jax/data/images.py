@@ -24,7 +24,7 @@ _LUMA = np.array([19595, 38470, 7471]) / 65536
 _EXACT = {1: {"1", "L"}, 3: {"1", "L", "P", "RGB"}}
 _EXACT[4] = _EXACT[3] | {"LA", "PA", "RGBA"}
 # What the names of files that are read end in.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+SUFFIXES = (*conversion.SUFFIXES, ".npy")
 _FILES = (str, os.PathLike, Image.Image)
 
 
@@ -230,6 +230,8 @@ def _read_file(
     try:
         with Image.open(path, formats=FORMATS) as image:
             return _pixels(image, image_shape, resize, background, convert)
+    except conversion.UnreadableError as error:  # whose advice is for a training
+        raise UserError(f"not a readable image ({error.problem}); save it again") from error
     except UserError:
         raise
     except Exception as error:  # the type depends on the damage

@@ -1,16 +1,18 @@
 """Finds images by a path, and the folder that they are prepared in; opens no file of them."""
 
+import contextlib
 import difflib
 import hashlib
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cae_jax import atomic
 from cae_jax.config import NAMED, TrainConfig
-from cae_jax.data import decoded, folder, idx_folder, parquet, tfds_folder
+from cae_jax.data import conversion, decoded, idx_folder, parquet, tfds_folder
 from cae_jax.data.files import File, Listing, fingerprint, walk
 from cae_jax.errors import UserError
 
@@ -60,12 +62,17 @@ def find(data: str) -> Found:
     if data in NAMED:
         return Found(Path(data), "", Listing(Path(data), [], 0), data)
     path, chosen = _absolute(data), ""
-    if not path.exists() and _SEPARATOR in data:
+    if not _exists(path) and _SEPARATOR in data:
         head, _, chosen = data.rpartition(_SEPARATOR)
         path = _absolute(head)
-    if path.is_file() and path.suffix.lower() not in (".npz", ".npy", ".parquet"):
+    if _exists(path) and path.is_file() and path.suffix.lower() not in (".npz", ".npy", ".parquet"):
         raise UserError(f"`data` is the file {path}; it takes {ACCEPTED}")
-    return Found(path, chosen, walk(path) if path.exists() else None, data)
+    return Found(path, chosen, walk(path) if _exists(path) else None, data)
+
+
+def _exists(path: Path) -> bool:
+    """False for what the system refuses, such as a name that is too long, too."""
+    return os.path.exists(path)  # noqa: PTH110 - which raises there
 
 
 def _absolute(path: str) -> Path:
@@ -79,9 +86,10 @@ def missing(data: str) -> UserError:
     """The error for a name or path where nothing is."""
     path = _absolute(data)
     near = difflib.get_close_matches(data, NAMED, n=1)
-    if not near and path.parent.is_dir():
-        names = [each.name for each in path.parent.iterdir()]
-        near = [str(path.parent / each) for each in difflib.get_close_matches(path.name, names, 1)]
+    with contextlib.suppress(OSError):  # the advice alone
+        names = [] if near else [each.name for each in path.parent.iterdir()]
+        close = difflib.get_close_matches(path.name, names, 1)
+        near = near or [str(path.parent / each) for each in close]
     hint = f"; did you mean {near[0]}?" if near else ""
     return UserError(
         f"`data` is {data!r}, where nothing is; it takes {', '.join(NAMED)}, or the path of "
@@ -116,7 +124,7 @@ def _relevant(listing: Listing) -> list[File]:
     """The files that images may come from: notes beside them may change."""
     if tfds_folder.find_folder(listing) is not None:
         return tfds_folder.files(listing)
-    images = listing.of({*folder.SUFFIXES, parquet.SUFFIX})
+    images = listing.of({*conversion.SUFFIXES, parquet.SUFFIX})
     return idx_folder.files(listing) or images or listing.files
 
 

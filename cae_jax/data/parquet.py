@@ -9,7 +9,7 @@ from typing import Any
 from cae_jax.config import Shape
 from cae_jax.data.conversion import UnreadableError, open_image
 from cae_jax.data.files import SPLIT_NAMES, File, Listing
-from cae_jax.data.source import ALL, Item, splits_of
+from cae_jax.data.source import ALL, MOST_CLASSES, Item, splits_of
 from cae_jax.errors import UserError
 
 SUFFIX = ".parquet"
@@ -119,7 +119,7 @@ class ParquetFolder:
             for batch in self._batches(file, [self._label])
             for value in batch.column(self._label).to_pylist()
         }
-        if None in values or min(values, default=-1) < 0 or max(values) >= 10_000:
+        if None in values or min(values, default=-1) < 0 or max(values) >= MOST_CLASSES:
             self._label = None
             return ()
         return tuple(map(str, range(max(values) + 1)))

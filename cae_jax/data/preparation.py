@@ -23,6 +23,7 @@ from cae_jax.data import (
 )
 from cae_jax.data.conversion import Conversion, UnreadableError
 from cae_jax.data.decoded import Arrays
+from cae_jax.data.files import File
 from cae_jax.data.source import Item, Source, items_of
 from cae_jax.data.tfds_builder import CaeImages, ImagesConfig
 from cae_jax.errors import UserError
@@ -94,6 +95,11 @@ class Own:
                     raise
                 self._skipped.append(item.name)
                 continue
+            if item.label is not None and item.label >= len(self._source.classes) > 0:
+                raise UserError(
+                    f"{item.name} has the label {item.label}, and there are "
+                    f"{len(self._source.classes)} classes; correct the source"
+                )
             self._counts[split] += 1
             lightest = max(lightest, int(image.max()))
             yield image, item.label
@@ -227,16 +233,16 @@ def open_source(
         return named.NamedImages(found.data, data_dir, archives)
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         return _whole(found, arrays.ArrayFile(path))
+    tables, images = listing.of([parquet.SUFFIX]), listing.of(conversion.SUFFIXES)
     if (prepared := tfds_folder.find_folder(listing)) is not None:
+        if prepared != listing.root:
+            _refuse_mixture(path, f"a TFDS data set in {prepared}", images)
         return tfds_folder.TfdsFolder(prepared, found.chosen)
-    if idx_folder.files(listing):
+    if idx_files := idx_folder.files(listing):
+        _refuse_mixture(path, f"{len(idx_files)} IDX files", images)
         return idx_folder.IdxFolder(listing, found.chosen)
-    tables, images = listing.of([parquet.SUFFIX]), listing.of(folder.SUFFIXES)
-    if tables and images:
-        raise UserError(
-            f"{path} has {len(tables)} parquet files and {len(images)} images; give a folder of "
-            "one kind"
-        )
+    if tables:
+        _refuse_mixture(path, f"{len(tables)} parquet files", images)
     if tables:
         return _whole(found, parquet.ParquetFolder(listing))
     if images:
@@ -245,6 +251,11 @@ def open_source(
     raise UserError(
         f"{path} has no images{f', but {others}' if others else ''}; it takes {own.ACCEPTED}"
     )
+
+
+def _refuse_mixture(path: Path, what: str, images: list[File]) -> None:
+    if images:
+        raise UserError(f"{path} has {what} and {len(images)} images; give a folder of one kind")
 
 
 def _whole(found: own.Found, source: Source) -> Source:

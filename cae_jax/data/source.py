@@ -13,6 +13,7 @@ from cae_jax.config import Shape, TrainConfig
 from cae_jax.errors import UserError
 
 ALL = "all"  # the split of a source without test images of its own
+MOST_CLASSES = 10_000  # larger labels are numbers of something else
 
 
 class Item(NamedTuple):

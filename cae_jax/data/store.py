@@ -97,7 +97,7 @@ def load(recipe: Recipe, split: str, data_dir: str | Path | None) -> Arrays:
     except Exception as error:  # as above; an `OSError` where the disk is full
         raise UserError(
             f"data set {recipe.title} cannot be prepared in {folder} "
-            f"({' '.join(str(error).split())}); free space, or pass a writable `data_dir`"
+            f"({' '.join(str(error).split())[:200]}); free space, or pass a writable `data_dir`"
         ) from error
 
 

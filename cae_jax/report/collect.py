@@ -88,7 +88,8 @@ def _classes(labels: np.ndarray | None, names: Sequence[str]) -> list[str]:
     """The names of the images' classes; [] where the data have no classes."""
     if labels is None or not names:
         return []
-    return [names[int(label)] for label in labels[:IMAGES]]
+    # -1 marks an image without a label.
+    return [names[label] if label >= 0 else "" for label in map(int, labels[:IMAGES])]
 
 
 def _shown(run: Path, population: Mapping[str, Member] | None) -> list[Path]:

@@ -85,7 +85,10 @@ def record(run: Path, backend: Backend, images: str = "", **more: str) -> None:
     """
     before, now = _read(run), {**_current(backend), "images": images, **more}
     if before.get("images", images) != images:
-        raise UserError(f"{run} began with other `images`; pass those, or another `workdir`")
+        raise UserError(
+            f"{run} began with other images than those that are given now; restore them, or pass "
+            "another `workdir`"
+        )
     changes = [
         f"{key} {before[key]} -> {now[key]}" for key in now if before.get(key, now[key]) != now[key]
     ]

@@ -202,7 +202,10 @@ def digest(config: TrainConfig, *images: np.ndarray) -> str:
     """Identifies the images of a run whose config does not; "" for a data set with a name."""
     if config.data in NAMED:
         return ""
-    return hashlib.sha256(b"".join(map(np.ascontiguousarray, images))).hexdigest()
+    total = hashlib.sha256()
+    for each in images:
+        total.update(np.ascontiguousarray(each))
+    return total.hexdigest()
 
 
 def _run(

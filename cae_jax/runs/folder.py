@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cae_jax import atomic
-from cae_jax.config import TrainConfig, from_dict, known_shape, resolved, to_dict
+from cae_jax.config import RUN_MARK, TrainConfig, from_dict, known_shape, resolved, to_dict
 from cae_jax.errors import UserError
 from cae_jax.runs import manifest, pretrained, replacement
 
@@ -33,7 +33,7 @@ except ImportError:  # Windows, where runs can be read
     fcntl = None
 
 logger = logging.getLogger(__name__)
-MARK = ".cae-jax"
+MARK = RUN_MARK
 MEMBERS = "members.json"  # of a population, see `cae_jax.runs.fit_many`
 _MARK_LINE = b"cae-jax run 1\n"
 
