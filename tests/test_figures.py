@@ -5,7 +5,10 @@ import pytest
 from PIL import Image
 
 import cae_jax
-from cae_jax import figures
+from cae_jax import TrainConfig, UserError, figures
+from cae_jax.cli import curves
+from cae_jax.config import resolved
+from cae_jax.runs.folder import write_config
 
 ROWS = {"white": np.ones((2, 9, 7, 1))}
 
@@ -41,3 +44,15 @@ def test_long_images_fill_the_figure(tmp_path, size):
     figures.save_rows(tmp_path / "a.png", {"row": np.zeros((6, *size, 3))})
     with Image.open(tmp_path / "a.png") as figure:
         assert (np.asarray(figure.convert("L")) < 10).mean() > 0.2
+
+
+def test_the_loss_of_curves_is_that_of_the_runs(tmp_path):
+    for name, loss in (("a", "bce"), ("b", "mse"), ("c", "mse")):
+        (tmp_path / name).mkdir()
+        write_config(tmp_path / name, resolved(TrainConfig(loss=loss)))
+    (tmp_path / "log.csv").touch()
+    a, b, c, log = (tmp_path / name for name in ("a", "b", "c", "log.csv"))
+    assert curves.loss_of([b, c]) == "mse"
+    assert curves.loss_of([a, log]) == curves.loss_of([log]) == "bce"
+    with pytest.raises(UserError, match="with loss bce and mse; give runs of one loss"):
+        curves.loss_of([a, b])

@@ -16,6 +16,7 @@ import tyro
 from cae_jax import atomic, markdown
 from cae_jax.errors import UserError
 from cae_jax.runs import history, pretrained
+from cae_jax.runs.folder import read_config
 from cae_jax.runs.names import run_names
 
 COLUMNS = ("epoch", "loss", "val_loss")
@@ -44,7 +45,20 @@ def run(flags: Flags) -> None:
     if flags.figure:
         from cae_jax import figures  # matplotlib takes a second to import
 
-        figures.save_curves(flags.figure, curves)
+        figures.save_curves(flags.figure, curves, loss=loss_of(flags.runs))
+
+
+def loss_of(paths: Sequence[Path]) -> str:
+    """What all runs minimised; binary cross-entropy for CSV files.
+
+    Raises:
+        UserError: some runs minimised one loss and some another, which no axis shows.
+    """
+    runs = [path for path in map(pretrained.locate, paths) if (path / "config.json").exists()]
+    losses = sorted({read_config(run).loss for run in runs})
+    if len(losses) > 1:
+        raise UserError("the runs were trained with loss bce and mse; give runs of one loss")
+    return losses[0] if losses else "bce"
 
 
 def names(paths: Sequence[Path]) -> list[str]:
