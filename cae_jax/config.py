@@ -271,10 +271,9 @@ def _check_ranges(config: TrainConfig) -> None:
     for name in ("b1", "b2", "rho", "momentum"):
         check(name, 0 <= getattr(config, name) < 1, "a number from 0 to below 1")
     check_level(config.noise, config.noise_level, known_shape(config))
-    shape = config.image_shape
     check(
         "image_shape",
-        shape is None or (min(shape[:2]) >= LEAST_SIDE and shape[2] in (1, 3, 4)),
+        config.image_shape is None or is_shape(config.image_shape),
         f"at least {LEAST_SIDE} x {LEAST_SIDE} pixels and 1, 3 or 4 channels",
     )
     check("split", 0 < config.split < 1, "a number between 0 and 1")
@@ -295,6 +294,11 @@ def _check_ranges(config: TrainConfig) -> None:
     check("seed", 0 <= config.seed < 2**32, "a whole number from 0 to 4294967295")
     if config.train_examples is not None:
         check("batch_size", config.batch_size <= config.train_examples, "at most `train_examples`")
+
+
+def is_shape(shape: tuple[int, ...]) -> bool:
+    """Whether images of a height, width and channels can be trained on."""
+    return len(shape) == 3 and min(shape[:2]) >= LEAST_SIDE and shape[2] in (1, 3, 4)
 
 
 def is_original(config: TrainConfig) -> bool:

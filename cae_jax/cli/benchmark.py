@@ -137,9 +137,10 @@ def time_to(flags: Flags, target: float) -> dict[str, Any]:
     """
     phases: dict[str, float] = {}
     images = start(flags, phases)
+    base = resolved(flags.train, images.image_shape)
     seconds, whole, epochs, losses, backend = [], [], [], [], None
     for seed in range(flags.train.seed, flags.train.seed + flags.seeds):
-        config = dataclasses.replace(resolved(flags.train, images.image_shape), seed=seed)
+        config = dataclasses.replace(base, seed=seed)
         began = time.perf_counter()
         _, backend, trainer, state = build(config, flags.backend, images)
         passed, trained, loss = reach(trainer, state, config.epochs, target)

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cae_jax.config import ARRAYS, LEAST_SIDE, NAMED, Shape, TrainConfig, is_original
+from cae_jax.config import ARRAYS, LEAST_SIDE, NAMED, Shape, TrainConfig, is_original, is_shape
 from cae_jax.data import decoded, own
 from cae_jax.data.decoded import Arrays
+from cae_jax.data.source import SPLITS
 from cae_jax.errors import UserError
-
-SPLITS = ("train", "test")
 
 
 class Split(NamedTuple):
@@ -68,7 +67,7 @@ def of_arrays(config: TrainConfig, train: np.ndarray, test: np.ndarray) -> Split
     """
     train, test = (images[..., None] if images.ndim == 3 else images for images in (train, test))
     for name, images in (("training", train), ("test", test)):
-        if images.dtype != np.uint8 or not len(images) or not _is_shape(images.shape[1:]):
+        if images.dtype != np.uint8 or not len(images) or not is_shape(images.shape[1:]):
             raise UserError(
                 f"`images` has {name} images of type {images.dtype} and shape "
                 f"{list(images.shape)}; it takes uint8 [N, height, width, channels] of at least "
@@ -80,10 +79,6 @@ def of_arrays(config: TrainConfig, train: np.ndarray, test: np.ndarray) -> Split
             f"{list(test.shape)}; it takes one size and number of channels"
         )
     return _limited(config, Split(train, test))
-
-
-def _is_shape(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 and min(shape[:2]) >= LEAST_SIDE and shape[2] in (1, 3, 4)
 
 
 def _limited(config: TrainConfig, split: Split) -> Split:

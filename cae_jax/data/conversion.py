@@ -17,12 +17,12 @@ from cae_jax.errors import UserError
 # Checked in the header: a PNG of a few kB can announce gigabytes.
 MAX_PIXELS = 50_000_000
 # The file formats that are read, as Pillow calls them; PPM stands for PGM and PBM, too.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # What the names of their files end in.
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
     *(".pgm", ".ppm", ".pbm", ".pnm"),
 )
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
 _TIFF_SIZE = (0x0100, 0x0101)  # the tags of width and height, as they are stored

@@ -24,13 +24,12 @@ from cae_jax.data import (
 from cae_jax.data.conversion import Conversion, UnreadableError
 from cae_jax.data.decoded import Arrays
 from cae_jax.data.files import File
-from cae_jax.data.source import Item, Source, items_of
+from cae_jax.data.source import SPLITS, Item, Source, items_of
 from cae_jax.data.tfds_builder import CaeImages, ImagesConfig
 from cae_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_SPLITS = ("train", "test")
 _MOST_NAMES = 1000  # of files left out, which are kept
 
 
@@ -50,7 +49,7 @@ class Own:
         self.name, self.title = name, title
         self._config, self._open = config, source
         self._skipped: list[str] = []
-        self._counts: dict[str, int] = dict.fromkeys(_SPLITS, 0)
+        self._counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
 
     def open(self) -> None:
         """Opens the source."""
@@ -68,9 +67,7 @@ class Own:
         )
         with _quiet():
             builder = CaeImages(config=config, data_dir=str(root))
-            builder.examples = lambda _: {
-                split: self._examples(split, convert) for split in _SPLITS
-            }
+            builder.examples = lambda _: {split: self._examples(split, convert) for split in SPLITS}
             builder.finish = lambda: self._keep(Path(builder.data_dir), shape)
             store.write(builder)
         self._finish(Path(builder.data_dir), shape)
@@ -189,7 +186,7 @@ def shape_of(source: Source, config: TrainConfig, title: str) -> Shape:
 def _survey(source: Source, config: TrainConfig, title: str) -> tuple[tuple[int, int], bool]:
     """The size of the images of a source, and whether all are gray."""
     size, first, all_gray = None, "", True
-    for split in _SPLITS:
+    for split in SPLITS:
         for item in items_of(source, split, config):
             try:
                 image = item.read()
@@ -243,7 +240,6 @@ def open_source(
         return idx_folder.IdxFolder(listing, found.chosen)
     if tables:
         _refuse_mixture(path, f"{len(tables)} parquet files", images)
-    if tables:
         return _whole(found, parquet.ParquetFolder(listing))
     if images:
         return _whole(found, folder.ImageFolder(listing))

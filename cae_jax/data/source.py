@@ -12,6 +12,7 @@ from PIL import Image
 from cae_jax.config import Shape, TrainConfig
 from cae_jax.errors import UserError
 
+SPLITS = ("train", "test")
 ALL = "all"  # the split of a source without test images of its own
 MOST_CLASSES = 10_000  # larger labels are numbers of something else
 

@@ -32,6 +32,12 @@ def make_losses(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> Callable[.
     return lambda *args: backend.call("losses", reference, *args)
 
 
+def minimised(losses: Losses, kind: Loss) -> jax.Array:
+    """Which of the losses of images training minimises."""
+    bce, mse = losses
+    return bce if kind == "bce" else mse
+
+
 def make_loss(
     graphdef: nnx.GraphDef, backend: Backend = MATMUL, kind: Loss = "bce"
 ) -> Callable[..., jax.Array]:
@@ -47,8 +53,7 @@ def make_loss(
     def loss(
         params: nnx.State, inputs: jax.Array, targets: jax.Array, weights_N: jax.Array
     ) -> jax.Array:
-        bce_N, mse_N = losses(params, inputs, targets)
-        losses_N = bce_N if kind == "bce" else mse_N
+        losses_N = minimised(losses(params, inputs, targets), kind)
         return (losses_N * weights_N).sum() / weights_N.sum()
 
     return backend.with_gradient(loss, kind)

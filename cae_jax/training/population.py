@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cae_jax.config import TrainConfig
+from cae_jax.config import Loss, TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import MATMUL, Backend
 from cae_jax.training import metrics, programs, step
+from cae_jax.training.loss import minimised
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.step import Keys, TrainState
 from cae_jax.training.trainer import Trainer
@@ -380,7 +381,8 @@ class _Group:
     ) -> None:
         self.first = first
         self.size, self._compiled = len(members), compiled
-        self._noisy, self._loss = members[0].noise != "none", members[0].loss
+        self._noisy = members[0].noise != "none"
+        self._loss: Loss = members[0].loss
         keys = [step.make_keys(config.seed) for config in members]
         self._keys = Keys(*(jnp.stack(each) for each in zip(*keys, strict=True)))
         self._numbers = {
@@ -402,7 +404,7 @@ class _Group:
         bce_MxN, mse_MxN, noisy_MxN = self._compiled.evaluate(
             state.params, self._keys.test_noise, self._compiled.test_images
         )
-        losses_MxN = bce_MxN if self._loss == "bce" else mse_MxN
+        losses_MxN = minimised((bce_MxN, mse_MxN), self._loss)
         columns = [losses_MxN, metrics.psnr_of_mse(mse_MxN), metrics.psnr_of_mse(noisy_MxN)]
         means = (np.asarray(column, np.float64).mean(axis=1).tolist() for column in columns)
         return [

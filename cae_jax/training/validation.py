@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cae_jax.config import TrainConfig
+from cae_jax.config import Loss, TrainConfig
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import Backend
 from cae_jax.training import metrics, programs, step
+from cae_jax.training.loss import minimised
 
 
 class Validation:
@@ -28,7 +29,8 @@ class Validation:
     ) -> None:
         self.images = jax.device_put(test_images)
         self._noise = programs.noise(config, model, len(test_images))
-        self._seed, self._loss = config.seed, config.loss
+        self._seed = config.seed
+        self._loss: Loss = config.loss
         evaluate = programs.evaluation(config, model, backend, len(test_images))
         self._evaluate = evaluate.compile()
 
@@ -54,9 +56,8 @@ class Validation:
 
     def evaluate(self, params: nnx.State) -> tuple[float, float]:
         """Means over the test images: of the loss that training minimises, and of PSNR in dB."""
-        bce_N, mse_N = self._evaluate(params, self.inputs, self.images)
-        losses_N = bce_N if self._loss == "bce" else mse_N
-        return _mean(losses_N), _mean(metrics.psnr_of_mse(mse_N))
+        losses = self._evaluate(params, self.inputs, self.images)
+        return _mean(minimised(losses, self._loss)), _mean(metrics.psnr_of_mse(losses[1]))
 
 
 def noisy(noise: programs.Program | None, images: jax.Array, seed: int) -> jax.Array:
