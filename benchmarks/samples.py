@@ -7,6 +7,8 @@
 - ``digits.npz``: 1,797 gray digits of 8 x 8 pixels with labels, training and test images.
 - ``faces.npz``: 200 gray patches of 25 x 25 pixels, half of them faces, with MedMNIST's names.
 - ``textures.npy``: gray patches of brick, grass and gravel in one array, without labels.
+- ``crops.npy``: with ``--crops N``, that many patches from random places of the photographs in one
+  array, to measure speed and memory with.
 
 They are for a first try and for tests, too small for a comparison of models.
 """
@@ -44,6 +46,9 @@ class Flags:
     size: int = 64
     """Pixels of a side of the patches of photographs."""
 
+    crops: int = 0
+    """Patches from random places of the photographs in crops.npy; 0 writes no such file."""
+
 
 def main() -> None:
     with common.user_errors(flags=Flags):
@@ -61,7 +66,10 @@ def main() -> None:
             write_digits(flags.folder / "digits.npz", images, labels)
             write_faces(flags.folder / "faces.npz")
             np.save(flags.folder / "textures.npy", textures())
-        print(f"{flags.folder}: photographs ({count} patches), digits.npz, faces.npz, textures.npy")
+            if flags.crops:
+                np.save(flags.folder / "crops.npy", crops(flags.crops, flags.size))
+        names = ["digits.npz", "faces.npz", "textures.npy", *["crops.npy"] * bool(flags.crops)]
+        print(f"{flags.folder}: photographs ({count} patches), {', '.join(names)}")
 
 
 def write_photographs(folder: Path, size: int) -> int:
@@ -108,6 +116,20 @@ def textures(size: int = 28) -> np.ndarray:
         patch for name in TEXTURES for *_, patch in _patches(_read("skimage.data", name, "L"), size)
     ]
     return np.random.default_rng(0).permutation(np.stack(patches))
+
+
+def crops(count: int, size: int) -> np.ndarray:
+    """Patches of random photographs at random places, uint8 ``[N, size, size, 3]``."""
+    photographs = [
+        _read(package, name, "RGB") for package, names in PHOTOGRAPHS.items() for name in names
+    ]
+    random = np.random.default_rng(0)
+    patches = np.empty((count, size, size, 3), np.uint8)
+    for patch in patches:
+        photograph = photographs[random.integers(len(photographs))]
+        row, column = (random.integers(side - size + 1) for side in photograph.shape[:2])
+        patch[:] = photograph[row : row + size, column : column + size]
+    return patches
 
 
 def _read(package: str, name: str, mode: str) -> np.ndarray:
