@@ -5,6 +5,7 @@ foreign function interface. Results do not depend on the number of threads, bit 
 differentiate the calls; `cae_jax.ops.backend` gives them the derivative of another form.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,7 @@ class Kernel:
         _check(self._image_shape, inputs, targets)
         flat, unravel = _ravel(params)
         results = (_floats(()), _floats(flat.shape))
-        value, gradient = self._call(entry, results)(flat, inputs, targets, weights_N)
+        value, gradient = self._call(entry, results, flat, _rows(inputs), _rows(targets), weights_N)
         return value, unravel(gradient)
 
     def losses(
@@ -64,7 +65,7 @@ class Kernel:
         _check(self._image_shape, inputs, targets)
         flat, _ = _ravel(params)
         results = (_floats(inputs.shape[:1]), _floats(inputs.shape[:1]))
-        bce_N, mse_N = self._call("losses", results)(flat, inputs, targets)
+        bce_N, mse_N = self._call("losses", results, flat, _rows(inputs), _rows(targets))
         return bce_N, mse_N
 
     def encode(self, params: nnx.State, images: jax.Array) -> jax.Array:
@@ -72,18 +73,24 @@ class Kernel:
         _check(self._image_shape, images)
         flat, _ = _ravel(params)
         result = _floats((images.shape[0], *self._code_shape))
-        return self._call("encode", result)(flat, images)
+        return self._call("encode", result, flat, _rows(images))
 
     def decode(self, params: nnx.State, codes: jax.Array) -> jax.Array:
         """Float32 codes ``[N, *code_shape]`` to logits ``[N, *image_shape]``."""
         _check(self._code_shape, codes, dtypes=("float32",))
         flat, _ = _ravel(params)
         result = _floats((codes.shape[0], *self._image_shape))
-        return self._call("decode", result)(flat, codes)
+        return self._call("decode", result, flat, _rows(codes))
 
-    def _call(self, entry: str, results):
+    def _call(self, entry: str, results, *arrays: jax.Array):
         # vmap over models runs them one after another; each call keeps all threads busy.
-        return jax.ffi.ffi_call(target(entry, self._sizes), results, vmap_method="sequential")
+        name = target(entry, self._sizes)
+        return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*arrays)
+
+
+def _rows(images: jax.Array) -> jax.Array:
+    """One row for each image: of a batch in its own shape, just gathered, XLA makes a slow copy."""
+    return images.reshape(images.shape[0], math.prod(images.shape[1:]))
 
 
 def _check(

@@ -90,7 +90,16 @@ INLINE void accumulate(vec* sums, int stride, Add add) {
 // F(2x2, 3x3) of Lavin and Gray (2016, arXiv:1509.09308). A tile of 2x2 output pixels reads a
 // window of 4x4. Sums and differences along the rows and the columns transform both, and the
 // kernel, to the Winograd domain of 4x4 points, in which the convolution is a product at each
-// point. A row of tiles at a time.
+// point. Tiles are counted from 0, row after row.
+
+// Tiles at a time: few in a convolution, as many as a block of sums takes, so that what they need
+// is still in the first-level cache; more in the derivative with respect to a kernel, whose sums
+// are many and are loaded and stored each time.
+constexpr int kConvTiles = 3, kGradientTiles = 12;
+
+// Vectors from one point to the next: odd, because at a power of two all points share few places of
+// the first-level cache.
+constexpr int point_stride(int tiles, int channels) { return tiles * channels | 1; }
 
 // Calls f with four values of each row of m, then of each column: m = F m F'.
 template <class T, class F>
@@ -99,56 +108,39 @@ INLINE void rows_then_columns(T (&m)[16], F f) {
   for (int j = 0; j < 4; j++) f(m[j], m[4 + j], m[8 + j], m[12 + j]);
 }
 
-// The windows of row r of tiles to the Winograd domain [16, tiles, C].
-template <class X>
-void transform_windows(const X& x, int r, vec* domain) {
-  constexpr int C = X::kChannels, tiles = X::kTiles.columns;
-  for (int q = 0; q < tiles; q++)
+// The windows of n tiles, from `first` on, to the Winograd domain [16, n, C], or [16, C, n].
+template <int n, bool tiles_last = false, class X>
+void transform_windows(const X& x, int first, vec* domain) {
+  constexpr int C = X::kChannels, stride = point_stride(n, C), columns = X::kTiles.columns;
+  for (int k = 0; k < n; k++) {
+    const vec* window = x.at((first + k) / columns * 2 - 1, (first + k) % columns * 2 - 1);
     for (int c = 0; c < C; c++) {
       vec m[16];
-      for (int p = 0; p < 16; p++) m[p] = x.at(2 * r - 1 + p / 4, 2 * q - 1 + p % 4)[c];
+      for (int p = 0; p < 16; p++) m[p] = window[p / 4 * X::kStride + p % 4 * C + c];
       rows_then_columns(m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE {
         const vec b0 = b;
         a -= c, b += c, c -= b0, d = b0 - d;
       });
-      for (int p = 0; p < 16; p++) domain[(p * tiles + q) * C + c] = m[p];
+      for (int p = 0; p < 16; p++) domain[p * stride + (tiles_last ? c * n + k : k * C + c)] = m[p];
     }
+  }
 }
 
-// A row of tiles of 2x2 derivatives to the Winograd domain [16, tiles, C]; get(q, c) returns those
-// of a tile and channel as {[0][0], [0][1], [1][0], [1][1]}.
-template <int C, int tiles, class Get>
-INLINE void transform_tiles(vec* domain, Get get) {
-  for (int q = 0; q < tiles; q++)
+// The derivatives with respect to n tiles of 2x2 pixels, from `first` on, to the Winograd domain
+// [16, C, n].
+template <int n, class D>
+void transform_derivatives(const D& dy, int first, vec* domain) {
+  constexpr int C = D::kChannels, stride = point_stride(n, C), columns = D::kTiles.columns;
+  for (int k = 0; k < n; k++) {
+    const vec* tile = dy.at((first + k) / columns * 2, (first + k) % columns * 2);
     for (int c = 0; c < C; c++) {
-      const std::array<vec, 4> d = get(q, c);
-      vec m[16] = {d[0], d[1], {}, {}, d[2], d[3]};
+      const vec* d = tile + c;
+      vec m[16] = {d[0], d[C], {}, {}, d[D::kStride], d[D::kStride + C]};
       rows_then_columns(
           m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE { c = a - b, d = -b, b += a; });
-      for (int p = 0; p < 16; p++) domain[(p * tiles + q) * C + c] = m[p];
+      for (int p = 0; p < 16; p++) domain[p * stride + c * n + k] = m[p];
     }
-}
-
-// The derivatives with respect to row r of tiles.
-template <class D>
-void transform_derivatives(const D& dy, int r, vec* domain) {
-  constexpr int C = D::kChannels;
-  transform_tiles<C, D::kTiles.columns>(domain, [&](int q, int c) ALWAYS_INLINE {
-    const vec* d = dy.at(2 * r, 2 * q) + c;
-    return std::array<vec, 4>{d[0], d[C], d[D::kStride], d[D::kStride + C]};
-  });
-}
-
-// The derivatives with respect to a row of tiles that is pooled to `n` values: each passes to the
-// pixel that had the maximum.
-template <int C, int n>
-void transform_unpooled(const vec* d, const bytes* argmax, vec* domain) {
-  transform_tiles<C, n>(domain, [&](int q, int c) ALWAYS_INLINE {
-    const ivec which = __builtin_convertvector(argmax[q * C + c], ivec);
-    const vec passed = d[q * C + c];
-    return std::array<vec, 4>{which == 0 ? passed : vec{}, which == 1 ? passed : vec{},
-                              which == 2 ? passed : vec{}, which == 3 ? passed : vec{}};
-  });
+  }
 }
 
 // Kernels [3, 3, pairs of channels] to the Winograd domain [16, pairs].
@@ -174,43 +166,48 @@ INLINE void transform_kernel_derivative(vec (&m)[16]) {
 }
 
 // 'same' convolution; take(row, column, feature, y) gets the 2x2 pixels of each tile, those beyond
-// an odd size too. kernel: in the Winograd domain, [16, in, out]; domain, products: room for a row
-// of tiles.
+// an odd size too. kernel: in the Winograd domain, [16, in, out]; domain, products: room for
+// kConvTiles.
 template <int out, class X, class Take>
 INLINE void winograd(const X& x, const float* kernel, vec* domain, vec* products, Take take) {
-  constexpr int in = X::kChannels, tiles = X::kTiles.columns;
-  for (int r = 0; r < X::kTiles.rows; r++) {
-    transform_windows(x, r, domain);
+  constexpr int in = X::kChannels, columns = X::kTiles.columns;
+  each_block<X::kTiles.rows * columns, kConvTiles>([&]<int count>(int first) ALWAYS_INLINE {
+    constexpr int stride_in = point_stride(count, in), stride_out = point_stride(count, out);
+    transform_windows<count>(x, first, domain);
     for (int p = 0; p < 16; p++)
-      convolve_row<1, 1, 1, in, out, tiles>(
-          domain + p * tiles * in, 0, kernel + p * in * out,
-          [&](int q, int t, vec sum) ALWAYS_INLINE { products[(p * tiles + q) * out + t] = sum; });
-    for (int q = 0; q < tiles; q++)
+      convolve_row<1, 1, 1, in, out, count>(domain + p * stride_in, 0, kernel + p * in * out,
+                                            [&](int k, int t, vec sum) ALWAYS_INLINE {
+                                              products[p * stride_out + k * out + t] = sum;
+                                            });
+    for (int k = 0; k < count; k++)
       for (int t = 0; t < out; t++) {
         vec m[16];
-        for (int p = 0; p < 16; p++) m[p] = products[(p * tiles + q) * out + t];
+        for (int p = 0; p < 16; p++) m[p] = products[p * stride_out + k * out + t];
         rows_then_columns(
             m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE { a += b + c, b -= c + d; });
         const vec y[4] = {m[0], m[1], m[4], m[5]};
-        take(r, q, t, y);
+        take((first + k) / columns, (first + k) % columns, t, y);
       }
-  }
+  });
 }
 
-// sum[p][a][b] += domain[p][q][a] * derivatives[p][q][b], added over a row of tiles.
-template <int A, int B, int tiles>
+// sum[p][a][b] += domain[p][a][k] * derivatives[p][b][k], added over n tiles.
+template <int A, int B, int n>
 void add_products(const vec* domain, const vec* derivatives, vec* sum) {
   constexpr int S = divisor(A, 3), T = divisor(B, kSums / 3);
+  constexpr int stride_a = point_stride(n, A), stride_b = point_stride(n, B);
   for (int p = 0; p < 16; p++)
     for (int a = 0; a < A; a += S)
       for (int b = 0; b < B; b += T)
         accumulate<S, T>(sum + (p * A + a) * B + b, B, [&](vec(&s)[S][T]) ALWAYS_INLINE {
-          for (int q = 0; q < tiles; q++) {
-            const vec* x = domain + (p * tiles + q) * A + a;
-            const vec* d = derivatives + (p * tiles + q) * B + b;
+          for (int k = 0; k < n; k++) {
+            const vec* x = domain + p * stride_a + a * n + k;
+            const vec* d = derivatives + p * stride_b + b * n + k;
 #pragma GCC unroll 16
-            for (int t = 0; t < T; t++)
-              for (int i = 0; i < S; i++) s[i][t] += x[i] * d[t];
+            for (int t = 0; t < T; t++) {
+              const vec dt = in_register(d[t * n]);
+              for (int i = 0; i < S; i++) s[i][t] += x[i * n] * dt;
+            }
           }
         });
 }
@@ -241,28 +238,28 @@ INLINE vec pool(Size size, const vec* y, int r, int q, float bias, bytes& argmax
       which = take ? ivec{} + p : which;
     }
   best += bias;
-  argmax = __builtin_convertvector(best <= 0.f ? ivec{} + kOff : which, bytes);
+  argmax = narrow(best <= 0.f ? ivec{} + kOff : which);
   return relu(best);
 }
 
 // Sends the gradient of a pooled value to the pixel that had the maximum; returns what passes.
 template <class D>
 INLINE vec unpool(const D& dy, int r, int q, int t, bytes argmax, vec d) {
-  const ivec which = __builtin_convertvector(argmax, ivec);
+  const ivec which = widen(argmax);
   for (int p = 0; p < 4; p++)
     if (inside(D::kSize, r, q, p)) dy.at(2 * r + p / 2, 2 * q + p % 2)[t] = which == p ? d : vec{};
   return which == kOff ? vec{} : d;
 }
 
-// Convolution and pooling of the images themselves, whose single channel Winograd does not help.
+// Convolution and pooling of the images themselves.
 template <class X, class Y, class A>
 void conv_pool(const X& x, const float* b, const float* w, const Y& y, const A& argmax) {
-  constexpr int out = Y::kChannels, T = divisor(out, kSums / 4);
+  constexpr int in = X::kChannels, out = Y::kChannels, T = divisor(out, kSums / 4);
   for (int r = 0; r < Y::kSize.rows; r++)
     for (int q = 0; q < Y::kSize.columns; q++)
       for (int t0 = 0; t0 < out; t0 += T) {
         vec sum[4][T];
-        convolve<3, 3, 1, 1, out, 2, 2, T>(x.at(2 * r - 1, 2 * q - 1), X::kStride, w + t0, sum);
+        convolve<3, 3, 1, in, out, 2, 2, T>(x.at(2 * r - 1, 2 * q - 1), X::kStride, w + t0, sum);
         for (int t = t0; t < t0 + T; t++) {
           const vec window[4] = {sum[0][t - t0], sum[1][t - t0], sum[2][t - t0], sum[3][t - t0]};
           y.at(r, q)[t] = pool(X::kSize, window, r, q, b[t], argmax.at(r, q)[t]);
@@ -271,23 +268,26 @@ void conv_pool(const X& x, const float* b, const float* w, const Y& y, const A& 
 }
 
 // The derivative with respect to the kernel of conv_pool, for a row of `n` pooling windows:
-// sum[i][j][t] += pixel [i][j] of the maximum's 3x3 window * d[q][t]. x: upper left pixel of the
-// first pooling window's first 3x3 window.
-template <int out, int n>
+// sum[i][j][c][t] += pixel [i][j][c] of the maximum's 3x3 window * d[q][t]. x: upper left pixel of
+// the first pooling window's first 3x3 window.
+template <int in, int out, int n>
 void correlate_argmax(const vec* x, int stride, const vec* d, const bytes* argmax, vec* sum) {
-  for (int t = 0; t < out; t++)
-    accumulate<9, 1>(sum + t, out, [&](vec(&s)[9][1]) ALWAYS_INLINE {
-      for (int q = 0; q < n; q++) {
-        const ivec which = __builtin_convertvector(argmax[q * out + t], ivec);
+  constexpr int C = 9 * in <= kSums + 3 ? in : 1;  // as many as have their sums in registers
+  for (int c0 = 0; c0 < in; c0 += C)
+    for (int t = 0; t < out; t++)
+      accumulate<9 * C, 1>(sum + c0 * out + t, in / C * out, [&](vec(&s)[9 * C][1]) ALWAYS_INLINE {
+        for (int q = 0; q < n; q++) {
+          const ivec which = widen(argmax[q * out + t]);
 #pragma GCC unroll 4
-        for (int p = 0; p < 4; p++) {
-          const vec passed = which == p ? d[q * out + t] : vec{};
-#pragma GCC unroll 9
-          for (int i = 0; i < 9; i++)
-            s[i][0] += x[(p / 2 + i / 3) * stride + 2 * q + p % 2 + i % 3] * passed;
+          for (int p = 0; p < 4; p++) {
+            const vec passed = which == p ? d[q * out + t] : vec{};
+            const vec* window = x + p / 2 * stride + (2 * q + p % 2) * in + c0;
+#pragma GCC unroll 27
+            for (int i = 0; i < 9 * C; i++)
+              s[i][0] += window[i / C / 3 * stride + i / C % 3 * in + i % C] * passed;
+          }
         }
-      }
-    });
+      });
 }
 
 // --- Upsampling ---------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ void correlate(const Z& z, const X& x, vec* sum) {
               const vec z0 = window[0], z1 = window[A], z2 = window[2 * A];
 #pragma GCC unroll 16
               for (int t = 0; t < T; t++) {
-                const vec xt = x.at(r, q)[b + t];
+                const vec xt = in_register(x.at(r, q)[b + t]);
                 s[0][t] += z0 * xt, s[1][t] += z1 * xt, s[2][t] += z2 * xt;
               }
             }

@@ -13,8 +13,9 @@
 //     the convolution. So the kernel runs over the zero-inserted image, in which an output pixel
 //     meets 1, 2 or 4 of the 9 taps: 9 multiplications per pixel before upsampling instead of 36.
 //   - The adjoint of that: box-sum the gradient, then a 3x3 convolution with step 2.
-//   - The encoder and the layer after it by Winograd's convolution: 16 multiplications for 2x2
-//     output pixels instead of 36, in the forward pass and in both derivatives.
+//   - The encoder after its first layer, and the layer after it, by Winograd's convolution: 16
+//     multiplications for 2x2 output pixels instead of 36, in the forward pass and in both
+//     derivatives. On the images themselves the transforms cost as much as they save.
 //
 // build.py compiles this file at first use, with the sizes of the network as macros (network.h).
 // Arrays are row-major, as in JAX.
@@ -52,29 +53,39 @@ struct Images {
 
   template <class P>
   void load(int64_t group, const P& plane) const {
-    is_bytes ? load_as<uint8_t>(group, plane) : load_as<float>(group, plane);
+    is_bytes ? load_as<ubytes>(group, plane) : load_as<vec>(group, plane);
   }
-  template <class T, class P>
+  template <class V, class P>
   void load_as(int64_t group, const P& plane) const {
+    using T = std::remove_cvref_t<decltype(V{}[0])>;
     constexpr int rows = P::kSize.rows, row = P::kSize.columns * P::kChannels;
     const T* images[LANES];  // past the last image a group repeats it, with weight 0
     for (int l = 0; l < LANES; l++)
       images[l] = static_cast<const T*>(data) + std::min(group * LANES + l, count - 1) * rows * row;
     for (int r = 0; r < rows; r++)
-      for (int k = 0; k < row; k++)
+      each_block<row, LANES>([&]<int n>(int k) ALWAYS_INLINE {
+        V block[LANES] = {};
         for (int l = 0; l < LANES; l++)
-          plane.at(r, 0)[k][l] = images[l][r * row + k] / (std::is_same_v<T, float> ? 1.f : 255.f);
+          std::memcpy(&block[l], images[l] + r * row + k, n * sizeof(T));
+        transpose(block);
+        for (int i = 0; i < n; i++) plane.at(r, 0)[k + i] = unit(block[i]);
+      });
   }
 };
 
 // The upper left part of a plane, of `size`.
-template <class P>
-void store(const P& plane, Size size, int64_t group, int64_t count, float* images) {
-  const int row = size.columns * P::kChannels;
-  for (int l = 0; l < LANES && group * LANES + l < count; l++)
-    for (int r = 0; r < size.rows; r++)
-      for (int k = 0; k < row; k++)
-        images[((group * LANES + l) * size.rows + r) * row + k] = plane.at(r, 0)[k][l];
+template <Size size, class P>
+void store(const P& plane, int64_t group, int64_t count, float* images) {
+  constexpr int row = size.columns * P::kChannels;
+  for (int r = 0; r < size.rows; r++)
+    each_block<row, LANES>([&]<int n>(int k) ALWAYS_INLINE {
+      vec block[LANES] = {};
+      for (int i = 0; i < n; i++) block[i] = plane.at(r, 0)[k + i];
+      transpose(block);
+      for (int l = 0; l < LANES && group * LANES + l < count; l++)
+        std::memcpy(images + ((group * LANES + l) * size.rows + r) * row + k, &block[l],
+                    n * sizeof(float));
+    });
 }
 
 void forward(Workspace& s, const Weights& w, const Images& x, const Images& y, int64_t group) {
@@ -173,7 +184,7 @@ ffi::Error Encode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs
   for_groups(pool, x.count, [&](int64_t group, Workspace& s) {
     x.load(group, s.pool<0>());
     encode(s, w);
-    store(s.pool<N>(), encoder_size(N), group, x.count, codes->typed_data());
+    store<encoder_size(N)>(s.pool<N>(), group, x.count, codes->typed_data());
   });
   return ffi::Error::Success();
 }
@@ -184,7 +195,7 @@ ffi::Error Decode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer codes,
   for_groups(pool, code.count, [&](int64_t group, Workspace& s) {
     code.load(group, s.pool<N>());
     decode(s, w);
-    store(s.up<N>(), kImage, group, code.count, logits->typed_data());
+    store<kImage>(s.up<N>(), group, code.count, logits->typed_data());
   });
   return ffi::Error::Success();
 }

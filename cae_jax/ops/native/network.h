@@ -41,10 +41,6 @@ constexpr int kParameters = bias_offset(kLayers + 1);
 constexpr Size kImage = encoder_size(0);
 constexpr int kRow = kImage.columns * CHANNELS, kPixels = kImage.rows * kRow;
 
-// Layers from the first one on that are computed by Winograd's convolution, to N + 1. It does not
-// help a single channel.
-constexpr int kFirstWinograd = CHANNELS == 1 ? 2 : 1;
-
 // Calls f<first>() to f<last>(), or from the last to the first.
 template <int first, int last, class F>
 INLINE void each(F f) {
@@ -97,9 +93,8 @@ using PoolGradient =
 // derivative with respect to a kernel, that of Winograd's layers in the Winograd domain.
 constexpr int kRows =
     2 * greatest(1, N, [](int i) { return (decoder_size(i).columns + 1) * channels(N + 1 + i); });
-constexpr int kDomain = 16 * greatest(kFirstWinograd, N + 1, [](int layer) {
-                          return tiles_of(encoder_size(layer - 1)).columns *
-                                 std::max(channels(layer - 1), channels(layer));
+constexpr int kDomain = 16 * greatest(1, N + 1, [](int layer) {
+                          return point_stride(kGradientTiles, channels(layer));
                         });
 constexpr int kKernel =
     16 * greatest(2, kLayers, [](int layer) { return channels(layer - 1) * channels(layer); });
@@ -117,7 +112,7 @@ struct Workspace {
   // Two rows of the gradient with respect to the first pooling, before the pooling.
   std::vector<vec> first_gradient{2 * encoder_size(1).columns * kWidths[1]};
   std::vector<vec> rows{kRows}, domain{kDomain}, products{kDomain};
-  std::vector<vec> kernel_sums{kKernel}, first_kernel_sums{16 * CHANNELS * kWidths[1]};
+  std::vector<vec> kernel_sums{kKernel}, first_kernel_sums{9 * CHANNELS * kWidths[1]};
 
   template <int i>
   auto& pool() const {
@@ -163,7 +158,7 @@ struct Weights {
             flipped_kernels[kernel_offset(layer) + (k * out + f) * in + c] =
                 kernel(layer)[((8 - k) * in + c) * out + f];
     }
-    for (int layer = kFirstWinograd; layer <= N + 1; layer++) {
+    for (int layer = 2; layer <= N + 1; layer++) {
       const int pairs = channels(layer - 1) * channels(layer);
       for (auto& kernels : winograd_kernels) kernels[layer].resize(16 * pairs);
       transform_kernels(kernel(layer), pairs, winograd_kernels[0][layer].data());
@@ -194,9 +189,8 @@ void winograd_pool(Workspace& s, const Weights& w) {
 }
 
 void encode(Workspace& s, const Weights& w) {
-  if constexpr (kFirstWinograd == 2)
-    conv_pool(s.pool<0>(), w.bias(1), w.kernel(1), s.pool<1>(), s.argmax<1>());
-  each<kFirstWinograd, N>([&]<int layer>() { winograd_pool<layer>(s, w); });
+  conv_pool(s.pool<0>(), w.bias(1), w.kernel(1), s.pool<1>(), s.argmax<1>());
+  each<2, N>([&]<int layer>() { winograd_pool<layer>(s, w); });
 }
 
 void decode(Workspace& s, const Weights& w) {
@@ -297,11 +291,11 @@ void winograd_gradient(Workspace& s, const Weights& w, float* gradient, Unpool u
   const auto& x = s.pool<layer - 1>();
   const auto& d = s.gradient<layer>();
   std::fill_n(s.kernel_sums.begin(), 16 * in * out, vec{});
-  for (int r = 0; r < tiles.rows; r++) {
-    transform_windows(x, r, s.domain.data());
-    transform_derivatives(d, r, s.products.data());
-    add_products<in, out, tiles.columns>(s.domain.data(), s.products.data(), s.kernel_sums.data());
-  }
+  each_block<tiles.rows * tiles.columns, kGradientTiles>([&]<int n>(int first) ALWAYS_INLINE {
+    transform_windows<n, true>(x, first, s.domain.data());
+    transform_derivatives<n>(d, first, s.products.data());
+    add_products<in, out, n>(s.domain.data(), s.products.data(), s.kernel_sums.data());
+  });
   store_winograd_gradient<layer>(s.kernel_sums.data(), gradient);
   vec bias[in] = {};
   winograd<in>(d, w.winograd_flipped(layer), s.domain.data(), s.products.data(),
@@ -314,26 +308,12 @@ void winograd_gradient(Workspace& s, const Weights& w, float* gradient, Unpool u
   horizontal_sums(bias, in, gradient + bias_offset(layer - 1));
 }
 
-// Adds to the derivative with respect to the first kernel what row r of the first pooling gives, of
-// which d is the gradient.
-void add_first_kernel(Workspace& s, int r, const vec* d) {
-  constexpr int out = kWidths[1], n = encoder_size(1).columns;
-  const auto& x = s.pool<0>();
-  const bytes* argmax = s.argmax<1>().at(r, 0);
-  vec* sums = s.first_kernel_sums.data();
-  if constexpr (kFirstWinograd == 2) {
-    correlate_argmax<out, n>(x.at(2 * r - 1, -1), x.kStride, d, argmax, sums);
-  } else {
-    transform_windows(x, r, s.domain.data());
-    transform_unpooled<out, n>(d, argmax, s.products.data());
-    add_products<CHANNELS, out, n>(s.domain.data(), s.products.data(), sums);
-  }
-}
-
-// Layers 2 and 1.
+// Layers 2 and 1. A row of the first pooling after the other: what is left of its gradient by the
+// ReLU gives the derivative with respect to the first kernel.
 void first_gradients(Workspace& s, const Weights& w, float* gradient) {
   constexpr int out = kWidths[1];
   constexpr Size size = encoder_size(1);
+  const auto& x = s.pool<0>();
   std::fill(s.first_kernel_sums.begin(), s.first_kernel_sums.end(), vec{});
   auto row = [&](int r) ALWAYS_INLINE { return &s.first_gradient[r % 2 * size.columns * out]; };
   winograd_gradient<2>(
@@ -342,12 +322,11 @@ void first_gradients(Workspace& s, const Weights& w, float* gradient) {
           ALWAYS_INLINE { return row(r)[q * out + t] = relu_gradient(s.pool<1>().at(r, q)[t], d); },
       [&](int tile) {
         for (int r = 2 * tile; r < std::min(2 * tile + 2, size.rows); r++)
-          add_first_kernel(s, r, row(r));
+          correlate_argmax<CHANNELS, out, size.columns>(x.at(2 * r - 1, -1), x.kStride, row(r),
+                                                        s.argmax<1>().at(r, 0),
+                                                        s.first_kernel_sums.data());
       });
-  if constexpr (kFirstWinograd == 2)
-    horizontal_sums(s.first_kernel_sums.data(), 9 * out, gradient + kernel_offset(1));
-  else
-    store_winograd_gradient<1>(s.first_kernel_sums.data(), gradient);
+  horizontal_sums(s.first_kernel_sums.data(), 9 * CHANNELS * out, gradient + kernel_offset(1));
 }
 
 // The gradient with respect to all parameters, from that with respect to the logits; adds nothing

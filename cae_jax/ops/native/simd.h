@@ -8,16 +8,23 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
-#ifndef LANES
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
+#if defined(__AVX2__)
+#include <immintrin.h>
 #endif
+
+// Floats in a register.
+#if defined(__AVX512F__)
+#define WIDTH 16
+#elif defined(__AVX__)
+#define WIDTH 8
+#else
+#define WIDTH 4
+#endif
+#ifndef LANES
+#define LANES WIDTH
 #endif
 #define ALWAYS_INLINE __attribute__((always_inline))
 #define INLINE inline ALWAYS_INLINE
@@ -27,6 +34,7 @@ namespace {
 using vec = float __attribute__((vector_size(4 * LANES)));
 using ivec = int32_t __attribute__((vector_size(4 * LANES)));
 using bytes = int8_t __attribute__((vector_size(LANES)));
+using ubytes = uint8_t __attribute__((vector_size(LANES)));
 
 // Accumulators kept in registers at a time: 24 of 32, or 12 of 16; the rest is for operands.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -37,6 +45,40 @@ constexpr int kSums = 12;
 // The largest divisor of n that is at most `most`: sizes of register blocks without a remainder.
 constexpr int divisor(int n, int most) { return n % most == 0 ? most : divisor(n, most - 1); }
 
+// Keeps x in a register, where the compiler would load it for each of its products.
+INLINE vec in_register(vec x) {
+#if defined(__x86_64__) && LANES <= WIDTH
+  asm("" : "+v"(x));
+#elif defined(__aarch64__) && LANES <= WIDTH
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
+// Whole numbers of 8 and of 32 bits. The compilers' own conversion takes the lanes one by one;
+// the masks, of all lanes, spare a warning of g++ 12.
+INLINE ivec widen(bytes x) {
+#if defined(__AVX512F__) && LANES == 16
+  return (ivec)_mm512_maskz_cvtepi8_epi32(-1, (__m128i)x);
+#elif defined(__AVX2__) && LANES == 8
+  return (ivec)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)x));
+#else
+  return __builtin_convertvector(x, ivec);
+#endif
+}
+INLINE bytes narrow(ivec x) {
+#if defined(__AVX512F__) && LANES == 16
+  return (bytes)_mm512_maskz_cvtepi32_epi8(-1, (__m512i)x);
+#else
+  return __builtin_convertvector(x, bytes);
+#endif
+}
+
+INLINE vec to_floats(ubytes x) {
+  const ivec low = widen((bytes)x);  // of -128..127
+  return __builtin_convertvector(low & 255, vec);
+}
+
 // Comparisons are written so that NaN passes: it must reach the loss.
 INLINE vec relu(vec x) { return x < 0.f ? vec{} : x; }
 INLINE vec relu_gradient(vec activation, vec d) { return activation <= 0.f ? vec{} : d; }
@@ -44,7 +86,8 @@ INLINE vec relu_gradient(vec activation, vec d) { return activation <= 0.f ? vec
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
-#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, ivec{__VA_ARGS__})
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, indices_of(x){__VA_ARGS__})
+#define indices_of(x) std::conditional_t<sizeof((x)[0]) == 1, bytes, ivec>
 #endif
 
 // The horizontal sums of LANES vectors, in the lanes of one: each step adds neighbours and halves
@@ -68,6 +111,38 @@ INLINE void horizontal_sums(const vec* x, int n, float* sums) {
     std::memcpy(sums + k, &sum, 4 * count);
   }
 }
+
+// Lane l of x[k] becomes lane k of x[l]: each step interleaves the first and the second half.
+template <class V, int... l>
+INLINE void transpose(V (&x)[LANES], std::integer_sequence<int, l...>) {
+  for (int step = 1; step < LANES; step *= 2) {
+    V y[LANES];
+    for (int i = 0; i < LANES / 2; i++) {
+      const V a = x[i], b = x[i + LANES / 2];
+      y[2 * i] = SHUFFLE(a, b, (l / 2 + l % 2 * LANES)...);
+      y[2 * i + 1] = SHUFFLE(a, b, (LANES / 2 + l / 2 + l % 2 * LANES)...);
+    }
+    for (int i = 0; i < LANES; i++) x[i] = y[i];
+  }
+}
+template <class V>
+INLINE void transpose(V (&x)[LANES]) {
+  transpose(x, std::make_integer_sequence<int, LANES>());
+}
+
+// Calls f<size>(first) for blocks of n of `count` values, the last one of what is left.
+template <int count, int n, class F>
+INLINE void each_block(F f) {
+  for (int first = 0; first + n <= count; first += n) f.template operator()<n>(first);
+  if constexpr (count % n > 0) f.template operator()<count % n>(count - count % n);
+}
+
+// 0..255 as 0..1, rounded as the quotient is.
+INLINE vec unit(ubytes x) {
+  const vec value = to_floats(x), quotient = value * (1.f / 255.f);
+  return quotient + (value - quotient * 255.f) * (1.f / 255.f);
+}
+INLINE vec unit(vec x) { return x; }
 
 // exp(x) for x <= 0, to 2 units in the last place; below -87 it stays at 2e-38. x = n log(2) + f
 // with log(2) in two parts, after Cody and Waite; the series of exp(f) to f^6.
