@@ -219,6 +219,15 @@ def test_frameworks_share_the_images_of_a_file(tmp_path):
             sweep.on_images(ours, tmp_path / name)
 
 
+def test_frameworks_share_the_features():
+    ours = sweep.build_cases(ROOT / "configs", ["conv"], ["auto"], [64], [512], None)
+    both = sweep.add_frameworks(sweep.with_features(ours, (32, 16, 8)), ["torch"])
+    for one in both:
+        assert adapter.network_of(from_dict(one.config)) == ((28, 28, 1), (32, 16, 8))
+    with pytest.raises(cae_jax.UserError, match="features"):
+        sweep.with_features(ours, (0,))
+
+
 def test_the_way_back_by_hand():
     # 28, 14, 7, 4 and back 4, 8, 16 -> 14, 28; 64, 32, 16, 8, 4 and back.
     assert adapter.way_back((28, 28, 1), (16, 8, 8)) == [(8, True), (16, False), (1, True)]

@@ -11,7 +11,7 @@ from benchmarks import samples
 
 def test_the_sets(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "samples"
-    monkeypatch.setattr(sys, "argv", ["samples.py", str(folder)])
+    monkeypatch.setattr(sys, "argv", ["samples.py", str(folder), "--crops", "5"])
     samples.main()
     # 512 x 512 pixels are 8 x 8 patches of 64, 427 x 640 are 6 x 10.
     for name, count in (("astronaut", 64), ("china", 60), ("flower", 60)):
@@ -27,6 +27,9 @@ def test_the_sets(tmp_path, monkeypatch, capsys):
         assert [len(faces[f"{name}_images"]) for name in ("train", "val", "test")] == [140, 20, 40]
         assert sum(faces[f"{name}_labels"].sum() for name in ("train", "val", "test")) == 100
     assert np.load(folder / "textures.npy").shape == (3 * 18**2, 28, 28)
+    crops = np.load(folder / "crops.npy")
+    assert (crops.shape, crops.dtype) == ((5, 64, 64, 3), np.uint8)
+    assert len(np.unique(crops, axis=0)) == 5
     capsys.readouterr()
     with pytest.raises(SystemExit):
         samples.main()

@@ -79,6 +79,9 @@ class Flags:
     """Square uint8 images [N, size, size, channels] in a .npy file, in place of Fashion-MNIST; the
     first nine tenths for training, and the features that are the default of the size."""
 
+    features: tuple[int, ...] = ()
+    """Features of the encoder's convolutions, model conv; the default where empty."""
+
     data_dir: Path | None = None
     """TFDS data directory; None takes TFDS_DATA_DIR, else TFDS's default."""
 
@@ -132,6 +135,8 @@ def check(flags: Flags) -> None:
         )
     if flags.images and (flags.end_to_end or flags.time_to is not None):
         raise UserError("--images is for epochs; omit --end-to-end and --time-to")
+    if flags.features and flags.models != ("conv",):
+        raise UserError("--features are those of --models conv; omit --models")
     if flags.frameworks and flags.models != ("conv",):
         raise UserError("--frameworks have the network of --models conv only; omit --models")
     for path in (flags.json, flags.figure):
@@ -145,6 +150,8 @@ def measure(flags: Flags) -> dict:
     )
     if flags.images is not None:
         cases = sweep.on_images(cases, flags.images)
+    if flags.features:
+        cases = sweep.with_features(cases, flags.features)
     if flags.frameworks:
         names = list(FRAMEWORKS) if "all" in flags.frameworks else flags.frameworks
         cases = sweep.add_frameworks(cases, sweep.installed(names))

@@ -77,6 +77,19 @@ def on_images(cases: Sequence[BenchmarkCase], path: Path) -> list[BenchmarkCase]
     return results
 
 
+def with_features(cases: Sequence[BenchmarkCase], features: Sequence[int]) -> list[BenchmarkCase]:
+    """The cases with other features of the encoder's convolutions.
+
+    Raises:
+        UserError: no network has them.
+    """
+    configs = [from_dict({**case.config, "features": list(features)}) for case in cases]
+    return [
+        dataclasses.replace(case, config=to_dict(config))
+        for case, config in zip(cases, configs, strict=True)
+    ]
+
+
 def add_frameworks(cases: Sequence[BenchmarkCase], names: Sequence[str]) -> list[BenchmarkCase]:
     """Adds other frameworks at each batch size and number of images; all use Adam at 1e-3."""
     adam = dataclasses.asdict(ADAM)
