@@ -23,11 +23,11 @@ from PIL import Image
 from pyarrow import parquet
 
 import cae_jax
-from cae_jax import TrainConfig, UserError, data
+from cae_jax import TrainConfig, UserError, cli, data
+from cae_jax.config import RUN_MARK
 from cae_jax.data import decoded, own, source, store
 from cae_jax.data.arrays import ArrayFile
 from cae_jax.data.conversion import eight_bit_array
-from cae_jax.runs.folder import MARK
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
@@ -744,6 +744,18 @@ def test_a_source_that_is_gone_is_read_from_its_copy(tmp_path, caplog):
     denied(path, "where nothing is", image_size=(4,))
 
 
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_images_that_changed_since_the_training(command, tmp_path, caplog):
+    path, run = image_folder(tmp_path), tmp_path / "run"
+    cae_jax.fit(config(path, epochs=1, features=(2,), optimizer="adam"), run, backend="xla")
+    page = ["--out", str(tmp_path / "report.html")] if command == "report" else []
+    cli.main([command, str(run), *page])
+    assert "other images" not in caplog.text
+    next(path.rglob("*.PNG")).write_bytes(png(np.full((8, 8, 3), 255, np.uint8)))
+    cli.main([command, str(run), *page])
+    assert f"{run} was trained on other images than {path} has now" in caplog.text
+
+
 def test_a_damaged_copy_is_prepared_again(tmp_path, prepared):
     path = image_folder(tmp_path)
     (expected, _), _ = splits(path)
@@ -806,7 +818,7 @@ def test_the_figures_of_runs_are_no_images(tmp_path):
     photos = image_folder(tmp_path)
     before = splits(photos)
     (photos / "run").mkdir()
-    (photos / "run" / MARK).touch()
+    (photos / "run" / RUN_MARK).touch()
     Image.new("RGB", (40, 30)).save(photos / "run" / "history.png")
     for (images, _), (expected, _) in zip(splits(photos), before, strict=True):
         np.testing.assert_array_equal(images, expected)

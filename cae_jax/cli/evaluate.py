@@ -66,6 +66,7 @@ def run(flags: Flags) -> None:
     check_outputs(flags)
     from cae_jax import data
     from cae_jax.evaluation import comparison
+    from cae_jax.runs import environment
     from cae_jax.runs.folder import read_config
 
     cache.use_compilation_cache()
@@ -76,6 +77,7 @@ def run(flags: Flags) -> None:
         return data.load_split(configs[0], split, **vars(flags.data))[0]
 
     images = load("test")
+    environment.warn_of_other_images(flags.runs, configs, **vars(flags.data))
     inputs = comparison.noisy_images(images, noise, level, flags.noise_seed)
     trained = [
         comparison.open_runs(label, runs)

@@ -24,7 +24,7 @@ from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison
 from cae_jax.models.inference import Autoencoder
 from cae_jax.models.topology import Topology
-from cae_jax.runs import history, members, pretrained
+from cae_jax.runs import environment, history, members, pretrained
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.load import load
 from cae_jax.runs.members import Member
@@ -63,11 +63,13 @@ def collect(
             f"the runs have {parameters:,} parameters, a page takes at most {MAX_PARAMETERS:,}; "
             "pass fewer runs"
         )
-    images, labels = data.load_split(configs[0], "test", data_dir=data_dir, archives=archives)
+    where = {"data_dir": data_dir, "archives": archives}
+    images, labels = data.load_split(configs[0], "test", **where)
+    environment.warn_of_other_images(runs, configs, **where)
     images = images[:IMAGES]
     height, width, channels = images.shape[1:]
     return {
-        "dataset": configs[0].data,
+        "dataset": Path(configs[0].data).name,
         "image_shape": list(images.shape[1:]),
         "images": _base64(images),
         "classes": _classes(labels, data.class_names(configs[0], data_dir=data_dir)),

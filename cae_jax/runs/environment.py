@@ -4,18 +4,21 @@ A run keeps its backend. Everything else is the user's to change; a change is lo
 result is then no longer the one that its config gives bit by bit.
 """
 
+import hashlib
 import json
 import logging
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import get_args
 
 import jax
+import numpy as np
 
-from cae_jax import atomic
-from cae_jax.config import TrainConfig
+from cae_jax import atomic, data
+from cae_jax.config import NAMED, TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models.topology import of_config
 from cae_jax.ops.backend import Backend, Name, check_device, choose
@@ -100,6 +103,37 @@ def record(run: Path, backend: Backend, images: str = "", **more: str) -> None:
         )
     if before != now:
         atomic.write_json(run / "environment.json", now)
+
+
+def digest(config: TrainConfig, *images: np.ndarray) -> str:
+    """Identifies the images of a run whose config does not; "" for a data set with a name."""
+    if config.data in NAMED:
+        return ""
+    total = hashlib.sha256()
+    for each in images:
+        total.update(np.ascontiguousarray(each))
+    return total.hexdigest()
+
+
+def warn_of_other_images(
+    runs: Sequence[Path], configs: Sequence[TrainConfig], **where: str | Path | None
+) -> None:
+    """Warns of runs whose data have other images now than they were trained with.
+
+    Args:
+        runs: their directories.
+        configs: their configs.
+        where: see `cae_jax.data.load_split`.
+
+    Raises:
+        UserError: see `cae_jax.data.load_split`.
+    """
+    for run, config in zip(runs, configs, strict=True):
+        if before := _read(run).get("images"):
+            train, test = (data.load_split(config, split, **where)[0] for split in data.SPLITS)
+            images = train[: config.train_examples], test[: config.test_examples]
+            if before != digest(config, *images):
+                logger.warning("%s was trained on other images than %s has now", run, config.data)
 
 
 def _current(backend: Backend) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Runs a training from its config to the files that it writes."""
 
 import dataclasses
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from cae_jax import atomic, data
-from cae_jax.config import ARRAYS, NAMED, TrainConfig, known_shape, resolved
+from cae_jax.config import ARRAYS, TrainConfig, known_shape, resolved
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.autoencoders import scale
@@ -198,16 +197,6 @@ def _train(
     return None
 
 
-def digest(config: TrainConfig, *images: np.ndarray) -> str:
-    """Identifies the images of a run whose config does not; "" for a data set with a name."""
-    if config.data in NAMED:
-        return ""
-    total = hashlib.sha256()
-    for each in images:
-        total.update(np.ascontiguousarray(each))
-    return total.hexdigest()
-
-
 def _run(
     setup: _Setup,
     progress: Progress,
@@ -218,7 +207,7 @@ def _run(
     interruption.check()
     folder, workdir = progress.folder, progress.workdir
     with folder.writing():
-        images = digest(setup.config, setup.train_images, setup.test_images)
+        images = environment.digest(setup.config, setup.train_images, setup.test_images)
         environment.record(workdir, setup.backend, images)
         (workdir / "result.json").unlink(missing_ok=True)
         atomic.write_text(workdir / "summary.txt", layer_table(setup.model.topology) + "\n")

@@ -15,7 +15,7 @@ from cae_jax.models.summary import layer_table
 from cae_jax.ops.backend import Backend
 from cae_jax.runs import environment, history, tensorboard
 from cae_jax.runs.checkpoints import Checkpoints
-from cae_jax.runs.fit import digest
+from cae_jax.runs.environment import digest
 from cae_jax.runs.folder import checkpoint_folder, open_run
 from cae_jax.training import programs
 from cae_jax.training.step import TrainState
