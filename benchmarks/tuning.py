@@ -1,5 +1,5 @@
-"""Tries a recipe without the test images: trains on the first 50,000 training images of the data
-set and validates on the last 10,000.
+"""Tries a recipe or a network without the test images: validates on the last 10,000 training
+images of the data set and trains on those before, 50,000 of Fashion-MNIST.
 
     python -m benchmarks.tuning --config wide --learning-rate 1e-2 --seeds 3 --json tried.jsonl
 
@@ -21,7 +21,8 @@ from flax import nnx
 
 from cae_jax import data
 from cae_jax.cli import common
-from cae_jax.config import TrainConfig, to_dict
+from cae_jax.config import TrainConfig, resolved, to_dict
+from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.topology import of_config
 from cae_jax.ops import cache
@@ -32,8 +33,6 @@ from cae_jax.training.optimizer import build_optimizer, build_schedule
 from cae_jax.training.trainer import steps_per_epoch
 from cae_jax.training.validation import Validation
 
-HELD_OUT = 10_000
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags(common.ConfigFlags):
@@ -43,6 +42,9 @@ class Flags(common.ConfigFlags):
     other: Literal["none", "muon", "kron"] = "none"
     """An optimizer that is not among the package's: Muon (optax.contrib.muon) or PSGD-Kron
     (pip install psgdax), with the learning rate, the schedule and b1 of the config."""
+
+    held_out: int = 10_000
+    """Training images to validate on."""
 
     average: float = 0.0
     """Decay of a running mean of the parameters, which is evaluated in their place; 0 for none."""
@@ -59,10 +61,16 @@ def main() -> None:
     with common.user_errors(flags=Flags):
         flags = common.parse(Flags)
         cache.use_compilation_cache()
-        images = data.load(flags.train, **vars(flags.data)).train
+        split = data.load(flags.train, **vars(flags.data))
+        images, most = split.train, len(split.train) - flags.train.batch_size
+        if not 1 <= flags.held_out <= most:
+            raise UserError(
+                f"--held-out is {flags.held_out}; with {len(images)} training images in batches of "
+                f"{flags.train.batch_size} it takes a whole number from 1 to {most}"
+            )
         for seed in range(flags.seeds):
-            config = dataclasses.replace(flags.train, seed=seed)
-            curve = train(config, flags, images[:-HELD_OUT], images[-HELD_OUT:])
+            config = resolved(dataclasses.replace(flags.train, seed=seed), split.image_shape)
+            curve = train(config, flags, images[: -flags.held_out], images[-flags.held_out :])
             line = {"other": flags.other, "average": flags.average, **to_dict(config)}
             line |= {"first": curve[0], "last": curve[-1]}
             print(json.dumps(line), flush=True)
