@@ -16,10 +16,11 @@ from flax import nnx
 
 import cae_jax
 from cae_jax import atomic
+from cae_jax.config import RUN_MARK
 from cae_jax.models import autoencoders
 from cae_jax.runs import epochs, history, replacement
 from cae_jax.runs.checkpoints import Checkpoints
-from cae_jax.runs.folder import MARK, MovedError, open_folder
+from cae_jax.runs.folder import MovedError, open_folder
 from cae_jax.training import trainer
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state
@@ -49,9 +50,9 @@ FOREIGN = {
     "a lock": lambda folder: (folder / ".lock").write_text("mine"),
     "a config": lambda folder: (folder / "config.json").write_text('{"format": "mine"}'),
     "a config that is a link": lambda folder: (folder / "config.json").symlink_to("/dev/null"),
-    "a mark that is a link": lambda folder: (folder / MARK).symlink_to("../precious"),
-    "a mark of another's": lambda folder: (folder / MARK).write_text("mine"),
-    "a mark that is a folder": lambda folder: (folder / MARK).mkdir(),
+    "a mark that is a link": lambda folder: (folder / RUN_MARK).symlink_to("../precious"),
+    "a mark of another's": lambda folder: (folder / RUN_MARK).write_text("mine"),
+    "a mark that is a folder": lambda folder: (folder / RUN_MARK).mkdir(),
     "checkpoints": lambda folder: (folder / "checkpoints" / "8").mkdir(parents=True),
     "a picture": lambda folder: (folder / "history.png").write_bytes(b"mine"),
     "a hidden file": lambda folder: (folder / ".bashrc").write_text("mine"),
@@ -76,8 +77,8 @@ def test_nothing_is_touched_where_files_of_others_are(tmp_path, foreign, overwri
 
 def test_a_link_in_place_of_the_mark_of_a_run_is_not_followed(copied, tmp_path, data_dir):
     (tmp_path / "precious").write_text("mine")
-    (copied / MARK).unlink()
-    (copied / MARK).symlink_to(tmp_path / "precious")
+    (copied / RUN_MARK).unlink()
+    (copied / RUN_MARK).symlink_to(tmp_path / "precious")
     with pytest.raises(cae_jax.UserError, match="is not empty and not a run"):
         cae_jax.fit(DENSE, copied, data_dir=data_dir)
     assert (tmp_path / "precious").read_text() == "mine"
@@ -86,14 +87,14 @@ def test_a_link_in_place_of_the_mark_of_a_run_is_not_followed(copied, tmp_path, 
 def test_an_empty_directory_and_one_whose_first_moment_was_the_last_are_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / MARK).touch()
+    (tmp_path / "killed" / RUN_MARK).touch()
     for name in ("new", "empty", "killed"):
         with open_folder(tmp_path / name, overwrite=False):
-            assert (tmp_path / name / MARK).read_text().startswith("cae-jax run 1\n")
+            assert (tmp_path / name / RUN_MARK).read_text().startswith("cae-jax run 1\n")
 
 
 def test_a_run_of_a_version_without_marks_is_taken(copied, dense_run, data_dir):
-    (copied / MARK).unlink()
+    (copied / RUN_MARK).unlink()
     shutil.rmtree(copied / "checkpoints" / "16")
     cae_jax.fit(DENSE, copied, data_dir=data_dir)
     assert_same_end(copied, dense_run)
@@ -129,7 +130,7 @@ def test_the_old_run_is_back_when_the_new_one_ends_without_a_checkpoint(
     with pytest.raises(type(failure)):
         cae_jax.fit(dataclasses.replace(DENSE, seed=1), copied, data_dir=data_dir, overwrite=True)
     after = content(copied)
-    assert {**after, MARK: b""} == {**before, MARK: b""}
+    assert {**after, RUN_MARK: b""} == {**before, RUN_MARK: b""}
 
 
 class Killed(BaseException):
@@ -142,7 +143,7 @@ def test_killed_at_any_rename_the_old_run_or_the_new_one_is_whole(
     """Opened again after each of the calls that change a directory was the last one."""
     other = dataclasses.replace(DENSE, seed=1, epochs=1)
     cae_jax.fit(other, tmp_path / "other", data_dir=data_dir)
-    before = {name: value for name, value in content(copied).items() if name != MARK}
+    before = {name: value for name, value in content(copied).items() if name != RUN_MARK}
     outcomes = set()
     for last in range(1, 200):
         shutil.copytree(
@@ -172,7 +173,7 @@ def test_killed_at_any_rename_the_old_run_or_the_new_one_is_whole(
                 replacement.settle(folder)
         with open_folder(folder, overwrite=False):
             pass
-        after = {name: value for name, value in content(folder).items() if name != MARK}
+        after = {name: value for name, value in content(folder).items() if name != RUN_MARK}
         if after == before:
             outcomes.add("old")
         else:
@@ -275,8 +276,8 @@ def test_a_run_that_is_removed_ends(data_dir, tmp_path, monkeypatch):
 
 def test_a_run_that_loses_its_mark_ends_and_goes_on(dense_run, data_dir, tmp_path, monkeypatch):
     old = tmp_path / "old"
-    error = fit_and((old / MARK).unlink, old, data_dir, monkeypatch)
-    assert f"has lost its file {MARK}" in error
+    error = fit_and((old / RUN_MARK).unlink, old, data_dir, monkeypatch)
+    assert f"has lost its file {RUN_MARK}" in error
     cae_jax.fit(DENSE, old, data_dir=data_dir)
     assert_same_end(old, dense_run)
 
@@ -285,7 +286,7 @@ def test_a_run_that_another_process_has_taken_is_left_to_it(data_dir, tmp_path, 
     old, held = tmp_path / "old", contextlib.ExitStack()
 
     def take():
-        (old / MARK).unlink()
+        (old / RUN_MARK).unlink()
         held.enter_context(open_folder(old, overwrite=False))
 
     with held:

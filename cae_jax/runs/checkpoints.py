@@ -25,10 +25,9 @@ import numpy as np
 from flax import nnx
 
 from cae_jax import atomic
-from cae_jax.config import TrainConfig, to_dict, upgraded
+from cae_jax.config import RUN_MARK, TrainConfig, to_dict, upgraded
 from cae_jax.errors import UserError
 from cae_jax.runs import history, manifest
-from cae_jax.runs.folder import MARK
 from cae_jax.training.step import TrainState
 
 KEEP_NEWEST = 3
@@ -212,7 +211,7 @@ class Checkpoints:
         """Removes what TensorStore has written to the old path of a directory that was moved."""
         run = self.folder.parent
         for _ in range(10):  # writes that it abandons, since another one failed, may still end
-            if (run / MARK).exists():  # it is another run's by now
+            if (run / RUN_MARK).exists():  # it is another run's by now
                 return
             self.clean()
             for folder in (self.folder, run):

@@ -33,7 +33,7 @@ except ImportError:  # Windows, where runs can be read
     fcntl = None
 
 logger = logging.getLogger(__name__)
-MARK = RUN_MARK
+
 MEMBERS = "members.json"  # of a population, see `cae_jax.runs.fit_many`
 _MARK_LINE = b"cae-jax run 1\n"
 
@@ -112,7 +112,7 @@ class OpenFolder:
 
     def check(self) -> None:
         """Raises `MovedError` if the path no longer leads to the directory that was locked."""
-        if _same(self.path / MARK, self._lock) and _same(self.path, self._folder):
+        if _same(self.path / RUN_MARK, self._lock) and _same(self.path, self._folder):
             return
         now = _path_of(self._folder)
         if now is None or not _same(now, self._folder):
@@ -122,8 +122,8 @@ class OpenFolder:
                 None,
             )
         # Without its mark another process may open it, unless that has happened already.
-        ours = _same(now / MARK, self._lock) or not (now / MARK).exists()
-        moved = f"is {now} now" if now != self.path.absolute() else f"has lost its file {MARK}"
+        ours = _same(now / RUN_MARK, self._lock) or not (now / RUN_MARK).exists()
+        moved = f"is {now} now" if now != self.path.absolute() else f"has lost its file {RUN_MARK}"
         raise MovedError(
             f"`workdir` {self.path} {moved}: it was changed during the training, which ends here; "
             f"continue with `workdir='{now}'`",
@@ -213,11 +213,12 @@ def check_ours(run: Path) -> None:
     """Refuses a directory with files of others: nothing in it may be touched."""
     if not run.is_dir():
         return
-    mark, names = run / MARK, sorted(path.name for path in run.iterdir())
+    mark, names = run / RUN_MARK, sorted(path.name for path in run.iterdir())
     regular = mark.is_file() and not mark.is_symlink()
-    if not regular and MARK in names:
+    if not regular and RUN_MARK in names:
         ours = False
-    elif set(names) <= {MARK}:  # new; an empty mark is that of a process killed in its first moment
+    elif set(names) <= {RUN_MARK}:
+        # New; an empty mark is that of a process killed in its first moment.
         ours = not names or mark.stat().st_size == 0 or _is_marked(mark)
     else:
         ours = (regular and _is_marked(mark)) or _has_config(run)
@@ -244,7 +245,7 @@ def _has_config(run: Path) -> bool:
 def _locked(run: Path) -> int:
     """Marks a directory and locks it; the system releases the lock when the process ends."""
     assert fcntl is not None
-    lock = os.open(run / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    lock = os.open(run / RUN_MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
