@@ -14,7 +14,7 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.models import autoencoders
-from cae_jax.models.topology import of_config
+from cae_jax.models.topology import convolutional, of_config
 from cae_jax.ops import matmul, xla
 from cae_jax.ops.backend import XLA, choose
 from cae_jax.training.loss import make_loss
@@ -114,6 +114,18 @@ def test_a_gpu_takes_matmul(monkeypatch):
     assert chosen(cae_jax.TrainConfig()) == ("matmul", reason)
     with pytest.raises(cae_jax.UserError, match="for the CPU, and the device is a gpu"):
         chosen(cae_jax.TrainConfig(), "native")
+
+
+def test_a_call_on_a_cpu_takes_fewer_images_where_they_are_larger():
+    # 64 x 64 x 3 values are 15.7 times as many as 28 x 28; 256 / 15.7 is 16.3.
+    for shape, platform, most in (
+        ((28, 28, 1), "cpu", 256),
+        ((8, 8, 1), "cpu", 256),
+        ((64, 64, 3), "cpu", 16),
+        ((64, 64, 3), "gpu", 256),
+        ((1000, 1000, 3), "cpu", 1),
+    ):
+        assert choose(convolutional(shape, (8,)), "matmul", platform).max_batch == most
 
 
 def test_a_device_that_is_not_there_is_refused_again_and_again():

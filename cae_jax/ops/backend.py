@@ -6,6 +6,7 @@ folder and a line in `choose`.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -89,6 +90,8 @@ class Backend(NamedTuple):
         return fused
 
 
+# Of an image with which `max_batch` was tried on a CPU.
+_VALUES = 28 * 28
 # With twice as many images in a call, the matmul form on a CPU takes twice as long for each.
 XLA = Backend("xla", "requested", xla, max_batch=256)
 MATMUL = Backend("matmul", "requested", matmul, max_batch=256)
@@ -124,6 +127,8 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
         return MATMUL._replace(reason=f"every layer of the model {network.model} is a matmul")
     by_matmul = _GROUPED if platform == "gpu" else MATMUL
     by_xla = _TPU if platform == "tpu" else XLA
+    if platform == "cpu":
+        by_matmul, by_xla = _sized(by_matmul, network), _sized(by_xla, network)
     if name in ("xla", "matmul"):
         return by_xla if name == "xla" else by_matmul
     if name == "auto" and platform == "tpu":
@@ -139,7 +144,13 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
         return by_matmul._replace(reason=f"native is unavailable: {error}")
     reason = "requested" if name == "native" else "a CPU with a C++ compiler"
     # The kernel keeps its own working set in the cache, and every call has a cost.
-    return Backend("native", reason, matmul, max_batch=4096, kernel=kernel)
+    return _sized(Backend("native", reason, matmul, max_batch=4096, kernel=kernel), network)
+
+
+def _sized(backend: Backend, network: Network) -> Backend:
+    """With fewer images in a call where they are larger than those that `max_batch` is for."""
+    values = max(_VALUES, math.prod(network.image_shape))
+    return backend._replace(max_batch=max(1, backend.max_batch * _VALUES // values))
 
 
 def check_device() -> None:

@@ -89,7 +89,7 @@ template <int layer>
 using PoolGradient =
     Padded<encoder_size(layer - 1).rows, encoder_size(layer - 1).columns, kWidths[layer]>;
 
-// Vectors in the workspace: two rows of upsample_conv; a row of tiles in the Winograd domain; the
+// Vectors in the workspace: two rows of upsample_conv; kGradientTiles in the Winograd domain; the
 // derivative with respect to a kernel, that of Winograd's layers in the Winograd domain.
 constexpr int kRows =
     2 * greatest(1, N, [](int i) { return (decoder_size(i).columns + 1) * channels(N + 1 + i); });
