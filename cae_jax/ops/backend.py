@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import jax
 from jax.extend.backend import clear_backends
 
-from cae_jax.config import Loss
+from cae_jax.config import NAMED, Loss
 from cae_jax.errors import UserError
 from cae_jax.ops import matmul, native, tpu, xla
 
@@ -91,7 +91,7 @@ class Backend(NamedTuple):
 
 
 # Of an image of Fashion-MNIST, with which `max_batch` was tried on a CPU.
-_VALUES = 784
+_VALUES = math.prod(NAMED["fashion_mnist"])
 # With twice as many images in a call, the matmul form on a CPU takes twice as long for each.
 XLA = Backend("xla", "requested", xla, max_batch=256)
 MATMUL = Backend("matmul", "requested", matmul, max_batch=256)
