@@ -83,10 +83,10 @@ def with_features(cases: Sequence[BenchmarkCase], features: Sequence[int]) -> li
     Raises:
         UserError: no network has them.
     """
-    configs = [from_dict({**case.config, "features": list(features)}) for case in cases]
+    changes = {"features": list(features)}
     return [
-        dataclasses.replace(case, config=to_dict(config))
-        for case, config in zip(cases, configs, strict=True)
+        dataclasses.replace(case, config=to_dict(from_dict({**case.config, **changes})))
+        for case in cases
     ]
 
 

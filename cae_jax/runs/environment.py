@@ -4,6 +4,7 @@ A run keeps its backend. Everything else is the user's to change; a change is lo
 result is then no longer the one that its config gives bit by bit.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -122,18 +123,22 @@ def warn_of_other_images(
 
     Args:
         runs: their directories.
-        configs: their configs.
+        configs: their configs, all of the same data.
         where: see `cae_jax.data.load_split`.
 
     Raises:
         UserError: see `cae_jax.data.load_split`.
     """
+
+    @functools.cache
+    def digest_now(train_examples: int | None, test_examples: int | None) -> str:
+        train, test = (data.load_split(configs[0], split, **where)[0] for split in data.SPLITS)
+        return digest(configs[0], train[:train_examples], test[:test_examples])
+
     for run, config in zip(runs, configs, strict=True):
-        if before := _read(run).get("images"):
-            train, test = (data.load_split(config, split, **where)[0] for split in data.SPLITS)
-            images = train[: config.train_examples], test[: config.test_examples]
-            if before != digest(config, *images):
-                logger.warning("%s was trained on other images than %s has now", run, config.data)
+        before = _read(run).get("images")
+        if before and before != digest_now(config.train_examples, config.test_examples):
+            logger.warning("%s was trained on other images than %s has now", run, config.data)
 
 
 def _current(backend: Backend) -> dict[str, str]:

@@ -33,7 +33,6 @@ except ImportError:  # Windows, where runs can be read
     fcntl = None
 
 logger = logging.getLogger(__name__)
-
 MEMBERS = "members.json"  # of a population, see `cae_jax.runs.fit_many`
 _MARK_LINE = b"cae-jax run 1\n"
 
