@@ -85,6 +85,8 @@ def fit(
     with Interruption() as interruption:
         where: Any = {"data_dir": data_dir, "archives": archives}
         config, split, chosen = prepare(config, workdir, backend, interruption, images, **where)
+        # Now, so that the reader's arrays do not stay in memory beside those of the device.
+        split = data.Split(*map(jax.device_put, split))
         model = _initial_model(config, start_from)
         interruption.check()
         with (
