@@ -20,7 +20,7 @@ from PIL import Image
 
 import cae_jax
 from cae_jax import cli
-from cae_jax.cli import common, evaluate
+from cae_jax.cli import common, evaluate, reconstruct
 from cae_jax.runs import history
 from tests.conftest import CHOICE, DENSE, ROOT, SMALL
 
@@ -312,6 +312,7 @@ def test_reconstruct_hints_at_other_images(
         """Reconstructs light on dark with 20 dB, as a mean squared error of 0.01."""
 
         def reconstruct(self, images):
+            images = images / (255 if images.dtype == np.uint8 else 1)
             known = images.mean(axis=(1, 2, 3), keepdims=True) < 0.45
             return np.where(known, images + 0.1, 0).astype(np.float32)
 
@@ -333,6 +334,20 @@ def test_reconstruct_hints_at_other_images(
             r"hint: the median PSNR is \d\.\d dB, far below the 18\.0 dB of the run's validation"
         )
         assert re.fullmatch(f"{begin}; {re.escape(advice)}\n", hint)
+
+
+def test_reconstruct_is_the_same_in_blocks(run, tmp_path, test_images, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("some.npy", test_images[:10])
+    printed = []
+    for values in (2**24, 4 * test_images[0].size):
+        monkeypatch.setattr(reconstruct, "_BLOCK", values)
+        cli.main(["reconstruct", str(run), "some.npy", "--out", f"out{values}"])
+        printed.append(capsys.readouterr().out.splitlines()[:10])
+    assert printed[0] == printed[1]
+    whole, blocks = (sorted(folder.iterdir()) for folder in sorted(tmp_path.glob("out*")))
+    assert len(whole) == 10
+    assert [file.read_bytes() for file in whole] == [file.read_bytes() for file in blocks]
 
 
 def test_reconstruct_shows_its_progress_in_a_terminal(run, tmp_path, test_images, monkeypatch):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from cae_jax import TrainConfig, UserError
+from cae_jax.data import conversion
 from cae_jax.data.images import (
     of_training,
     prepare_images,
@@ -450,6 +451,27 @@ def test_images_of_the_users_own_are_converted_as_in_training():
     expected = ImageOps.fit(wide, (4, 6), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(taken[0], np.asarray(expected))
     assert of_training(TrainConfig(), SHAPE) is None
+
+
+def test_a_large_jpeg_is_decoded_as_for_a_training(tmp_path):
+    """At a fraction of its size, by which pixels differ from a whole one that is reduced."""
+    config = TrainConfig(data="photos", image_shape=(12, 10, 3))
+    noise = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
+    small = Image.fromarray(noise)
+    for orientation in (1, 6):
+        file = tmp_path / f"{orientation}.jpg"
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        small.resize((400, 600)).save(file, exif=exif, quality=95)
+    trained = conversion.of_config(config, (12, 10, 3))
+    read = of_training(config, (12, 10, 3))
+    for file in tmp_path.glob("*.jpg"):
+        expected = trained(conversion.open_image(file, "x"), "x")
+        images = read_images(file, (12, 10, 3), resize=True, conversion=read)
+        np.testing.assert_array_equal(images[0], expected)
+        with Image.open(file) as image:
+            whole = trained(ImageOps.exif_transpose(image), "x")
+        assert (whole != expected).any()  # else the test could not fail
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ Prints the PSNR of each reconstruction against its input image.
 import collections
 import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # the modules that import JAX are imported once the flags are
 
 # In dB: how far the median may fall below the validation, and what inverting has to gain.
 _FAR_BELOW, _CLEAR_GAIN = 6, 3
+# Values of images that are reconstructed and written before the next ones: as floats, 64 MB.
+_BLOCK = 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,9 +68,7 @@ def run(flags: Flags) -> None:
     cache.use_compilation_cache()
     # Not the native kernel, whose compilation takes longer than many images.
     autoencoder = cae_jax.load(flags.run, backend="matmul")
-    reconstructions = autoencoder.reconstruct(images)
-    write(flags.out, names, reconstructions)
-    psnr = psnr_of(reconstructions, images)
+    psnr = reconstruct(flags.out, autoencoder, names, images)
     for name, value in zip(names, psnr, strict=True):
         shown = name.encode(errors="surrogateescape").decode(errors="replace")
         print(f"{shown}.png: {value:.2f} dB")
@@ -99,8 +100,8 @@ def find(flags: Flags) -> dict[Path, Path]:
 
 
 def read(flags: Flags, files: dict[Path, Path]) -> tuple[list[str], np.ndarray]:
-    """The name of each output and the images, float32 ``[N, *image_shape]`` in [0, 1]."""
-    from cae_jax.data.images import of_training, read_images
+    """The name of each output and the images ``[N, *image_shape]``, uint8 or float32 in [0, 1]."""
+    from cae_jax.data.images import joined, of_training, read_images
     from cae_jax.models.topology import of_config
     from cae_jax.runs.folder import read_config
 
@@ -114,17 +115,16 @@ def read(flags: Flags, files: dict[Path, Path]) -> tuple[list[str], np.ndarray]:
     names, parts = [], []
     for file, name in progress(list(files.items()), "Reading"):
         images = read_images(file, image_shape, **options)
-        if images.dtype == np.uint8:  # next to float images too
-            images = images.astype(np.float32) / 255
         array = file.suffix.lower() == ".npy"
         names += [f"{name}-{i:04}" if array else f"{name}" for i in range(len(images))]
         parts.append(inverted(images) if flags.invert else images)
-    return names, np.concatenate(parts)
+    return names, joined(parts)
 
 
 def inverted(images: np.ndarray) -> np.ndarray:
     """Images with dark and light exchanged; transparency stays."""
-    return np.concatenate([1 - images[..., :3], images[..., 3:]], axis=-1)
+    white = np.asarray(255 if images.dtype == np.uint8 else 1, images.dtype)
+    return np.concatenate([white - images[..., :3], images[..., 3:]], axis=-1)
 
 
 def check_outputs(flags: Flags, files: dict[Path, Path], names: list[str]) -> None:
@@ -138,15 +138,30 @@ def check_outputs(flags: Flags, files: dict[Path, Path], names: list[str]) -> No
             raise UserError(f"{output} is one of the images; give another `out`")
 
 
-def write(folder: Path, names: list[str], images: np.ndarray) -> None:
-    """Writes each image as a PNG."""
+def reconstruct(
+    folder: Path, autoencoder: "Autoencoder", names: list[str], images: np.ndarray
+) -> np.ndarray:
+    """Writes each reconstruction as a PNG; returns their PSNR in dB, ``[N]``."""
     from cae_jax.data.images import write_png
 
-    with atomic.writing(folder):
+    psnr = [np.zeros(0)]
+    with atomic.writing(folder), progress(range(len(names)), "Writing") as bar:
         for parent in {folder, *((folder / name).parent for name in names)}:
             parent.mkdir(parents=True, exist_ok=True)
-        for name, image in progress(list(zip(names, images, strict=True)), "Writing"):
-            write_png(folder / f"{name}.png", image)
+        size = block_size(images)
+        for start in range(0, len(names), size):
+            block = slice(start, start + size)
+            reconstructions = autoencoder.reconstruct(images[block])
+            psnr.append(psnr_of(reconstructions, images[block]))
+            for name, image in zip(names[block], reconstructions, strict=True):
+                write_png(folder / f"{name}.png", image)
+                bar.update()
+    return np.concatenate(psnr)
+
+
+def block_size(images: np.ndarray) -> int:
+    """How many images make a block, at least 1."""
+    return max(1, _BLOCK // math.prod(images.shape[1:]))
 
 
 def progress(items: Sequence, what: str) -> tqdm:
@@ -158,9 +173,10 @@ def psnr_of(reconstructions: np.ndarray, images: np.ndarray) -> np.ndarray:
     """PSNR in dB of each reconstruction: ``[N]``."""
     import jax.numpy as jnp
 
+    from cae_jax.data.images import scale
     from cae_jax.training import metrics
 
-    return np.asarray(metrics.psnr(jnp.asarray(reconstructions), jnp.asarray(images)))
+    return np.asarray(metrics.psnr(jnp.asarray(reconstructions), scale(jnp.asarray(images))))
 
 
 def hint(flags: Flags, autoencoder: "Autoencoder", images: np.ndarray, psnr: np.ndarray) -> None:
@@ -178,7 +194,7 @@ def hint(flags: Flags, autoencoder: "Autoencoder", images: np.ndarray, psnr: np.
     median = np.median(psnr)
     if median > expected - _FAR_BELOW:
         return
-    others = inverted(images)
+    others = inverted(images[: block_size(images)])
     gained = np.median(psnr_of(autoencoder.reconstruct(others), others))
     advice = "the images are unlike those of its training"
     if gained > median + _CLEAR_GAIN:

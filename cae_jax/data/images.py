@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,7 @@ def take_images(
     options: Any = {"resize": resize, "conversion": conversion}
     size = image_shape[:2]
     if isinstance(images, (list, tuple)) and any(isinstance(x, _FILES) for x in images):
-        parts = [take_images(each, image_shape, **options) for each in images]
-        if len({part.dtype for part in parts}) > 1:
-            parts = [np.asarray(part / np.float32(_white(part)), np.float32) for part in parts]
-        return np.concatenate(parts)
+        return joined([take_images(each, image_shape, **options) for each in images])
     if isinstance(images, (str, os.PathLike)):
         return read_images(os.fspath(images), image_shape, **options)
     if isinstance(images, Image.Image):
@@ -114,6 +112,13 @@ def take_images(
     if resize:
         return _resized(_as_batch(_checked_values(array), image_shape, resize), size)
     return prepare_images(array, image_shape)
+
+
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Images ``[N, ...]`` of all parts: uint8 where all of them are, else float32 in [0, 1]."""
+    if len({part.dtype for part in parts}) > 1:
+        parts = [np.asarray(part / np.float32(_white(part)), np.float32) for part in parts]
+    return np.concatenate(parts)
 
 
 def of_training(config: TrainConfig, image_shape: Shape) -> Conversion | None:
@@ -252,6 +257,8 @@ def _pixels(
             f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS} allowed; shrink "
             "the image"
         )
+    if convert is not None and resize and conversion.header(image)[0] != (height, width):
+        return convert(image, "the image")[None]  # decodes it itself, as for the training
     upright = conversion.upright(image)
     mode, name = _MODES[channels], {1: "gray", 3: "color", 4: "color with transparency"}[channels]
     transparent = conversion.is_transparent(upright)
@@ -262,8 +269,6 @@ def _pixels(
             f"{upright.width} x {upright.height} pixels of mode {upright.mode}{seen}; pass "
             f"{width} x {height} pixels of 8-bit {name} (mode {mode}), or `resize=True` to convert"
         )
-    if convert is not None and upright.size != (width, height):
-        return convert(upright, "the image")[None]
     plane = _eight_bits(upright)
     if channels != 4:
         plane = conversion.opaque(plane, conversion.background_of(plane, background))
