@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <vector>
 
@@ -86,16 +85,56 @@ INLINE void accumulate(vec* sums, int stride, Add add) {
     for (int t = 0; t < T; t++) sums[i * stride + t] = s[i][t];
 }
 
+// --- Sums over images ---------------------------------------------------------------------------
+// The derivative with respect to a kernel is summed over the images. Its sums have features in the
+// lanes, not images: they are LANES times fewer, and stay in the cache.
+
+// Vectors for the features of an image; what is left of the last one is 0.
+constexpr int blocks(int features) { return (features + LANES - 1) / LANES; }
+
+// Features of LANES images, [C] with images in the lanes, to [blocks(C), LANES], with features.
+template <int C>
+INLINE void features_to_lanes(const vec* x, vec* y) {
+  each_block<C, LANES>([&]<int n>(int first) ALWAYS_INLINE {
+    vec block[LANES] = {};
+    for (int c = 0; c < n; c++) block[c] = x[first + c];
+    transpose(block);
+    for (int image = 0; image < LANES; image++) y[first + image] = block[image];
+  });
+}
+
+// sum[i][a][b] += x[i * stride + k * step + a][image] * y[k][b][image], added over n values of k
+// and all images. x: `rows` rows of A values; y: features b in the lanes, [n, blocks(B), LANES].
+template <int rows, int A, int B, int n>
+void add_products(const vec* x, int stride, int step, const vec* y, vec* sum) {
+  constexpr int V = blocks(B), T = divisor(V, 2), most = kSums / T;
+  constexpr int S = rows * A <= most ? rows * A : divisor(A, most);
+  for (int a = 0; a < rows * A; a += S)
+    for (int b = 0; b < V; b += T)
+      accumulate<S, T>(sum + a * V + b, V, [&](vec(&s)[S][T]) ALWAYS_INLINE {
+        const vec* first = x + a / A * stride + a % A;
+        for (int k = 0; k < n; k++)
+          for (int image = 0; image < LANES; image++) {
+            const vec* features = y + (k * V + b) * LANES + image;
+            vec d[T];
+            for (int t = 0; t < T; t++) d[t] = features[t * LANES];
+#pragma GCC unroll 24
+            for (int i = 0; i < S; i++)
+              for (int t = 0; t < T; t++)
+                s[i][t] += first[i / A * stride + k * step + i % A][image] * d[t];
+          }
+      });
+}
+
 // --- Winograd's convolution ---------------------------------------------------------------------
 // F(2x2, 3x3) of Lavin and Gray (2016, arXiv:1509.09308). A tile of 2x2 output pixels reads a
 // window of 4x4. Sums and differences along the rows and the columns transform both, and the
 // kernel, to the Winograd domain of 4x4 points, in which the convolution is a product at each
 // point. Tiles are counted from 0, row after row.
 
-// Tiles at a time: few in a convolution, as many as a block of sums takes, so that what they need
-// is still in the first-level cache; more in the derivative with respect to a kernel, whose sums
-// are many and are loaded and stored each time.
-constexpr int kConvTiles = 3, kGradientTiles = 12;
+// Tiles at a time: few, as many as a block of sums takes, so that what they need is still in the
+// first-level cache.
+constexpr int kTilesAtATime = 3;
 
 // Vectors from one point to the next: odd, because at a power of two all points share few places of
 // the first-level cache.
@@ -108,8 +147,8 @@ INLINE void rows_then_columns(T (&m)[16], F f) {
   for (int j = 0; j < 4; j++) f(m[j], m[4 + j], m[8 + j], m[12 + j]);
 }
 
-// The windows of n tiles, from `first` on, to the Winograd domain [16, n, C], or [16, C, n].
-template <int n, bool tiles_last = false, class X>
+// The windows of n tiles, from `first` on, to the Winograd domain [16, n, C].
+template <int n, class X>
 void transform_windows(const X& x, int first, vec* domain) {
   constexpr int C = X::kChannels, stride = point_stride(n, C), columns = X::kTiles.columns;
   for (int k = 0; k < n; k++) {
@@ -121,13 +160,13 @@ void transform_windows(const X& x, int first, vec* domain) {
         const vec b0 = b;
         a -= c, b += c, c -= b0, d = b0 - d;
       });
-      for (int p = 0; p < 16; p++) domain[p * stride + (tiles_last ? c * n + k : k * C + c)] = m[p];
+      for (int p = 0; p < 16; p++) domain[p * stride + k * C + c] = m[p];
     }
   }
 }
 
 // The derivatives with respect to n tiles of 2x2 pixels, from `first` on, to the Winograd domain
-// [16, C, n].
+// [16, n, C].
 template <int n, class D>
 void transform_derivatives(const D& dy, int first, vec* domain) {
   constexpr int C = D::kChannels, stride = point_stride(n, C), columns = D::kTiles.columns;
@@ -138,7 +177,7 @@ void transform_derivatives(const D& dy, int first, vec* domain) {
       vec m[16] = {d[0], d[C], {}, {}, d[D::kStride], d[D::kStride + C]};
       rows_then_columns(
           m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE { c = a - b, d = -b, b += a; });
-      for (int p = 0; p < 16; p++) domain[p * stride + c * n + k] = m[p];
+      for (int p = 0; p < 16; p++) domain[p * stride + k * C + c] = m[p];
     }
   }
 }
@@ -167,11 +206,11 @@ INLINE void transform_kernel_derivative(vec (&m)[16]) {
 
 // 'same' convolution; take(row, column, feature, y) gets the 2x2 pixels of each tile, those beyond
 // an odd size too. kernel: in the Winograd domain, [16, in, out]; domain, products: room for
-// kConvTiles.
+// kTilesAtATime.
 template <int out, class X, class Take>
 INLINE void winograd(const X& x, const float* kernel, vec* domain, vec* products, Take take) {
   constexpr int in = X::kChannels, columns = X::kTiles.columns;
-  each_block<X::kTiles.rows * columns, kConvTiles>([&]<int count>(int first) ALWAYS_INLINE {
+  each_block<X::kTiles.rows * columns, kTilesAtATime>([&]<int count>(int first) ALWAYS_INLINE {
     constexpr int stride_in = point_stride(count, in), stride_out = point_stride(count, out);
     transform_windows<count>(x, first, domain);
     for (int p = 0; p < 16; p++)
@@ -191,25 +230,17 @@ INLINE void winograd(const X& x, const float* kernel, vec* domain, vec* products
   });
 }
 
-// sum[p][a][b] += domain[p][a][k] * derivatives[p][b][k], added over n tiles.
+// sum[p][a][b] += x[p][k][a][image] * y[p][k][b][image], in the Winograd domain, added over n tiles
+// and all images; features b in the lanes.
 template <int A, int B, int n>
-void add_products(const vec* domain, const vec* derivatives, vec* sum) {
-  constexpr int S = divisor(A, 3), T = divisor(B, kSums / 3);
-  constexpr int stride_a = point_stride(n, A), stride_b = point_stride(n, B);
-  for (int p = 0; p < 16; p++)
-    for (int a = 0; a < A; a += S)
-      for (int b = 0; b < B; b += T)
-        accumulate<S, T>(sum + (p * A + a) * B + b, B, [&](vec(&s)[S][T]) ALWAYS_INLINE {
-          for (int k = 0; k < n; k++) {
-            const vec* x = domain + p * stride_a + a * n + k;
-            const vec* d = derivatives + p * stride_b + b * n + k;
-#pragma GCC unroll 16
-            for (int t = 0; t < T; t++) {
-              const vec dt = in_register(d[t * n]);
-              for (int i = 0; i < S; i++) s[i][t] += x[i * n] * dt;
-            }
-          }
-        });
+void add_winograd_products(const vec* x, const vec* y, vec* sum) {
+  constexpr int V = blocks(B);
+  for (int p = 0; p < 16; p++) {
+    vec features[n * V * LANES];
+    for (int k = 0; k < n; k++)
+      features_to_lanes<B>(y + p * point_stride(n, B) + k * B, features + k * V * LANES);
+    add_products<1, A, B, n>(x + p * point_stride(n, A), 0, A, features, sum + p * A * V);
+  }
 }
 
 // --- Pooling ------------------------------------------------------------------------------------
@@ -355,7 +386,18 @@ struct BoxSum : Plane<Y::kSize.rows + 1, Y::kSize.columns + 1, Y::kChannels,
 };
 
 // The derivative with respect to the kernel of upsample_conv, with its box sum z: sum[i][j][a][b]
-// += z[2 * row + i][2 * column + j][a] * x[row][column][b], added over all pixels of x.
+// += z[2 * row + i][2 * column + j][a] * x[row][column][b], added over all pixels of x and all
+// images; features b in the lanes. row: room for the features of a row of x.
+template <class Z, class X>
+void correlate_features(const Z& z, const X& x, vec* row, vec* sum) {
+  constexpr int A = Z::kChannels, B = X::kChannels, columns = X::kSize.columns;
+  for (int r = 0; r < X::kSize.rows; r++) {
+    for (int q = 0; q < columns; q++) features_to_lanes<B>(x.at(r, q), row + q * blocks(B) * LANES);
+    add_products<3, 3 * A, B, columns>(z.from(2 * r, 0), z.kStride, 2 * A, row, sum);
+  }
+}
+
+// The same with images in the lanes of the sums.
 template <class Z, class X>
 void correlate(const Z& z, const X& x, vec* sum) {
   constexpr int A = Z::kChannels, B = X::kChannels, T = divisor(B, kSums / 3);

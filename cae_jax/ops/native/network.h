@@ -89,13 +89,16 @@ template <int layer>
 using PoolGradient =
     Padded<encoder_size(layer - 1).rows, encoder_size(layer - 1).columns, kWidths[layer]>;
 
-// Vectors in the workspace: two rows of upsample_conv; kGradientTiles in the Winograd domain; the
-// derivative with respect to a kernel, that of Winograd's layers in the Winograd domain.
+// Vectors in the workspace: two rows of upsample_conv; tiles in the Winograd domain; a row with
+// features in the lanes; the derivative with respect to a kernel, that of Winograd's layers in the
+// Winograd domain.
 constexpr int kRows =
     2 * greatest(1, N, [](int i) { return (decoder_size(i).columns + 1) * channels(N + 1 + i); });
-constexpr int kDomain = 16 * greatest(1, N + 1, [](int layer) {
-                          return point_stride(kGradientTiles, channels(layer));
-                        });
+constexpr int kDomain =
+    16 * greatest(1, N + 1, [](int layer) { return point_stride(kTilesAtATime, channels(layer)); });
+constexpr int kFeatures = LANES * greatest(0, N - 1, [](int i) {
+                            return decoder_size(i).columns * blocks(channels(N + 1 + i));
+                          });
 constexpr int kKernel =
     16 * greatest(2, kLayers, [](int layer) { return channels(layer - 1) * channels(layer); });
 
@@ -111,7 +114,7 @@ struct Workspace {
   Planes<PoolGradient, 2, N - 1> pool_gradients;
   // Two rows of the gradient with respect to the first pooling, before the pooling.
   std::vector<vec> first_gradient{2 * encoder_size(1).columns * kWidths[1]};
-  std::vector<vec> rows{kRows}, domain{kDomain}, products{kDomain};
+  std::vector<vec> rows{kRows}, domain{kDomain}, products{kDomain}, features{kFeatures};
   std::vector<vec> kernel_sums{kKernel}, first_kernel_sums{9 * CHANNELS * kWidths[1]};
 
   template <int i>
@@ -249,10 +252,15 @@ void upsample_conv_gradient(Workspace& s, const Weights& w, float* gradient) {
   const auto& dx = s.up_gradient<i - 1>();
   const auto& z = std::get<i - 1>(s.box_sums);
   box_sum(s.up_gradient<i>(), z);
-  std::fill_n(s.kernel_sums.begin(), 9 * out * in, vec{});
-  correlate(z, x, s.kernel_sums.data());
   std::vector<float> flipped(9 * out * in);  // because the windows are those of z, [3, 3, out, in]
-  horizontal_sums(s.kernel_sums.data(), 9 * out * in, flipped.data());
+  std::fill_n(s.kernel_sums.begin(), 9 * out * in, vec{});
+  if constexpr (in % LANES == 0 && out > 4) {  // else lanes or registers are left empty
+    correlate_features(z, x, s.features.data(), s.kernel_sums.data());
+    std::memcpy(flipped.data(), s.kernel_sums.data(), 4 * flipped.size());
+  } else {
+    correlate(z, x, s.kernel_sums.data());
+    horizontal_sums(s.kernel_sums.data(), 9 * out * in, flipped.data());
+  }
   for (int k = 0; k < 9; k++)
     for (int f = 0; f < out; f++)
       for (int c = 0; c < in; c++)
@@ -267,17 +275,20 @@ void upsample_conv_gradient(Workspace& s, const Weights& w, float* gradient) {
   horizontal_sums(bias, in, gradient + bias_offset(layer - 1));
 }
 
-// The derivative with respect to a kernel from its sums in the Winograd domain, which it changes.
-template <int layer>
-void store_winograd_gradient(vec* sums, float* gradient) {
-  constexpr int pairs = channels(layer - 1) * channels(layer);
-  for (int k = 0; k < pairs; k++) {
+// The derivative with respect to a kernel from its sums in the Winograd domain, with features b in
+// the lanes: gradient[i][a * stride_a + b * stride_b] for the 3x3 taps i.
+template <int A, int B>
+void store_winograd_gradient(const vec* sums, float* gradient, int stride_a, int stride_b) {
+  constexpr int V = blocks(B);
+  for (int k = 0; k < A * V; k++) {
     vec m[16];
-    for (int p = 0; p < 16; p++) m[p] = sums[p * pairs + k];
+    for (int p = 0; p < 16; p++) m[p] = sums[p * A * V + k];
     transform_kernel_derivative(m);
-    for (int i = 0; i < 9; i++) sums[i * pairs + k] = m[i / 3 * 4 + i % 3];
+    float* to = gradient + k / V * stride_a + k % V * LANES * stride_b;
+    for (int i = 0; i < 9; i++)
+      for (int l = 0; l < std::min(LANES, B - k % V * LANES); l++)
+        to[i * A * B + l * stride_b] = m[i / 3 * 4 + i % 3][l];
   }
-  horizontal_sums(sums, 9 * pairs, gradient + kernel_offset(layer));
 }
 
 // Layer 2 to N + 1: the gradient with respect to its kernel; to its input, which unpool(row,
@@ -290,13 +301,18 @@ void winograd_gradient(Workspace& s, const Weights& w, float* gradient, Unpool u
   constexpr Size size = encoder_size(layer - 1), tiles = tiles_of(size);
   const auto& x = s.pool<layer - 1>();
   const auto& d = s.gradient<layer>();
-  std::fill_n(s.kernel_sums.begin(), 16 * in * out, vec{});
-  each_block<tiles.rows * tiles.columns, kGradientTiles>([&]<int n>(int first) ALWAYS_INLINE {
-    transform_windows<n, true>(x, first, s.domain.data());
+  float* d_kernel = gradient + kernel_offset(layer);
+  vec* sums = s.kernel_sums.data();
+  constexpr bool swapped = out % LANES != 0 && in % LANES == 0;  // `in` fills the lanes, `out` not
+  constexpr int A = swapped ? out : in, B = swapped ? in : out;
+  std::fill_n(sums, 16 * A * blocks(B), vec{});
+  each_block<tiles.rows * tiles.columns, kTilesAtATime>([&]<int n>(int first) ALWAYS_INLINE {
+    transform_windows<n>(x, first, s.domain.data());
     transform_derivatives<n>(d, first, s.products.data());
-    add_products<in, out, n>(s.domain.data(), s.products.data(), s.kernel_sums.data());
+    const vec *a = s.domain.data(), *b = s.products.data();
+    add_winograd_products<A, B, n>(swapped ? b : a, swapped ? a : b, sums);
   });
-  store_winograd_gradient<layer>(s.kernel_sums.data(), gradient);
+  store_winograd_gradient<A, B>(sums, d_kernel, swapped ? 1 : out, swapped ? out : 1);
   vec bias[in] = {};
   winograd<in>(d, w.winograd_flipped(layer), s.domain.data(), s.products.data(),
                [&](int r, int q, int t, const vec* y) ALWAYS_INLINE {
