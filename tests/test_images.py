@@ -472,6 +472,53 @@ def test_a_large_jpeg_is_decoded_as_for_a_training(tmp_path):
         with Image.open(file) as image:
             whole = trained(ImageOps.exif_transpose(image), "x")
         assert (whole != expected).any()  # else the test could not fail
+        with Image.open(file) as image:  # the user's own, which stays as large as it is
+            before = image.size
+            taken = take_images(image, (12, 10, 3), resize=True, conversion=read)
+            assert image.size == before
+        np.testing.assert_array_equal(taken[0], whole)
+
+
+def test_the_orientation_of_a_png_may_come_after_its_pixels(tmp_path):
+    """A file of the right size as it is stored, and of another one as it is seen."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(COLORS[0])
+    stored.save(tmp_path / "a.png", exif=exif)
+    content = (tmp_path / "a.png").read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4])
+    chunk, rest = content[start:end], content[:start] + content[end:]
+    late = rest.index(b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(rest[:late] + chunk + rest[late:])
+    config = TrainConfig(data="photos", image_shape=(6, 4, 3))
+    read = read_images(
+        tmp_path / "a.png", (6, 4, 3), resize=True, conversion=of_training(config, (6, 4, 3))
+    )
+    upright = stored.transpose(Image.Transpose.ROTATE_270)
+    assert upright.size == (6, 4)
+    expected = ImageOps.fit(upright, (4, 6), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(read[0], np.asarray(expected))
+
+
+def test_a_damaged_image_in_memory_is_refused(tmp_path):
+    Image.fromarray(COLORS[0]).resize((400, 600)).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    config = TrainConfig(data="photos", image_shape=(6, 4, 3))
+    with (
+        Image.open(io.BytesIO(content[: len(content) // 2])) as image,
+        pytest.raises(UserError, match=r"^not an intact image \(.*truncated.*\); open another$"),
+    ):
+        take_images(image, (6, 4, 3), resize=True, conversion=of_training(config, (6, 4, 3)))
+    with pytest.raises(
+        UserError, match=r"^not a readable image \(its values lie in .*; open anoth"
+    ):
+        take_images(
+            Image.new("F", (9, 9), 2.0),
+            (6, 4, 3),
+            resize=True,
+            conversion=of_training(config, (6, 4, 3)),
+        )
 
 
 @pytest.mark.parametrize(

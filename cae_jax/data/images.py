@@ -15,7 +15,7 @@ from PIL import Image
 from cae_jax import atomic
 from cae_jax.config import ARRAYS, Background, Shape, TrainConfig, is_original
 from cae_jax.data import conversion
-from cae_jax.data.conversion import FORMATS, MAX_PIXELS, Conversion
+from cae_jax.data.conversion import FORMATS, MAX_PIXELS, Conversion, UnreadableError
 from cae_jax.data.conversion import MODES as _MODES
 from cae_jax.errors import UserError
 
@@ -101,6 +101,8 @@ def take_images(
     if isinstance(images, Image.Image):
         try:
             return _resized(_pixels(images, image_shape, resize, "auto", conversion), size)
+        except UnreadableError as error:  # whose advice is for a training
+            raise UserError(f"not a readable image ({error.problem}); open another") from error
         except UserError as error:
             raise UserError(f"the image: {error}") from error
         except Exception as error:  # loaded only now; the type depends on the damage
@@ -234,8 +236,11 @@ def _read_file(
     """The image uint8 ``[1, height, width, channels]``, with `resize` of any size."""
     try:
         with Image.open(path, formats=FORMATS) as image:
+            small = image.width * image.height <= MAX_PIXELS
+            if convert and resize and small and conversion.header(image)[0] != image_shape[:2]:
+                return convert(image, "the image")[None]  # which decodes a JPEG as for the training
             return _pixels(image, image_shape, resize, background, convert)
-    except conversion.UnreadableError as error:  # whose advice is for a training
+    except UnreadableError as error:  # whose advice is for a training
         raise UserError(f"not a readable image ({error.problem}); save it again") from error
     except UserError:
         raise
@@ -257,8 +262,6 @@ def _pixels(
             f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS} allowed; shrink "
             "the image"
         )
-    if convert is not None and resize and conversion.header(image)[0] != (height, width):
-        return convert(image, "the image")[None]  # decodes it itself, as for the training
     upright = conversion.upright(image)
     mode, name = _MODES[channels], {1: "gray", 3: "color", 4: "color with transparency"}[channels]
     transparent = conversion.is_transparent(upright)
@@ -269,6 +272,8 @@ def _pixels(
             f"{upright.width} x {upright.height} pixels of mode {upright.mode}{seen}; pass "
             f"{width} x {height} pixels of 8-bit {name} (mode {mode}), or `resize=True` to convert"
         )
+    if convert is not None and upright.size != (width, height):
+        return convert(upright, "the image")[None]
     plane = _eight_bits(upright)
     if channels != 4:
         plane = conversion.opaque(plane, conversion.background_of(plane, background))
