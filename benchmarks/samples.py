@@ -34,6 +34,7 @@ PHOTOGRAPHS = {
     "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
 }
 TEXTURES = ("brick.png", "grass.png", "gravel.png")
+SMALLEST = 300  # pixels of the shortest side of a photograph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,10 @@ def main() -> None:
         with atomic.writing(flags.folder, "choose another `folder`"):
             if flags.folder.exists():
                 raise UserError(f"`folder` {flags.folder} exists; give a new one")
+            if not 4 <= flags.size <= SMALLEST:
+                raise UserError(f"`size` is {flags.size}; it takes 4 to {SMALLEST} pixels")
+            if flags.crops < 0:
+                raise UserError(f"`crops` is {flags.crops}; it takes a number of at least 0")
             flags.folder.mkdir(parents=True)
             count = write_photographs(flags.folder / "photographs", flags.size)
             images, labels = load_digits(return_X_y=True)

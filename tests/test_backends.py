@@ -15,7 +15,7 @@ from flax import nnx
 import cae_jax
 from cae_jax.models import autoencoders
 from cae_jax.models.topology import convolutional, of_config
-from cae_jax.ops import matmul, xla
+from cae_jax.ops import matmul, native, xla
 from cae_jax.ops.backend import XLA, choose
 from cae_jax.training.loss import make_loss
 from tests.conftest import BACKENDS, CHOICE, ROOT, SMALL, needs_native
@@ -126,6 +126,15 @@ def test_a_call_on_a_cpu_takes_fewer_images_where_they_are_larger():
         ((1000, 1000, 3), "cpu", 1),
     ):
         assert choose(convolutional(shape, (8,)), "matmul", platform).max_batch == most
+
+
+@needs_native
+def test_a_call_of_the_native_kernel_takes_whole_groups_for_all_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(native, "target", lambda *_: "")  # compiles nothing
+    # A group has 16 images; 4096 / 15.7 is 261.3, and 8 cores take 128 at least.
+    for shape, most in (((28, 28, 1), 4096), ((64, 64, 3), 256), ((500, 500, 3), 128)):
+        assert choose(convolutional(shape, (8,)), "native").max_batch == most
 
 
 def test_a_device_that_is_not_there_is_refused_again_and_again():

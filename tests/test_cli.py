@@ -66,7 +66,7 @@ def test_train_resume_and_refusal(command, tmp_path):
         (("--config",), "--config"),
         (
             ("--features", 16, 8, 8, 8, 8, 8, 8),
-            "features is (16, 8, 8, 8, 8, 8, 8); it takes 1 to 6",
+            "features is 16 8 8 8 8 8 8; it takes 1 to 6",
         ),
     ],
 )
@@ -210,7 +210,7 @@ def test_reconstruct(command, refuse, run, tmp_path, test_images):
     refused = refuse("reconstruct", run, "boot.png", "--out", ".")
     assert_fails_in_one_line(refused, "boot.png is one of the images; give another --out")
     refused = refuse("reconstruct", run, "boot.png", "colour.png", "--out", "new")
-    assert_fails_in_one_line(refused, "colour.png: 30 x 30 pixels of mode RGB")
+    assert_fails_in_one_line(refused, "colour.png: 30 x 30 pixels (height x width) of mode RGB")
     assert not (tmp_path / "new").exists()
     assert command("reconstruct", run, "colour.png", "--out", "new", "--resize").returncode == 0
 
@@ -265,6 +265,15 @@ def test_reconstruct_a_folder_in_color(color_run, tmp_path, monkeypatch, capsys)
             np.testing.assert_allclose(np.asarray(written) / 255, image, atol=0.51 / 255)
     cli.main(["reconstruct", str(run), "in", "--out", str(Path("in/out").absolute())])
     assert "6 images in" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["reconstruct", str(run), "in/out", "--out", "in/out"])
+    assert "--out in/out is the folder of the images; give another" in capsys.readouterr().err
+    Path("in/loop").symlink_to("loop")
+    cli.main(["reconstruct", str(run), "in", "--out", "in/out"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["reconstruct", str(run), "in/a.webp", "--out", "in/loop"])
+    assert "in/loop cannot be written" in capsys.readouterr().err
     Path("empty").mkdir()
     Path("empty", ".hidden.png").touch()
     with pytest.raises(SystemExit):
@@ -273,7 +282,10 @@ def test_reconstruct_a_folder_in_color(color_run, tmp_path, monkeypatch, capsys)
     Image.new("RGB", (70, 9), "red").save("wide.png")
     with pytest.raises(SystemExit):
         cli.main(["reconstruct", str(run), "wide.png", "--out", "new"])
-    assert "70 x 9 pixels of mode RGB; pass 7 x 9 pixels of 8-bit color" in capsys.readouterr().err
+    assert (
+        "9 x 70 pixels (height x width) of mode RGB; pass 9 x 7 pixels of"
+        in capsys.readouterr().err
+    )
     assert not Path("new").exists()
     cli.main(["reconstruct", str(run), "wide.png", "--out", "new", "--resize"])
 
@@ -305,8 +317,9 @@ def test_reconstruct_composes_over_the_background(run, tmp_path, test_images, mo
         ("noise", (), 8.0, None),  # the run removes noise, which its inputs have
     ],
 )
+@pytest.mark.parametrize("block", [2**24, 2 * 784])
 def test_reconstruct_hints_at_other_images(
-    run, tmp_path, test_images, monkeypatch, capsys, file, flags, psnr_input, advice
+    run, tmp_path, test_images, monkeypatch, capsys, file, flags, psnr_input, advice, block
 ):
     class Trained:
         """Reconstructs light on dark with 20 dB, as a mean squared error of 0.01."""
@@ -316,12 +329,13 @@ def test_reconstruct_hints_at_other_images(
             known = images.mean(axis=(1, 2, 3), keepdims=True) < 0.45
             return np.where(known, images + 0.1, 0).astype(np.float32)
 
+    monkeypatch.setattr(reconstruct, "_BLOCK", block)
     (row,) = history.read(run / "history.csv")[-1:]
     row = row._replace(val_psnr=18.0, val_psnr_input=psnr_input)
     monkeypatch.setattr(history, "read", lambda path: [row])
     monkeypatch.setattr(cae_jax, "load", lambda path, **_: Trained())
     monkeypatch.chdir(tmp_path)
-    light = test_images[[1, 2, 3, 5]]
+    light = test_images[[2, 1, 3, 5]]
     noise = np.random.default_rng(0).integers(0, 256, light.shape, np.uint8)
     for name, images in (("light", light), ("dark", 255 - light), ("noise", noise)):
         np.save(f"{name}.npy", images)

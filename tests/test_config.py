@@ -36,8 +36,9 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
     ("values", "message"),
     [
         ({"data": ""}, "`data` is ''; it takes a name or a path"),
-        ({"image_size": (3,)}, r"`image_size` is \(3,\); it takes one or two whole numbers of at"),
+        ({"image_size": (3,)}, "`image_size` is 3; it takes one or two whole numbers of at"),
         ({"image_size": (28, 28, 1)}, "`image_size` is"),
+        ({"image_size": (10000, 5001)}, "it takes at most 50000000 pixels in all"),
         ({"resize": "pad"}, "`resize` is 'pad'; it takes fit, crop, stretch, none"),
         ({"channels": 2}, "`channels` is 2; it takes auto, 1, 3, 4"),
         ({"split": 1.0}, r"`split` is 1\.0; it takes a number between 0 and 1"),
@@ -113,6 +114,7 @@ def test_the_config_takes_every_noise():
 
 def test_one_image_size_is_that_of_both_sides():
     assert TrainConfig(image_size=(64,)).image_size == (64, 64)
+    assert TrainConfig(image_size=64).image_size == (64, 64)
     assert TrainConfig(image_size=(64, 48)).image_size == (64, 48)
 
 

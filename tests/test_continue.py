@@ -92,10 +92,10 @@ def test_an_unfinished_run_and_other_changes_are_refused_with_the_ways(copied, d
     for changes in ({"epochs": 4, "seed": 1}, {"epochs": 1}, {"learning_rate": 1.0}):
         with pytest.raises(cae_jax.UserError) as error:
             cae_jax.fit(dataclasses.replace(DENSE, **changes), copied, data_dir=data_dir)
-        assert "it takes more `epochs`; for other" in str(error.value)
+        assert "the run itself takes more `epochs` alone" in str(error.value)
         assert f"`start_from='{copied}'`" in str(error.value)
     (copied / "result.json").unlink()
-    with pytest.raises(cae_jax.UserError, match="more `epochs` once it is finished"):
+    with pytest.raises(cae_jax.UserError, match="more `epochs` alone once it is finished"):
         cae_jax.fit(dataclasses.replace(DENSE, epochs=4), copied, data_dir=data_dir)
 
 
@@ -204,27 +204,46 @@ def test_arrays_are_trained_on(data_dir, tmp_path, dense_run):
     more = dataclasses.replace(config, epochs=3)
     with pytest.raises(cae_jax.UserError, match="began with other images than"):
         cae_jax.fit(more, folder, images=(train[1000:2000], test[:300]))
-    with pytest.raises(cae_jax.UserError, match="the data set is arrays, which no file holds"):
+    with pytest.raises(
+        cae_jax.UserError, match="the images were arrays, which no file holds; save"
+    ):
         cae_jax.data.load(result.autoencoder.config)
     assert len(cae_jax.fit(more, folder, images=(train[:1000], test[:300])).history) == 3
 
 
 @pytest.mark.parametrize(
-    ("images", "found"),
+    ("images", "message"),
     [
-        (np.zeros((5, 28, 28, 1), np.float32), "type float32 and shape [5, 28, 28, 1]"),
-        (np.zeros((5, 28, 28, 2), np.uint8), "type uint8 and shape [5, 28, 28, 2]"),
-        (np.zeros((5, 3, 28, 1), np.uint8), "type uint8 and shape [5, 3, 28, 1]"),
-        (np.zeros((0, 28, 28, 1), np.uint8), "type uint8 and shape [0, 28, 28, 1]"),
+        ([np.zeros((5, 28, 28, 1), np.int32)] * 2, "the array of training images is of type int32"),
+        ([np.zeros((5, 28, 28, 2), np.uint8)] * 2, "shape [5, 28, 28, 2]; images take [N, H, W]"),
+        ([np.zeros((5, 3, 28, 1), np.uint8)] * 2, "has 3 x 28 pixels; images take at least 4 x"),
+        ([np.zeros((0, 28, 28, 1), np.uint8)] * 2, "[0, 28, 28, 1], which holds no images"),
+        ([np.zeros((5, 1, 28, 28), np.uint8)] * 2, "which looks like channels first"),
+        ([np.full((5, 28, 28), np.nan)] * 2, "[nan, nan]; images take finite ones in [0, 1]: repl"),
+        ([np.full((5, 28, 28), -1.0)] * 2, "[-1, -1]; images take finite ones in [0, 1]: shift"),
+        (np.zeros((5, 28, 28), np.uint8), "`images` takes two arrays, of training and of test"),
+        ([np.zeros((5, 8, 8)), np.zeros((5, 9, 8))], "it takes one size and number of channels"),
+        ([[np.zeros((8, 8)), np.zeros((8, 9))]] * 2, "has images of several shapes"),
     ],
 )
-def test_arrays_of_another_type_or_shape_are_refused(tmp_path, images, found):
+def test_arrays_of_another_type_or_shape_are_refused(tmp_path, images, message):
     with pytest.raises(cae_jax.UserError) as error:
-        cae_jax.fit(DENSE, tmp_path / "run", images=(images, images))
-    assert f"`images` has training images of {found}; it takes uint8 [N, height, width, c" in str(
-        error.value
-    )
+        cae_jax.fit(DENSE, tmp_path / "run", images=images)
+    assert message in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_arrays_are_converted_as_those_of_a_file():
+    pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+    config = dataclasses.replace(DENSE, batch_size=2, train_examples=None, test_examples=None)
+    for images in (pixels, pixels / 255, [*pixels], pixels.astype(np.uint16) * 257):
+        train, test = cae_jax.data.of_arrays(config, (images, images[:2]))
+        np.testing.assert_array_equal(train, pixels[..., None])
+        np.testing.assert_array_equal(test, pixels[:2, ..., None])
+    (train, _) = cae_jax.data.of_arrays(config, (pixels > 99, pixels > 99))
+    np.testing.assert_array_equal(train[..., 0], np.where(pixels > 99, 255, 0))
+    with pytest.raises(cae_jax.UserError, match="which are not resized to the config's `image_si"):
+        cae_jax.data.of_arrays(dataclasses.replace(config, image_size=(9, 8)), (pixels, pixels))
 
 
 def test_an_error_of_the_users_function_is_not_a_full_disk(data_dir, tmp_path):

@@ -51,7 +51,10 @@ def test_a_config_gets_the_first_images_of_both_splits(data_dir, test_images):
 
 def test_a_batch_larger_than_the_data_set_is_refused(tiny_mnist, tmp_path):
     config = TrainConfig(data="mnist", batch_size=31)
-    with pytest.raises(UserError, match="`batch_size` is 31; it takes at most the 30 images"):
+    with pytest.raises(
+        UserError,
+        match="`batch_size` is 31, and there are 30 training images of mnist; pass `batch_size=30`",
+    ):
         data.load(config, data_dir=tmp_path, archives=tiny_mnist)
 
 

@@ -159,7 +159,7 @@ def save_bomb(path):
     ("name", "save", "message"),
     [
         ("a.png", lambda p: Image.new("RGB", (28, 28)).save(p), "mode RGB.*`resize=True`"),
-        ("a.png", lambda p: Image.new("L", (32, 28)).save(p), "32 x 28 pixels.*`resize=True`"),
+        ("a.png", lambda p: Image.new("L", (32, 28)).save(p), "28 x 32 pixels.*`resize=True`"),
         ("a.png", lambda p: Image.new("I;16", (28, 28)).save(p), "mode I;16"),
         ("a.png", lambda p: Image.new("L", (28, 28)).save(p, transparency=0), "transparency.*`res"),
         ("a.png", lambda p: p.write_bytes(b"no picture"), "not an intact image"),
@@ -528,10 +528,13 @@ def test_a_damaged_image_in_memory_is_refused(tmp_path):
         (COLORS[0].transpose(2, 0, 1), r"\[3, 6, 4\], which looks like channels first"),
         (np.zeros((2, 3, 32, 32)), "looks like channels first; they take .N, 6, 4, 3.: convert"),
         (np.zeros((2, 4, 6, 3)), r"shape \[2, 4, 6, 3\]; they take \[N, 6, 4, 3\]: resize or"),
-        (Image.new("RGB", (6, 4)), "^the image: 6 x 4 pixels of mode RGB; pass 4 x 6 pixels of"),
-        ([Image.new("RGBA", (4, 6))], "with transparency; pass 4 x 6 pixels of 8-bit color"),
+        (
+            Image.new("RGB", (6, 4)),
+            "^the image: 4 x 6 pixels .height x width. of mode RGB; pass 6 x 4 pixels of",
+        ),
+        ([Image.new("RGBA", (4, 6))], "with transparency; pass 6 x 4 pixels of 8-bit color"),
         ([np.zeros((6, 4, 3)), np.zeros((5, 4, 3))], "the images differ in shape"),
-        ("nowhere.png", "nowhere.png is not a file; pass image files"),
+        ("nowhere.png", "nowhere.png is not a file that can be read; pass image files"),
     ],
 )
 def test_images_of_other_forms_are_refused(images, message):

@@ -248,7 +248,7 @@ def test_the_split_is_by_a_hash_of_the_path(tmp_path):
         assert {image.tobytes() for image in test} == expected(1) - expected(fraction)
 
 
-def test_another_file_moves_none_between_the_splits(tmp_path, prepared):
+def test_another_file_moves_none_between_the_splits(tmp_path):
     path = image_folder(tmp_path)
     before = [{image.tobytes() for image in images} for images, _ in splits(path)]
     extra = RNG.integers(0, 256, (8, 8, 3), np.uint8)
@@ -257,8 +257,6 @@ def test_another_file_moves_none_between_the_splits(tmp_path, prepared):
     assert before[0] <= after[0]
     assert before[1] <= after[1]
     assert len(after[0] | after[1]) == 25
-    # What the earlier files gave is not kept.
-    assert len(list(prepared.glob("my_photos*"))) == 1
 
 
 @pytest.mark.parametrize("test", ["test", "Val", "validation"])
@@ -306,6 +304,12 @@ def test_names_that_no_encoding_has(tmp_path):
     assert data.class_names(config(path)) == ("cat\udcff\nwith a line", NAMES[1])
 
 
+def test_a_link_to_itself_is_no_image(tmp_path):
+    path = image_folder(tmp_path)
+    (path / "cat" / "self.png").symlink_to(path / "cat" / "self.png")
+    check_whole(path)
+
+
 def test_a_link_to_a_folder_above_ends(tmp_path):
     path = image_folder(tmp_path)
     (path / "loop").symlink_to(path, target_is_directory=True)
@@ -348,6 +352,9 @@ def test_images_that_are_too_small(tmp_path):
         Image.new("L", (9, 3), i * 20).save(path / f"{i}.png")
     denied(path, r"\d\.png has 3 x 9 pixels; images take at least 4 x 4 .*`image_size=64`")
     assert splits(path, image_size=(4,), split=0.5)[0][0].shape[1:] == (4, 4, 1)
+    np.save(tmp_path / "a.npy", IMAGES[:, :3, :3])
+    denied(tmp_path / "a.npy", r"a\.npy has 3 x 3 pixels; images take at least 4 x 4")
+    assert splits(tmp_path / "a.npy", image_size=4)[0][0].shape[1:] == (4, 4, 3)
 
 
 def test_channels(tmp_path):
@@ -372,25 +379,32 @@ def test_unreadable_files(tmp_path, caplog, prepared):
     denied(path, r"cut\.png is no readable image .*`skip_unreadable=True`")
     (path / "cat" / "text.jpg").write_bytes(b"text")
     (path / "cat" / "empty.gif").write_bytes(b"")
+    for suffix in ("gif", "png"):  # with palettes, which are decoded to see whether they are gray
+        file = io.BytesIO()
+        Image.fromarray(IMAGES[1]).quantize().save(file, suffix)
+        (path / "cat" / f"palette.{suffix}").write_bytes(file.getvalue()[:-60])
     (train, _), (test, _) = splits(path, skip_unreadable=True)
     assert len(train) + len(test) == 24
-    assert "left out: 3 unreadable" in caplog.text
+    assert "left out: 5 unreadable" in caplog.text
     (record,) = prepared.glob("*/1.0.0/source.json")
     kept = json.loads(record.read_text("utf-8"))
-    assert kept["skipped"] == 3
+    assert kept["skipped"] == 5
     assert sorted(Path(name).name for name in kept["skipped_files"]) == [
-        *("cut.png", "empty.gif", "text.jpg")
+        *("cut.png", "empty.gif", "palette.gif", "palette.png", "text.jpg")
     ]
     for file in path.rglob("*.PNG"):
         file.write_bytes(b"")
-    denied(path, "gives no training images, 26 unreadable ones left out", skip_unreadable=True)
+    denied(path, "gives no training images, 28 unreadable ones left out", skip_unreadable=True)
     (path / "cat" / "cut.png").unlink()  # the one with a header
     denied(path, "has no image that can be read", skip_unreadable=True)
 
 
 def test_no_test_images(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES[:2])
-    denied(tmp_path / "a.npy", r"a\.npy gives no test images; give more images, or `split=0\.5`")
+    denied(
+        tmp_path / "a.npy",
+        r"a\.npy gives no test images; give more images, or divide .*`split=0\.5`",
+    )
 
 
 def test_white_that_is_1(tmp_path):
@@ -407,7 +421,7 @@ def test_an_npz_with_splits(tmp_path):
     check_own_splits(npz_file(tmp_path))
 
 
-def test_medmnist(tmp_path):
+def test_medmnist(tmp_path, caplog):
     # As its script writes: labels [N, 1]; validation images beside test images stay aside.
     np.savez_compressed(
         tmp_path / "pathmnist.npz",
@@ -419,6 +433,7 @@ def test_medmnist(tmp_path):
         test_labels=TEST_LABELS[:, None].astype(np.uint8),
     )
     check_own_splits(tmp_path / "pathmnist.npz")
+    assert "left out: 1 val_images, 1 val_labels" in caplog.text
     assert data.class_names(config(tmp_path / "pathmnist.npz")) == ("0", "1")
 
 
@@ -473,6 +488,8 @@ def test_nothing_is_unpickled(tmp_path):
     np.save(tmp_path / "a.npy", values)
     for name in ("a.npz", "a.npy"):
         denied(tmp_path / name, rf"{name} is no readable .*Python objects, which are never unpick")
+    np.savez(tmp_path / "a.npz", images=IMAGES, meta=values)
+    check_whole(tmp_path / "a.npz", with_labels=False)
 
 
 @pytest.mark.parametrize(
@@ -622,6 +639,18 @@ def test_a_tfds_folder(tmp_path, file_format):
     assert "tensorflow" not in sys.modules
 
 
+def test_parts_that_overlap_or_are_empty(tmp_path, caplog):
+    path = tfds_folder(tmp_path / "theirs", "array_record")
+    splits(f"{path}::train[:50%],train[50%:]")
+    assert "trains on test images" not in caplog.text
+    for part in ("train+test", "train[:60%],train[50%:]"):
+        caplog.clear()
+        splits(f"{path}::{part}")
+        assert f"{path}::{part} trains on test images, of t" in caplog.text
+    for part in ("train[:0]", "train[5:3]", "train,test[6:]"):
+        denied(f"{path}::{part}", "holds no images; give a larger part")
+
+
 def test_a_damaged_tfds_folder(tmp_path):
     path = tfds_folder(tmp_path / "theirs")
     (records,) = path.glob("*-test.*")
@@ -669,6 +698,16 @@ def test_parquet_files_that_are_refused(tmp_path, monkeypatch):
     denied(path, r"train\.parquet\[3\] is no readable image")
     (train, _), (test, _) = splits(path, skip_unreadable=True)
     assert len(train) + len(test) == 23
+    # A text is no image, not even if it is the path of one.
+    (path / "b.png").write_bytes(png(IMAGES[0]))
+    texts = [{"bytes": str(path / "b.png")} for _ in range(9)]
+    parquet.write_table(pa.table({"image": pa.array(texts)}), file)
+    (path / "b.png").rename(tmp_path / "b.png")
+    denied(path, r"train\.parquet\[0\] is no readable image \(the row has no bytes\)")
+    parquet.write_table(pa.table({"other": [1]}), path / "train_2.parquet")
+    parquet.write_table(whole, file)
+    denied(path, r"train_2\.parquet has the columns other, and .*train\.parquet img and label once")
+    (path / "train_2.parquet").unlink()
     (path / "a.png").write_bytes(png(IMAGES[0]))
     denied(path, "has 1 parquet files and 1 images; give a folder of one kind")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -704,7 +743,16 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
             data.located(config(path))
         denied(path, message)
     (tmp_path / "a.txt").write_text("x")
-    denied("a.txt", r"`data` is the file .*a\.txt; it takes a folder of images")
+    denied("a.txt", r"`data` is .*a\.txt, which is no folder; it takes a folder of images")
+    denied("/dev/null", "`data` is /dev/null, which is no folder; it takes")
+    image = next((tmp_path / "my photos" / "cat").rglob("*.PNG"))
+    denied(image, f"`data` is the image {image}; give its folder, {image.parent}")
+    denied("a\0b", "where nothing is")
+    (tmp_path / "self.npy").symlink_to(tmp_path / "self.npy")
+    with pytest.raises(UserError) as caught:
+        splits("self.npy")
+    assert "did you mean" not in str(caught.value)
+    assert data.located(config("my photos/../my photos")).data == str(tmp_path / "my photos")
     (tmp_path / "empty").mkdir()
     denied("empty", "empty has no images; it takes a folder of images")
     (tmp_path / "empty" / "a.zip").write_bytes(b"x")
@@ -742,6 +790,42 @@ def test_a_source_that_is_gone_is_read_from_its_copy(tmp_path, caplog):
     assert f"{path} is gone; reading its prepared copy in" in caplog.text
     assert data.located(config(path)).data == str(path)
     denied(path, "where nothing is", image_size=(4,))
+
+
+def test_earlier_states_of_a_folder_stay_prepared(tmp_path, prepared, caplog):
+    path = image_folder(tmp_path)
+    splits(path)
+    (before,) = prepared.glob("my_photos-*")
+    assert "Earlier states" not in caplog.text
+    extra = path / "cat" / "extra.png"
+    extra.write_bytes(png(IMAGES[0]))
+    splits(path)
+    assert f"Earlier states are in {before}, which may be removed" in caplog.text
+    extra.unlink()
+    caplog.clear()
+    splits(path)
+    assert "Prepared" not in caplog.text
+
+
+def test_images_may_be_prepared_among_themselves(tmp_path):
+    path = image_folder(tmp_path)
+    where = {"data_dir": path / "cat"}
+    (first, _), (again, _) = (data.load_split(config(path), "train", **where) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_images_of_a_run_that_cannot_be_read(command, tmp_path, capsys):
+    path, run = image_folder(tmp_path), tmp_path / "run"
+    cae_jax.fit(config(path, epochs=1, features=(2,), optimizer="adam"), run, backend="xla")
+    (path / "cat" / "cut.png").write_bytes(png(IMAGES[0])[:-60])
+    page = ["--out", str(tmp_path / "report.html")] if command == "report" else []
+    with pytest.raises(SystemExit):
+        cli.main([command, str(run), *page])
+    error = capsys.readouterr().err
+    assert f"the images of {run} cannot be read: {path / 'cat' / 'cut.png'} is no readable" in error
+    assert "; restore them as they were, or pass the --data-dir that has them" in error
+    assert "skip" not in error
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report"])

@@ -77,7 +77,7 @@ class Flags:
 
     images: Path | None = None
     """Square uint8 images [N, size, size, channels] in a .npy file, in place of Fashion-MNIST; the
-    first nine tenths for training, and the features that are the default of the size."""
+    first nine tenths for training. Without --features those that are the default of the size."""
 
     features: tuple[int, ...] = ()
     """Features of the encoder's convolutions, model conv; the default where empty."""
@@ -133,8 +133,8 @@ def check(flags: Flags) -> None:
         raise UserError(
             "--end-to-end takes --epochs and --rounds only; omit --frameworks and --figure"
         )
-    if flags.images and (flags.end_to_end or flags.time_to is not None):
-        raise UserError("--images is for epochs; omit --end-to-end and --time-to")
+    if (flags.images or flags.features) and (flags.end_to_end or flags.time_to is not None):
+        raise UserError("--images and --features are for epochs; omit --end-to-end and --time-to")
     if flags.features and flags.models != ("conv",):
         raise UserError("--features are those of --models conv; omit --models")
     if flags.frameworks and flags.models != ("conv",):

@@ -31,7 +31,7 @@ class CaeJax:
             if case.images is None:
                 train_images, test_images = data.load(config, data_dir=case.data_dir)
             else:
-                train_images, test_images = data.of_arrays(config, *split_file(case.images))
+                train_images, test_images = data.of_arrays(config, split_file(case.images))
         with watch("backend"):
             jax.devices()
         with watch("native"):  # compiles the native kernel if it is not cached

@@ -64,7 +64,6 @@ def run(flags: Flags) -> None:
     if not flags.runs:
         raise UserError("no RUNS given; give run directories written by cae-jax train")
     check_outputs(flags)
-    from cae_jax import data
     from cae_jax.evaluation import comparison
     from cae_jax.runs import environment
     from cae_jax.runs.folder import read_config
@@ -74,7 +73,7 @@ def run(flags: Flags) -> None:
     noise, level = conditions(flags, configs)
 
     def load(split: str) -> np.ndarray:
-        return data.load_split(configs[0], split, **vars(flags.data))[0]
+        return environment.load_split(flags.runs[0], configs[0], split, **vars(flags.data))[0]
 
     images = load("test")
     environment.warn_of_other_images(flags.runs, configs, **vars(flags.data))

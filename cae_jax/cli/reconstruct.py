@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,25 +79,28 @@ def run(flags: Flags) -> None:
 
 def find(flags: Flags) -> dict[Path, Path]:
     """The files to read, each with the name of its output without the suffix, in `out`."""
+    from cae_jax.data.files import walk
     from cae_jax.data.images import SUFFIXES
 
-    found, out = {}, flags.out.resolve()
+    found, out = {}, real(flags.out)
     for path in flags.files:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 - which raises without permission
             found[path] = Path(path.stem)
             continue
-        files = {}
-        for file in sorted(path.rglob("*")):
-            inside = file.relative_to(path)
-            hidden = any(part.startswith(".") for part in inside.parts)
-            # Not the outputs of the same command before.
-            ours = out in file.resolve().parents
-            if file.suffix.lower() in SUFFIXES and file.is_file() and not (hidden or ours):
-                files[file] = inside.with_suffix("")
-        found |= files
-        if not files:
+        if real(path) == out:
+            raise UserError(f"`out` {flags.out} is the folder of the images; give another `out`")
+        files = walk(path).of(SUFFIXES)
+        # Not the outputs of the same command before.
+        keys = [file.key for file in files if out not in real(path / file.key).parents]
+        if not keys:
             raise UserError(f"{path} holds no image; its files may end in {', '.join(SUFFIXES)}")
+        found |= {path / key: Path(key).with_suffix("") for key in keys}
     return found
+
+
+def real(path: Path) -> Path:
+    """The path without links; as far as they lead somewhere."""
+    return Path(os.path.realpath(path))
 
 
 def read(flags: Flags, files: dict[Path, Path]) -> tuple[list[str], np.ndarray]:
@@ -129,12 +133,12 @@ def inverted(images: np.ndarray) -> np.ndarray:
 
 def check_outputs(flags: Flags, files: dict[Path, Path], names: list[str]) -> None:
     """Refuses two images for one output, and outputs that are inputs."""
-    inputs = {file.resolve() for file in files}
+    inputs = {real(file) for file in files}
     for name, count in collections.Counter(names).items():
         output = flags.out / f"{name}.png"
         if count > 1:
             raise UserError(f"{count} images would become {output}; rename the files")
-        if output.resolve() in inputs:
+        if real(output) in inputs:
             raise UserError(f"{output} is one of the images; give another `out`")
 
 
@@ -144,17 +148,18 @@ def reconstruct(
     """Writes each reconstruction as a PNG; returns their PSNR in dB, ``[N]``."""
     from cae_jax.data.images import write_png
 
-    psnr = [np.zeros(0)]
-    with atomic.writing(folder), progress(range(len(names)), "Writing") as bar:
+    psnr, size = [np.zeros(0)], block_size(images)
+    with atomic.writing(folder):
         for parent in {folder, *((folder / name).parent for name in names)}:
             parent.mkdir(parents=True, exist_ok=True)
-        size = block_size(images)
+    with progress(range(len(names)), "Writing") as bar:
         for start in range(0, len(names), size):
             block = slice(start, start + size)
             reconstructions = autoencoder.reconstruct(images[block])
             psnr.append(psnr_of(reconstructions, images[block]))
             for name, image in zip(names[block], reconstructions, strict=True):
-                write_png(folder / f"{name}.png", image)
+                with atomic.writing(folder):
+                    write_png(folder / f"{name}.png", image)
                 bar.update()
     return np.concatenate(psnr)
 
@@ -194,7 +199,8 @@ def hint(flags: Flags, autoencoder: "Autoencoder", images: np.ndarray, psnr: np.
     median = np.median(psnr)
     if median > expected - _FAR_BELOW:
         return
-    others = inverted(images[: block_size(images)])
+    some = slice(None, None, -(-len(images) // block_size(images)))
+    others, median = inverted(images[some]), np.median(psnr[some])
     gained = np.median(psnr_of(autoencoder.reconstruct(others), others))
     advice = "the images are unlike those of its training"
     if gained > median + _CLEAR_GAIN:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cae_jax.config import ARRAYS, LEAST_SIDE, NAMED, Shape, TrainConfig, is_original, is_shape
+from cae_jax.config import ARRAYS, NAMED, Shape, TrainConfig, is_original
 from cae_jax.data import decoded, own
+from cae_jax.data.conversion import check_shape, check_size, eight_bit_array
 from cae_jax.data.decoded import Arrays
 from cae_jax.data.source import SPLITS
 from cae_jax.errors import UserError
@@ -54,40 +55,54 @@ def load(
     return _limited(config, Split(train, test))
 
 
-def of_arrays(config: TrainConfig, train: np.ndarray, test: np.ndarray) -> Split:
+def of_arrays(config: TrainConfig, images: tuple[np.ndarray, np.ndarray]) -> Split:
     """Takes arrays as the images that a config trains and validates on.
 
     Args:
         config: limits the number of images of each split.
-        train, test: uint8 ``[N, height, width, channels]``, N at least 1, of 1, 3 or 4 channels;
+        images: training and test images: uint8, uint16 (divided by 257), bool (True is white) or
+            floats in [0, 1], ``[N, height, width, channels]``, N at least 1, of 1, 3 or 4 channels;
             gray ones also ``[N, height, width]``.
 
     Raises:
         UserError: arrays of another type or shape, or too few training images for one batch.
     """
-    train, test = (images[..., None] if images.ndim == 3 else images for images in (train, test))
-    for name, images in (("training", train), ("test", test)):
-        if images.dtype != np.uint8 or not len(images) or not is_shape(images.shape[1:]):
-            raise UserError(
-                f"`images` has {name} images of type {images.dtype} and shape "
-                f"{list(images.shape)}; it takes uint8 [N, height, width, channels] of at least "
-                f"{LEAST_SIDE} x {LEAST_SIDE} pixels and 1, 3 or 4 channels"
-            )
+    if not isinstance(images, (tuple, list)) or len(images) != 2:
+        raise UserError("`images` takes two arrays, of training and of test images: (train, test)")
+    train, test = _array(images[0], "training"), _array(images[1], "test")
     if train.shape[1:] != test.shape[1:]:
         raise UserError(
             f"`images` has training images of shape {list(train.shape)} and test images of shape "
             f"{list(test.shape)}; it takes one size and number of channels"
         )
+    if config.image_size not in (None, train.shape[1:3]):
+        raise UserError(
+            f"`images` has images of shape {list(train.shape)}, which are not resized to the "
+            "config's `image_size`; leave it out, or save them as a .npz file for `data`"
+        )
     return _limited(config, Split(train, test))
+
+
+def _array(images: np.ndarray, kind: str) -> np.ndarray:
+    """Images as uint8 ``[N, height, width, channels]``."""
+    name = f"the array of {kind} images"
+    try:
+        images = np.asarray(images)
+    except ValueError:
+        raise UserError(f"{name} has images of several shapes; give images of one") from None
+    check_size(check_shape(images.shape, name)[:2], name)
+    return eight_bit_array(images[..., None] if images.ndim == 3 else images, name)
 
 
 def _limited(config: TrainConfig, split: Split) -> Split:
     """The first images of each split, as many as the config says."""
     train = split.train[: config.train_examples]
     if config.batch_size > len(train):
+        limited = config.limit is not None or config.train_examples is not None
+        of = " that are left of" if limited else " of"
         raise UserError(
-            f"`batch_size` is {config.batch_size}; it takes at most the {len(train)} images "
-            f"of {config.data}"
+            f"`batch_size` is {config.batch_size}, and there are {len(train)} training images{of} "
+            f"{config.data}; pass `batch_size={len(train)}` or less"
         )
     return Split(train, split.test[: config.test_examples])
 
@@ -131,7 +146,8 @@ def _reader(
     """What reads a split of a config's images."""
     if config.data == ARRAYS:
         raise UserError(
-            "the data set is arrays, which no file holds; pass them to `cae_jax.fit` as images"
+            "the images were arrays, which no file holds; save them with numpy.savez(FILE, "
+            "train=..., test=...), and train with the file as `data`"
         )
     if is_original(config):
         return lambda split: _original(config, split, data_dir, archives)
@@ -199,4 +215,5 @@ def class_names(config: TrainConfig, *, data_dir: str | Path | None = None) -> t
         source: Any = CaeImages.builder_configs[config.data]
         return source.classes
     name = own.prepared_name(config, own.find(config.data), data_dir)
-    return tuple(own.read_record(decoded.folder(name, data_dir)).get("classes", ()))
+    classes = own.read_record(decoded.folder(name, data_dir)).get("classes")
+    return tuple(map(str, classes)) if isinstance(classes, list) else ()

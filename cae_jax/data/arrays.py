@@ -40,9 +40,12 @@ class ArrayFile:
         self._path = path
         with _damage(path):
             arrays = list(_headers(path))
-        flat = [array for array in arrays if len(array.shape) == 2 and not _is_label(array)]
-        self._images = self._chosen([array for array in arrays if len(array.shape) > 2] or flat)
-        labels = _labels_by_split([array for array in arrays if _is_label(array)])
+            usable = [array for array in arrays if not array.dtype.hasobject]
+            if arrays and not usable:
+                raise ValueError("it holds Python objects, which are never unpickled")
+        flat = [array for array in usable if len(array.shape) == 2 and not _is_label(array)]
+        self._images = self._chosen([array for array in usable if len(array.shape) > 2] or flat)
+        labels = _labels_by_split([array for array in usable if _is_label(array)])
         self._names = splits_of(self._images, path)
         self.splits = tuple(self._names)
         shapes = {
@@ -55,7 +58,12 @@ class ArrayFile:
         self._labels = self._read_labels(labels)
         most = max((int(values.max()) for values in self._labels.values()), default=-1)
         self.classes = tuple(map(str, range(most + 1)))
-        used = {array.name for array in self._images.values()} | {a.name for a in labels.values()}
+        used = {
+            found[split].name
+            for found in (self._images, labels)
+            for split in self._names.values()
+            if split in found
+        }
         others = sorted({array.name for array in arrays} - used)
         self.notes: dict[str, Any] = {"ignored": dict.fromkeys(others, 1)} if others else {}
 
@@ -171,8 +179,6 @@ def _header(file: IO[bytes], name: str) -> _Array:
     if read is None:
         raise ValueError(f"version {version} of the format is unknown")
     shape, fortran, dtype = read(file)
-    if dtype.hasobject:
-        raise ValueError(f"array {name or 'in it'} holds Python objects, which are never unpickled")
     return _Array(name, shape, dtype, fortran)
 
 
@@ -193,6 +199,8 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read (permission denied); grant it") from error
     except Exception as error:  # the type depends on the damage
         reason = " ".join(str(error).split())[:200]  # NumPy quotes the header
         raise UserError(

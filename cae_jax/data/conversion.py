@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cae_jax.config import LEAST_SIDE, Background, Shape, TrainConfig
+from cae_jax.config import LEAST_SIDE, MAX_PIXELS, Background, Shape, TrainConfig
 from cae_jax.errors import UserError
 
-# Checked in the header: a PNG of a few kB can announce gigabytes.
-MAX_PIXELS = 50_000_000
 # The file formats that are read, as Pillow calls them; PPM stands for PGM and PBM, too.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # What the names of their files end in.
@@ -32,10 +30,10 @@ _GRAY_MODES = {"1", "L", "LA", "La", "I", "F"}
 class UnreadableError(UserError):
     """A file that is no intact image; left out where a config skips such files."""
 
-    def __init__(self, name: str, problem: str) -> None:
+    def __init__(self, name: str, problem: str, advice: str = "save it again") -> None:
         self.problem = problem
         super().__init__(
-            f"{name} is no readable image ({problem}); save it again, remove it, or pass "
+            f"{name} is no readable image ({problem}); {advice}, remove it, or pass "
             "`skip_unreadable=True`"
         )
 
@@ -112,16 +110,25 @@ def open_image(file: Path | bytes, name: str) -> Image.Image:
         image: Any = Image.open(source, formats=FORMATS)
         if image.format == "TIFF":
             image.filename = ""  # Pillow 13 maps the file to memory with its sides exchanged
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > MAX_PIXELS:  # a PNG of a few kB can announce gigabytes
             image.close()
             raise ValueError(
-                f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed"
+                f"{image.height} x {image.width} pixels are more than the {MAX_PIXELS} allowed"
             )
         return image
 
 
-def header(image: Image.Image | np.ndarray) -> tuple[tuple[int, int], bool]:
-    """Height and width as an image is seen, and whether it is gray; decodes nothing."""
+def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int], bool]:
+    """Height and width as an image is seen, and whether it is gray; decodes palettes alone.
+
+    Raises:
+        UnreadableError: damaged, as far as that shows.
+    """
+    with _reading(name):
+        return _header(image)
+
+
+def _header(image: Image.Image | np.ndarray) -> tuple[tuple[int, int], bool]:
     if isinstance(image, np.ndarray):
         return image.shape[:2], image.ndim == 2 or image.shape[2] == 1
     height, width, orientation = image.height, image.width, None
@@ -152,6 +159,8 @@ def _reading(name: str) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableError(name, f"it begins as none of {', '.join(FORMATS)}") from error
+    except PermissionError as error:
+        raise UnreadableError(name, "permission denied", "grant read permission") from error
     except Exception as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableError(name, problem) from error
@@ -254,22 +263,29 @@ def eight_bit_array(values: np.ndarray, name: str) -> np.ndarray:
         if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
             raise UserError(
                 f"{name} has floats in [{low:g}, {high:g}]; images take finite ones in [0, 1]: "
-                "divide them by the value of white, or save uint8"
+                f"{float_advice(low)}, or save uint8"
             )
         values = np.rint(values.astype(np.float64) * 255).astype(np.uint8)
     elif values.dtype != np.uint8:
         raise UserError(
             f"{name} is of type {values.dtype}; images take uint8, uint16, bool, or floats in "
-            "[0, 1]: save it with .astype(numpy.uint8)"
+            "[0, 1]: divide it by the value of white"
         )
     return values[..., None] if values.ndim == 2 else values
+
+
+def float_advice(low: float) -> str:
+    """What to do with floats outside [0, 1], or not finite, of which the least is `low`."""
+    if not math.isfinite(low):
+        return "replace those that are not finite"
+    return "divide them by the value of white" if low >= 0 else "shift and scale them"
 
 
 def check_shape(shape: tuple[int, ...], name: str) -> Shape:
     """The height, width and channels of an array ``[N, H, W]`` or ``[N, H, W, C]``.
 
     Raises:
-        UserError: another rank, channels first, or sides below the least; names the file.
+        UserError: another rank, channels first, or no images; names the file.
     """
     if len(shape) == 4 and shape[1] in MODES and shape[3] not in MODES:
         raise UserError(
@@ -283,7 +299,6 @@ def check_shape(shape: tuple[int, ...], name: str) -> Shape:
             f"4 channels C{flat}"
         )
     height, width, channels = shape[1:] if len(shape) == 4 else (*shape[1:], 1)
-    check_size((height, width), name)
     if not shape[0]:
         raise UserError(f"{name} has shape {list(shape)}, which holds no images; give others")
     return height, width, channels

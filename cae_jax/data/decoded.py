@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from cae_jax import atomic
+from cae_jax.data.files import PREPARED
 from cae_jax.errors import UserError
 
 # The class of the builder as a part of paths, and its version.
-BUILDER, VERSION = "cae_images", "1.0.0"
+BUILDER, VERSION = PREPARED, "1.0.0"
 Arrays = tuple[np.ndarray, np.ndarray | None]
 
 

@@ -1,15 +1,18 @@
 """Lists the files of a folder, in one walk that opens none."""
 
+import errno
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from cae_jax.config import RUN_MARK
 from cae_jax.errors import UserError
 
+# The folder of all prepared data below a `data_dir`: the name of their builder.
+PREPARED = "cae_images"
 # Names of the training and test images of a data set, in lower case; a validation split is the
 # test images where there are no others.
 SPLIT_NAMES = {
@@ -97,15 +100,30 @@ def _entries(folder: str, prefix: str, above: set[tuple[int, int]]) -> Iterator[
         entries = list(scanned)
     if any(entry.name == RUN_MARK for entry in entries):
         yield None  # a run, whose figures are no images to train on
-    else:
-        for entry in entries:
-            if entry.name.startswith((".", "__MACOSX")):
-                yield None
-            elif entry.is_dir():
-                yield from _entries(entry.path, f"{prefix}{entry.name}/", above | {identity})
-            elif entry.is_file():
-                status = entry.stat()
-                yield File(prefix + entry.name, status.st_size, status.st_mtime_ns)
+        return
+    for entry in entries:
+        if entry.name.startswith((".", "__MACOSX")) or _is_prepared(entry):
+            yield None
+        elif _leads(entry, os.DirEntry.is_dir):
+            yield from _entries(entry.path, f"{prefix}{entry.name}/", above | {identity})
+        elif _leads(entry, os.DirEntry.is_file):
+            status = entry.stat()
+            yield File(prefix + entry.name, status.st_size, status.st_mtime_ns)
+
+
+def _is_prepared(entry: os.DirEntry) -> bool:
+    """Whether it holds what was prepared from images: `data_dir` may lie among them."""
+    return entry.name == PREPARED and _leads(entry, os.DirEntry.is_dir)
+
+
+def _leads(entry: os.DirEntry, kind: Callable[[os.DirEntry], bool]) -> bool:
+    """Whether an entry is of a kind; not if it is a link that leads to itself."""
+    try:
+        return kind(entry)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def fingerprint(files: Iterable[File]) -> str:

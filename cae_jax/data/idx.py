@@ -15,7 +15,6 @@ from typing import IO, cast
 
 import numpy as np
 
-from cae_jax.data.conversion import check_size
 from cae_jax.errors import UserError
 
 IMAGE_MAGIC, LABEL_MAGIC = 0x0803, 0x0801
@@ -135,13 +134,12 @@ def announced(path: Path) -> tuple[int, int, int]:
     """The number, height and width of images that the header of a file announces.
 
     Raises:
-        UserError: the file is damaged, or its images are too small or too large.
+        UserError: the file is damaged.
     """
     with _named_damage(path), open_idx(path) as file:
         count, (height, width) = _header(file, IMAGE_MAGIC, 2)
         if not count:
             raise _DamagedError("holds no images")
-    check_size((height, width), str(path))
     return count, height, width
 
 

@@ -117,9 +117,10 @@ def _find(listing: Listing, chosen: str) -> dict[str, _Files]:
     matching = exact or [name for name in found if chosen in name]
     if len(matching) != 1:
         sets = ", ".join(f"::{name}" for name in sorted(found))
+        count = f"{len(matching) or 'none'} of them named {chosen}" if chosen else f"{len(found)}"
         raise UserError(
-            f"{listing.root} has IDX files of several data sets, none or more of them named "
-            f"{chosen!r}; add the one that you mean to the path: {sets}"
+            f"{listing.root} has IDX files of several data sets, {count}; add the one that you "
+            f"mean to the path: {sets}"
         )
     return found[matching[0]]
 

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from cae_jax import atomic
-from cae_jax.config import ARRAYS, Background, Shape, TrainConfig, is_original
+from cae_jax.config import ARRAYS, MAX_PIXELS, Background, Shape, TrainConfig, is_original
 from cae_jax.data import conversion
-from cae_jax.data.conversion import FORMATS, MAX_PIXELS, Conversion, UnreadableError
+from cae_jax.data.conversion import FORMATS, Conversion, UnreadableError
 from cae_jax.data.conversion import MODES as _MODES
 from cae_jax.errors import UserError
 
@@ -165,8 +165,8 @@ def read_images(
         UserError: missing or damaged file, other shape, color or type; names the file.
     """
     path = Path(os.path.expanduser(path))  # noqa: PTH111, the method fails on a file ~lock.png
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; pass image files or .npy files")
+    if not os.path.isfile(path):  # noqa: PTH113 - which raises without permission
+        raise UserError(f"{path} is not a file that can be read; pass image files or .npy files")
     try:
         # Warnings of Pillow and NumPy would add lines to that of the error.
         with warnings.catch_warnings(action="ignore"):
@@ -211,7 +211,7 @@ def _checked_values(images: np.ndarray) -> np.ndarray:
     if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
         raise UserError(
             f"float images lie in [{low:g}, {high:g}]; they take finite values in [0, 1]: "
-            "divide them by the value of white, or pass uint8"
+            f"{conversion.float_advice(low)}, or pass uint8"
         )
     return images.astype(np.float32)
 
@@ -237,13 +237,15 @@ def _read_file(
     try:
         with Image.open(path, formats=FORMATS) as image:
             small = image.width * image.height <= MAX_PIXELS
-            if convert and resize and small and conversion.header(image)[0] != image_shape[:2]:
+            if convert and resize and small and conversion.header(image, "")[0] != image_shape[:2]:
                 return convert(image, "the image")[None]  # which decodes a JPEG as for the training
             return _pixels(image, image_shape, resize, background, convert)
     except UnreadableError as error:  # whose advice is for a training
         raise UserError(f"not a readable image ({error.problem}); save it again") from error
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError("it cannot be read (permission denied); grant it") from error
     except Exception as error:  # the type depends on the damage
         raise UserError(f"not an intact image ({error}); save the image again") from error
 
@@ -259,7 +261,7 @@ def _pixels(
     height, width, channels = image_shape
     if image.width * image.height > MAX_PIXELS:
         raise UserError(
-            f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS} allowed; shrink "
+            f"{image.height} x {image.width} pixels, more than the {MAX_PIXELS} allowed; shrink "
             "the image"
         )
     upright = conversion.upright(image)
@@ -269,8 +271,9 @@ def _pixels(
     if not resize and (not plain or upright.size != (width, height)):
         seen = " with transparency" if transparent else ""
         raise UserError(
-            f"{upright.width} x {upright.height} pixels of mode {upright.mode}{seen}; pass "
-            f"{width} x {height} pixels of 8-bit {name} (mode {mode}), or `resize=True` to convert"
+            f"{upright.height} x {upright.width} pixels (height x width) of mode {upright.mode}"
+            f"{seen}; pass {height} x {width} pixels of 8-bit {name} (mode {mode}), or "
+            "`resize=True` to convert"
         )
     if convert is not None and upright.size != (width, height):
         return convert(upright, "the image")[None]

@@ -65,8 +65,11 @@ def find(data: str) -> Found:
     if not _exists(path) and _SEPARATOR in data:
         head, _, chosen = data.rpartition(_SEPARATOR)
         path = _absolute(head)
-    if _exists(path) and path.is_file() and path.suffix.lower() not in (".npz", ".npy", ".parquet"):
-        raise UserError(f"`data` is the file {path}; it takes {ACCEPTED}")
+    if _exists(path) and not path.is_dir():
+        if path.suffix.lower() in conversion.SUFFIXES:
+            raise UserError(f"`data` is the image {path}; give its folder, {path.parent}")
+        if not path.is_file() or path.suffix.lower() not in (".npz", ".npy", ".parquet"):
+            raise UserError(f"`data` is {path}, which is no folder; it takes {ACCEPTED}")
     return Found(path, chosen, walk(path) if _exists(path) else None, data)
 
 
@@ -76,18 +79,17 @@ def _exists(path: Path) -> bool:
 
 
 def _absolute(path: str) -> Path:
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError:  # a home directory that is not known
-        return Path(path).absolute()
+    # Also without "..", so that a folder has one path.
+    return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111 - which raises
 
 
 def missing(data: str) -> UserError:
     """The error for a name or path where nothing is."""
     path = _absolute(data)
     near = difflib.get_close_matches(data, NAMED, n=1)
-    with contextlib.suppress(OSError):  # the advice alone
+    with contextlib.suppress(OSError, ValueError):  # the advice alone
         names = [] if near else [each.name for each in path.parent.iterdir()]
+        names = [name for name in names if name != path.name]  # a link that leads nowhere
         close = difflib.get_close_matches(path.name, names, 1)
         near = near or [str(path.parent / each) for each in close]
     hint = f"; did you mean {near[0]}?" if near else ""
@@ -139,9 +141,10 @@ def _short_sum(text: str) -> str:
 def read_record(prepared: Path) -> dict[str, Any]:
     """What is kept beside prepared data; {} where it cannot be read."""
     try:
-        return json.loads((prepared / RECORD).read_text("utf-8"))
+        record = json.loads((prepared / RECORD).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
+    return record if isinstance(record, dict) else {}
 
 
 def write_record(prepared: Path, record: dict[str, Any]) -> None:

@@ -55,12 +55,21 @@ class ParquetFolder:
                     name = f"{self._root / file.key}[{row}]"
                     if self._label and label is None:
                         label = -1  # as TFDS and `datasets` mark what has no label
+                    if not isinstance(label, int | None):
+                        raise UserError(f"{name} has the label {label!r}, no whole number; give it")
                     yield Item(f"{file.key}[{row}]", name, partial(_read, image, name), label)
                     row += 1
 
     def _batches(self, file: File, columns: list[str]) -> Iterator[Any]:
+        opened = self._open(file)
+        names = opened.schema_arrow.names
+        if any(names.count(column) != 1 for column in columns):
+            raise UserError(
+                f"{self._root / file.key} has the columns {', '.join(names)}, and {self._path} "
+                f"{' and '.join(columns)} once; give files of one data set"
+            )
         try:
-            yield from self._open(file).iter_batches(batch_size=_BLOCK, columns=columns)
+            yield from opened.iter_batches(batch_size=_BLOCK, columns=columns)
         except (OSError, ValueError) as error:  # pyarrow's own are of these types
             raise self._damaged(file, error) from error
 
@@ -110,7 +119,8 @@ class ParquetFolder:
         """The names of the labels; their numbers where the files have no names."""
         if self._label is None:
             return ()
-        if names := features.get(self._label, {}).get("names"):
+        names = features.get(self._label, {}).get("names")
+        if names and isinstance(names, list) and len(set(map(str, names))) == len(names):
             return tuple(map(str, names))
         values = {
             value
@@ -119,7 +129,8 @@ class ParquetFolder:
             for batch in self._batches(file, [self._label])
             for value in batch.column(self._label).to_pylist()
         }
-        if None in values or min(values, default=-1) < 0 or max(values) >= MOST_CLASSES:
+        whole = values and all(isinstance(value, int) for value in values)
+        if not whole or min(values) < 0 or max(values) >= MOST_CLASSES:
             self._label = None
             return ()
         return tuple(map(str, range(max(values) + 1)))
@@ -128,7 +139,7 @@ class ParquetFolder:
 def _read(image: Any, name: str) -> Any:
     """Opens an image: bytes, or a struct with them."""
     content = image.get("bytes") if isinstance(image, dict) else image
-    if not content:
+    if not content or not isinstance(content, bytes):  # a text would be opened as a path
         raise UnreadableError(name, "the row has no bytes")
     return open_image(content, name)
 

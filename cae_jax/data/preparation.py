@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from cae_jax.data import (
 from cae_jax.data.conversion import Conversion, UnreadableError
 from cae_jax.data.decoded import Arrays
 from cae_jax.data.files import File
-from cae_jax.data.source import SPLITS, Item, Source, items_of
+from cae_jax.data.source import ALL, SPLITS, Item, Source, items_of
 from cae_jax.data.tfds_builder import CaeImages, ImagesConfig
 from cae_jax.errors import UserError
 
@@ -92,10 +91,11 @@ class Own:
                     raise
                 self._skipped.append(item.name)
                 continue
-            if item.label is not None and item.label >= len(self._source.classes) > 0:
+            classes = len(self._source.classes)
+            if item.label is not None and classes and not -1 <= item.label < classes:
                 raise UserError(
-                    f"{item.name} has the label {item.label}, and there are "
-                    f"{len(self._source.classes)} classes; correct the source"
+                    f"{item.name} has the label {item.label}, and there are {classes} classes; "
+                    "correct the source"
                 )
             self._counts[split] += 1
             lightest = max(lightest, int(image.max()))
@@ -111,10 +111,10 @@ class Own:
     def _empty(self, split: str) -> UserError:
         name = {"train": "training", "test": "test"}[split]
         left_out = f", {len(self._skipped)} unreadable ones left out" if self._skipped else ""
-        return UserError(
-            f"{self.title} gives no {name} images{left_out}; give more images, or `split=0.5` "
-            "where it has no test images of its own"
-        )
+        advice = "give more images"
+        if ALL in self._source.splits and self._config.split != 0.5:
+            advice += ", or divide them by `split=0.5`"
+        return UserError(f"{self.title} gives no {name} images{left_out}; {advice}")
 
     def _keep(self, prepared: Path, shape: Shape) -> None:
         """Writes where the images are from, and how many were left out."""
@@ -130,7 +130,7 @@ class Own:
         own.write_record(prepared, record)
 
     def _finish(self, prepared: Path, shape: Shape) -> None:
-        """Logs a line, and removes what an earlier state of the files gave."""
+        """Logs a line, and one of what earlier states of the files gave."""
         aside = [f"{len(self._skipped)} unreadable"] if self._skipped else []
         ignored = self._source.notes.get("ignored", {})
         aside += [f"{count} {name}" for name, count in ignored.items()]
@@ -140,9 +140,11 @@ class Own:
             *shape,
             f"; left out: {', '.join(aside)}" if aside else "",
         )
-        for other in prepared.parent.parent.glob(f"{self.name.rpartition('-')[0]}-*"):
-            if other != prepared.parent:
-                shutil.rmtree(other, ignore_errors=True)
+        # Runs may have begun with those, and their files may be gone.
+        earlier = prepared.parent.parent.glob(f"{self.name.rpartition('-')[0]}-*/{prepared.name}")
+        others = [str(each.parent) for each in earlier if each != prepared]
+        if others:
+            logger.warning("Earlier states are in %s, which may be removed", ", ".join(others))
 
 
 @contextlib.contextmanager
@@ -175,6 +177,8 @@ def shape_of(source: Source, config: TrainConfig, title: str) -> Shape:
     if source.shape is not None:
         size = size or source.shape[:2]
         channels = channels if channels != "auto" else 1 if source.shape[2] == 1 else 3
+    if source.shape is not None and config.image_size is None:
+        conversion.check_size(source.shape[:2], title)
     if size is None or channels == "auto":
         found, gray = _survey(source, config, title)
         size = size or found
@@ -190,12 +194,12 @@ def _survey(source: Source, config: TrainConfig, title: str) -> tuple[tuple[int,
         for item in items_of(source, split, config):
             try:
                 image = item.read()
+                with image if isinstance(image, Image.Image) else contextlib.nullcontext():
+                    found, gray = conversion.header(image, item.name)
             except UnreadableError:
                 if not config.skip_unreadable:
                     raise
                 continue
-            with image if isinstance(image, Image.Image) else contextlib.nullcontext():
-                found, gray = conversion.header(image)
             all_gray = all_gray and gray
             if size is None:
                 size, first = found, item.name

@@ -1,6 +1,8 @@
 """Reads image data sets that TensorFlow Datasets has prepared, without TensorFlow."""
 
 import contextlib
+import itertools
+import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,8 @@ from cae_jax.data.conversion import UnreadableError, check_shape
 from cae_jax.data.files import SPLIT_NAMES, File, Listing
 from cae_jax.data.source import ALL, Item, splits_of
 from cae_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # The files that every prepared data set has, beside its records.
 MARKS = ("dataset_info.json", "features.json")
@@ -53,6 +57,7 @@ class TfdsFolder:
                 "with file_format array_record or parquet"
             )
         self._parts = self._chosen(tfds, chosen)
+        self._check_parts(chosen)
         self.splits = tuple(self._parts)
         self._image, self._label = _features(self._builder.info.features, folder)
         feature = self._builder.info.features
@@ -97,6 +102,19 @@ class TfdsFolder:
                 f"{', '.join(f'{name} ({count})' for name, count in counts.items())}: write "
                 "::train[:90%], or ::train[:90%],train[90%:] for training and test images"
             ) from error
+
+    def _check_parts(self, chosen: str) -> None:
+        """Refuses a part without images; warns of training images that are test images too."""
+        for parts in self._parts.values():
+            if not sum(max(0, part.last - part.first) for part in parts):
+                raise UserError(f"{self._folder}::{chosen} holds no images; give a larger part")
+        if ALL in self._parts:
+            return
+        for one, other in itertools.product(self._parts["train"], self._parts["test"]):
+            if one.split == other.split and max(one.first, other.first) < min(one.last, other.last):
+                logger.warning(
+                    "%s::%s trains on test images, of %s", self._folder, chosen, one.split
+                )
 
     def items(self, split: str) -> Iterator[Item]:
         """The images of a split."""

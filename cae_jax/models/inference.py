@@ -104,15 +104,20 @@ class Autoencoder:
         Raises:
             UserError: codes of another shape, or not finite numbers.
         """
-        codes = np.asarray(codes)
+        try:
+            codes = np.asarray(codes)
+        except ValueError:
+            raise UserError("the codes differ in length; pass them as encode gives them") from None
         if codes.shape[1:] != self.code_shape or codes.ndim == 0:
             raise UserError(
                 f"codes have shape {list(codes.shape)}; this model takes "
                 f"[N, {', '.join(map(str, self.code_shape))}], as its encode gives"
             )
-        if not np.issubdtype(codes.dtype, np.floating) or not np.isfinite(codes).all():
+        with np.errstate(over="ignore"):
+            values = codes.astype(np.float32) if codes.dtype.kind == "f" else np.full(1, np.nan)
+        if not np.isfinite(values).all():
             raise UserError(f"codes ({codes.dtype}) must be finite floats, as encode gives")
-        return self._batched(self._passes.decode, codes.astype(np.float32), self._image_shape)
+        return self._batched(self._passes.decode, values, self._image_shape)
 
     def reconstruct(self, images: Images, *, resize: bool = False) -> np.ndarray:
         """Images ``[N, *image_shape]`` in [0, 1]: those given, encoded and decoded.

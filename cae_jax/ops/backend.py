@@ -7,6 +7,7 @@ folder and a line in `choose`.
 
 import contextlib
 import math
+import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -128,7 +129,7 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
     by_matmul = _GROUPED if platform == "gpu" else MATMUL
     by_xla = _TPU if platform == "tpu" else XLA
     if platform == "cpu":
-        by_matmul, by_xla = _sized(by_matmul, network), _sized(by_xla, network)
+        by_matmul, by_xla = (sized(each, network.image_shape) for each in (by_matmul, by_xla))
     if name in ("xla", "matmul"):
         return by_xla if name == "xla" else by_matmul
     if name == "auto" and platform == "tpu":
@@ -143,14 +144,26 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
             ) from None
         return by_matmul._replace(reason=f"native is unavailable: {error}")
     reason = "requested" if name == "native" else "a CPU with a C++ compiler"
-    # The kernel keeps its own working set in the cache, and every call has a cost.
-    return _sized(Backend("native", reason, matmul, max_batch=4096, kernel=kernel), network)
+    # The kernel keeps its own working set in the cache, and every call has a cost. Each thread
+    # computes whole groups of images.
+    by_native = Backend("native", reason, matmul, max_batch=4096, kernel=kernel)
+    return sized(by_native, network.image_shape, native.MOST_LANES, os.cpu_count() or 1)
 
 
-def _sized(backend: Backend, network: Network) -> Backend:
-    """With fewer images in a call where they are larger than those that `max_batch` is for."""
-    values = max(_VALUES, math.prod(network.image_shape))
-    return backend._replace(max_batch=max(1, backend.max_batch * _VALUES // values))
+def sized(
+    backend: Backend, image_shape: tuple[int, ...], group: int = 1, least: int = 1
+) -> Backend:
+    """With fewer images in a call where they are larger than those that `max_batch` is for.
+
+    Args:
+        backend: for a CPU.
+        image_shape: of one image.
+        group: images that the backend computes together; calls take whole groups.
+        least: groups in a call, at least.
+    """
+    values = max(_VALUES, math.prod(image_shape))
+    groups = backend.max_batch * _VALUES // values // group
+    return backend._replace(max_batch=group * max(least, groups))
 
 
 def check_device() -> None:

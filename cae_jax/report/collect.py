@@ -64,7 +64,7 @@ def collect(
             "pass fewer runs"
         )
     where = {"data_dir": data_dir, "archives": archives}
-    images, labels = data.load_split(configs[0], "test", **where)
+    images, labels = environment.load_split(runs[0], configs[0], "test", **where)
     environment.warn_of_other_images(runs, configs, **where)
     images = images[:IMAGES]
     height, width, channels = images.shape[1:]

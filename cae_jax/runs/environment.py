@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -116,6 +117,26 @@ def digest(config: TrainConfig, *images: np.ndarray) -> str:
     return total.hexdigest()
 
 
+def load_split(
+    run: Path, config: TrainConfig, split: str, **where: str | Path | None
+) -> data.Arrays:
+    """The images of a run, as `cae_jax.data.load_split` reads them.
+
+    Raises:
+        UserError: as there; what would change the training is not advised.
+    """
+    try:
+        return data.load_split(config, split, **where)
+    except UserError as error:
+        problem, _, advice = str(error).partition(";")
+        if not re.search(r"`(data|skip_unreadable|image_size|split|resize)\b", problem + advice):
+            raise
+        raise UserError(
+            f"the images of {run} cannot be read: {problem}; restore them as they were, or pass "
+            "the `data_dir` that has them"
+        ) from error
+
+
 def warn_of_other_images(
     runs: Sequence[Path], configs: Sequence[TrainConfig], **where: str | Path | None
 ) -> None:
@@ -132,13 +153,18 @@ def warn_of_other_images(
 
     @functools.cache
     def digest_now(train_examples: int | None, test_examples: int | None) -> str:
-        train, test = (data.load_split(configs[0], split, **where)[0] for split in data.SPLITS)
+        load = functools.partial(load_split, runs[0], configs[0], **where)
+        train, test = (load(split)[0] for split in data.SPLITS)
         return digest(configs[0], train[:train_examples], test[:test_examples])
 
-    for run, config in zip(runs, configs, strict=True):
-        before = _read(run).get("images")
-        if before and before != digest_now(config.train_examples, config.test_examples):
-            logger.warning("%s was trained on other images than %s has now", run, config.data)
+    before = {run: images for run in runs if (images := _read(run).get("images"))}
+    try:
+        for run, config in zip(runs, configs, strict=True):
+            now = before.get(run) and digest_now(config.train_examples, config.test_examples)
+            if before.get(run) != now:
+                logger.warning("%s was trained on other images than %s has now", run, config.data)
+    except UserError as error:  # of the training images, which nothing else needs
+        logger.warning("Whether %s has changed is not known: %s", configs[0].data, error)
 
 
 def _current(backend: Backend) -> dict[str, str]:

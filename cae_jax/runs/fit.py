@@ -85,6 +85,7 @@ def fit(
     with Interruption() as interruption:
         where: Any = {"data_dir": data_dir, "archives": archives}
         config, split, chosen = prepare(config, workdir, backend, interruption, images, **where)
+        digest = environment.digest(config, *split)
         # Now, so that the reader's arrays do not stay in memory beside those of the device.
         split = data.Split(*map(jax.device_put, split))
         model = _initial_model(config, start_from)
@@ -93,7 +94,7 @@ def fit(
             open_run(workdir, config, overwrite=overwrite) as folder,
             Checkpoints(checkpoint_folder(workdir), folder.config, folder.check) as checkpoints,
         ):
-            setup = _Setup(folder.config, model, chosen, split.train, split.test)
+            setup = _Setup(folder.config, model, chosen, split.train, split.test, digest)
             progress = resume(folder, checkpoints, setup.initial_state(), setup.steps)
             if start_from is not None and progress.saved_step is None:
                 progress.save()  # whoever resumes the run need not name its origin
@@ -125,7 +126,7 @@ def prepare(
         split = data.load(config, **where)
     else:
         config = dataclasses.replace(config, data=ARRAYS, image_shape=None)
-        split = data.of_arrays(config, *images)
+        split = data.of_arrays(config, images)
     config = resolved(config, split.image_shape)
     environment.check_memory(config)
     chosen = interruption.call(environment.choose_backend, workdir, config, backend)
@@ -148,13 +149,14 @@ def _initial_model(config: TrainConfig, start_from: str | Path | None) -> autoen
 
 
 class _Setup(NamedTuple):
-    """A model, its backend and its images; the arguments of `Trainer`."""
+    """A model, its backend, its images and what identifies them; all but that for `Trainer`."""
 
     config: TrainConfig
     model: autoencoders.Model
     backend: Backend
-    train_images: np.ndarray
-    test_images: np.ndarray
+    train_images: np.ndarray | jax.Array
+    test_images: np.ndarray | jax.Array
+    digest: str
 
     @property
     def steps(self) -> int:
@@ -209,13 +211,12 @@ def _run(
     interruption.check()
     folder, workdir = progress.folder, progress.workdir
     with folder.writing():
-        images = environment.digest(setup.config, setup.train_images, setup.test_images)
-        environment.record(workdir, setup.backend, images)
+        environment.record(workdir, setup.backend, setup.digest)
         (workdir / "result.json").unlink(missing_ok=True)
         atomic.write_text(workdir / "summary.txt", layer_table(setup.model.topology) + "\n")
     logger.info(f"Backend {setup.backend.name}: {setup.backend.reason}")
     started = time.perf_counter()
-    trainer = interruption.call(Trainer, *setup)
+    trainer = interruption.call(Trainer, *setup[:-1])
     compile_seconds = time.perf_counter() - started
     logger.info(f"Compiled in {compile_seconds:.1f}s for {device_name()}")
     run_epochs(progress, trainer, chunks, interruption, on_epoch)

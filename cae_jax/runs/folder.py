@@ -60,6 +60,8 @@ def read_config(run: Path) -> TrainConfig:
     Raises:
         UserError: not a run directory, or its config is damaged or of a later version.
     """
+    if os.path.isdir(run) and not os.access(run, os.X_OK):  # noqa: PTH112 - which raises then
+        raise UserError(f"{run} cannot be read (permission denied); grant it")
     path = pretrained.locate(run) / "config.json"
     if not path.is_file() and (run / MEMBERS).is_file():
         raise UserError(
@@ -300,7 +302,7 @@ def _agreed(run: Path, there: TrainConfig, now: TrainConfig) -> TrainConfig:
     differing = [f"{key} ({old[key]} there, {new[key]} now)" for key in new if old[key] != new[key]]
     more = "" if finished else " once it is finished"
     raise UserError(
-        f"`workdir` {run} holds a run that differs in {', '.join(differing)}; it takes more "
-        f"`epochs`{more}; for other changes choose another `workdir`, and, to begin with its "
-        f"weights, `start_from={str(run)!r}`"
+        f"`workdir` {run} holds a run that differs in {', '.join(differing)}; choose another "
+        f"`workdir`, with `start_from={str(run)!r}` to begin with its weights if the network is "
+        f"the same; the run itself takes more `epochs` alone{more}"
     )
