@@ -338,7 +338,7 @@ def default_features(image_shape: Shape) -> tuple[int, ...]:
 
     Tried with codes of 4 x 4 x 8 on patches of photographs, by the PSNR on held-out ones: of 64
     pixels 32, 16, 16, 8 is 0.7 dB above 16, 8, 8, 8 and 0.3 below 32, 32, 16, 8, which is slower;
-    of 128 pixels 32, 32, 16, 16, 8 was the best. docs/own-images.md has all that was tried.
+    of 128 pixels 32, 32, 16, 16, 8 was the best. docs/own-images.md has the others.
     """
     side = max(image_shape[:2])
     return next((widths for most, widths in _FEATURES.items() if side <= most), _WIDE_FEATURES)

@@ -99,7 +99,7 @@ def find(flags: Flags) -> dict[Path, Path]:
 
 
 def real(path: Path) -> Path:
-    """The path without links; as far as they lead somewhere."""
+    """The path without links; one that leads nowhere stays."""
     return Path(os.path.realpath(path))
 
 

@@ -122,7 +122,7 @@ def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int],
     """Height and width as an image is seen, and whether it is gray; decodes palettes alone.
 
     Raises:
-        UnreadableError: damaged, as far as that shows.
+        UnreadableError: damaged where that shows.
     """
     with _reading(name):
         return _header(image)

@@ -112,7 +112,7 @@ def _entries(folder: str, prefix: str, above: set[tuple[int, int]]) -> Iterator[
 
 
 def _is_prepared(entry: os.DirEntry) -> bool:
-    """Whether it holds what was prepared from images: `data_dir` may lie among them."""
+    """Whether it holds prepared images: `data_dir` may lie among them."""
     return entry.name == PREPARED and _leads(entry, os.DirEntry.is_dir)
 
 
