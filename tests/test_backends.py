@@ -54,6 +54,7 @@ def test_an_epoch_is_the_same_by_every_backend(runs, backend):
         np.testing.assert_allclose(ours, plain, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_run_is_used_by_any_backend(runs, backend, test_images):
     folder, result = runs["matmul"]
@@ -65,6 +66,7 @@ def test_a_run_is_used_by_any_backend(runs, backend, test_images):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "platform"), [("matmul", "gpu"), ("xla", "tpu")])
 def test_the_forms_for_other_devices_agree(name, platform, test_images):
     graphdef, params = nnx.split(autoencoders.build(SMALL, nnx.Rngs(0)), nnx.Param)

@@ -256,6 +256,7 @@ def test_trainings_to_a_loss_take_the_best_peak_rate(monkeypatch):
     assert "| 0.75 (0.75 - 0.75)" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_worker_trains_until_the_loss_is_reached(data_dir):
     config = cae_jax.TrainConfig(train_examples=512, test_examples=100, epochs=30)
     one = case.BenchmarkCase(

@@ -622,6 +622,7 @@ def test_benchmark(refuse, capsys, tmp_path, data_dir):
     assert_fails_in_one_line(refuse("benchmark", "--json", "no/x"), "no/x cannot be written")
 
 
+@pytest.mark.slow
 def test_benchmark_times_a_training_to_a_loss(refuse, capsys, tmp_path, data_dir):
     config = cae_jax.TrainConfig(train_examples=1000, test_examples=100, epochs=3)
     rows = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, backend="xla").history

@@ -189,6 +189,7 @@ def test_the_page_of_a_small_study(tmp_path, data_dir, capsys):
         study.run(plan, tmp_path / "runs", tmp_path / "no" / "page.md", with_baselines=False)
 
 
+@pytest.mark.slow
 def test_colors(tmp_path, monkeypatch):
     """Tables, curves, baselines and figures of a run on small colored images."""
     images = np.random.default_rng(0).integers(0, 256, (24, 9, 10, 3), np.uint8)

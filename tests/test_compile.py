@@ -154,6 +154,7 @@ def here(monkeypatch):
     return target
 
 
+@pytest.mark.slow
 def test_all_programs_of_a_config(here, tmp_path, capsys):
     flags = ("--config", "denoise", "--train-examples", 600, "--test-examples", 100)
     flags = (*flags, "--json", tmp_path / "counts.json")

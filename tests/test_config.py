@@ -214,6 +214,7 @@ def test_a_shipped_config_is_found_by_name(tmp_path, monkeypatch):
     assert load_config("deep.py").features == (64, 32, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_tells_its_command_and_runs_a_step(path, test_images):
     config = load_config(path)

@@ -28,6 +28,7 @@ def parameters(autoencoder):
 # More epochs
 
 
+@pytest.mark.slow
 def test_a_constant_schedule_goes_on_as_if_the_epochs_had_been_there(data_dir, tmp_path):
     short = dataclasses.replace(DENSE, schedule="constant")
     longer = dataclasses.replace(short, epochs=4)
@@ -58,6 +59,7 @@ def test_a_cosine_starts_again_and_the_run_says_so(copied, data_dir):
         assert cae_jax.fit(again, copied, data_dir=data_dir).autoencoder.config.restarts == restarts
 
 
+@pytest.mark.slow
 def test_a_second_phase_that_broke_off_resumes_exactly(copied, data_dir, tmp_path, monkeypatch):
     longer = dataclasses.replace(DENSE, epochs=4)
     shutil.copytree(copied, tmp_path / "broken")
@@ -135,6 +137,7 @@ def test_weights_of_another_network_are_refused(dense_run, data_dir, tmp_path):
 # The environment
 
 
+@pytest.mark.slow
 @needs_native
 def test_a_run_keeps_its_backend(data_dir, tmp_path, monkeypatch, capsys):
     """Begun without a compiler, resumed with one."""

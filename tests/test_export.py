@@ -220,6 +220,7 @@ def call_onnx(content, x):
     return value
 
 
+@pytest.mark.slow
 def test_stablehlo_in_a_process_without_cae_jax(each_run, images, tmp_path):
     autoencoder = cae_jax.load(each_run)
     expected = reference(autoencoder, images)
@@ -449,6 +450,7 @@ for i, snippet in enumerate(snippets):
     assert len(snippets) == len(expected)
 
 
+@pytest.mark.slow
 def test_best(script, tmp_path):
     config = resolved(cae_jax.TrainConfig(features=(4, 2, 2)))
     run = tmp_path / "run"

@@ -79,6 +79,7 @@ def test_a_result_nested_too_deep_is_refused(copied, data_dir):
         collect.collect([copied], data_dir=data_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

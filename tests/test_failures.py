@@ -101,6 +101,7 @@ os.execv(sys.executable, sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(dense_run, data_dir, tmp_path):
     """The parameters take 204 kB, and with Adam's means 612 kB."""
     command = (*TRAIN_SMALL, "--model", "simple", "--epochs", 2)
@@ -156,6 +157,7 @@ shutil.copytree(disk / "run", copy)
     assert_same_end(tmp_path / "copy", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", [(history, "append"), (tensorboard.Writer, "add"), (manifest, "write")]
 )

@@ -123,6 +123,7 @@ def test_chunks_take_a_tenth_of_a_second_to_one(monkeypatch):
     assert chunks(epochs.Chunks(None, begin=1), 3, 9.0) == [(0, 1), (1, 2), (2, 3)]
 
 
+@pytest.mark.slow
 def test_training_with_noise(data_dir, tmp_path, test_images):
     """The validation noise is the seed's for all epochs and models, and training removes of it."""
     small = dataclasses.replace(SMALL, noise="gaussian", train_examples=5000, epochs=3)

@@ -61,6 +61,7 @@ def test_members_are_the_runs_that_each_would_have_been(population, alone):
     }
 
 
+@pytest.mark.slow
 @needs_native
 def test_convolutional_members_have_the_bits_of_runs_alone(run, data_dir, tmp_path):
     configs = [dataclasses.replace(SMALL, seed=seed) for seed in (0, 1)]
@@ -70,6 +71,7 @@ def test_convolutional_members_have_the_bits_of_runs_alone(run, data_dir, tmp_pa
     assert_same_end(tmp_path / "many" / "seed=1", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_members_by_one_program_end_near_the_runs_alone(alone, data_dir, tmp_path):
     folder = tmp_path / "together"
     cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir, members_per_program=2)
@@ -116,6 +118,7 @@ def test_the_shared_program_takes_the_parameters_of_each_member(population, data
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chunk", "step", "size"), [(1, 3, 1), (3, 8, 1), (5, 14, 1), (6, 16, 1), (5, 14, 2)]
 )
@@ -137,6 +140,7 @@ def test_an_interrupted_population_resumes_to_the_same_bits(
         assert_same_end(folder / name, population / name)
 
 
+@pytest.mark.slow
 def test_a_population_that_broke_off_while_runs_were_written(population, data_dir, tmp_path):
     """Of the second member nothing or half is there, and it is not finished."""
     for keep in ((), ("config.json", "checkpoints"), (".cae-jax",)):
@@ -152,6 +156,7 @@ def test_a_population_that_broke_off_while_runs_were_written(population, data_di
         assert (folder / "seed=4" / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_members_may_be_given_in_another_order(data_dir, tmp_path, signal_in_chunk):
     """Their states are those of their names, whatever the order of seeds or of swept fields."""
     seeds = (0, 4, 7)
@@ -200,6 +205,7 @@ def test_a_damaged_checkpoint_costs_an_epoch(population, data_dir, tmp_path, cap
         assert_same_end(folder / name, population / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_member_that_is_not_finite_is_stopped_and_named(
     size, population, data_dir, tmp_path, capsys
@@ -224,6 +230,7 @@ def test_a_member_that_is_not_finite_is_stopped_and_named(
     assert again.members[good].rows == result.members[good].rows
 
 
+@pytest.mark.slow
 def test_a_stopped_member_keeps_its_last_good_checkpoint(
     population, data_dir, tmp_path, monkeypatch
 ):
@@ -274,6 +281,7 @@ def poisoned(monkeypatch):
     return plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [11, 14])  # within the last epoch, and in its last chunk
 def test_a_signal_while_a_member_is_stopped(step, poisoned, population, data_dir, tmp_path):
     """What is saved then has its state after it was stopped, which must not come back."""
@@ -307,6 +315,7 @@ def test_a_validation_loss_that_is_not_finite_stops_a_member(
     assert_same_end(tmp_path / "many" / "seed=0", population / "seed=0")
 
 
+@pytest.mark.slow
 def test_skipped_updates_do_not_stop_a_member(data_dir, tmp_path):
     """The second member skips every update from its first steps on, and more than `max_skips`."""
     configs = [dataclasses.replace(each, on_nan="skip", max_skips=2) for each in DIVERGING]
@@ -393,6 +402,7 @@ def test_a_run_and_a_population_do_not_share_a_directory(population, copied, dat
     assert (tmp_path / "many" / "seed=0" / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_population_may_replace_a_run(copied, population, data_dir):
     cae_jax.fit_many(CONFIGS, copied, data_dir=data_dir, overwrite=True)
     assert not (copied / "config.json").exists()
@@ -486,6 +496,7 @@ def test_refused_on_the_command_line(flags, message, refuse):
     assert not Path("x").exists()
 
 
+@pytest.mark.slow
 def test_the_command_trains_many(script, population, tmp_path):
     flags = ["--config", "simple", "--seeds", 0, 4, "--workdir", "many"]
     values = {"train_examples": 1000, "test_examples": 300, "epochs": 2, "optimizer": "adam"}

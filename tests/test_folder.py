@@ -211,6 +211,7 @@ def fit_and(change, folder, data_dir, monkeypatch, after=3):
     return str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [2, 5])
 def test_a_run_that_is_moved_ends_and_goes_on_where_it_is(
     dense_run, data_dir, tmp_path, monkeypatch, after
@@ -297,6 +298,7 @@ def test_a_run_that_another_process_has_taken_is_left_to_it(data_dir, tmp_path, 
 # Disks and names
 
 
+@pytest.mark.slow
 def test_checkpoints_on_another_disk(dense_run, data_dir, tmp_path):
     """`checkpoints` is a link; /dev/shm is a disk of its own on Linux."""
     disk = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else tmp_path
@@ -323,6 +325,7 @@ def test_checkpoints_on_another_disk(dense_run, data_dir, tmp_path):
             call(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a[1]", "b\\c", "d*?", "e{x}", "f g", "ü%20#", "new\nline"])
 def test_any_name_of_a_directory(dense_run, data_dir, tmp_path, name):
     folder = tmp_path / name

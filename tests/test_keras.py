@@ -189,6 +189,7 @@ def test_outputs_are_those_of_keras(kind, tmp_path, test_images):
     np.testing.assert_allclose(ours, theirs, **SAME_OUTPUTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["keras", "weights.h5", "h5"])
 def test_features_and_what_an_optimizer_keeps(suffix, tmp_path):
     model = randomised(sequential(conv_layers(5, 4, 3)))
@@ -430,6 +431,7 @@ def halves():
     return called(Halves(keras.Sequential(conv_layers()[:6]), keras.Sequential(conv_layers()[6:])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -577,6 +579,7 @@ def train_images():
     return np.frombuffer(raw[16:], np.uint8).reshape(-1, 28, 28, 1)[:1280]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["conv", "simple", "deep"])
 @pytest.mark.parametrize("optimizer", [pytest.param("adadelta", marks=pytest.mark.slow), "adam"])
 def test_ten_training_steps_stay_together(kind, optimizer, tmp_path, train_images):

@@ -199,6 +199,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "features"), SHAPES)
 def test_other_shapes(monkeypatch, shape, features):
     monkeypatch.setenv("CAE_JAX_NATIVE_FLAGS", "-O1")  # compiles faster

@@ -112,6 +112,7 @@ def test_the_layers_of_the_network(form, shape):
     check(form, random_layer(0, *shape))
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 @hypothesis.given(
     form=st.sampled_from(list(FORMS)),

@@ -75,6 +75,7 @@ def test_members_in_turn_have_the_bits_of_a_training_alone(images):
     assert scores[0].psnr_input != scores[1].psnr_input
 
 
+@pytest.mark.slow
 # In two groups, and in one.
 @pytest.mark.parametrize(("size", "noise"), [(2, "salt_and_pepper"), (3, "none")])
 def test_members_together_train_as_alone(images, noise, size):
@@ -96,6 +97,7 @@ def test_members_together_train_as_alone(images, noise, size):
     assert len({loss[0] for loss in losses}) == 2  # the first two differ in their seed
 
 
+@pytest.mark.slow
 def test_a_convolutional_member_trains_together_as_alone(images):
     configs = [
         dataclasses.replace(SMALL, optimizer="soap", seed=seed, b2=b2)
@@ -146,6 +148,7 @@ def test_each_member_refreshes_its_bases_when_it_is_due():
     assert not np.allclose(mean[0][0], kernels[0][0])
 
 
+@pytest.mark.slow
 def test_bases_are_refreshed_in_a_branch_for_all_members():
     configs = [dataclasses.replace(SMALL, optimizer="soap", seed=seed) for seed in range(3)]
     program = population.training(configs, [], autoencoders.abstract(SMALL), MATMUL, 1000)

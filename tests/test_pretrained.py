@@ -29,6 +29,7 @@ def test_the_package_ships_these_models_in_less_than_a_megabyte():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_numbers_of_the_readme_and_of_the_card(name, test_images):
     autoencoder = cae_jax.load(f"pretrained/{name}", backend="matmul")

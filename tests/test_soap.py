@@ -124,6 +124,7 @@ def test_a_step_has_few_operations_however_many_layers():
     assert operations(2) == operations(8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["simple", "deep"])
 def test_a_run_with_soap_that_broke_off_resumes_exactly(data_dir, tmp_path, model, monkeypatch):
     config = cae_jax.TrainConfig(
@@ -161,6 +162,7 @@ def test_skipping_leaves_the_state_as_it_was():
     assert int(after.total_notfinite) == 1
 
 
+@pytest.mark.slow
 def test_models_of_a_population_train_as_alone():
     params = {name: jnp.ones((2, *shape)) for name, shape in SHAPES.items() if name != "dense"}
     grads = [

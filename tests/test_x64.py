@@ -24,6 +24,7 @@ def test_training_gives_the_same_bits(run, data_dir, tmp_path, x64):
     assert_same_end(tmp_path / "run", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["mix", *NOISES])
 def test_noise_is_drawn_in_float32_and_has_the_same_bits(noise):
     corrupt = build_corruption(noise, 30.0 if noise == "poisson" else None)
