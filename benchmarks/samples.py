@@ -24,6 +24,7 @@ from PIL import Image
 
 from cae_jax import atomic
 from cae_jax.cli import common
+from cae_jax.config import LEAST_SIDE
 from cae_jax.errors import UserError
 
 PHOTOGRAPHS = {
@@ -61,8 +62,10 @@ def main() -> None:
         with atomic.writing(flags.folder, "choose another `folder`"):
             if flags.folder.exists():
                 raise UserError(f"`folder` {flags.folder} exists; give a new one")
-            if not 4 <= flags.size <= SMALLEST:
-                raise UserError(f"`size` is {flags.size}; it takes 4 to {SMALLEST} pixels")
+            if not LEAST_SIDE <= flags.size <= SMALLEST:
+                raise UserError(
+                    f"`size` is {flags.size}; it takes {LEAST_SIDE} to {SMALLEST} pixels"
+                )
             if flags.crops < 0:
                 raise UserError(f"`crops` is {flags.crops}; it takes a number of at least 0")
             flags.folder.mkdir(parents=True)

@@ -175,10 +175,10 @@ def shape_of(source: Source, config: TrainConfig, title: str) -> Shape:
     """
     size, channels = config.image_size, config.channels
     if source.shape is not None:
+        if size is None:
+            conversion.check_size(source.shape[:2], title)
         size = size or source.shape[:2]
         channels = channels if channels != "auto" else 1 if source.shape[2] == 1 else 3
-    if source.shape is not None and config.image_size is None:
-        conversion.check_size(source.shape[:2], title)
     if size is None or channels == "auto":
         found, gray = _survey(source, config, title)
         size = size or found

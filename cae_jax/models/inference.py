@@ -113,9 +113,10 @@ class Autoencoder:
                 f"codes have shape {list(codes.shape)}; this model takes "
                 f"[N, {', '.join(map(str, self.code_shape))}], as its encode gives"
             )
-        with np.errstate(over="ignore"):
-            values = codes.astype(np.float32) if codes.dtype.kind == "f" else np.full(1, np.nan)
-        if not np.isfinite(values).all():
+        floats = np.issubdtype(codes.dtype, np.floating)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+            values = codes.astype(np.float32) if floats else codes
+        if not floats or not np.isfinite(values).all():
             raise UserError(f"codes ({codes.dtype}) must be finite floats, as encode gives")
         return self._batched(self._passes.decode, values, self._image_shape)
 

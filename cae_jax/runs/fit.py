@@ -85,16 +85,14 @@ def fit(
     with Interruption() as interruption:
         where: Any = {"data_dir": data_dir, "archives": archives}
         config, split, chosen = prepare(config, workdir, backend, interruption, images, **where)
-        digest = environment.digest(config, *split)
-        # Now, so that the reader's arrays do not stay in memory beside those of the device.
-        split = data.Split(*map(jax.device_put, split))
         model = _initial_model(config, start_from)
         interruption.check()
         with (
             open_run(workdir, config, overwrite=overwrite) as folder,
             Checkpoints(checkpoint_folder(workdir), folder.config, folder.check) as checkpoints,
         ):
-            setup = _Setup(folder.config, model, chosen, split.train, split.test, digest)
+            setup = _Setup.on_device(folder.config, model, chosen, split)
+            del split  # the reader's arrays, which would stay in memory beside those of the device
             progress = resume(folder, checkpoints, setup.initial_state(), setup.steps)
             if start_from is not None and progress.saved_step is None:
                 progress.save()  # whoever resumes the run need not name its origin
@@ -157,6 +155,15 @@ class _Setup(NamedTuple):
     train_images: np.ndarray | jax.Array
     test_images: np.ndarray | jax.Array
     digest: str
+
+    @classmethod
+    def on_device(
+        cls, config: TrainConfig, model: autoencoders.Model, backend: Backend, split: data.Split
+    ) -> "_Setup":
+        """With the images on the device."""
+        digest = environment.digest(config, *split)
+        train, test = map(jax.device_put, split)
+        return cls(config, model, backend, train, test, digest)
 
     @property
     def steps(self) -> int:

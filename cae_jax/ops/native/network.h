@@ -100,7 +100,8 @@ constexpr int kFeatures = LANES * greatest(0, N - 1, [](int i) {
                             return decoder_size(i).columns * blocks(channels(N + 1 + i));
                           });
 constexpr int kKernel =
-    16 * greatest(2, kLayers, [](int layer) { return channels(layer - 1) * channels(layer); });
+    std::max(16 * greatest(2, N + 1, [](int i) { return channels(i - 1) * blocks(channels(i)); }),
+             9 * greatest(N + 2, kLayers, [](int i) { return channels(i - 1) * channels(i); }));
 
 // What one thread needs for LANES images; the borders stay zero after construction.
 struct Workspace {
@@ -253,8 +254,9 @@ void upsample_conv_gradient(Workspace& s, const Weights& w, float* gradient) {
   const auto& z = std::get<i - 1>(s.box_sums);
   box_sum(s.up_gradient<i>(), z);
   std::vector<float> flipped(9 * out * in);  // because the windows are those of z, [3, 3, out, in]
-  std::fill_n(s.kernel_sums.begin(), 9 * out * in, vec{});
-  if constexpr (in % LANES == 0 && out > 4) {  // else lanes or registers are left empty
+  constexpr bool by_features = in % LANES == 0 && out > 4;  // else lanes or registers stay empty
+  std::fill_n(s.kernel_sums.begin(), 9 * out * (by_features ? blocks(in) : in), vec{});
+  if constexpr (by_features) {
     correlate_features(z, x, s.features.data(), s.kernel_sums.data());
     std::memcpy(flipped.data(), s.kernel_sums.data(), 4 * flipped.size());
   } else {
