@@ -586,7 +586,8 @@ def test_it_compiles_for_arm(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "features"), [("28,28,1", "5,3,2"), ("9,14,3", "4,3,2,2"), ("4,5,1", "3")]
+    ("shape", "features"),
+    [("28,28,1", "5,3,2"), ("9,14,3", "4,3,2,2"), ("4,5,1", "3"), ("9,7,1", "32,16")],
 )
 def test_no_address_is_wrong(tmp_path, shape, features):
     """All entries under the address and the undefined-behaviour sanitizers."""
