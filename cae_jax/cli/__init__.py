@@ -33,8 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif name.startswith("--tyro-"):
         import tyro
 
+        from cae_jax.cli import common
+
         commands = {each: module(each).Flags for each in COMMANDS}
-        tyro.extras.subcommand_cli_from_dict(commands, prog="cae-jax", args=[name, *flags])
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="cae-jax", args=[name, *flags], **common.STYLE
+        )
     else:
         from cae_jax.cli import common
 
@@ -50,7 +54,9 @@ def run(name: str, arguments: Sequence[str]) -> None:
         common.user_errors(program, command.Flags),
         common.interruptible(["cae-jax", name, *arguments]),
     ):
-        flags = common.parse(command.Flags, arguments, prog=program, description=command.__doc__)
+        # tyro breaks the line before an indented one itself.
+        description = (command.__doc__ or "").replace("\n\n    ", "\n    ")
+        flags = common.parse(command.Flags, arguments, prog=program, description=description)
         try:
             command.run(flags)
         except (AssertionError, RuntimeError):

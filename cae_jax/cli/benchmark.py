@@ -45,22 +45,22 @@ CALLS = 5
 EVALUATIONS = 4
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags(common.ConfigFlags):
     timed: int = 7
     """Timed epochs."""
 
     discard: int = 2
-    """Epochs between the first one and the timed ones."""
+    """Untimed epochs after the first one."""
 
     time_to: float | None = None
-    """Time the training until the validation loss is at most this, in place of epochs."""
+    """Time the training to this validation loss."""
 
     seeds: int = 5
-    """Trainings of --time-to: with the config's seed and those after it."""
+    """Trainings for --time-to, with successive seeds."""
 
     backend: common.Backend = "auto"
-    """How the layers are computed: XLA convolutions, matmuls, or the native kernel (CPU only)."""
+    """xla, matmul, native (C++, for CPUs) or auto."""
 
     json: Path | None = None
     """Write the measurements to this file too."""

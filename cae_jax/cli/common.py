@@ -4,16 +4,19 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import inspect
 import io
 import itertools
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
+from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from cae_jax.cli import process
 from cae_jax.cli.configs import config_names, load_config
@@ -24,29 +27,123 @@ from cae_jax.runs.interruption import Interrupted, Interruption
 Flags = TypeVar("Flags")
 Backend = Literal["auto", "xla", "matmul", "native"]
 DEFAULT_CONFIG = "fashion_mnist"
-_CONFIG_HELP = f"Name of a shipped config ({', '.join(config_names())}) or path of a Python file."
+_CONFIG_HELP = f"A shipped config ({', '.join(config_names())}) or a Python file."
 
 
-@dataclasses.dataclass(frozen=True)
+# The fields of a config that are flags, by their group in the help. `image_shape` and `restarts`
+# are set by the training itself.
+_GROUPS = {
+    "run": "epochs batch_size seed on_nan max_skips",
+    "data": "data image_size resize channels background split limit train_examples test_examples "
+    "skip_unreadable",
+    "network": "model features loss",
+    "noise": "noise noise_level",
+    "optimizer": "optimizer learning_rate schedule warmup_steps b1 b2 eps rho momentum "
+    "weight_decay clip_norm",
+}
+_METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+_LONGEST_CHOICES = 14  # characters of choices that the help shows in the column of the flags
+
+
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True)
+def flags(cls: type[Flags]) -> type[Flags]:
+    """Makes a frozen dataclass whose fields are flags, with one line of help each where it fits."""
+    docs = _field_docs(cls)
+    for name, hint in cls.__annotations__.items():
+        cls.__annotations__[name] = _flag(name, hint, docs.get(name))
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def _flag(name: str, hint: Any, doc: str | None) -> Any:
+    """The type of a flag, annotated with its help, a short placeholder and a short default."""
+    bare, *metadata = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+    metavar = _metavar(bare)
+    if tyro.conf.Positional in metadata:
+        metavar = f"{name.upper()} ..." if typing.get_origin(bare) is tuple else None
+    arg = tyro.conf.arg(metavar=metavar, help=doc, help_behavior_hint=_default)
+    return Annotated[(bare, arg, *metadata)]
+
+
+def _metavar(hint: Any) -> str | None:
+    """The placeholder for the value of a flag; None for a switch and for tyro's own."""
+    args = [arg for arg in typing.get_args(hint) if arg not in (type(None), ...)]
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = f"{{{','.join(map(str, args))}}}"
+        return choices if len(choices) <= _LONGEST_CHOICES else "NAME"
+    if origin is tuple:
+        return f"{_metavar(args[0])} ..."
+    return _metavar(args[0]) if args else _METAVARS.get(hint)
+
+
+def _default(text: str) -> str:
+    return "" if text in ("", "None", "False") else f"[{text}]"
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    return {
+        field.target.id: " ".join(str(doc.value.value).split())
+        for field, doc in itertools.pairwise(typing.cast(ast.ClassDef, definition).body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+    }
+
+
+def _grouped(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Breaks a `TrainConfig` down into the groups of its help; the rule of it for tyro."""
+    if info.type is not TrainConfig:
+        return None
+    config = info.default if isinstance(info.default, TrainConfig) else TrainConfig()
+    hints, docs = typing.get_type_hints(TrainConfig), _field_docs(TrainConfig)
+
+    def group(title: str, names: list[str]) -> StructFieldSpec:
+        fields = [(name, _flag(name, hints[name], docs[name])) for name in names]
+        kind: Any = dataclasses.make_dataclass(title, fields)
+        under: Any = Annotated[
+            tyro.conf.OmitArgPrefixes[kind],
+            tyro.conf.arg(name=title, prefix_name=False, help=""),
+        ]
+        return StructFieldSpec(title, under, kind(*(getattr(config, name) for name in names)))
+
+    def instantiate(**groups: Any) -> TrainConfig:
+        values = [item for group in groups.values() for item in vars(group).items()]
+        return dataclasses.replace(config, **dict(values))
+
+    fields = tuple(group(title, names.split()) for title, names in _GROUPS.items())
+    return StructConstructorSpec(instantiate, fields)
+
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+_REGISTRY.struct_rule(_grouped)
+# Options of tyro for all commands.
+STYLE: dict[str, Any] = {
+    "registry": _REGISTRY,
+    "config": (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
+}
+
+
+@flags
 class DataFlags:
     """Where the data set is read from."""
 
     data_dir: Path | None = None
-    """Where TFDS keeps prepared images; None takes TFDS_DATA_DIR, else TFDS's own default."""
+    """Where TFDS keeps images, else TFDS_DATA_DIR."""
 
     archives: Path | None = None
-    """Folder with the four IDX files of fashion_mnist, mnist or kmnist; None takes shipped or
-    downloaded ones."""
+    """Folder with the IDX files of a named data set."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@flags
 class ConfigFlags:
     """Base of the flags of a command that takes a config."""
 
     config: Annotated[str, tyro.conf.arg(help=_CONFIG_HELP)] = DEFAULT_CONFIG
 
     train: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
-    """Override single fields of the config."""
 
 
 class Resumable(Interrupted):
@@ -76,7 +173,7 @@ def parse(flags: type[Flags], arguments: Sequence[str] | None = None, **options:
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(flags, args=arguments, **options)
+            return tyro.cli(flags, args=arguments, **STYLE, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -150,7 +247,7 @@ def as_flags(message: str, flags: type | None = None) -> str:
         name, value = match.groups()
         if name in positional:
             return name.upper()
-        name = name.replace("_", "-")
+        name = "from" if name == "start_from" else name.replace("_", "-")
         if value in ("True", "False"):
             return f"--{name}" if value == "True" else f"--no-{name}"
         return f"--{name}" if value is None else f"--{name} {_words(value)}"

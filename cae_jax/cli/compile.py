@@ -28,19 +28,19 @@ Name = Literal["training", "evaluation", "noise", "encode", "decode", "reconstru
 NAMES: tuple[Name, ...] = get_args(Name)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags(common.ConfigFlags):
     target: str
-    """Device: h100, a100, l4, t4, v5e, v5p, v6e; the TPUs with a topology too, such as v5e:2x4."""
+    """h100, a100, l4, t4, v5e, v5p, v6e or a TPU topology such as v5e:2x4."""
 
     programs: tuple[Name, ...] = NAMES
     """What to compile."""
 
     backend: Literal["auto", "xla", "matmul"] = "auto"
-    """How the layers are computed; auto takes what a run on this device would."""
+    """xla, matmul, or auto: as a run on that device."""
 
     members: int | None = None
-    """Compile training and evaluation for this many members at once."""
+    """Compile for a population of this many members."""
 
     json: Path | None = None
     """Write the counts to this file too."""

@@ -1,12 +1,11 @@
 """Compare the loss curves of runs, and of CSV files such as the Keras tutorial's log.
 
-cae-jax curves runs/lab runs/fashion_mnist docs/lab_log.csv --figure curves.png
+    cae-jax curves runs/lab runs/fashion_mnist docs/lab_log.csv --figure curves.png
 
 Prints one row per epoch with loss / val_loss of each.
 """
 
 import csv
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from cae_jax import atomic, markdown
+from cae_jax.cli import common
 from cae_jax.errors import UserError
 from cae_jax.runs import history, pretrained
 from cae_jax.runs.folder import read_config
@@ -22,7 +22,7 @@ from cae_jax.runs.names import run_names
 COLUMNS = ("epoch", "loss", "val_loss")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run directories, or CSV files with the columns epoch, loss and val_loss."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # the modules that import JAX are imported once the flags are
     from cae_jax.evaluation import comparison
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run directories or shipped models such as pretrained/denoise, all on one data set."""

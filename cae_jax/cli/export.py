@@ -6,7 +6,6 @@
 docs/export.md shows how each format is loaded.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +13,12 @@ import tyro
 
 import cae_jax
 from cae_jax import atomic
+from cae_jax.cli import common
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags:
     run: tyro.conf.Positional[Path]
     """Run directory, or a shipped model such as pretrained/denoise."""

@@ -8,7 +8,6 @@ Prints the PSNR of each reconstruction against its input image.
 
 import collections
 import contextlib
-import dataclasses
 import math
 import os
 import sys
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 import cae_jax
 from cae_jax import atomic
+from cae_jax.cli import common
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -34,7 +34,7 @@ _FAR_BELOW, _CLEAR_GAIN = 6, 3
 _BLOCK = 2**24
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags:
     run: tyro.conf.Positional[Path]
     """Run directory, or a shipped model such as pretrained/denoise."""

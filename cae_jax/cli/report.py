@@ -17,7 +17,7 @@ from cae_jax.cli import common
 from cae_jax.ops import cache
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Directories of runs and populations, all on one data set; a run may still be training."""
