@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from cae_jax.training.trainer import Trainer
 
 # Timed calls of each function of the autoencoder.
-CALLS = 5
+TIMED_CALLS = 5
 # Evaluations in an epoch of --time-to.
-EVALUATIONS = 4
+EVALUATIONS_PER_EPOCH = 4
 
 
 @common.flags
@@ -174,7 +174,9 @@ def reach(
         the epochs that it took, the seconds of training, and the loss.
     """
     passed, seconds, loss = 0.0, 0.0, float("inf")
-    bounds = [trainer.steps * part // EVALUATIONS for part in range(EVALUATIONS + 1)]
+    bounds = [
+        trainer.steps * part // EVALUATIONS_PER_EPOCH for part in range(EVALUATIONS_PER_EPOCH + 1)
+    ]
     for epoch in range(1, epochs + 1):
         batches = trainer.order(epoch)
         for first, last in itertools.pairwise(bounds):
@@ -208,12 +210,12 @@ def build(
     from flax import nnx
 
     from cae_jax.models import autoencoders
-    from cae_jax.models.topology import of_config
+    from cae_jax.models.topology import from_config
     from cae_jax.ops.backend import choose
     from cae_jax.training.step import make_keys
     from cae_jax.training.trainer import Trainer, initial_state
 
-    chosen = choose(of_config(config), backend)
+    chosen = choose(from_config(config), backend)
     model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
     state = initial_state(config, model, len(images.train))
     return model, chosen, Trainer(config, model, chosen, images.train, images.test), state
@@ -232,7 +234,7 @@ def time_inference(autoencoder: "Autoencoder", images: np.ndarray) -> dict[str, 
     for name, values in inputs.items():
         call, seconds = getattr(autoencoder, name), []
         call(values)  # compiles
-        for _ in range(CALLS):
+        for _ in range(TIMED_CALLS):
             began = time.perf_counter()
             call(values)
             seconds.append(time.perf_counter() - began)

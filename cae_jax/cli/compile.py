@@ -61,7 +61,7 @@ def run(flags: Flags) -> None:
     from cae_jax.ops.backend import choose
 
     target = targets.find(flags.target)
-    backend = choose(topology.of_config(flags.train), flags.backend, target.platform)
+    backend = choose(topology.from_config(flags.train), flags.backend, target.platform)
     results: dict[str, Any] = {
         "target": flags.target,
         "device": f"{target.title}, compiled, not run",

@@ -9,7 +9,7 @@ import numpy as np
 
 from cae_jax.data.images import prepare_images, scale
 from cae_jax.models.inference import Autoencoder
-from cae_jax.ops.backend import MATMUL, sized
+from cae_jax.ops.backend import MATMUL, limit_batch
 from cae_jax.training import metrics
 
 
@@ -87,7 +87,7 @@ def _quality(bce: jax.Array, outputs: jax.Array, targets: jax.Array) -> Quality:
 
 
 def _batched(function: Callable, values: np.ndarray, targets: np.ndarray) -> Quality:
-    size = sized(MATMUL, targets.shape[1:]).max_batch
+    size = limit_batch(MATMUL, targets.shape[1:]).max_batch
     parts = [
         function(values[i : i + size], targets[i : i + size]) for i in range(0, len(targets), size)
     ]

@@ -148,7 +148,7 @@ Pass = Callable[[nnx.State, jax.Array], jax.Array]
 
 def build(config: TrainConfig, rngs: nnx.Rngs) -> Model:
     """Builds and initialises the model described by `config`."""
-    network = topology.of_config(config)
+    network = topology.from_config(config)
     if config.model == "conv":
         return ConvAutoencoder(network.features, network.image_shape, rngs=rngs)
     return DenseAutoencoder(config.model, network.image_shape, rngs=rngs)

@@ -48,7 +48,7 @@ class Autoencoder:
     ) -> None:
         self.config = config
         self.model = model
-        self.topology = topology.of_config(config)
+        self.topology = topology.from_config(config)
         self._image_shape = self.topology.image_shape
         graphdef, self.params = nnx.split(model, nnx.Param)
         self._backend = backend
@@ -71,7 +71,7 @@ class Autoencoder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         config, name = state["config"], state["backend"]
         model = autoencoders.build_with(config, state["params"])
-        network = topology.of_config(config)
+        network = topology.from_config(config)
         try:
             backend = choose(network, name)
         except UserError:  # pickled on another machine

@@ -136,7 +136,7 @@ class Topology(NamedTuple):
         return tuple((name, ",".join(map(str, values))) for name, values in sizes.items())
 
 
-def of_config(config: TrainConfig) -> Topology:
+def from_config(config: TrainConfig) -> Topology:
     """The network that a config describes, whose image shape is known."""
     config = resolved(config)
     assert config.image_shape is not None

@@ -129,7 +129,7 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
     by_matmul = _GROUPED if platform == "gpu" else MATMUL
     by_xla = _TPU if platform == "tpu" else XLA
     if platform == "cpu":
-        by_matmul, by_xla = (sized(each, network.image_shape) for each in (by_matmul, by_xla))
+        by_matmul, by_xla = (limit_batch(each, network.image_shape) for each in (by_matmul, by_xla))
     if name in ("xla", "matmul"):
         return by_xla if name == "xla" else by_matmul
     if name == "auto" and platform == "tpu":
@@ -147,13 +147,13 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
     # The kernel keeps its own working set in the cache, and every call has a cost. Each thread
     # computes whole groups of images.
     by_native = Backend("native", reason, matmul, max_batch=4096, kernel=kernel)
-    return sized(by_native, network.image_shape, native.MOST_LANES, os.cpu_count() or 1)
+    return limit_batch(by_native, network.image_shape, native.MAX_LANES, os.cpu_count() or 1)
 
 
-def sized(
+def limit_batch(
     backend: Backend, image_shape: tuple[int, ...], group: int = 1, least: int = 1
 ) -> Backend:
-    """With fewer images in a call where they are larger than those that `max_batch` is for.
+    """Scales `max_batch` down for larger images.
 
     Args:
         backend: for a CPU.

@@ -23,7 +23,7 @@ from cae_jax.errors import UserError
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import MATMUL, Backend
 from cae_jax.training import metrics, programs, step
-from cae_jax.training.loss import minimised
+from cae_jax.training.loss import select_loss
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.step import Keys, TrainState
 from cae_jax.training.trainer import Trainer
@@ -404,7 +404,7 @@ class _Group:
         bce_MxN, mse_MxN, noisy_MxN = self._compiled.evaluate(
             state.params, self._keys.test_noise, self._compiled.test_images
         )
-        losses_MxN = minimised((bce_MxN, mse_MxN), self._loss)
+        losses_MxN = select_loss((bce_MxN, mse_MxN), self._loss)
         columns = [losses_MxN, metrics.psnr_of_mse(mse_MxN), metrics.psnr_of_mse(noisy_MxN)]
         means = (np.asarray(column, np.float64).mean(axis=1).tolist() for column in columns)
         return [

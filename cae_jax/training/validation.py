@@ -11,7 +11,7 @@ from cae_jax.config import Loss, TrainConfig
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import Backend
 from cae_jax.training import metrics, programs, step
-from cae_jax.training.loss import minimised
+from cae_jax.training.loss import select_loss
 
 
 class Validation:
@@ -57,7 +57,7 @@ class Validation:
     def evaluate(self, params: nnx.State) -> tuple[float, float]:
         """Means over the test images: of the loss that training minimises, and of PSNR in dB."""
         losses = self._evaluate(params, self.inputs, self.images)
-        return _mean(minimised(losses, self._loss)), _mean(metrics.psnr_of_mse(losses[1]))
+        return _mean(select_loss(losses, self._loss)), _mean(metrics.psnr_of_mse(losses[1]))
 
 
 def noisy(noise: programs.Program | None, images: jax.Array, seed: int) -> jax.Array:

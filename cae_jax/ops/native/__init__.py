@@ -16,10 +16,10 @@ from flax import nnx
 
 from cae_jax.ops.native.build import Sizes, UnavailableError, target
 
-__all__ = ["MOST_LANES", "Kernel", "Sizes", "UnavailableError"]
+__all__ = ["MAX_LANES", "Kernel", "Sizes", "UnavailableError"]
 
 # The most images that a thread computes together: with AVX-512.
-MOST_LANES = 16
+MAX_LANES = 16
 
 
 class Kernel:
