@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 # Timed calls of each function of the autoencoder.
 TIMED_CALLS = 5
-# Evaluations in an epoch of --time-to.
-EVALUATIONS_PER_EPOCH = 4
+# With --time-to the model is evaluated after each of these parts of an epoch.
+EPOCH_PARTS = 4
 
 
 @common.flags
@@ -174,9 +174,7 @@ def reach(
         the epochs that it took, the seconds of training, and the loss.
     """
     passed, seconds, loss = 0.0, 0.0, float("inf")
-    bounds = [
-        trainer.steps * part // EVALUATIONS_PER_EPOCH for part in range(EVALUATIONS_PER_EPOCH + 1)
-    ]
+    bounds = [trainer.steps * part // EPOCH_PARTS for part in range(EPOCH_PARTS + 1)]
     for epoch in range(1, epochs + 1):
         batches = trainer.order(epoch)
         for first, last in itertools.pairwise(bounds):
