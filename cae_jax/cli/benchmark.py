@@ -3,10 +3,9 @@
     cae-jax benchmark --config denoise --batch-size 512 --json times.json
     cae-jax benchmark --time-to 0.2894
 
-Everything runs in one process. --timed counts the timed epochs; the first epoch is reported
-separately and --discard more are not counted. Epoch times exclude evaluation and compilation.
-With --time-to the config is trained until its validation loss, taken every quarter of an epoch,
-first reaches a value.
+Everything runs in one process. The first epoch is reported separately. Epoch times exclude
+evaluation and compilation. With --time-to, the config is trained until its validation loss,
+evaluated every quarter of an epoch, first reaches a value.
 """
 
 import contextlib
@@ -130,10 +129,10 @@ def time_epochs(flags: Flags) -> dict[str, Any]:
 
 
 def time_to(flags: Flags, target: float) -> dict[str, Any]:
-    """Measures trainings until the validation loss is at most `target`; as JSON types.
+    """Times trainings until the validation loss is at most `target`; as JSON types.
 
-    ``seconds`` are of training alone; ``whole_seconds`` begin with the imports of this process and
-    include the compilation and the evaluations of the seed.
+    ``seconds`` include only training; ``whole_seconds`` also the imports of this process, the
+    compilation and the evaluations.
     """
     phases: dict[str, float] = {}
     images = start(flags, phases)
@@ -171,7 +170,7 @@ def reach(
     """Trains until the validation loss is at most `target`, or to the end.
 
     Returns:
-        the epochs that it took, the seconds of training, and the loss.
+        number of epochs, seconds of training, and the loss.
     """
     passed, seconds, loss = 0.0, 0.0, float("inf")
     bounds = [trainer.steps * part // EPOCH_PARTS for part in range(EPOCH_PARTS + 1)]
@@ -204,7 +203,7 @@ def start(flags: Flags, phases: dict[str, float]) -> "Split":
 def build(
     config: TrainConfig, backend: str, images: "Split"
 ) -> tuple["Model", "Backend", "Trainer", "TrainState"]:
-    """Builds and compiles in the steps of `cae_jax.fit`."""
+    """Builds and compiles as `cae_jax.fit` does."""
     from flax import nnx
 
     from cae_jax.models import autoencoders
@@ -226,7 +225,7 @@ def device_and_backend(backend: "Backend") -> dict[str, str]:
 
 
 def time_inference(autoencoder: "Autoencoder", images: np.ndarray) -> dict[str, float]:
-    """Images per second of each function of an autoencoder, the median of several calls."""
+    """Images per second of each function of an autoencoder, median of several calls."""
     inputs = {"encode": images, "decode": autoencoder.encode(images), "reconstruct": images}
     rates = {}
     for name, values in inputs.items():
@@ -241,7 +240,7 @@ def time_inference(autoencoder: "Autoencoder", images: np.ndarray) -> dict[str, 
 
 
 def environment() -> dict[str, Any]:
-    """Versions and CPUs that a time depends on."""
+    """Versions and CPUs that the times depend on."""
     versions = {"python": platform.python_version()}
     for name in ("cae-jax", "jax", "jaxlib", "flax"):
         with contextlib.suppress(metadata.PackageNotFoundError):  # a clone that is not installed
@@ -252,7 +251,7 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Peak bytes of this process, and of the device, None where it does not report them."""
+    """Peak memory of this process and of the device in bytes; None if not reported."""
     import jax
 
     host = None
@@ -266,13 +265,13 @@ def peak_memory() -> dict[str, int | None]:
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Median, minimum, maximum and number of some times."""
+    """Median, minimum, maximum and number of times."""
     low, high = min(seconds), max(seconds)
     return {"median": statistics.median(seconds), "min": low, "max": high, "n": len(seconds)}
 
 
 def text(value: Any) -> str:
-    """A measurement for people."""
+    """Formats a measurement."""
     if isinstance(value, dict):
         return ", ".join(f"{name.replace('_', ' ')} {text(each)}" for name, each in value.items())
     if isinstance(value, float):
@@ -282,7 +281,7 @@ def text(value: Any) -> str:
 
 @contextlib.contextmanager
 def timed(phases: dict[str, float], name: str) -> Iterator[None]:
-    """Notes the seconds of a ``with`` statement."""
+    """Records the seconds of a ``with`` statement."""
     began = time.perf_counter()
     yield
     phases[name] = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""What the commands share: typed flags, and errors as one line with exit code 2."""
+"""Shared by all commands: typed flags, their help, and errors as one line with exit code 2."""
 
 import argparse
 import ast
@@ -30,8 +30,7 @@ DEFAULT_CONFIG = "fashion_mnist"
 _CONFIG_HELP = f"A shipped config ({', '.join(config_names())}) or a Python file."
 
 
-# The fields of a config that are flags, by their group in the help. `image_shape` and `restarts`
-# are set by the training itself.
+# The flags of a config by group. Training itself sets `image_shape` and `restarts`.
 _GROUPS = {
     "run": "epochs batch_size seed on_nan max_skips",
     "data": "data image_size resize channels background split limit train_examples test_examples "
@@ -42,12 +41,12 @@ _GROUPS = {
     "weight_decay clip_norm",
 }
 _METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
-_LONGEST_CHOICES = 14  # characters of choices that the help shows in the column of the flags
+_MAX_CHOICES = 14  # characters of choices in the first column of the help
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
 def flags(cls: type[Flags]) -> type[Flags]:
-    """Makes a frozen dataclass whose fields are flags, with one line of help each where it fits."""
+    """Makes a frozen dataclass of flags, whose help is one line each where possible."""
     docs = _field_docs(cls)
     for name, hint in cls.__annotations__.items():
         cls.__annotations__[name] = _flag(name, hint, docs.get(name))
@@ -65,12 +64,12 @@ def _flag(name: str, hint: Any, doc: str | None) -> Any:
 
 
 def _metavar(hint: Any) -> str | None:
-    """The placeholder for the value of a flag; None for a switch and for tyro's own."""
+    """The placeholder for the value of a flag; None for a switch."""
     args = [arg for arg in typing.get_args(hint) if arg not in (type(None), ...)]
     origin = typing.get_origin(hint)
     if origin is Literal:
         choices = f"{{{','.join(map(str, args))}}}"
-        return choices if len(choices) <= _LONGEST_CHOICES else "NAME"
+        return choices if len(choices) <= _MAX_CHOICES else "NAME"
     if origin is tuple:
         return f"{_metavar(args[0])} ..."
     return _metavar(args[0]) if args else _METAVARS.get(hint)
@@ -94,7 +93,7 @@ def _field_docs(cls: type) -> dict[str, str]:
 
 
 def _grouped(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Breaks a `TrainConfig` down into the groups of its help; the rule of it for tyro."""
+    """A rule for tyro: splits `TrainConfig` into the groups of its help."""
     if info.type is not TrainConfig:
         return None
     config = info.default if isinstance(info.default, TrainConfig) else TrainConfig()
@@ -155,15 +154,15 @@ def parse(flags: type[Flags], arguments: Sequence[str] | None = None, **options:
 
     Args:
         flags: dataclass whose fields are the flags and whose field docstrings are their help.
-        arguments: without the program; None takes those of this process.
+        arguments: words after the program. Default: those of this process.
         options: passed to `tyro.cli`.
 
     Raises:
-        UserError: arguments that do not fit; tyro draws a box around its message, this is one line.
+        UserError: invalid arguments, with tyro's message in one line instead of a box.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if issubclass(flags, ConfigFlags):
-        # The file comes first: it gives the defaults of the other flags.
+        # The config first: it has the defaults of the other flags.
         missing = {
             field.name: tyro.MISSING
             for field in dataclasses.fields(flags)
@@ -191,7 +190,7 @@ def user_errors(program: str | None = None, flags: type | None = None) -> Iterat
     """Turns a `UserError` into a line on stderr and exit code 2; bugs keep their traceback.
 
     Args:
-        program: what the line starts with; None takes the name of the running script.
+        program: start of the line. Default: the name of the running script.
         flags: the dataclass of the flags, for `as_flags`.
     """
     try:
@@ -205,17 +204,17 @@ def interruptible(command: Sequence[str] = ()) -> Iterator[None]:
     """Ends the process at SIGINT or SIGTERM with exit code 128 + signal.
 
     Args:
-        command: command line to continue with, which is printed; () takes that of this process.
+        command: command line that continues, which is printed. Default: that of this process.
     """
     command = [*(command or ["python", *sys.argv])]
     with process.ending(command):
         try:
             try:
                 yield
-            except ImportError:  # what an extension makes of a signal while it is imported
+            except ImportError:  # raised by an extension for a signal during its import
                 Interruption().check()
                 raise
-        except Interrupted as stop:  # of a training, which has saved its state
+        except Interrupted as stop:  # raised by a training, which has saved its state
             if isinstance(stop, Resumable):
                 command = [word for word in command if word != "--overwrite"]
             process.end(stop.signal, command)
@@ -224,7 +223,7 @@ def interruptible(command: Sequence[str] = ()) -> Iterator[None]:
 def fail(message: str, program: str | None = None) -> NoReturn:
     """Prints a one-line error and exits with code 2."""
     program = program or Path(sys.argv[0]).name
-    with contextlib.suppress(OSError):  # the exit code remains
+    with contextlib.suppress(OSError):  # the exit code is enough
         print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -234,7 +233,7 @@ def as_flags(message: str, flags: type | None = None) -> str:
 
     Args:
         message: such as "pass another `workdir`, or `overwrite=True`".
-        flags: dataclass whose positional fields are named as in the help, "RUNS" for `runs`.
+        flags: dataclass whose positional fields are written as in the help: "RUNS" for `runs`.
     """
     hints = typing.get_type_hints(flags, include_extras=True) if flags else {}
     positional = {
@@ -256,7 +255,7 @@ def as_flags(message: str, flags: type | None = None) -> str:
 
 
 def _words(literal: str) -> str:
-    """A Python literal as it stands on a command line: no quotes, a tuple as several words."""
+    """A Python literal as written on a command line: no quotes, a tuple as several words."""
     try:
         value = ast.literal_eval(literal)
     except (SyntaxError, ValueError):
@@ -265,10 +264,10 @@ def _words(literal: str) -> str:
 
 
 def _one_line(box: str) -> str:
-    """The text of a box, without its frame, its colours and what stands below its first rule.
+    """The text in a box of tyro up to its first rule, without frame and colors.
 
-    Where stdout is not in UTF-8 a title with a rule stands in place of the frame.
-    "Error parsing train:" in front of what `TrainConfig` says goes too: it is no flag.
+    If stdout is not UTF-8, the box has a title with a rule instead of a frame. The prefix "Error
+    parsing train:" of errors from `TrainConfig` is removed.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     rows = [row.strip().strip("│|").strip() for row in text.splitlines()]

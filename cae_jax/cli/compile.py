@@ -1,11 +1,10 @@
-"""Compile a config's programs for a GPU or TPU that need not be there, and count its work.
+"""Compile a config's programs for a GPU or TPU that need not be present, and count their work.
 
     cae-jax compile --target t4 --config wide --json t4.json
     cae-jax compile --target v5e --batch-size 512 --programs training
 
-Nothing is run. Numbers are of the compiled programs: kernels of each step by kind, which of them
-break a CUDA graph, memory, and where the compiler has them operations, bytes and its estimate of
-the time.
+Nothing is run. Prints for each program the kernels of a step by kind, those that break a CUDA
+graph, the memory and, if the compiler reports them, operations, bytes and estimated time.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from cae_jax.ops.targets import Target
     from cae_jax.training.programs import Program
 
-# Images of the data sets, where the config takes all of them.
+# Number of images if the config does not limit it.
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
 Name = Literal["training", "evaluation", "noise", "encode", "decode", "reconstruct"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -52,7 +51,7 @@ def run(flags: Flags) -> None:
     atomic.check_output(flags.json)
     import jax
 
-    # Whatever devices there are: they are not asked, and need not be free.
+    # Devices of this machine are not used, and may be busy.
     jax.config.update("jax_platforms", "cpu")
     from importlib import metadata
 
@@ -84,7 +83,7 @@ def run(flags: Flags) -> None:
 
 
 def programs(flags: Flags, backend: "Backend") -> "dict[str, Program]":
-    """The programs of a config that the flags ask for, by name."""
+    """The programs of a config selected by the flags, by name."""
     from cae_jax.models import autoencoders
     from cae_jax.training import population, programs
 
@@ -108,7 +107,7 @@ def programs(flags: Flags, backend: "Backend") -> "dict[str, Program]":
 
 
 def describe(program: "Program", target: "Target") -> dict[str, Any]:
-    """Compiles a program; what the result says about itself, as JSON types."""
+    """Compiles a program and describes the result, as JSON types."""
     from cae_jax.ops import hlo
 
     began = time.perf_counter()
@@ -141,7 +140,7 @@ def describe(program: "Program", target: "Target") -> dict[str, Any]:
 
 
 def text(described: dict[str, Any]) -> str:
-    """What `describe` found out, in a few lines for people."""
+    """Formats the result of `describe` in a few lines."""
     kinds = _listed(described["kinds"])
     lines = [f"{described['kernels']} kernels a step: {kinds}"]
     if described["kernels_in_branches"]:

@@ -76,7 +76,7 @@ def run(flags: Flags) -> None:
     else:
         result = cae_jax.fit(flags.train, workdir, start_from=flags.start_from, **options)
     if result.interrupted is not None:
-        # Without a step the run that --overwrite replaces is back.
+        # Without a step, the run replaced by --overwrite has been restored.
         raise (common.Resumable if result.steps else Interrupted)(result.interrupted)
 
 
@@ -84,7 +84,7 @@ def members(config: TrainConfig, seeds: Sequence[int], sweep: Sequence[str]) -> 
     """The configs of all combinations of values.
 
     Raises:
-        UserError: a part of `sweep` that is no field with values, or a value that it does not take.
+        UserError: a part of `sweep` that is not FIELD=VALUE,VALUE, or an invalid value.
     """
     axes = dict(_axis(part) for part in sweep)
     if len(axes) < len(sweep):
@@ -100,7 +100,7 @@ def members(config: TrainConfig, seeds: Sequence[int], sweep: Sequence[str]) -> 
 
 
 def _axis(part: str) -> tuple[str, list[Any]]:
-    """A field and its values: ``b2=0.95,0.99``."""
+    """Parses a field and its values: ``b2=0.95,0.99``."""
     name, _, values = part.partition("=")
     if not name or not values:
         raise UserError(f"`sweep` has {part!r}; it takes FIELD=VALUE,VALUE such as b2=0.95,0.99")

@@ -37,7 +37,7 @@ def evaluate_model(
     Args:
         autoencoder: the trained model.
         images: clean images in a format that `Autoencoder.reconstruct` accepts, N at least 1.
-        inputs: noisy images to reconstruct them from; None reconstructs them from themselves.
+        inputs: noisy images to reconstruct them from. Default: `images`.
 
     Raises:
         UserError: images that the model does not accept.
@@ -51,10 +51,10 @@ def evaluate_images(outputs: np.ndarray, images: np.ndarray) -> Quality:
     """Evaluates images that no model of this package has produced.
 
     Args:
-        outputs: floats ``[N, H, W, C]`` in [0, 1], N at least 1. Only for the binary cross-entropy,
-            which is infinite for a black pixel that should not be black, they are clipped to
-            [1e-7, 1 - 1e-7], as Keras does.
-        images: the clean images, in a format that `Autoencoder.reconstruct` accepts.
+        outputs: floats ``[N, H, W, C]`` in [0, 1], N at least 1. For the binary cross-entropy only,
+            which would be infinite for some black or white pixels, they are clipped to
+            [1e-7, 1 - 1e-7], as in Keras.
+        images: clean images in a format that `Autoencoder.reconstruct` accepts.
 
     Raises:
         UserError: images of another shape or type.
