@@ -586,6 +586,7 @@ def test_a_config_is_found_by_name_or_by_path(refuse, capsys, tmp_path, data_dir
         ("`features=(4, 4, 2)`", "--features 4 4 2"),
         ("`workdir=runs/a b`", "--workdir runs/a b"),
         ("`runs` is empty", "RUNS is empty"),
+        ("`restarts` is (2,)", "restarts is (2,)"),
         ("a directory written by `cae-jax train`", "a directory written by `cae-jax train`"),
         ("noise_level is 2", "noise_level is 2"),
     ],

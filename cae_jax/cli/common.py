@@ -41,7 +41,7 @@ _GROUPS = {
     "weight_decay clip_norm",
 }
 _METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
-_MAX_CHOICES = 14  # characters of choices in the first column of the help
+_MAX_CHOICES = 13  # characters of choices in the first column of the help
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -58,7 +58,7 @@ def _flag(name: str, hint: Any, doc: str | None) -> Any:
     bare, *metadata = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
     metavar = _metavar(bare)
     if tyro.conf.Positional in metadata:
-        metavar = f"{name.upper()} ..." if typing.get_origin(bare) is tuple else None
+        metavar = f"{name.upper()} ..." if typing.get_origin(bare) is tuple else name.upper()
     arg = tyro.conf.arg(metavar=metavar, help=doc, help_behavior_hint=_default)
     return Annotated[(bare, arg, *metadata)]
 
@@ -121,7 +121,7 @@ _REGISTRY.struct_rule(_grouped)
 # Options of tyro for all commands.
 STYLE: dict[str, Any] = {
     "registry": _REGISTRY,
-    "config": (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
+    "config": (tyro.conf.FlagCreatePairsOff,),
 }
 
 
@@ -242,10 +242,15 @@ def as_flags(message: str, flags: type | None = None) -> str:
         if tyro.conf.Positional in getattr(hint, "__metadata__", ())
     }
 
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    not_flags = fields - set(" ".join(_GROUPS.values()).split())
+
     def flag(match: re.Match[str]) -> str:
         name, value = match.groups()
         if name in positional:
             return name.upper()
+        if name in not_flags:
+            return name
         name = "from" if name == "start_from" else name.replace("_", "-")
         if value in ("True", "False"):
             return f"--{name}" if value == "True" else f"--no-{name}"
