@@ -21,7 +21,7 @@ from cae_jax.cli import benchmark, common
 from cae_jax.config import TrainConfig
 from cae_jax.data import Split
 from cae_jax.models import autoencoders
-from cae_jax.models.topology import of_config
+from cae_jax.models.topology import from_config
 from cae_jax.ops import cache
 from cae_jax.ops.backend import choose
 from cae_jax.training.step import TrainState, make_keys
@@ -68,7 +68,7 @@ def main() -> None:
             "optimizer": flags.train.optimizer,
             "batch_size": flags.train.batch_size,
             **benchmark.environment(),
-            **benchmark.device_and_backend(choose(of_config(flags.train), flags.backend)),
+            **benchmark.device_and_backend(choose(from_config(flags.train), flags.backend)),
             "together": flags.together,
             "train_images": len(images.train),
             "populations": cases,
@@ -82,7 +82,7 @@ def measure(flags: Flags, images: Split, members: int) -> dict[str, Any]:
     """Measures one population; as JSON types."""
     config = dataclasses.replace(flags.train, epochs=1 + flags.timed)
     configs = [dataclasses.replace(config, seed=seed) for seed in range(members)]
-    backend = choose(of_config(config), flags.backend)
+    backend = choose(from_config(config), flags.backend)
     model, shared = autoencoders.abstract(config), (backend, images.train, images.test)
     began = time.perf_counter()
     first = Trainer(configs if flags.together else configs[:1], model, *shared)

@@ -24,7 +24,7 @@ from cae_jax.cli import common
 from cae_jax.config import TrainConfig, resolved, to_dict
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
-from cae_jax.models.topology import of_config
+from cae_jax.models.topology import from_config
 from cae_jax.ops import cache
 from cae_jax.ops.backend import choose
 from cae_jax.training import step
@@ -83,7 +83,7 @@ def train(
     config: TrainConfig, flags: Flags, images: np.ndarray, held_out: np.ndarray
 ) -> list[tuple[float, float]]:
     """Loss in nats and PSNR in dB on the images held out, after each epoch."""
-    backend = choose(of_config(config))
+    backend = choose(from_config(config))
     model = autoencoders.build(config, nnx.Rngs(params=step.make_keys(config.seed).init))
     graphdef, params = nnx.split(model, nnx.Param)
     steps = steps_per_epoch(config, len(images))

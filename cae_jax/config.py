@@ -86,115 +86,109 @@ class TrainConfig:
     """
 
     data: str = "fashion_mnist"
-    """Images: fashion_mnist, mnist or kmnist; or the path of a folder of images, of IDX files, of
-    a prepared TFDS data set or of parquet files, or of a .npz or .npy file. A part of a TFDS data
-    set follows as in PATH::train[:90%], or training and test images as in
-    PATH::train[:90%],train[90%:]; one of several sets of IDX files as in PATH::emnist-letters."""
+    """fashion_mnist, mnist, kmnist or a path: image folder, .npz, .npy, parquet, IDX or prepared
+    TFDS files (PATH::PART for a part)."""
 
     image_size: tuple[int, ...] | None = None
-    """Height and width that images are brought to, or one number for both; None leaves them."""
+    """Resize to this height and width, or one for both."""
 
     resize: Literal["fit", "crop", "stretch", "none"] = "crop"
-    """How: fit into the size with borders, crop what is too long, stretch, or refuse others."""
+    """How images get that size: crop, fit (adds borders), stretch, or none (other sizes are
+    refused)."""
 
     channels: Literal["auto", 1, 3, 4] = "auto"
-    """Channels: 1 (gray), 3 (RGB), 4 (with transparency); auto takes 1 where all images are gray,
-    else 3."""
+    """auto: 1 if all images are gray, else 3."""
 
     background: Background = "auto"
-    """What shows behind transparent pixels: black, white; auto takes black behind light images and
-    white behind dark ones."""
+    """black or white behind transparent pixels, or auto, which contrasts with the image."""
 
     split: float = 0.9
-    """Fraction of the images for training, where the data have no test images of their own; a hash
-    of the path of each decides."""
+    """Share for training if there is no test set."""
 
     limit: int | None = None
-    """Number of images that are read, the first ones of each split; None reads all. Those of a
-    folder come in an order that mixes its classes."""
+    """Read only the first N images of each split."""
 
     skip_unreadable: bool = False
-    """Leave out files that are no intact images, and count them."""
+    """Skip files that are not intact images."""
 
     image_shape: tuple[int, int, int] | None = None
-    """Height, width and channels of the images; None takes those of the data, see `resolved`."""
+    """Height, width and channels of the images, which `resolved` sets; not a flag."""
 
     train_examples: int | None = None
-    """Number of training images, the first ones; None takes all."""
+    """Train on the first N images only."""
 
     test_examples: int | None = None
-    """Number of test images for validation, the first ones; None takes all."""
+    """Validate on the first N test images only."""
 
     model: Literal["conv", "simple", "deep"] = "conv"
-    """Network: convolutional, or fully connected with one (simple) or five (deep) hidden layers."""
+    """conv, or dense: simple (1 layer), deep (5)."""
 
     features: tuple[int, ...] | None = None
-    """Channels of the encoder's 1 to 6 convolutions, each with pooling; the decoder mirrors them.
-    None takes 16 8 8 for 28 pixels, and what `default_features` says for others. Model conv only.
-    """
+    """Channels of 1 to 6 encoder layers, mirrored by the decoder; by default 16 8 8 for 28
+    pixels."""
 
     loss: Loss = "bce"
-    """What training minimises: binary cross-entropy, or mean squared error."""
+    """Binary cross-entropy or mean squared error."""
 
     noise: Noise = "none"
-    """Noise added to the inputs, with clean targets; mix draws one of the kinds for each image."""
+    """none, gaussian, salt_and_pepper, masking, speckle, poisson, occlusion, or mix (one at random
+    for each image); the target stays clean."""
 
     noise_level: float | None = None
-    """Level of the noise: standard deviation (gaussian, speckle), fraction of the pixels
-    (salt_and_pepper, masking), photons at white (poisson), side in pixels (occlusion); None takes
-    the default of the kind."""
+    """Standard deviation (gaussian, speckle), fraction of pixels (salt_and_pepper, masking),
+    photons at white (poisson), side in pixels (occlusion)."""
 
     batch_size: int = 128
-    """Images per step; the last step of an epoch takes the remaining ones."""
+    """Images per step; fewer in the last one."""
 
     epochs: int = 20
     """Passes over the training images."""
 
     optimizer: Literal["soap", "adam", "nadam", "adamw", "adadelta", "sgd"] = "soap"
-    """Optimizer: SOAP (`cae_jax.training.soap`), or one of Optax."""
+    """soap, adam, nadam, adamw, adadelta or sgd."""
 
     learning_rate: float = 3e-2
     """Peak learning rate."""
 
     schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate after the warm-up: constant, or a cosine down to 0 at the last step."""
+    """constant, or cosine: down to 0 at the end."""
 
     warmup_steps: int = 1000
-    """Steps in which the learning rate rises linearly from 0, capped at half of all steps."""
+    """Linear warm-up, at most half of all steps."""
 
     restarts: tuple[int, ...] = ()
-    """Epochs after which the schedule starts again, with its warm-up; a finished run that is given
-    more epochs has one there. Schedule cosine only; constant goes on."""
+    """Epochs after which a cosine schedule starts again with its warm-up, set when a finished run
+    gets more epochs; not a flag."""
 
     b1: float = 0.9
-    """Decay of the running mean of the gradient. Optimizers soap, adam, nadam, adamw."""
+    """First-moment decay: soap, adam, nadam, adamw."""
 
     b2: float = 0.95
-    """Decay of the running mean of the squared gradient. Optimizers soap, adam, nadam, adamw."""
+    """Second-moment decay: the same four."""
 
     rho: float = 0.95
-    """Decay of both running means. Optimizer adadelta."""
+    """Decay of both running means: adadelta."""
 
     eps: float = 1e-8
-    """Added to the denominator of the update for stability. All optimizers but sgd."""
+    """Added to the denominator: all but sgd."""
 
     momentum: float = 0.0
-    """Momentum. Optimizer sgd."""
+    """Momentum: sgd."""
 
     weight_decay: float = 0.0
-    """Decoupled weight decay. Optimizer adamw."""
+    """Decoupled weight decay: adamw."""
 
     clip_norm: float | None = None
-    """Clip the gradient to this global norm; None does not clip."""
+    """Clip the gradient to this global norm."""
 
     on_nan: Literal["stop", "skip"] = "stop"
-    """On a loss or gradient that is not finite: stop the run, or skip the update."""
+    """What to do on a non-finite loss or gradient."""
 
     max_skips: int = 10
-    """Maximum number of consecutive skipped updates. With on_nan skip only."""
+    """Maximum skips in a row before stopping."""
 
     seed: int = 0
-    """Seed of the initial parameters, the order of the images and the noise."""
+    """Seed of the weights, image order and noise."""
 
     def __post_init__(self) -> None:
         _check_types(self)

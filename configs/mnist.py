@@ -1,8 +1,8 @@
 """The Keras tutorial's network on MNIST, with the recipe of Fashion-MNIST.
 
-    cae-jax train --config mnist --archives DIR
+    cae-jax train --config mnist
 
-DIR holds the four original .gz IDX files; without --archives they are downloaded.
+The images are downloaded. To use IDX files that you have, pass their folder as --data.
 Result: not measured.
 """
 

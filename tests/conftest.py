@@ -31,7 +31,7 @@ import pytest
 import cae_jax
 import cae_jax.data
 from cae_jax import cli
-from cae_jax.models.topology import of_config
+from cae_jax.models.topology import from_config
 from cae_jax.ops.backend import choose
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -52,7 +52,7 @@ SMALL = cae_jax.TrainConfig(
 DENSE = dataclasses.replace(SMALL, model="simple", epochs=2)
 
 # Compiles the native step, unless the cache already has it.
-CHOICE = choose(of_config(SMALL))
+CHOICE = choose(from_config(SMALL))
 needs_native = pytest.mark.skipif(CHOICE.name != "native", reason=CHOICE.reason)
 BACKENDS = ("xla", "matmul", pytest.param("native", marks=needs_native))
 

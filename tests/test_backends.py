@@ -14,7 +14,7 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.models import autoencoders
-from cae_jax.models.topology import convolutional, of_config
+from cae_jax.models.topology import convolutional, from_config
 from cae_jax.ops import matmul, native, xla
 from cae_jax.ops.backend import XLA, choose
 from cae_jax.training.loss import make_loss
@@ -71,7 +71,7 @@ def test_a_run_is_used_by_any_backend(runs, backend, test_images):
 def test_the_forms_for_other_devices_agree(name, platform, test_images):
     graphdef, params = nnx.split(autoencoders.build(SMALL, nnx.Rngs(0)), nnx.Param)
     images, weights = test_images[:64], np.ones(64, np.float32)
-    backend = choose(of_config(SMALL), name, platform)
+    backend = choose(from_config(SMALL), name, platform)
     assert backend.layers not in (xla, matmul)  # another form of theirs
     (loss, gradient), (expected, wanted) = (
         jax.jit(jax.value_and_grad(make_loss(graphdef, each)))(params, images, images, weights)
@@ -85,7 +85,7 @@ def test_the_forms_for_other_devices_agree(name, platform, test_images):
 
 def chosen(config, *name):
     """Name and reason of the backend."""
-    return choose(of_config(config), *name)[:2]
+    return choose(from_config(config), *name)[:2]
 
 
 @needs_native

@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 import termios
+import typing
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -20,9 +22,10 @@ from PIL import Image
 
 import cae_jax
 from cae_jax import cli
-from cae_jax.cli import common, evaluate, reconstruct
+from cae_jax.cli import common, evaluate, reconstruct, train
+from cae_jax.errors import UserError
 from cae_jax.runs import history
-from tests.conftest import CHOICE, DENSE, ROOT, SMALL
+from tests.conftest import CHOICE, DENSE, ROOT
 
 HEADS = ["BCE", "MSE", "PSNR (dB)", "SSIM"]
 QUICK = ("--train-examples", 256, "--test-examples", 100, "--epochs", 2)
@@ -83,12 +86,34 @@ def test_a_bad_flag_is_told_in_any_encoding(command, monkeypatch, encoding):
     assert "adadelta" in process.stderr
 
 
-def test_help_shows_every_field(command):
-    process = command("train", "--help")
-    assert process.returncode == 0
-    for field in SMALL.__dataclass_fields__:
-        assert re.search(rf"--{field.replace('_', '-')}[ ,]", process.stdout)
-    assert "Peak learning rate" in process.stdout
+def test_help_shows_every_field_in_a_group(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--help"])
+    assert not stop.value.code
+    text = capsys.readouterr().out
+    groups = re.findall(r"(\w+) options", text)
+    assert groups == ["run", "data", "network", "noise", "optimizer"]
+    assert len(text.splitlines()) <= 85  # a terminal's frames take fewer
+    for name, hint in typing.get_type_hints(cae_jax.TrainConfig).items():
+        flag = rf"--{name.replace('_', '-')} "
+        assert (flag in text) == (name not in ("image_shape", "restarts"))
+        if typing.get_origin(hint) is Literal:
+            assert all(str(choice) in text for choice in typing.get_args(hint))
+    assert re.search(r"--learning-rate X +Peak learning rate. \[0.03\]", text)
+
+
+def test_a_config_keeps_the_fields_that_are_not_flags(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "import cae_jax\n"
+        "def get_config():\n"
+        "    return cae_jax.TrainConfig(restarts=(2,), image_shape=(28, 28, 1), epochs=3)\n"
+    )
+    config = common.parse(train.Flags, ["--config", str(path), "--epochs", "4"]).train
+    assert (config.restarts, config.image_shape, config.epochs) == ((2,), (28, 28, 1), 4)
+    with pytest.raises(UserError, match="--restarts"):
+        common.parse(train.Flags, ["--restarts", "2"])
 
 
 def test_summary(command, refuse, capsys, monkeypatch):
@@ -561,6 +586,7 @@ def test_a_config_is_found_by_name_or_by_path(refuse, capsys, tmp_path, data_dir
         ("`features=(4, 4, 2)`", "--features 4 4 2"),
         ("`workdir=runs/a b`", "--workdir runs/a b"),
         ("`runs` is empty", "RUNS is empty"),
+        ("`restarts` is (2,)", "restarts is (2,)"),
         ("a directory written by `cae-jax train`", "a directory written by `cae-jax train`"),
         ("noise_level is 2", "noise_level is 2"),
     ],

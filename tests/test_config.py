@@ -173,7 +173,7 @@ def test_unknown_key_names_its_neighbour():
     ("text", "message"),
     [
         ("x = 1", "has no get_config"),
-        ("def get_config(): return 3", "gave a int"),
+        ("def get_config(): return 3", "returned a int"),
         ("def get_config(): return {}['x']", "raised KeyError"),
         ("1 / 0", "raised ZeroDivisionError"),
         ("def", "raised SyntaxError"),

@@ -1,11 +1,13 @@
-"""README and docs: what they name exists, and README keeps its size."""
+"""README and docs: what they name exists, and their Python runs."""
 
 import ast
 import re
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cae_jax"
@@ -33,12 +35,6 @@ def anchors(page: Path) -> set[str]:
     """The fragments of a page's headings, as GitHub derives them."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def test_readme_is_short():
-    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
-    assert len(lines) <= 150
-    assert [number for number, line in enumerate(lines, 1) if len(line) > 110] == []
 
 
 def test_readme_begins_with_the_two_commands():
@@ -93,10 +89,40 @@ def test_commands_that_are_named_exist(page):
         assert (ROOT / "configs" / f"{config}.py").is_file(), config
 
 
-def test_all_configs_are_named_in_readme():
-    text = (ROOT / "README.md").read_text("utf-8")
+def test_all_configs_are_described():
+    text = (ROOT / "docs" / "commands.md").read_text("utf-8")
     for path in (ROOT / "configs").glob("[a-z]*.py"):
         assert f"`{path.stem}`" in text
+
+
+def test_all_pages_are_in_the_index():
+    text = (ROOT / "docs" / "README.md").read_text("utf-8")
+    for page in (ROOT / "docs").glob("[a-z]*.md"):
+        assert f"({page.name})" in text
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reading.md"])
+def test_python_runs_as_it_is_shown(page, tmp_path, monkeypatch):
+    """With an image and a folder of images of the names that the pages use."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.M | re.S)
+    random = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for name in ["picture.png", *(f"photos/{i}.png" for i in range(150))]:
+        image = Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8))
+        image.save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", "data")
+    monkeypatch.setenv("CAE_JAX_NATIVE", "0")  # a kernel for this size takes long to compile
+    (block,) = blocks
+    names = {}
+    exec(block, names)
+    comments = re.findall(r"^(\w+) = .*# \[([\d, ]+)\]", block, re.M)
+    assert comments
+    for name, shape in comments:
+        assert str(list(names[name].shape)) == f"[{shape}]"
+    if "result" in names:
+        assert len(names["result"].history) == names["config"].epochs
+        assert names["result"].autoencoder.encode("photos/0.png", resize=True).ndim == 4
 
 
 def pictured() -> set[str]:

@@ -333,7 +333,7 @@ def test_onnx_of_another_shape():
 )
 def test_every_format_for_any_shape(shape, changes):
     config = dataclasses.replace(SMALL, data="arrays", image_shape=shape, **changes)
-    drawn = draw_parameters(topology.of_config(config))
+    drawn = draw_parameters(topology.from_config(config))
     autoencoder = Autoencoder(config, autoencoders.build_with(config, nested(drawn)))
     images = np.random.default_rng(1).random((2, *shape), np.float32)
     np.testing.assert_equal(read_safetensors(export.to_safetensors(autoencoder)), drawn)
@@ -364,7 +364,7 @@ def test_other_networks(config, images):
     model = autoencoders.build(config, nnx.Rngs(0))
     # Biases start at 0, where a missing one would not be seen.
     noise = np.random.default_rng(0)
-    for layer in topology.of_config(config).weighted:
+    for layer in topology.from_config(config).weighted:
         bias = getattr(model, layer.name).bias
         bias[...] = jnp.asarray(noise.normal(size=bias.shape, scale=0.1), jnp.float32)
     autoencoder = Autoencoder(config, model)

@@ -505,7 +505,7 @@ def test_the_table_of_members():
         (["--seeds", "1", "1"], "two members have the same config"),
         (["--sweep", "b2=0.9", "b2=0.8"], "--sweep has a field twice"),
         (["--members-per-program", "2"], "--members-per-program is for --seeds and --sweep"),
-        (["--seeds", "1", "2", "--from", "x"], "--start-from is for one run"),
+        (["--seeds", "1", "2", "--from", "x"], "--from is for one run"),
     ],
 )
 def test_refused_on_the_command_line(flags, message, refuse):

@@ -25,7 +25,7 @@ from cae_jax.data import Split
 from cae_jax.interop import keras as interop
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
-from cae_jax.models.topology import convolutional, of_config
+from cae_jax.models.topology import convolutional, from_config
 from cae_jax.runs import history
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state, make_run_steps
@@ -525,7 +525,7 @@ def test_a_trained_run_goes_to_keras_and_back(run, tmp_path, test_images):
 )
 def test_every_network_goes_to_keras_and_back(shape, changes, tmp_path):
     config = dataclasses.replace(SMALL, data="arrays", image_shape=shape, **changes)
-    drawn = draw_parameters(of_config(config))
+    drawn = draw_parameters(from_config(config))
     autoencoder = Autoencoder(config, autoencoders.build_with(config, nested(drawn)))
     interop.write(tmp_path / "m.keras", autoencoder)
     model = keras.models.load_model(tmp_path / "m.keras")

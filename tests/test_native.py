@@ -51,7 +51,7 @@ def kernel(features, shape=topology.IMAGE_SHAPE):
 
 
 def choose_lab(name):
-    return backend.choose(topology.of_config(cae_jax.TrainConfig()), name)
+    return backend.choose(topology.from_config(cae_jax.TrainConfig()), name)
 
 
 @functools.cache

@@ -208,12 +208,12 @@ def test_the_networks_agree_with_jax(opened, runs, test_images):
 )
 def test_any_architecture(opened, shape, architecture):
     config = dataclasses.replace(SMALL, data="arrays", image_shape=shape, **architecture)
-    drawn = nested(draw_parameters(topology.of_config(config)))
+    drawn = nested(draw_parameters(topology.from_config(config)))
     autoencoder = cae_jax.Autoencoder(config, autoencoders.build_with(config, drawn))
     images = np.random.default_rng(1).random((2, *shape), np.float32)
     codes = autoencoder.encode(images).reshape(2, -1)
     assert codes.std() > 0.1
-    packed = collect.network(topology.of_config(config), drawn)
+    packed = collect.network(topology.from_config(config), drawn)
     given = images.reshape(2, -1).tolist()
     code = "arguments[1].map((x) => encode(readNetwork(arguments[0]), Float32Array.from(x)))"
     np.testing.assert_allclose(array(opened, code, packed, given), codes, atol=TOLERANCE)

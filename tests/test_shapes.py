@@ -26,7 +26,7 @@ features = st.lists(st.integers(1, 5), min_size=1, max_size=6).map(tuple)
 
 def train_one_step(config, images, form):
     """The parameters before and after a step, and the reconstructions by the latter."""
-    backend = choose(topology.of_config(config), *form)
+    backend = choose(topology.from_config(config), *form)
     graphdef, params = nnx.split(autoencoders.build(config, nnx.Rngs(0)), nnx.Param)
     optimizer = build_optimizer(config, 1)
     corrupt = build_corruption(config.noise, config.noise_level)
@@ -81,4 +81,4 @@ def test_a_dense_model_of_a_colour_image(model):
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 14, 3), np.uint8)
     _, reconstructions = train_one_step(config, images, ("matmul", "cpu"))
     assert reconstructions.shape == images.shape
-    assert topology.of_config(config).layers[0].shape == (9 * 14 * 3,)
+    assert topology.from_config(config).layers[0].shape == (9 * 14 * 3,)

@@ -35,7 +35,7 @@ class CaeJax:
         with watch("backend"):
             jax.devices()
         with watch("native"):  # compiles the native kernel if it is not cached
-            self.backend = backend.choose(topology.of_config(config), case.framework)
+            self.backend = backend.choose(topology.from_config(config), case.framework)
         with watch("transfer"):
             train_images, test_images = jax.block_until_ready(
                 jax.device_put((train_images, test_images))

@@ -54,7 +54,7 @@ def _epoch_numbers(
     epochs = [seconds for one in rounds for seconds in one["epoch_seconds"]]
     seconds = statistics.median(epochs)
     rate = row["examples"] / seconds
-    flops = topology.of_config(from_dict(row["config"])).training_flops
+    flops = topology.from_config(from_dict(row["config"])).training_flops
     return {
         "epoch_seconds": seconds,
         "epoch_seconds_min": min(epochs),

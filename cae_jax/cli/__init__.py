@@ -1,6 +1,6 @@
-"""The command `cae-jax`: a module for each of its commands, imported only when it is called.
+"""The command `cae-jax`: one module per command, imported only when it is called.
 
-This module imports nothing that takes time: signals are handled before that (`cae_jax.__main__`).
+This module has no slow imports: signal handlers are installed before those (`cae_jax.__main__`).
 """
 
 import importlib
@@ -18,8 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command.
 
     Args:
-        arguments: the command and its flags; None takes those of this process, and with none the
-            commands are listed.
+        arguments: the command and its flags; without any, the commands are listed. Default: those
+            of this process.
     """
     name, *flags = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in COMMANDS:
@@ -33,8 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif name.startswith("--tyro-"):
         import tyro
 
+        from cae_jax.cli import common
+
         commands = {each: module(each).Flags for each in COMMANDS}
-        tyro.extras.subcommand_cli_from_dict(commands, prog="cae-jax", args=[name, *flags])
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="cae-jax", args=[name, *flags], **common.STYLE
+        )
     else:
         from cae_jax.cli import common
 
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(name: str, arguments: Sequence[str]) -> None:
-    """Parses the flags of a command and calls it."""
+    """Parses the flags of a command and runs it."""
     from cae_jax.cli import common
 
     program, command = f"cae-jax {name}", module(name)
@@ -50,17 +54,19 @@ def run(name: str, arguments: Sequence[str]) -> None:
         common.user_errors(program, command.Flags),
         common.interruptible(["cae-jax", name, *arguments]),
     ):
-        flags = common.parse(command.Flags, arguments, prog=program, description=command.__doc__)
+        # tyro breaks the line before an indented one itself.
+        description = (command.__doc__ or "").replace("\n\n    ", "\n    ")
+        flags = common.parse(command.Flags, arguments, prog=program, description=description)
         try:
             command.run(flags)
         except (AssertionError, RuntimeError):
             if "jax" in sys.modules:
                 from cae_jax.ops import backend
 
-                backend.check_device()  # raises a `UserError` if the reason is there
+                backend.check_device()  # raises a `UserError` if the device is the reason
             raise
 
 
 def module(name: str) -> ModuleType:
-    """The module of a command: `Flags`, its flags, and `run`, which takes them."""
+    """The module of a command, with its `Flags` and its function `run(flags)`."""
     return importlib.import_module(f"cae_jax.cli.{'import_' if name == 'import' else name}")

@@ -3,10 +3,9 @@
     cae-jax benchmark --config denoise --batch-size 512 --json times.json
     cae-jax benchmark --time-to 0.2894
 
-Everything runs in one process. --timed counts the timed epochs; the first epoch is reported
-separately and --discard more are not counted. Epoch times exclude evaluation and compilation.
-With --time-to the config is trained until its validation loss, taken every quarter of an epoch,
-first reaches a value.
+Everything runs in one process. The first epoch is reported separately. Epoch times exclude
+evaluation and compilation. With --time-to, the config is trained until its validation loss,
+evaluated every quarter of an epoch, first reaches a value.
 """
 
 import contextlib
@@ -40,27 +39,27 @@ if TYPE_CHECKING:
     from cae_jax.training.trainer import Trainer
 
 # Timed calls of each function of the autoencoder.
-CALLS = 5
-# Evaluations in an epoch of --time-to.
-EVALUATIONS = 4
+TIMED_CALLS = 5
+# With --time-to the model is evaluated after each of these parts of an epoch.
+EPOCH_PARTS = 4
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags(common.ConfigFlags):
     timed: int = 7
     """Timed epochs."""
 
     discard: int = 2
-    """Epochs between the first one and the timed ones."""
+    """Untimed epochs after the first one."""
 
     time_to: float | None = None
-    """Time the training until the validation loss is at most this, in place of epochs."""
+    """Time the training to this validation loss."""
 
     seeds: int = 5
-    """Trainings of --time-to: with the config's seed and those after it."""
+    """Trainings for --time-to, with successive seeds."""
 
     backend: common.Backend = "auto"
-    """How the layers are computed: XLA convolutions, matmuls, or the native kernel (CPU only)."""
+    """xla, matmul, native (C++, for CPUs) or auto."""
 
     json: Path | None = None
     """Write the measurements to this file too."""
@@ -130,10 +129,10 @@ def time_epochs(flags: Flags) -> dict[str, Any]:
 
 
 def time_to(flags: Flags, target: float) -> dict[str, Any]:
-    """Measures trainings until the validation loss is at most `target`; as JSON types.
+    """Times trainings until the validation loss is at most `target`; as JSON types.
 
-    ``seconds`` are of training alone; ``whole_seconds`` begin with the imports of this process and
-    include the compilation and the evaluations of the seed.
+    ``seconds`` include only training; ``whole_seconds`` also the imports of this process, the
+    compilation and the evaluations.
     """
     phases: dict[str, float] = {}
     images = start(flags, phases)
@@ -171,10 +170,10 @@ def reach(
     """Trains until the validation loss is at most `target`, or to the end.
 
     Returns:
-        the epochs that it took, the seconds of training, and the loss.
+        number of epochs, seconds of training, and the loss.
     """
     passed, seconds, loss = 0.0, 0.0, float("inf")
-    bounds = [trainer.steps * part // EVALUATIONS for part in range(EVALUATIONS + 1)]
+    bounds = [trainer.steps * part // EPOCH_PARTS for part in range(EPOCH_PARTS + 1)]
     for epoch in range(1, epochs + 1):
         batches = trainer.order(epoch)
         for first, last in itertools.pairwise(bounds):
@@ -204,16 +203,16 @@ def start(flags: Flags, phases: dict[str, float]) -> "Split":
 def build(
     config: TrainConfig, backend: str, images: "Split"
 ) -> tuple["Model", "Backend", "Trainer", "TrainState"]:
-    """Builds and compiles in the steps of `cae_jax.fit`."""
+    """Builds and compiles as `cae_jax.fit` does."""
     from flax import nnx
 
     from cae_jax.models import autoencoders
-    from cae_jax.models.topology import of_config
+    from cae_jax.models.topology import from_config
     from cae_jax.ops.backend import choose
     from cae_jax.training.step import make_keys
     from cae_jax.training.trainer import Trainer, initial_state
 
-    chosen = choose(of_config(config), backend)
+    chosen = choose(from_config(config), backend)
     model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
     state = initial_state(config, model, len(images.train))
     return model, chosen, Trainer([config], model, chosen, images.train, images.test), state
@@ -226,13 +225,13 @@ def device_and_backend(backend: "Backend") -> dict[str, str]:
 
 
 def time_inference(autoencoder: "Autoencoder", images: np.ndarray) -> dict[str, float]:
-    """Images per second of each function of an autoencoder, the median of several calls."""
+    """Images per second of each function of an autoencoder, median of several calls."""
     inputs = {"encode": images, "decode": autoencoder.encode(images), "reconstruct": images}
     rates = {}
     for name, values in inputs.items():
         call, seconds = getattr(autoencoder, name), []
         call(values)  # compiles
-        for _ in range(CALLS):
+        for _ in range(TIMED_CALLS):
             began = time.perf_counter()
             call(values)
             seconds.append(time.perf_counter() - began)
@@ -241,7 +240,7 @@ def time_inference(autoencoder: "Autoencoder", images: np.ndarray) -> dict[str, 
 
 
 def environment() -> dict[str, Any]:
-    """Versions and CPUs that a time depends on."""
+    """Versions and CPUs that the times depend on."""
     versions = {"python": platform.python_version()}
     for name in ("cae-jax", "jax", "jaxlib", "flax"):
         with contextlib.suppress(metadata.PackageNotFoundError):  # a clone that is not installed
@@ -252,7 +251,7 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Peak bytes of this process, and of the device, None where it does not report them."""
+    """Peak memory of this process and of the device in bytes; None if not reported."""
     import jax
 
     host = None
@@ -266,13 +265,13 @@ def peak_memory() -> dict[str, int | None]:
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Median, minimum, maximum and number of some times."""
+    """Median, minimum, maximum and number of times."""
     low, high = min(seconds), max(seconds)
     return {"median": statistics.median(seconds), "min": low, "max": high, "n": len(seconds)}
 
 
 def text(value: Any) -> str:
-    """A measurement for people."""
+    """Formats a measurement."""
     if isinstance(value, dict):
         return ", ".join(f"{name.replace('_', ' ')} {text(each)}" for name, each in value.items())
     if isinstance(value, float):
@@ -282,7 +281,7 @@ def text(value: Any) -> str:
 
 @contextlib.contextmanager
 def timed(phases: dict[str, float], name: str) -> Iterator[None]:
-    """Notes the seconds of a ``with`` statement."""
+    """Records the seconds of a ``with`` statement."""
     began = time.perf_counter()
     yield
     phases[name] = time.perf_counter() - began

@@ -1,19 +1,22 @@
-"""What the commands share: typed flags, and errors as one line with exit code 2."""
+"""Shared by all commands: typed flags, their help, and errors as one line with exit code 2."""
 
 import argparse
 import ast
 import contextlib
 import dataclasses
+import inspect
 import io
 import itertools
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
+from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from cae_jax.cli import process
 from cae_jax.cli.configs import config_names, load_config
@@ -24,29 +27,122 @@ from cae_jax.runs.interruption import Interrupted, Interruption
 Flags = TypeVar("Flags")
 Backend = Literal["auto", "xla", "matmul", "native"]
 DEFAULT_CONFIG = "fashion_mnist"
-_CONFIG_HELP = f"Name of a shipped config ({', '.join(config_names())}) or path of a Python file."
+_CONFIG_HELP = f"A shipped config ({', '.join(config_names())}) or a Python file."
 
 
-@dataclasses.dataclass(frozen=True)
+# The flags of a config by group. Training itself sets `image_shape` and `restarts`.
+_GROUPS = {
+    "run": "epochs batch_size seed on_nan max_skips",
+    "data": "data image_size resize channels background split limit train_examples test_examples "
+    "skip_unreadable",
+    "network": "model features loss",
+    "noise": "noise noise_level",
+    "optimizer": "optimizer learning_rate schedule warmup_steps b1 b2 eps rho momentum "
+    "weight_decay clip_norm",
+}
+_METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+_MAX_CHOICES = 13  # characters of choices in the first column of the help
+
+
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True)
+def flags(cls: type[Flags]) -> type[Flags]:
+    """Makes a frozen dataclass of flags, whose help is one line each where possible."""
+    docs = _field_docs(cls)
+    for name, hint in cls.__annotations__.items():
+        cls.__annotations__[name] = _flag(name, hint, docs.get(name))
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def _flag(name: str, hint: Any, doc: str | None) -> Any:
+    """The type of a flag, annotated with its help, a short placeholder and a short default."""
+    bare, *metadata = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+    metavar = _metavar(bare)
+    if tyro.conf.Positional in metadata:
+        metavar = f"{name.upper()} ..." if typing.get_origin(bare) is tuple else name.upper()
+    arg = tyro.conf.arg(metavar=metavar, help=doc, help_behavior_hint=_default)
+    return Annotated[(bare, arg, *metadata)]
+
+
+def _metavar(hint: Any) -> str | None:
+    """The placeholder for the value of a flag; None for a switch."""
+    args = [arg for arg in typing.get_args(hint) if arg not in (type(None), ...)]
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = f"{{{','.join(map(str, args))}}}"
+        return choices if len(choices) <= _MAX_CHOICES else "NAME"
+    if origin is tuple:
+        return f"{_metavar(args[0])} ..."
+    return _metavar(args[0]) if args else _METAVARS.get(hint)
+
+
+def _default(text: str) -> str:
+    return "" if text in ("", "None", "False") else f"[{text}]"
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    return {
+        field.target.id: " ".join(str(doc.value.value).split())
+        for field, doc in itertools.pairwise(typing.cast(ast.ClassDef, definition).body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+    }
+
+
+def _grouped(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """A rule for tyro: splits `TrainConfig` into the groups of its help."""
+    if info.type is not TrainConfig:
+        return None
+    config = info.default if isinstance(info.default, TrainConfig) else TrainConfig()
+    hints, docs = typing.get_type_hints(TrainConfig), _field_docs(TrainConfig)
+
+    def group(title: str, names: list[str]) -> StructFieldSpec:
+        fields = [(name, _flag(name, hints[name], docs[name])) for name in names]
+        kind: Any = dataclasses.make_dataclass(title, fields)
+        under: Any = Annotated[
+            tyro.conf.OmitArgPrefixes[kind],
+            tyro.conf.arg(name=title, prefix_name=False, help=""),
+        ]
+        return StructFieldSpec(title, under, kind(*(getattr(config, name) for name in names)))
+
+    def instantiate(**groups: Any) -> TrainConfig:
+        values = [item for group in groups.values() for item in vars(group).items()]
+        return dataclasses.replace(config, **dict(values))
+
+    fields = tuple(group(title, names.split()) for title, names in _GROUPS.items())
+    return StructConstructorSpec(instantiate, fields)
+
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+_REGISTRY.struct_rule(_grouped)
+# Options of tyro for all commands.
+STYLE: dict[str, Any] = {
+    "registry": _REGISTRY,
+    "config": (tyro.conf.FlagCreatePairsOff,),
+}
+
+
+@flags
 class DataFlags:
     """Where the data set is read from."""
 
     data_dir: Path | None = None
-    """Where TFDS keeps prepared images; None takes TFDS_DATA_DIR, else TFDS's own default."""
+    """Where TFDS keeps images, else TFDS_DATA_DIR."""
 
     archives: Path | None = None
-    """Folder with the four IDX files of fashion_mnist, mnist or kmnist; None takes shipped or
-    downloaded ones."""
+    """Folder with the IDX files of a named data set."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@flags
 class ConfigFlags:
     """Base of the flags of a command that takes a config."""
 
     config: Annotated[str, tyro.conf.arg(help=_CONFIG_HELP)] = DEFAULT_CONFIG
 
     train: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
-    """Override single fields of the config."""
 
 
 class Resumable(Interrupted):
@@ -58,15 +154,15 @@ def parse(flags: type[Flags], arguments: Sequence[str] | None = None, **options:
 
     Args:
         flags: dataclass whose fields are the flags and whose field docstrings are their help.
-        arguments: without the program; None takes those of this process.
+        arguments: words after the program. Default: those of this process.
         options: passed to `tyro.cli`.
 
     Raises:
-        UserError: arguments that do not fit; tyro draws a box around its message, this is one line.
+        UserError: invalid arguments, with tyro's message in one line instead of a box.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if issubclass(flags, ConfigFlags):
-        # The file comes first: it gives the defaults of the other flags.
+        # The config first: it has the defaults of the other flags.
         missing = {
             field.name: tyro.MISSING
             for field in dataclasses.fields(flags)
@@ -76,7 +172,7 @@ def parse(flags: type[Flags], arguments: Sequence[str] | None = None, **options:
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(flags, args=arguments, **options)
+            return tyro.cli(flags, args=arguments, **STYLE, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -94,7 +190,7 @@ def user_errors(program: str | None = None, flags: type | None = None) -> Iterat
     """Turns a `UserError` into a line on stderr and exit code 2; bugs keep their traceback.
 
     Args:
-        program: what the line starts with; None takes the name of the running script.
+        program: start of the line. Default: the name of the running script.
         flags: the dataclass of the flags, for `as_flags`.
     """
     try:
@@ -108,17 +204,17 @@ def interruptible(command: Sequence[str] = ()) -> Iterator[None]:
     """Ends the process at SIGINT or SIGTERM with exit code 128 + signal.
 
     Args:
-        command: command line to continue with, which is printed; () takes that of this process.
+        command: command line that continues, which is printed. Default: that of this process.
     """
     command = [*(command or ["python", *sys.argv])]
     with process.ending(command):
         try:
             try:
                 yield
-            except ImportError:  # what an extension makes of a signal while it is imported
+            except ImportError:  # raised by an extension for a signal during its import
                 Interruption().check()
                 raise
-        except Interrupted as stop:  # of a training, which has saved its state
+        except Interrupted as stop:  # raised by a training, which has saved its state
             if isinstance(stop, Resumable):
                 command = [word for word in command if word != "--overwrite"]
             process.end(stop.signal, command)
@@ -127,7 +223,7 @@ def interruptible(command: Sequence[str] = ()) -> Iterator[None]:
 def fail(message: str, program: str | None = None) -> NoReturn:
     """Prints a one-line error and exits with code 2."""
     program = program or Path(sys.argv[0]).name
-    with contextlib.suppress(OSError):  # the exit code remains
+    with contextlib.suppress(OSError):  # the exit code is enough
         print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -137,7 +233,7 @@ def as_flags(message: str, flags: type | None = None) -> str:
 
     Args:
         message: such as "pass another `workdir`, or `overwrite=True`".
-        flags: dataclass whose positional fields are named as in the help, "RUNS" for `runs`.
+        flags: dataclass whose positional fields are written as in the help: "RUNS" for `runs`.
     """
     hints = typing.get_type_hints(flags, include_extras=True) if flags else {}
     positional = {
@@ -146,11 +242,16 @@ def as_flags(message: str, flags: type | None = None) -> str:
         if tyro.conf.Positional in getattr(hint, "__metadata__", ())
     }
 
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    not_flags = fields - set(" ".join(_GROUPS.values()).split())
+
     def flag(match: re.Match[str]) -> str:
         name, value = match.groups()
         if name in positional:
             return name.upper()
-        name = name.replace("_", "-")
+        if name in not_flags:
+            return name
+        name = "from" if name == "start_from" else name.replace("_", "-")
         if value in ("True", "False"):
             return f"--{name}" if value == "True" else f"--no-{name}"
         return f"--{name}" if value is None else f"--{name} {_words(value)}"
@@ -159,7 +260,7 @@ def as_flags(message: str, flags: type | None = None) -> str:
 
 
 def _words(literal: str) -> str:
-    """A Python literal as it stands on a command line: no quotes, a tuple as several words."""
+    """A Python literal as written on a command line: no quotes, a tuple as several words."""
     try:
         value = ast.literal_eval(literal)
     except (SyntaxError, ValueError):
@@ -168,10 +269,10 @@ def _words(literal: str) -> str:
 
 
 def _one_line(box: str) -> str:
-    """The text of a box, without its frame, its colours and what stands below its first rule.
+    """The text in a box of tyro up to its first rule, without frame and colors.
 
-    Where stdout is not in UTF-8 a title with a rule stands in place of the frame.
-    "Error parsing train:" in front of what `TrainConfig` says goes too: it is no flag.
+    If stdout is not UTF-8, the box has a title with a rule instead of a frame. The prefix "Error
+    parsing train:" of errors from `TrainConfig` is removed.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     rows = [row.strip().strip("│|").strip() for row in text.splitlines()]

@@ -1,11 +1,10 @@
-"""Compile a config's programs for a GPU or TPU that need not be there, and count its work.
+"""Compile a config's programs for a GPU or TPU that need not be present, and count their work.
 
     cae-jax compile --target t4 --config wide --json t4.json
     cae-jax compile --target v5e --batch-size 512 --programs training
 
-Nothing is run. Numbers are of the compiled programs: kernels of each step by kind, which of them
-break a CUDA graph, memory, and where the compiler has them operations, bytes and its estimate of
-the time.
+Nothing is run. Prints for each program the kernels of a step by kind, those that break a CUDA
+graph, the memory and, if the compiler reports them, operations, bytes and estimated time.
 """
 
 import dataclasses
@@ -22,25 +21,25 @@ if TYPE_CHECKING:
     from cae_jax.ops.targets import Target
     from cae_jax.training.programs import Program
 
-# Images of the data sets, where the config takes all of them.
+# Number of images if the config does not limit it.
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
 Name = Literal["training", "evaluation", "noise", "encode", "decode", "reconstruct"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags(common.ConfigFlags):
     target: str
-    """Device: h100, a100, l4, t4, v5e, v5p, v6e; the TPUs with a topology too, such as v5e:2x4."""
+    """h100, a100, l4, t4, v5e, v5p, v6e or a TPU topology such as v5e:2x4."""
 
     programs: tuple[Name, ...] = NAMES
     """What to compile."""
 
     backend: Literal["auto", "xla", "matmul"] = "auto"
-    """How the layers are computed; auto takes what a run on this device would."""
+    """xla, matmul, or auto: as a run on that device."""
 
     members: int | None = None
-    """Compile training and evaluation for this many members at once."""
+    """Compile for a population of this many members."""
 
     json: Path | None = None
     """Write the counts to this file too."""
@@ -52,7 +51,7 @@ def run(flags: Flags) -> None:
     atomic.check_output(flags.json)
     import jax
 
-    # Whatever devices there are: they are not asked, and need not be free.
+    # Devices of this machine are not used, and may be busy.
     jax.config.update("jax_platforms", "cpu")
     from importlib import metadata
 
@@ -61,7 +60,7 @@ def run(flags: Flags) -> None:
     from cae_jax.ops.backend import choose
 
     target = targets.find(flags.target)
-    backend = choose(topology.of_config(flags.train), flags.backend, target.platform)
+    backend = choose(topology.from_config(flags.train), flags.backend, target.platform)
     results: dict[str, Any] = {
         "target": flags.target,
         "device": f"{target.title}, compiled, not run",
@@ -84,7 +83,7 @@ def run(flags: Flags) -> None:
 
 
 def programs(flags: Flags, backend: "Backend") -> "dict[str, Program]":
-    """The programs of a config that the flags ask for, by name."""
+    """The programs of a config selected by the flags, by name."""
     from cae_jax.models import autoencoders
     from cae_jax.training import programs
 
@@ -103,7 +102,7 @@ def programs(flags: Flags, backend: "Backend") -> "dict[str, Program]":
 
 
 def describe(program: "Program", target: "Target") -> dict[str, Any]:
-    """Compiles a program; what the result says about itself, as JSON types."""
+    """Compiles a program and describes the result, as JSON types."""
     from cae_jax.ops import hlo
 
     began = time.perf_counter()
@@ -136,7 +135,7 @@ def describe(program: "Program", target: "Target") -> dict[str, Any]:
 
 
 def text(described: dict[str, Any]) -> str:
-    """What `describe` found out, in a few lines for people."""
+    """Formats the result of `describe` in a few lines."""
     kinds = _listed(described["kinds"])
     lines = [f"{described['kernels']} kernels a step: {kinds}"]
     if described["kernels_in_branches"]:

@@ -1,4 +1,4 @@
-"""Finds configs, by the names of the shipped ones or as Python files, and loads them."""
+"""Loads configs by the name of a shipped one or the path of a Python file."""
 
 import contextlib
 import runpy
@@ -10,7 +10,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.runs.interruption import Interrupted
 
-# In a wheel the configs are part of the package, in a clone they lie beside it.
+# In a wheel the configs are inside the package, in a clone next to it.
 _PACKAGE = Path(__file__).parent.parent
 _CONFIGS = next(
     (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()),
@@ -24,7 +24,7 @@ def config_names() -> list[str]:
 
 
 def load_config(config: str | Path) -> TrainConfig:
-    """Runs a config file and returns what its ``get_config()`` gives.
+    """Runs a config file and returns the result of its ``get_config()``.
 
     Args:
         config: path of a Python file, or the name of a shipped config, such as ``"denoise"``.
@@ -51,14 +51,14 @@ def load_config(config: str | Path) -> TrainConfig:
         raise UserError(f"config {path} raised {type(error).__name__}: {text}") from error
     if not isinstance(loaded, TrainConfig):
         raise UserError(
-            f"config {path}: get_config() gave a {type(loaded).__name__}; it takes a TrainConfig"
+            f"config {path}: get_config() returned a {type(loaded).__name__}; return a TrainConfig"
         )
     return loaded
 
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[None]:
-    """Lets a config import the files beside it, and the next one those beside that."""
+    """Lets a config import files from its own directory, and forgets them afterwards."""
     folder, before = str(path.absolute().parent), set(sys.modules)
     sys.path.insert(0, folder)
     try:

@@ -1,12 +1,11 @@
 """Compare the loss curves of runs, and of CSV files such as the Keras tutorial's log.
 
-cae-jax curves runs/lab runs/fashion_mnist docs/lab_log.csv --figure curves.png
+    cae-jax curves runs/lab runs/fashion_mnist docs/lab_log.csv --figure curves.png
 
 Prints one row per epoch with loss / val_loss of each.
 """
 
 import csv
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from cae_jax import atomic, markdown
+from cae_jax.cli import common
 from cae_jax.errors import UserError
 from cae_jax.runs import history, pretrained
 from cae_jax.runs.folder import read_config
@@ -22,13 +22,13 @@ from cae_jax.runs.names import run_names
 COLUMNS = ("epoch", "loss", "val_loss")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run directories, or CSV files with the columns epoch, loss and val_loss."""
 
     figure: Path | None = None
-    """Draw the curves to this file too."""
+    """Plot the curves to this file."""
 
 
 def run(flags: Flags) -> None:
@@ -49,10 +49,10 @@ def run(flags: Flags) -> None:
 
 
 def loss_of(paths: Sequence[Path]) -> str:
-    """What all runs minimised; binary cross-entropy for CSV files.
+    """The loss that all runs were trained with; binary cross-entropy for CSV files.
 
     Raises:
-        UserError: some runs minimised one loss and some another, which no axis shows.
+        UserError: the runs were trained with different losses, which cannot share an axis.
     """
     runs = [path for path in map(pretrained.locate, paths) if (path / "config.json").exists()]
     losses = sorted({read_config(run).loss for run in runs})
@@ -62,7 +62,7 @@ def loss_of(paths: Sequence[Path]) -> str:
 
 
 def names(paths: Sequence[Path]) -> list[str]:
-    """The names of runs and CSV files, these without suffix unless a run has that name."""
+    """The names of runs and CSV files; the suffix .csv is dropped unless a run has that name."""
     paths = [path.absolute() for path in paths]
     bare = [path.with_suffix("") if path.suffix == ".csv" else path for path in paths]
     return run_names(bare if len(set(bare)) == len(set(paths)) else paths)
@@ -77,7 +77,7 @@ def lines(curve: dict[str, list[float]]) -> list[str]:
 
 
 def read_curve(path: Path) -> dict[str, list[float]]:
-    """The three columns of a run's history or of a CSV file."""
+    """Reads the columns of a run's history or of a CSV file."""
     path = pretrained.locate(path)
     if path.is_dir() and (path / "config.json").exists():
         rows = [row._asdict() for row in history.of_run(path)]

@@ -3,8 +3,8 @@
     cae-jax evaluate runs/denoise runs/denoise_deep --figure comparison.png
 
 Prints a table with one row per config: quality on the test images with 95 % intervals. Runs that
-differ only in their seed share a row. A second table has the differences between each two rows,
-paired by image.
+differ only in their seed share a row. A second table shows the differences between all pairs of
+rows, paired by image.
 """
 
 import dataclasses
@@ -20,28 +20,27 @@ from cae_jax.config import NOISES, Noise, TrainConfig, check_level, check_same_i
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
-if TYPE_CHECKING:  # the modules that import JAX are imported once the flags are accepted
+if TYPE_CHECKING:  # modules that import JAX are imported after the flags are checked
     from cae_jax.evaluation import comparison
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run directories or shipped models such as pretrained/denoise, all on one data set."""
 
     noise: Noise | None = None
-    """Noise on the test images; None takes what the runs were trained with."""
+    """Noise on the test images. Default: that of the training."""
 
     noise_level: float | None = None
-    """Level of the noise, as in training; None takes that of the runs, and with --noise its
-    default."""
+    """Level of the noise, see train. Default: that of the training, or that of --noise."""
 
     noise_seed: int = 0
-    """Seed of the noise; training with this seed validates on the same noise."""
+    """Seed of the noise; the validation of that seed's training uses the same noise."""
 
     baselines: Path | None = None
-    """Add rows of classical denoisers (pip install "cae-jax[baselines]"), which take minutes; this
-    directory caches their results."""
+    """Add classical denoisers (pip install "cae-jax[baselines]"), which take minutes; their results
+    are cached in this directory."""
 
     json: Path | None = None
     """Write both tables to this file, unrounded."""
@@ -95,7 +94,7 @@ def run(flags: Flags) -> None:
 
 
 def check_outputs(flags: Flags) -> None:
-    """Refuses outputs that cannot be written, before minutes of work."""
+    """Refuses outputs that cannot be written, before the work starts."""
     for path in (flags.json, flags.figure, flags.worst, flags.robustness):
         atomic.check_output(path)
     if flags.baselines:
@@ -104,10 +103,10 @@ def check_outputs(flags: Flags) -> None:
 
 
 def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float | None]:
-    """Noise and its level: those of the flags, else those that all runs share.
+    """Noise and its level: from the flags, otherwise those shared by all runs.
 
     Raises:
-        UserError: the runs share neither, or no images.
+        UserError: the runs differ in noise, level or images.
     """
     if not 0 <= flags.noise_seed < 2**32 - 1:
         raise UserError(
@@ -145,7 +144,7 @@ def report(
     images: np.ndarray,
     inputs: np.ndarray,
 ) -> None:
-    """Prints the tables and writes the files that the flags name."""
+    """Prints the tables and writes the requested files."""
     from cae_jax import figures
     from cae_jax.evaluation import comparison
 

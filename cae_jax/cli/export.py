@@ -6,7 +6,6 @@
 docs/export.md shows how each format is loaded.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +13,12 @@ import tyro
 
 import cae_jax
 from cae_jax import atomic
+from cae_jax.cli import common
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags:
     run: tyro.conf.Positional[Path]
     """Run directory, or a shipped model such as pretrained/denoise."""
@@ -28,11 +28,10 @@ class Flags:
     runtimes. keras: a model for keras.models.load_model."""
 
     function: Literal["reconstruct", "encode", "decode"] | None = None
-    """The function to export; None is reconstruct. Formats stablehlo and onnx only."""
+    """Function to export (stablehlo, onnx only): encode, decode or reconstruct, the default."""
 
     out: Path | None = None
-    """The file; None takes RUN's name.FORMAT in this directory, with -encode or -decode after the
-    name."""
+    """Output file. Default: NAME.FORMAT with the name of the run, or NAME-encode.FORMAT."""
 
     best: bool = False
     """Export the checkpoint with the lowest val_loss instead of the newest one."""

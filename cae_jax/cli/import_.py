@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cae_jax.interop.keras import Weights
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags(common.ConfigFlags):
     file: tyro.conf.Positional[Path]
     """File that Keras wrote: .keras, .weights.h5 or .h5, or the folder of an unzipped .keras."""

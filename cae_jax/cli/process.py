@@ -1,9 +1,9 @@
-"""The process of a command: its ends by signals and its standard streams.
+"""Handles signals and standard streams of a command's process.
 
-A signal ends a command with one line and exit code 128 + signal, from before its imports on. The
-handler ends the process where it is. An exception would become an `ImportError` in the
-initialisation of an extension, and a traceback beside the right exit code in a destructor. A
-training has handlers of its own while it runs (`cae_jax.runs.interruption`).
+A signal ends a command with one line and exit code 128 + signal, even before its imports. The
+handler ends the process directly: an exception would become an `ImportError` while an extension is
+initialised, and a traceback in a destructor. Training installs its own handlers
+(`cae_jax.runs.interruption`).
 """
 
 import contextlib
@@ -23,10 +23,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def start(command: Sequence[str]) -> None:
-    """Prepares the process of a command; for the first line of its entry point, and nowhere else.
+    """Prepares the process of a command; call it only in the first line of the entry point.
 
     Args:
-        command: the command line, which a signal prints.
+        command: the command line to print on a signal.
     """
     _handle_signals(command)
     sys.unraisablehook = _report_unless_interrupted
@@ -34,7 +34,7 @@ def start(command: Sequence[str]) -> None:
 
 
 def finish() -> None:
-    """Ignores signals: the work is done, and the interpreter would end without a line at one."""
+    """Ignores signals once the work is done; the interpreter would exit silently."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -71,9 +71,9 @@ def end(number: int, command: Sequence[str]) -> NoReturn:
 
 @contextlib.contextmanager
 def checked_output() -> Iterator[None]:
-    """Ends the process where stdout cannot be written.
+    """Ends the process if stdout cannot be written.
 
-    Quietly for a pipe that nobody reads, as SIGPIPE would; else with one line and exit code 2.
+    Silently if nobody reads the pipe, as SIGPIPE would; otherwise with one line and exit code 2.
     """
     try:
         yield
@@ -95,18 +95,18 @@ def _handle_signals(command: Sequence[str]) -> None:
 
 
 def _report_unless_interrupted(unraisable: "sys.UnraisableHookArgs") -> None:
-    # The interruption of a training that comes in a destructor; its next check raises it again.
+    # An interruption of training raised in a destructor; the next check raises it again.
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
 
 
 def _open_streams() -> None:
-    """Opens streams that are closed, and lets all of them show any name."""
+    """Opens closed streams, and lets all of them print any file name."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            # The next file that is opened would take the number, and receive what is printed.
+            # The next opened file would get this number, and the output.
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r"))  # noqa: PTH123, SIM115
@@ -131,13 +131,13 @@ def _flush(text: str = "") -> None:
 
 
 def _write(number: int, text: str = "") -> OSError | None:
-    """Writes what a standard stream has in its buffer; returns why that fails."""
+    """Flushes a standard stream; returns the error if that fails."""
     stream = sys.stdout if number == 1 else sys.stderr
     try:
         stream.write(text)
         stream.flush()
     except OSError as error:
-        # Else the interpreter would try again at its end, and report that.
+        # Otherwise the interpreter would try again at exit and report it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
         return error
     return None

@@ -8,7 +8,6 @@ Prints the PSNR of each reconstruction against its input image.
 
 import collections
 import contextlib
-import dataclasses
 import math
 import os
 import sys
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 import cae_jax
 from cae_jax import atomic
+from cae_jax.cli import common
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -34,7 +34,7 @@ _FAR_BELOW, _CLEAR_GAIN = 6, 3
 _BLOCK = 2**24
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags:
     run: tyro.conf.Positional[Path]
     """Run directory, or a shipped model such as pretrained/denoise."""
@@ -106,11 +106,11 @@ def real(path: Path) -> Path:
 def read(flags: Flags, files: dict[Path, Path]) -> tuple[list[str], np.ndarray]:
     """The name of each output and the images ``[N, *image_shape]``, uint8 or float32 in [0, 1]."""
     from cae_jax.data.images import joined, of_training, read_images
-    from cae_jax.models.topology import of_config
+    from cae_jax.models.topology import from_config
     from cae_jax.runs.folder import read_config
 
     config = read_config(flags.run)
-    image_shape = of_config(config).image_shape
+    image_shape = from_config(config).image_shape
     background = flags.background or config.background
     conversion = of_training(config, image_shape)
     options: Any = {"resize": flags.resize, "background": background, "conversion": conversion}

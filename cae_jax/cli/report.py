@@ -2,8 +2,8 @@
 
     cae-jax report runs/fashion_mnist runs/denoise --out report.html
 
-The page has configuration, curves, tables and images. Its networks run in the browser: a slider
-walks between two images, noise is added and removed.
+The page shows configs, curves, tables and images. Its networks run in the browser: a slider
+interpolates between two images, and noise is added and removed.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from cae_jax.cli import common
 from cae_jax.ops import cache
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Directories of runs and populations, all on one data set; a run may still be training."""
+    """Runs and populations on one data set; they may still be training."""
 
     out: Path = Path("report.html")
     """The page."""

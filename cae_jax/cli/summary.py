@@ -12,6 +12,6 @@ Flags = common.ConfigFlags
 
 def run(flags: Flags) -> None:
     from cae_jax.models.summary import layer_table
-    from cae_jax.models.topology import of_config
+    from cae_jax.models.topology import from_config
 
-    print(layer_table(of_config(flags.train)))
+    print(layer_table(from_config(flags.train)))

@@ -3,7 +3,7 @@
     cae-jax train --config denoise --epochs 50 --seed 1
     cae-jax train --seeds 0 1 2 3 --sweep learning_rate=1e-2,3e-2 b2=0.95,0.99
 
-Every field of the config is a flag too and overrides it.
+Defaults are in brackets; a config sets them, and a flag overrides the config.
 """
 
 import dataclasses
@@ -22,33 +22,31 @@ from cae_jax.ops import cache
 from cae_jax.runs.interruption import Interrupted
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@common.flags
 class Flags(common.ConfigFlags):
     workdir: Path | None = None
-    """Directory of the run; None takes runs/ and the name of the config, with _many for many."""
+    """Run directory; default: runs/CONFIG[_many]."""
 
     overwrite: bool = False
     """Replace an existing run instead of resuming it."""
 
-    start_from: Annotated[Path | None, tyro.conf.arg(aliases=["--from"])] = None
-    """Run of the same network, whose weights a new run begins with."""
+    start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Start with the weights of this run."""
 
     seeds: tuple[int, ...] = ()
-    """Train a member with each of these seeds, each a run in a directory of --workdir."""
+    """Train one run for each of these seeds."""
 
     sweep: tuple[str, ...] = ()
-    """Train a member with each combination of values: FIELD=VALUE,VALUE for one or more numbers of
-    the optimizer; with --seeds each of them with each seed."""
+    """Train one for each combination: FIELD=VALUE,VALUE."""
 
     members_per_program: int | None = None
-    """Members that a program computes at once; None takes 1 on a CPU, else what memory holds."""
+    """Runs trained by one program; default: 1 on a CPU, otherwise as many as fit in memory."""
 
     chunk_steps: int | None = None
-    """Steps between two updates of the progress bar, at least a tenth of a second by default; the
-    result does not depend on it."""
+    """Steps per progress update; the result is the same."""
 
     backend: common.Backend = "auto"
-    """How the layers are computed: XLA convolutions, matmuls, or the native kernel (CPU only)."""
+    """xla, matmul, native (C++, for CPUs) or auto."""
 
     data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
         default_factory=common.DataFlags
@@ -83,7 +81,7 @@ def run(flags: Flags) -> None:
     else:
         result = cae_jax.fit(flags.train, workdir, start_from=flags.start_from, **options)
     if result.interrupted is not None:
-        # Without a step the run that --overwrite replaces is back.
+        # Without a step, the run replaced by --overwrite has been restored.
         raise (common.Resumable if result.steps else Interrupted)(result.interrupted)
 
 
@@ -91,7 +89,7 @@ def members(config: TrainConfig, seeds: Sequence[int], sweep: Sequence[str]) -> 
     """The configs of all combinations of values.
 
     Raises:
-        UserError: a part of `sweep` that is no field with values, or a value that it does not take.
+        UserError: a part of `sweep` that is not FIELD=VALUE,VALUE, or an invalid value.
     """
     axes = dict(_axis(part) for part in sweep)
     if len(axes) < len(sweep):
@@ -107,7 +105,7 @@ def members(config: TrainConfig, seeds: Sequence[int], sweep: Sequence[str]) -> 
 
 
 def _axis(part: str) -> tuple[str, list[Any]]:
-    """A field and its values: ``b2=0.95,0.99``."""
+    """Parses a field and its values: ``b2=0.95,0.99``."""
     name, _, values = part.partition("=")
     if not name or not values:
         raise UserError(f"`sweep` has {part!r}; it takes FIELD=VALUE,VALUE such as b2=0.95,0.99")

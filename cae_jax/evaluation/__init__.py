@@ -1,0 +1,1 @@
+"""Quality of models; exports nothing, import `quality`, `comparison`, `intervals`, `baselines`."""

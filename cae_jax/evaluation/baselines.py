@@ -28,7 +28,7 @@ from cae_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Training images to tune on: enough to tell the parameters apart.
+# Number of training images for tuning, enough to distinguish the parameters.
 TUNING_IMAGES = 200
 
 
@@ -149,7 +149,7 @@ def tune(name: str, noisy: np.ndarray, clean: np.ndarray, executor: Executor) ->
         clean: the same images without noise.
         executor: maps over the images.
     """
-    from cae_jax.training.metrics import psnr_of_mse  # JAX, which the workers do without
+    from cae_jax.training.metrics import psnr_of_mse  # imports JAX, which the workers do not need
 
     function, grid = DENOISERS[name]
     best, best_psnr = None, -np.inf

@@ -30,7 +30,7 @@ from cae_jax.training.step import make_keys
 
 # Levels of a robustness curve, relative to the default level of the noise.
 _RELATIVE_LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-# Rows of tables and figures that are no runs.
+# Rows of tables and figures that are not runs.
 _LABELS = ("clean", "noisy image", *baselines.DENOISERS)
 _FORMATS = {"bce": ".4f", "mse": ".5f", "psnr": ".2f", "ssim": ".4f"}
 _FORMATS |= {"parameters": ",", "seconds": ".0f"}
@@ -110,9 +110,8 @@ def noisy_images(
 
     Args:
         images: uint8 ``[N, H, W, C]``.
-        noise: see `TrainConfig`.
-        level: see `TrainConfig`.
-        seed: draws the noise on which a training run with this seed validates.
+        noise, level: see `TrainConfig`.
+        seed: seed of the noise; a training run with this seed validates on the same noise.
 
     Raises:
         UserError: an unknown noise, or a level outside its range.
@@ -196,7 +195,7 @@ def differences(
 
     Args:
         entries: minuends.
-        others: subtrahends; None compares each two of `entries`.
+        others: subtrahends. Default: all pairs of `entries` are compared.
     """
     pairs = itertools.product(entries, others) if others else itertools.combinations(entries, 2)
     return [
@@ -278,7 +277,7 @@ def worst_rows(
     Args:
         entries: each contributes a row of clean images, of noisy ones, and of its outputs.
         images: clean images, uint8 ``[N, H, W, C]``.
-        inputs: noisy images; None leaves their rows out.
+        inputs: noisy images; None omits their rows.
     """
     rows = {}
     for entry in entries:

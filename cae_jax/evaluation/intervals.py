@@ -2,10 +2,10 @@
 
 Values are ``[R, N]``: R runs, which differ in their seed, on the same N images. The images are
 bootstrapped (Efron 1979): resampled with replacement, with the 2.5th and 97.5th percentile of the
-resampled means as interval. A handful of runs is too few to resample, percentiles would cover far
-less than 95 %; their share of the error is drawn from the t distribution of the mean of R normal
-values (Student 1908), once per resample. With a single run this share is missing: the interval does
-not cover what another seed would give.
+resampled means as interval. A handful of runs is too few to resample: percentiles would cover far
+less than 95 %. Their share of the error is drawn from the t distribution of the mean of R normal
+values (Student 1908), once per resample. With a single run this share is missing, and the interval
+does not cover the variation between seeds.
 """
 
 import functools

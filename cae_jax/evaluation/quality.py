@@ -9,7 +9,7 @@ import numpy as np
 
 from cae_jax.data.images import prepare_images, scale
 from cae_jax.models.inference import Autoencoder
-from cae_jax.ops.backend import MATMUL, sized
+from cae_jax.ops.backend import MATMUL, limit_batch
 from cae_jax.training import metrics
 
 
@@ -37,7 +37,7 @@ def evaluate_model(
     Args:
         autoencoder: the trained model.
         images: clean images in a format that `Autoencoder.reconstruct` accepts, N at least 1.
-        inputs: noisy images to reconstruct them from; None reconstructs them from themselves.
+        inputs: noisy images to reconstruct them from. Default: `images`.
 
     Raises:
         UserError: images that the model does not accept.
@@ -51,10 +51,10 @@ def evaluate_images(outputs: np.ndarray, images: np.ndarray) -> Quality:
     """Evaluates images that no model of this package has produced.
 
     Args:
-        outputs: floats ``[N, H, W, C]`` in [0, 1], N at least 1. Only for the binary cross-entropy,
-            which is infinite for a black pixel that should not be black, they are clipped to
-            [1e-7, 1 - 1e-7], as Keras does.
-        images: the clean images, in a format that `Autoencoder.reconstruct` accepts.
+        outputs: floats ``[N, H, W, C]`` in [0, 1], N at least 1. For the binary cross-entropy only,
+            which would be infinite for some black or white pixels, they are clipped to
+            [1e-7, 1 - 1e-7], as in Keras.
+        images: clean images in a format that `Autoencoder.reconstruct` accepts.
 
     Raises:
         UserError: images of another shape or type.
@@ -87,7 +87,7 @@ def _quality(bce: jax.Array, outputs: jax.Array, targets: jax.Array) -> Quality:
 
 
 def _batched(function: Callable, values: np.ndarray, targets: np.ndarray) -> Quality:
-    size = sized(MATMUL, targets.shape[1:]).max_batch
+    size = limit_batch(MATMUL, targets.shape[1:]).max_batch
     parts = [
         function(values[i : i + size], targets[i : i + size]) for i in range(0, len(targets), size)
     ]

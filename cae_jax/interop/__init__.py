@@ -1,0 +1,1 @@
+"""Exchange with other frameworks; exports nothing, import `export`, `onnx` or `keras`."""

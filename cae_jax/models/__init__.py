@@ -1,0 +1,1 @@
+"""Networks; exports nothing, import `topology`, `autoencoders`, `inference` or `summary`."""

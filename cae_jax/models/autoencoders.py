@@ -1,9 +1,9 @@
-"""The Keras tutorial's convolutional autoencoder, and fully connected ones to compare it with.
+"""The Keras tutorial's convolutional autoencoder, and fully connected ones for comparison.
 
 All models map images ``[N, height, width, channels]``, uint8 or float32 in [0, 1], to a code
 (`encode`) and a code to logits of the images' shape (`decode`); the sigmoid of the logits is the
-reconstruction. The modules hold parameters and layers. How a convolution is computed is an
-argument of each call: a module such as `cae_jax.ops.xla`, equal to the others up to rounding.
+reconstruction. The modules hold the parameters. Each call is passed the implementation of the
+layers: a module such as `cae_jax.ops.xla`, which equals the others up to rounding.
 """
 
 import math
@@ -25,14 +25,14 @@ from cae_jax.ops.backend import MATMUL, Backend
 
 
 class ConvAutoencoder(nnx.Module):
-    """The tutorial's network: convolutions with pooling to the code, with upsampling back.
+    """The tutorial's network: convolutions with pooling, then convolutions with upsampling.
 
     With the defaults: 28 x 28 pixels to a 4 x 4 x 8 code and back, 4,385 parameters.
 
     Args:
         features: of the encoder's convolutions, one pooling stage each; the decoder mirrors them.
         image_shape: ``(height, width, channels)``.
-        rngs: stream ``params`` draws the kernels.
+        rngs: the stream ``params`` initialises the kernels.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ConvAutoencoder(nnx.Module):
         return self._decode(code, weights[len(self.features) :], ops)
 
     def _weights(self, part: slice, ops: Any) -> list[Any]:
-        """The weights of some layers, in the form that `ops` computes with."""
+        """The weights of some layers, as prepared by `ops`."""
         depth = len(self.features)
         functions = ["conv_pool"] * depth + ["conv"] + ["upsample_conv"] * depth
         modules = [getattr(self, layer.name) for layer in self.topology.weighted]
@@ -95,13 +95,13 @@ class ConvAutoencoder(nnx.Module):
 
 
 class DenseAutoencoder(nnx.Module):
-    """A fully connected autoencoder; every layer is a matmul, whatever `ops` says.
+    """A fully connected autoencoder; every layer is a matmul, whatever the `ops`.
 
     Args:
         model: ``"simple"`` (pixels-32-pixels) or ``"deep"`` (pixels-128-64-32-64-128-pixels), with
             a pixel for each value of an image.
         image_shape: ``(height, width, channels)``.
-        rngs: stream ``params`` draws the kernels.
+        rngs: the stream ``params`` initialises the kernels.
     """
 
     def __init__(
@@ -148,20 +148,20 @@ Pass = Callable[[nnx.State, jax.Array], jax.Array]
 
 def build(config: TrainConfig, rngs: nnx.Rngs) -> Model:
     """Builds and initialises the model described by `config`."""
-    network = topology.of_config(config)
+    network = topology.from_config(config)
     if config.model == "conv":
         return ConvAutoencoder(network.features, network.image_shape, rngs=rngs)
     return DenseAutoencoder(config.model, network.image_shape, rngs=rngs)
 
 
 def abstract(config: TrainConfig) -> Model:
-    """The model described by `config` with `jax.ShapeDtypeStruct` in place of parameters."""
+    """Builds the model described by `config` with `jax.ShapeDtypeStruct` as parameters."""
     return nnx.eval_shape(lambda: build(config, nnx.Rngs(0)))
 
 
 def build_with(config: TrainConfig, parameters: dict[str, Any]) -> Model:
-    """Builds the model described by `config` with parameters, nested by layer and name."""
-    model = abstract(config)  # to draw values takes longer than to read a file
+    """Builds the model described by `config` from parameters nested by layer and name."""
+    model = abstract(config)  # drawing values takes longer than reading them
     params = nnx.state(model, nnx.Param)
     nnx.replace_by_pure_dict(params, jax.tree.map(jnp.asarray, parameters))
     nnx.update(model, params)
@@ -169,7 +169,7 @@ def build_with(config: TrainConfig, parameters: dict[str, Any]) -> Model:
 
 
 class Passes(NamedTuple):
-    """Functions of parameters and arrays, which are to be jitted.
+    """Functions of parameters and arrays, to be jitted.
 
     Attributes:
         encode: images to codes.
@@ -185,7 +185,7 @@ class Passes(NamedTuple):
 
 
 def make_passes(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> Passes:
-    """What a model computes, by a backend."""
+    """Makes the functions of a model on a backend."""
 
     def encoder(params: nnx.State, x: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, params).encode(x, backend.layers)
@@ -211,10 +211,10 @@ def make_passes(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> Passes:
 
 
 def _draw_kernel(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Glorot's uniform distribution, Keras's default for Conv2D and Dense.
+    """Draws from Glorot's uniform distribution, Keras's default for Conv2D and Dense.
 
-    With the bits of `nnx.initializers.glorot_uniform`, whose draw of four dimensions takes XLA up
-    to 5 s to compile for a CPU; a flat one takes 0.2 s.
+    The bits equal those of `nnx.initializers.glorot_uniform`, but drawing a flat array compiles in
+    0.2 s on a CPU, and one of four dimensions in up to 5 s.
     """
     *window, n_in, n_out = shape
     variance = jnp.asarray(2 / (math.prod(window) * (n_in + n_out)), dtype)
@@ -223,7 +223,7 @@ def _draw_kernel(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.fl
 
 
 def _initialised(layer: Layer, rngs: nnx.Rngs) -> nnx.Conv | nnx.Linear:
-    """The layer of a network with its parameters: biases of 0, as in Keras."""
+    """Builds and initialises a layer; biases are 0, as in Keras."""
     assert layer.kernel is not None
     *window, n_in, n_out = layer.kernel
     if window:

@@ -32,12 +32,12 @@ class Autoencoder:
     ``resize=True`` converts images of other sizes and colors, as those of the training were if they
     were the user's own, else by stretching them.
 
-    Results are float32 NumPy arrays. At most ``backend.max_batch`` images go to the device in one
-    call; each batch size is compiled once. It can be pickled; loading chooses the same backend, or
-    the default one without it.
+    Results are float32 NumPy arrays. At most ``backend.max_batch`` images are sent to the
+    device in one call; each batch size is compiled once. An autoencoder can be pickled; unpickling
+    chooses the same backend, or the default one if that is unavailable.
 
     Attributes:
-        config: the config that it was trained with.
+        config: the config it was trained with.
         model: the Flax NNX module with the trained parameters.
         topology: the table of its layers.
         params: its parameters, an `nnx.State`.
@@ -48,7 +48,7 @@ class Autoencoder:
     ) -> None:
         self.config = config
         self.model = model
-        self.topology = topology.of_config(config)
+        self.topology = topology.from_config(config)
         self._image_shape = self.topology.image_shape
         graphdef, self.params = nnx.split(model, nnx.Param)
         self._backend = backend
@@ -57,7 +57,7 @@ class Autoencoder:
         )
 
     def with_params(self, config: TrainConfig, params: nnx.State) -> "Autoencoder":
-        """The same network with other parameters, and without compiling it again."""
+        """Returns the same network with other parameters, without compiling it again."""
         other = object.__new__(type(self))  # a copy by `copy` would be pickled
         vars(other).update(vars(self), config=config, params=params)
         other.model = nnx.merge(nnx.graphdef(self.model), params)
@@ -71,7 +71,7 @@ class Autoencoder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         config, name = state["config"], state["backend"]
         model = autoencoders.build_with(config, state["params"])
-        network = topology.of_config(config)
+        network = topology.from_config(config)
         try:
             backend = choose(network, name)
         except UserError:  # pickled on another machine
@@ -91,18 +91,18 @@ class Autoencoder:
         return self.topology.code_shape
 
     def encode(self, images: Images, *, resize: bool = False) -> np.ndarray:
-        """Codes ``[N, *code_shape]`` of images, each value at least 0.
+        """Encodes images to codes ``[N, *code_shape]``, each value at least 0.
 
         Raises:
-            UserError: images of another shape, type or range, or a file that is no image.
+            UserError: images of another shape, type or range, or a file that is not an image.
         """
         return self._batched(self._passes.encode, self._taken(images, resize), self.code_shape)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Images ``[N, *image_shape]`` in [0, 1] of codes ``[N, *code_shape]``.
+        """Decodes codes ``[N, *code_shape]`` to images ``[N, *image_shape]`` in [0, 1].
 
         Raises:
-            UserError: codes of another shape, or not finite numbers.
+            UserError: codes of another shape, or with non-finite values.
         """
         try:
             codes = np.asarray(codes)
@@ -121,7 +121,7 @@ class Autoencoder:
         return self._batched(self._passes.decode, values, self._image_shape)
 
     def reconstruct(self, images: Images, *, resize: bool = False) -> np.ndarray:
-        """Images ``[N, *image_shape]`` in [0, 1]: those given, encoded and decoded.
+        """Encodes and decodes images: ``[N, *image_shape]`` in [0, 1].
 
         Raises:
             UserError: see `encode`.

@@ -1,9 +1,9 @@
-"""Shows a network as text, by Keras's names of its layers."""
+"""Prints a network as a table of its layers, with Keras's names."""
 
 from cae_jax.models.topology import Topology
 
 _COLUMNS = (32, 26, 10)
-# Keras's names of the layers, by which readers of the tutorial know them.
+# Keras's names of the layers, which readers of the tutorial know.
 KERAS_TYPES = {
     "input": "InputLayer",
     "conv": "Conv2D",

@@ -3,7 +3,7 @@
 The layer table, the Keras model, the ONNX graph, the FLOP counts, the native kernel's sizes and the
 network of the HTML report are derived from it; `cae_jax.models.autoencoders` holds the parameters.
 
-The convolutional network closes for any height and width. Pooling halves a size and rounds up. On
+The convolutional network restores any height and width. Pooling halves a size and rounds up. On
 the way back each stage upsamples by two and convolves with 'same' padding, except where the
 upsampled size exceeds the mirrored encoder size by two or more, where it convolves with 'valid'
 padding; what is still too large after the last layer is cropped. For 28 pixels this is the
@@ -22,7 +22,7 @@ Padding = Literal["same", "valid"]
 
 IMAGE_SHAPE = (28, 28, 1)
 KERNEL = 3  # rows and columns of every convolution's kernel
-# Hidden layers up to and with the code of the fully connected networks; the decoder mirrors them.
+# Hidden layers of the fully connected networks, up to the code; the decoder mirrors them.
 WIDTHS = {"simple": (32,), "deep": (128, 64, 32)}
 
 
@@ -30,12 +30,12 @@ class Layer(NamedTuple):
     """One layer.
 
     Attributes:
-        name: of the layer, and of its parameters in the model.
-        kind: what it does.
-        shape: of its output, without the batch.
+        name: name of the layer and of its parameters in the model.
+        kind: operation.
+        shape: shape of its output, without the batch.
         kernel: shape of its kernel, ``[3, 3, in, out]`` or ``[in, out]``; None without parameters.
-        padding: of a convolution, for rows and for columns.
-        activation: applied to its output.
+        padding: padding of a convolution, for rows and columns.
+        activation: function applied to its output.
     """
 
     name: str
@@ -58,13 +58,13 @@ class Layer(NamedTuple):
 
 
 class Topology(NamedTuple):
-    """A network as its layers, in order.
+    """A network as a sequence of layers.
 
     Attributes:
         model: ``TrainConfig.model``.
         image_shape: ``(height, width, channels)``.
-        features: of the encoder's convolutions; empty for a fully connected network.
-        layers: the first one is the input; the last one's sigmoid is the reconstruction.
+        features: channels of the encoder's convolutions; empty for a fully connected network.
+        layers: the first is the input; the sigmoid of the last is the reconstruction.
         code: index of the layer whose output is the code.
     """
 
@@ -103,14 +103,14 @@ class Topology(NamedTuple):
     def training_flops(self) -> int:
         """Operations of one image's forward and backward pass.
 
-        The backward pass costs twice the forward one, except for the derivative by the images,
-        which training does not need.
+        The backward pass costs twice the forward pass, minus the derivative with respect to the
+        images, which training does not need.
         """
         return 3 * sum(layer.flops for layer in self.layers) - self.weighted[0].flops
 
     def training_bytes(self, batch_size: int) -> int:
-        """Least memory of training: parameters, gradient, two moments and an update, and the
-        layers' outputs with their derivatives, all float32."""
+        """Minimum memory for training, in bytes: parameters, gradient, two moments, an update, and
+        the layers' outputs and their derivatives, all float32."""
         outputs = sum(math.prod(layer.shape) for layer in self.layers)
         return 4 * (5 * self.parameters + 2 * batch_size * outputs)
 
@@ -118,8 +118,8 @@ class Topology(NamedTuple):
     def native_sizes(self) -> tuple[tuple[str, str], ...] | None:
         """Compile-time sizes of the native kernel, by name; None for a network it cannot compute.
 
-        They are lists: of the encoder's features, of its sizes, of the image and after each
-        pooling, and of the decoder's, of the code and after each upsampling layer.
+        Each value is a list: the encoder's features, its sizes from the image to the last pooling,
+        and the decoder's sizes from the code to the last upsampling layer.
         """
         if self.model != "conv":
             return None
@@ -136,8 +136,8 @@ class Topology(NamedTuple):
         return tuple((name, ",".join(map(str, values))) for name, values in sizes.items())
 
 
-def of_config(config: TrainConfig) -> Topology:
-    """The network that a config describes, whose image shape is known."""
+def from_config(config: TrainConfig) -> Topology:
+    """The network described by a config whose image shape is known."""
     config = resolved(config)
     assert config.image_shape is not None
     assert config.features is not None

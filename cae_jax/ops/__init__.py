@@ -1,0 +1,1 @@
+"""Layers on several backends; exports nothing, `cae_jax.ops.backend` chooses a backend."""

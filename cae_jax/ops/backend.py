@@ -1,8 +1,8 @@
-"""The ways to compute a network, and the choice between them.
+"""Defines the backends that compute a network, and chooses one.
 
-A backend has the three layers of the convolutional network as functions (`Backend.layers`), and
-may have a kernel that computes the whole network in one call. Adding one takes a file in this
-folder and a line in `choose`.
+A backend implements the three layers of the convolutional network as functions (`Backend.layers`),
+and optionally a kernel that computes the whole network in one call. To add one, add a file to this
+folder and a line to `choose`.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ Name = Literal["xla", "matmul", "native"]
 
 
 class Network(Protocol):
-    """What the choice depends on; `cae_jax.models.topology.Topology` has it."""
+    """The attributes of `cae_jax.models.topology.Topology` that the choice depends on."""
 
     @property
     def model(self) -> str: ...
@@ -42,9 +42,9 @@ class Backend(NamedTuple):
         reason: why it was chosen, the end of a sentence.
         layers: has ``prepare``, ``conv_pool``, ``conv`` and ``upsample_conv``, such as the module
             `cae_jax.ops.xla`.
-        max_batch: the most images that inference sends to the device in one call.
-        kernel: may have ``bce_and_grad``, ``mse_and_grad``, ``losses``, ``encode`` and ``decode``
-            of the whole network, each a function of the parameters and arrays.
+        max_batch: maximum number of images per inference call.
+        kernel: optional; any of ``bce_and_grad``, ``mse_and_grad``, ``losses``, ``encode`` and
+            ``decode`` of the whole network, each a function of the parameters and arrays.
     """
 
     name: Name
@@ -54,7 +54,7 @@ class Backend(NamedTuple):
     kernel: Any = None
 
     def call(self, entry: str, reference: Callable, params: Any, *arrays: jax.Array) -> Any:
-        """``reference(params, *arrays)``, computed by the kernel's `entry` where it has one.
+        """``reference(params, *arrays)``, computed by the kernel's `entry` if it has one.
 
         The derivative is that of the reference.
         """
@@ -106,13 +106,13 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
 
     Args:
         network: its topology.
-        name: a `Name`, or ``"auto"``: on a CPU the native kernel where it is available, on a TPU
-            xla, else matmul; docs/performance.md has the counts that decided.
-        platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``; None takes that of the default device.
+        name: a `Name`, or ``"auto"``: on a CPU the native kernel if available, on a TPU xla,
+            otherwise matmul; docs/performance.md has the counts behind this choice.
+        platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``. Default: that of the default device.
 
     Raises:
-        UserError: an unknown name, a backend that this device or network does not have, or a device
-            that is not there.
+        UserError: an unknown name, a backend that does not support this device or network, or a
+            missing device.
     """
     check_device()
     platform = platform or jax.default_backend()
@@ -129,7 +129,7 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
     by_matmul = _GROUPED if platform == "gpu" else MATMUL
     by_xla = _TPU if platform == "tpu" else XLA
     if platform == "cpu":
-        by_matmul, by_xla = (sized(each, network.image_shape) for each in (by_matmul, by_xla))
+        by_matmul, by_xla = (limit_batch(each, network.image_shape) for each in (by_matmul, by_xla))
     if name in ("xla", "matmul"):
         return by_xla if name == "xla" else by_matmul
     if name == "auto" and platform == "tpu":
@@ -147,19 +147,19 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
     # The kernel keeps its own working set in the cache, and every call has a cost. Each thread
     # computes whole groups of images.
     by_native = Backend("native", reason, matmul, max_batch=4096, kernel=kernel)
-    return sized(by_native, network.image_shape, native.MOST_LANES, os.cpu_count() or 1)
+    return limit_batch(by_native, network.image_shape, native.MAX_LANES, os.cpu_count() or 1)
 
 
-def sized(
+def limit_batch(
     backend: Backend, image_shape: tuple[int, ...], group: int = 1, least: int = 1
 ) -> Backend:
-    """With fewer images in a call where they are larger than those that `max_batch` is for.
+    """Scales `max_batch` down for larger images.
 
     Args:
         backend: for a CPU.
         image_shape: of one image.
-        group: images that the backend computes together; calls take whole groups.
-        least: groups in a call, at least.
+        group: number of images that the backend computes together; `max_batch` is a multiple.
+        least: minimum number of groups per call.
     """
     values = max(_VALUES, math.prod(image_shape))
     groups = backend.max_batch * _VALUES // values // group
@@ -176,7 +176,7 @@ def check_device() -> None:
     """Initialises the device that JAX computes on.
 
     Raises:
-        UserError: ``JAX_PLATFORMS`` asks for one that is not there.
+        UserError: ``JAX_PLATFORMS`` names a missing device.
     """
     try:
         jax.devices()

@@ -1,6 +1,6 @@
 """Has XLA capture a whole loop as one CUDA graph, so that the host launches nothing within it.
 
-By default XLA captures the steps of a loop one by one, and the host reads its condition each time.
+By default, XLA captures the steps of a loop one by one, and the host evaluates its condition.
 """
 
 import os
@@ -16,7 +16,7 @@ OPTIONS = {
 
 
 def compile_loop(lowered: jax.stages.Lowered, device: Any) -> jax.stages.Compiled:
-    """Compiles a program, with these options on a GPU of NVIDIA.
+    """Compiles a program, with `OPTIONS` on an NVIDIA GPU.
 
     ``XLA_FLAGS`` that name the commands of a graph win: ``--xla_gpu_enable_command_buffer=``
     captures nothing. An XLA that does not know the options compiles without them.

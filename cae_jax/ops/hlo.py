@@ -34,9 +34,9 @@ class Kernels(NamedTuple):
     """Kernels of a program by kind, as they are launched one after the other.
 
     Attributes:
-        step: in each iteration of the outermost loop, or all where there is no loop.
-        branches: besides those of `step`, in the longest branch of its conditionals, which the
-            program may take or not.
+        step: in each iteration of the outermost loop, or all kernels if there is no loop.
+        branches: additional kernels in the longest branch of its conditionals, which may or may not
+            be taken.
         outside: before and after the loop.
     """
 
@@ -46,7 +46,7 @@ class Kernels(NamedTuple):
 
     @property
     def graph_breaks(self) -> Counter[str]:
-        """Those of each step that XLA does not capture in a CUDA graph."""
+        """The kernels of each step that XLA does not capture in a CUDA graph."""
         return Counter({kind: self.step[kind] for kind in GRAPH_BREAKS if self.step[kind]})
 
 
@@ -63,7 +63,7 @@ class Program(NamedTuple):
 
     @property
     def host_transfers(self) -> list[str]:
-        """Opcodes and targets of what exchanges data with the host."""
+        """Opcodes and targets of instructions that exchange data with the host."""
         found = []
         for instruction in (each for body in self.computations.values() for each in body):
             target = _target(instruction)
@@ -83,7 +83,7 @@ class Program(NamedTuple):
         return Kernels(sum(steps, Counter()), branches, outside)
 
     def _count(self, name: str, branches: Counter[str], *, loops: bool = True) -> Counter[str]:
-        """Kernels of a computation and of those it calls, those of `branches` added there."""
+        """Counts the kernels of a computation and its callees, adding branches to `branches`."""
         kernels = Counter()
         for instruction in self.computations[name]:
             if instruction.opcode in _CALLS:
@@ -103,7 +103,7 @@ class Program(NamedTuple):
         return kernels
 
     def _outer_loops(self, name: str) -> list[str]:
-        """Names of the bodies of the loops that are in no other loop."""
+        """Names of the bodies of the outermost loops."""
         bodies = []
         for instruction in self.computations[name]:
             if instruction.opcode == "while":
@@ -114,7 +114,7 @@ class Program(NamedTuple):
         return bodies
 
     def _kind(self, instruction: Instruction) -> str | None:
-        """What an instruction does, in a word; None for one that needs no kernel."""
+        """The kind of an instruction in one word; None if it needs no kernel."""
         opcode, target = instruction.opcode, _target(instruction)
         if opcode in _FREE or target == "AllocateBuffer":
             return None
@@ -136,13 +136,13 @@ class Program(NamedTuple):
         return "copy" if opcode == "copy-start" else opcode
 
     def _all(self, name: str) -> list[Instruction]:
-        """The instructions of a computation and of those that it calls."""
+        """The instructions of a computation and its callees."""
         own = self.computations[name]
         return own + [each for line in own for callee in line.calls for each in self._all(callee)]
 
 
 def parse(text: str) -> Program:
-    """Reads XLA's text, as ``jax.stages.Compiled.as_text`` gives it."""
+    """Parses XLA's text, as returned by ``jax.stages.Compiled.as_text``."""
     computations, entry = {}, ""
     for match in re.finditer(r"^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S):
         is_entry, name, body = match.groups()
@@ -183,7 +183,7 @@ def _body(loop: Instruction) -> str:
 
 
 def _iterations(loop: Instruction) -> int:
-    """How often a loop runs; 1 where that is only known when it does."""
+    """The number of iterations of a loop; 1 if it is only known at run time."""
     match = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)
     return int(match[1]) if match else 1
 

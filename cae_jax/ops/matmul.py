@@ -10,7 +10,7 @@ neighbours.
 
 The result equals ``lax.conv_general_dilated`` with ``lax.reduce_window`` or ``jnp.repeat`` up to
 rounding, because the order of summation differs. At ties the first maximum of a window gets the
-gradient, as there. XLA sees no convolution; on the CPU, its gradient of a convolution is several
+gradient in both. XLA sees no convolution; on the CPU, its gradient of a convolution is several
 times slower inside a loop than outside (https://github.com/jax-ml/jax/issues/12868).
 
 Shapes: B images, H x W pixels, C channels in, F features out; a, b are the row and column phase.
@@ -35,7 +35,7 @@ class Weights(NamedTuple):
 
     Attributes:
         matrix: G times the same ``[K, N]``, see `prepare`.
-        bias: ``[F]`` to be added to the output; None where it is the last row of the matrix.
+        bias: ``[F]`` to be added to the output; None if it is the last row of the matrix.
         features: F.
     """
 
@@ -49,10 +49,10 @@ def prepare(layers: Sequence[tuple[str, jax.Array, jax.Array]], groups: int = 1)
 
     Args:
         layers: name of the layer's function here, kernel ``[3, 3, C, F]`` and bias ``[F]``.
-        groups: above 1 for a device with many cores, where the number of kernels counts. The
-            gradient of a matrix is then summed over each of as many groups of images, and over the
-            groups for all layers at once, where XLA would split each long sum by itself; and a
-            matrix has the bias in its last row, whose gradient is then a row of the matrix's.
+        groups: more than 1 for a device with many cores, where fewer kernels are faster. The
+            gradient of a matrix is then summed within each group of images, and over the groups
+            for all layers at once, instead of splitting each long sum. The bias becomes the last
+            row of the matrix, so its gradient needs no kernel of its own.
     """
     matrices = [_MATRICES[name](kernel) for name, kernel, _ in layers]
     if groups == 1:
@@ -160,7 +160,7 @@ def upsample_conv(
 
 
 def _windows_are_smaller(channels: int, features: int) -> bool:
-    """Which array of an upsampling layer is the smaller one.
+    """Whether the windows of an upsampling layer are smaller than its taps.
 
     Both forms are exact and need one large array: 2x2 windows before the matmul, or 3x3 taps
     after it.
@@ -242,7 +242,7 @@ def _multiply(x: jax.Array, weights: Weights) -> jax.Array:
 
 
 def _add(y: jax.Array, weights: Weights) -> jax.Array:
-    """Adds the bias, unless the matrix has."""
+    """Adds the bias, unless it is part of the matrix."""
     return y if weights.bias is None else y + weights.bias[None, None, None, :]
 
 

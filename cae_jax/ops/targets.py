@@ -1,4 +1,4 @@
-"""Devices to compile for without having them: XLA's compilers need only a description."""
+"""Describes devices to compile for without having them."""
 
 import os
 import tomllib
@@ -35,10 +35,10 @@ class Target(NamedTuple):
     """A device to compile for.
 
     Attributes:
-        title: its name for people.
+        title: its full name.
         platform: as JAX names it.
         memory: bytes.
-        sharding: arguments that have it are compiled for this device.
+        sharding: compiles a program for this device when its arguments have it.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Target(NamedTuple):
 
 
 def names() -> list[str]:
-    """What `find` takes; a TPU's name may have a topology after it, such as ``v5e:2x4``."""
+    """The names that `find` accepts; a TPU may be followed by a topology, as in ``v5e:2x4``."""
     return list(_table())
 
 

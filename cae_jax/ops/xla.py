@@ -2,9 +2,9 @@
 
 `cae_jax.ops.matmul` has the same three functions and explains the shape letters.
 
-The convolution has explicit derivatives. Those of autodiff swap batch and channels by dimension
-numbers. On the CPU, XLA converts these to a layout with a fast routine, but not inside loops
-(https://github.com/jax-ml/jax/issues/12868). Explicit transposes give that layout everywhere.
+The convolution has explicit derivatives. Those of autodiff swap batch and channels through
+dimension numbers. On the CPU, XLA converts these to a layout with a fast routine, but not inside
+loops (https://github.com/jax-ml/jax/issues/12868). Explicit transposes give that layout everywhere.
 """
 
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ from cae_jax.runs.members import Member, of_population
 from cae_jax.runs.names import run_names
 
 IMAGES = 10
-# Of all runs in a report together; they take 27 MB of the page.
+# Maximum number of parameters of all runs in a report, 27 MB of the page.
 MAX_PARAMETERS = 5_000_000
 
 
@@ -41,8 +41,8 @@ def collect(
     """The report data of runs, finished or not, with the weights of their newest checkpoints.
 
     Args:
-        runs: directories of runs, and of populations, for which their best, median and worst
-            member stand; all of one data set.
+        runs: directories of runs and populations on one data set; a population is represented by
+            its best, median and worst member.
         data_dir, archives: location of the test images, as in `data.load_split`.
 
     Raises:
@@ -87,7 +87,7 @@ def collect(
 
 
 def _classes(labels: np.ndarray | None, names: Sequence[str]) -> list[str]:
-    """The names of the images' classes; [] where the data have no classes."""
+    """The names of the images' classes; [] if the data have none."""
     if labels is None or not names:
         return []
     # -1 marks an image without a label.
@@ -95,7 +95,7 @@ def _classes(labels: np.ndarray | None, names: Sequence[str]) -> list[str]:
 
 
 def _shown(run: Path, population: Mapping[str, Member] | None) -> list[Path]:
-    """The runs that stand for a run or a population."""
+    """The runs that represent a run or a population."""
     if population is None:
         return [run]
     good = [name for name in members.ranked(population) if math.isfinite(population[name].val_loss)]
@@ -119,7 +119,7 @@ def _population_data(population: Mapping[str, Member]) -> dict[str, Any]:
 
 
 def network(topology: Topology, parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A network as ``network.js`` reads it.
+    """A network in the form that ``network.js`` reads.
 
     Args:
         topology: the network.
@@ -207,7 +207,7 @@ def _read_result(run: Path) -> dict[str, Any]:
 def _slider(
     noise: str, configs: Sequence[TrainConfig], image_shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """The slider of a noise: up to twice the default level, or to the highest level of the runs."""
+    """The range of a noise slider: to twice the default level, or the highest of the runs."""
     levels = NOISES[noise]
     step = 1.0 if levels.whole else 0.01
     default = check_level(noise, None, image_shape)

@@ -10,7 +10,7 @@ from typing import Any
 
 from cae_jax import atomic
 
-# In the order in which they run; all share one scope.
+# In order of execution; all share one scope.
 SCRIPTS = ("data.js", "network.js", "noise.js", "elements.js", "curves.js", "page.js", "live.js")
 
 
@@ -31,8 +31,8 @@ def write(path: str | Path, data: dict[str, Any]) -> None:
 def render(data: dict[str, Any]) -> str:
     """The page with the report data, in ASCII.
 
-    Its Content Security Policy allows the page's own style and scripts, by their hashes, and
-    nothing else: no connection, and no script that arrives in the name of a run.
+    Its Content Security Policy allows only the page's own style and scripts, by their hashes: no
+    connections, and no script injected through the name of a run.
     """
     style, scripts = _read("page.css"), [_read(name) for name in SCRIPTS]
     policy = (
@@ -48,7 +48,7 @@ def render(data: dict[str, Any]) -> str:
 
 
 def _embed(data: dict[str, Any]) -> str:
-    """JSON without tags: ``</script>`` in a name would end the element around it."""
+    """JSON with tags escaped: ``</script>`` in a name would end the enclosing element."""
     return json.dumps(data, allow_nan=False).replace("<", "\\u003c")
 
 

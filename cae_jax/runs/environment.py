@@ -22,7 +22,7 @@ import numpy as np
 from cae_jax import atomic, data
 from cae_jax.config import NAMED, TrainConfig
 from cae_jax.errors import UserError
-from cae_jax.models.topology import of_config
+from cae_jax.models.topology import from_config
 from cae_jax.ops.backend import Backend, Name, check_device, choose, device_memory
 from cae_jax.training.trainer import device_name
 
@@ -43,9 +43,9 @@ def choose_backend(run: Path, config: TrainConfig, name: str) -> Backend:
     """
     recorded = _read(run).get("backend")
     if name != "auto" or recorded is None:
-        return choose(of_config(config), name)
+        return choose(from_config(config), name)
     try:
-        return choose(of_config(config), recorded)
+        return choose(from_config(config), recorded)
     except UserError as error:
         raise UserError(
             f"{run} was trained by the backend {recorded} so far: {error}; or name another "
@@ -61,7 +61,7 @@ def check_memory(config: TrainConfig) -> None:
     """
     check_device()
     there = device_memory()
-    needed = of_config(config).training_bytes(config.batch_size)
+    needed = from_config(config).training_bytes(config.batch_size)
     if needed > there:
         raise UserError(
             f"training needs at least {needed / 1e9:,.1f} GB and {there / 1e9:,.1f} GB are there; "

@@ -32,7 +32,7 @@ def make_losses(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> Callable[.
     return lambda *args: backend.call("losses", reference, *args)
 
 
-def minimised(losses: Losses, kind: Loss) -> jax.Array:
+def select_loss(losses: Losses, kind: Loss) -> jax.Array:
     """Which of the losses of images training minimises."""
     bce, mse = losses
     return bce if kind == "bce" else mse
@@ -53,7 +53,7 @@ def make_loss(
     def loss(
         params: nnx.State, inputs: jax.Array, targets: jax.Array, weights_N: jax.Array
     ) -> jax.Array:
-        losses_N = minimised(losses(params, inputs, targets), kind)
+        losses_N = select_loss(losses(params, inputs, targets), kind)
         return (losses_N * weights_N).sum() / weights_N.sum()
 
     return backend.with_gradient(loss, kind)

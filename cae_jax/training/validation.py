@@ -13,7 +13,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import Backend
 from cae_jax.training import metrics, programs, step
-from cae_jax.training.loss import minimised
+from cae_jax.training.loss import select_loss
 
 
 class Score(NamedTuple):
@@ -87,13 +87,13 @@ class Validation:
         if len(self._members) == 1:
             losses = self._evaluate(params, self._inputs, self.images)
             psnr = _mean(metrics.psnr_of_mse(losses[1]))
-            return [Score(_mean(minimised(losses, kind)), psnr, self._psnr_input)]
+            return [Score(_mean(select_loss(losses, kind)), psnr, self._psnr_input)]
         keys = step.make_keys(*(config.seed for config in self._members))
         bce_MxN, mse_MxN, noisy_MxN = self._evaluate(params, keys.test_noise, self.images)
         losses_M, psnr_M, psnr_input_M = (
             list(map(_mean, np.asarray(column)))
             for column in (
-                minimised((bce_MxN, mse_MxN), kind),
+                select_loss((bce_MxN, mse_MxN), kind),
                 metrics.psnr_of_mse(mse_MxN),
                 metrics.psnr_of_mse(noisy_MxN),
             )

@@ -67,7 +67,7 @@ def write(scratch: Path) -> None:
     config = from_dict(json.loads((scratch / "config.json").read_text()))
     weights_path = scratch / "model.weights.h5"
     with keras.StatelessScope(initialize_variables=False):
-        model = layers.build(topology.of_config(config))
+        model = layers.build(topology.from_config(config))
         for name, layer in Weights.load(scratch / "weights.npz").params.items():
             model.get_layer(name).set_weights([layer["kernel"], layer["bias"]])
         model.save_weights(weights_path)

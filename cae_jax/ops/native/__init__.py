@@ -2,7 +2,7 @@
 
 `Kernel` computes what `models.ConvAutoencoder` does, from its parameters, in C++ behind JAX's
 foreign function interface. Results do not depend on the number of threads, bit for bit. JAX cannot
-differentiate the calls; `cae_jax.ops.backend` gives them the derivative of another form.
+differentiate the calls; `cae_jax.ops.backend` defines their derivative.
 """
 
 import math
@@ -16,10 +16,10 @@ from flax import nnx
 
 from cae_jax.ops.native.build import Sizes, UnavailableError, target
 
-__all__ = ["MOST_LANES", "Kernel", "Sizes", "UnavailableError"]
+__all__ = ["MAX_LANES", "Kernel", "Sizes", "UnavailableError"]
 
 # The most images that a thread computes together: with AVX-512.
-MOST_LANES = 16
+MAX_LANES = 16
 
 
 class Kernel:
@@ -33,7 +33,7 @@ class Kernel:
         code_shape: shape of one image's code.
 
     Raises:
-        UnavailableError: the kernel cannot be compiled or loaded here.
+        UnavailableError: the kernel cannot be compiled or loaded on this machine.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Kernel:
 
 
 def _rows(images: jax.Array) -> jax.Array:
-    """One row for each image: of a batch in its own shape, just gathered, XLA makes a slow copy."""
+    """One row per image: XLA copies a gathered batch slowly if it keeps the images' shape."""
     return images.reshape(images.shape[0], math.prod(images.shape[1:]))
 
 
@@ -110,7 +110,7 @@ def _check(
 
 
 def _ravel(params: nnx.State) -> tuple[jax.Array, Callable[[jax.Array], nnx.State]]:
-    """The parameters as one vector, layer after layer, and the inverse of that."""
+    """The parameters as one vector, layer by layer, and its inverse."""
     leaves, structure = jax.tree.flatten(params)  # conv1, conv10, conv2: in the order of the names
     layers = len(leaves) // 2
     names = sorted(range(1, layers + 1), key=str)

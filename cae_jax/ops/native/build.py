@@ -44,7 +44,8 @@ def target(entry: str, sizes: Sizes) -> str:
     """Compiles and registers the kernel if necessary; returns JAX's name of one of its `ENTRIES`.
 
     Raises:
-        UnavailableError: switched off, unknown platform, no compiler, or one that fails.
+        UnavailableError: the kernel is disabled, or the platform unsupported, or the compiler
+            missing or failing.
     """
     return f"{_register(sizes)}_{entry}"
 
@@ -81,7 +82,7 @@ def _load(sizes: Sizes) -> tuple[ctypes.CDLL, str]:
 
 
 def _key(compiler: list[str], flags: list[str]) -> str:
-    """A digest of everything that the library depends on."""
+    """A digest of everything the library depends on."""
     sources = [path.read_bytes() for path in SOURCES]
     parts = (sources, _version(compiler), flags, _cpu(), metadata.version("jaxlib"))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -105,7 +106,7 @@ def _version(compiler: list[str]) -> str:
 
 
 def _cpu() -> str:
-    """What `-march=native` depends on."""
+    """Describes the CPU, on which `-march=native` depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
@@ -116,7 +117,7 @@ def _cpu() -> str:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Compiles in one process at a time, and removes what a killed one left behind."""
+    """Lets one process at a time compile, and removes the files of killed ones."""
     import fcntl  # deferred: not on Windows, where this is not reached
 
     descriptor = os.open(folder, os.O_RDONLY)
