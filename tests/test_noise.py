@@ -102,7 +102,7 @@ def test_images_and_steps_are_independent_and_repeatable(noise):
     assert (first != second).mean() > 0.1
 
 
-@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("channels", [3, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("noise", [*NOISES, "mix"])
 def test_colors(noise, channels):
     """What replaces pixels replaces whole ones; a sensor has noise in every channel."""

@@ -156,9 +156,17 @@ FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 
 
+# Each in a process that imports JAX, or tyro: the others are slow.
 @needs_full
-@pytest.mark.parametrize("buffering", ["", "1"])
-@pytest.mark.parametrize("arguments", [(), ("--help",)])
+@pytest.mark.parametrize(
+    ("arguments", "buffering"),
+    [
+        ((), ""),
+        (("--help",), "1"),
+        pytest.param((), "1", marks=pytest.mark.slow),
+        pytest.param(("--help",), "", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stdout_that_cannot_be_written_is_told_in_one_line(launch, arguments, buffering):
     with FULL.open("w") as full:
         environment = {"PYTHONUNBUFFERED": buffering}
@@ -171,7 +179,7 @@ def test_a_stdout_that_cannot_be_written_is_told_in_one_line(launch, arguments, 
     )
 
 
-@pytest.mark.parametrize("buffering", ["", "1"])
+@pytest.mark.parametrize("buffering", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_a_pipe_that_nobody_reads_ends_a_command_like_sigpipe(launch, buffering):
     reader, writer = os.pipe()
     os.close(reader)
