@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import functools
 import gzip
+import hashlib
 import os
 import runpy
 import shutil
@@ -85,11 +86,15 @@ def pytest_runtest_setup(item):
         pytest.skip(choice().reason)
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item):
-    for folder, files in _SHARED.items():
-        if _files(folder) != files:
-            del _SHARED[folder]
-            pytest.fail(f"{item.nodeid} changes {folder}, which all tests share; change a copy")
+    yield
+    for folder, before in _SHARED.items() if "shared_run" in item.fixturenames else ():
+        now = _digests(folder)
+        changed = sorted({name for name, _ in before.items() ^ now.items()})
+        _SHARED[folder] = now
+        if changed:
+            pytest.fail(f"{item.nodeid} changes {changed} in a run that all tests share; copy it")
 
 
 @pytest.fixture(scope="session")
@@ -123,13 +128,17 @@ def data_dir(make_once) -> Path:
     return make_once("tfds", prepare)
 
 
-# The shared runs of this worker, and the size and date of their files.
-_SHARED: dict[Path, dict[Path, tuple[int, int]]] = {}
+# The shared runs of this worker, and the SHA-256 of their files.
+_SHARED: dict[Path, dict[str, str]] = {}
 
 
-def _files(folder: Path) -> dict[Path, tuple[int, int]]:
-    stats = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
-    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+def _digests(folder: Path) -> dict[str, str]:
+    # Whoever opens a run leaves its name in .cae-jax.
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".cae-jax"
+    }
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +151,7 @@ def shared_run(make_once, tmp_path_factory, data_dir) -> Callable[..., Path]:
 
         folder = tmp_path_factory.mktemp("runs") / name
         shutil.copytree(make_once(f"run-{name}", train), folder)
-        _SHARED[folder] = _files(folder)
+        _SHARED[folder] = _digests(folder)
         return folder
 
     return get

@@ -29,7 +29,10 @@ PIXELWISE = ("gaussian", "salt_and_pepper", "masking", "speckle", "poisson")
 CASES = [(noise, NOISES[noise].default * share) for noise in PIXELWISE for share in (1, 0.3)]
 
 
-@pytest.mark.parametrize(("noise", "level"), [*CASES, ("poisson", 16.0), ("poisson", 40.0)])
+SLOW = pytest.param("poisson", 40.0, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("noise", "level"), [*CASES, ("poisson", 16.0), SLOW])
 def test_distribution(noise, level):
     x = np.broadcast_to(GREYS[:, None, None, None, None], (6, 150, 28, 28, 1))
     corrupt = jax.jit(build_corruption(noise, level))

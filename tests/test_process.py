@@ -92,9 +92,9 @@ def test_a_signal_ends_a_command_with_one_line(launch, tmp_path, name, number, d
 def test_a_signal_ends_a_command_at_any_moment(launch, tmp_path, name, number):
     outcomes = [
         assert_ends_with_one_line(launch, tmp_path, name, number, delay / 1000, may_be_done=True)
-        for delay in range(0, 1500, 75)
+        for delay in range(0, 1500, 150)
     ]
-    assert sum(outcomes) > 5  # a fast machine is done with the others
+    assert sum(outcomes) > 3  # a fast machine is done with the others
 
 
 def in_process(code, **options):

@@ -550,7 +550,7 @@ def test_a_population_is_shown_by_its_members(browser, tmp_path, data_dir):
     """Three settings of a dense model with two seeds each; one setting diverges."""
     values = [(rate, seed) for rate in (1e-3, 1e-2, 1e37) for seed in (0, 1)]
     configs = [
-        dataclasses.replace(DENSE, model="simple", epochs=2, learning_rate=rate, seed=seed)
+        dataclasses.replace(DENSE, train_examples=320, learning_rate=rate, seed=seed)
         for rate, seed in values
     ]
     result = cae_jax.fit_many(configs, tmp_path / "many", data_dir=data_dir)
