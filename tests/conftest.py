@@ -1,9 +1,11 @@
-"""Fixtures: the real data set, prepared once, and one small trained run."""
+"""Fixtures: the real data set and small trained runs, made once, and commands in this process."""
 
 import atexit
 import dataclasses
 import fcntl
+import functools
 import gzip
+import hashlib
 import itertools
 import os
 import runpy
@@ -12,14 +14,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 # One cache of compiled programs for all tests, in both of pytest-xdist's workers, and the processes
-# they start; JAX reads the variables when it is imported.
+# they start; JAX reads the variables when it is imported. The folder CAE_JAX_TEST_CACHE is kept.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    _CACHE = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+    _CACHE = os.environ.get("CAE_JAX_TEST_CACHE")
+    if not _CACHE:
+        _CACHE = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
     os.environ["XDG_CACHE_HOME"] = _CACHE  # the native step
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -32,7 +38,7 @@ import cae_jax
 import cae_jax.data
 from cae_jax import cli
 from cae_jax.models.topology import from_config
-from cae_jax.ops.backend import choose
+from cae_jax.ops.backend import Backend, choose
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -51,22 +57,104 @@ SMALL = cae_jax.TrainConfig(
 # Trained in two epochs of eight steps without compiling a kernel.
 DENSE = dataclasses.replace(SMALL, model="simple", epochs=2)
 
-# Compiles the native step, unless the cache already has it.
-CHOICE = choose(from_config(SMALL))
-needs_native = pytest.mark.skipif(CHOICE.name != "native", reason=CHOICE.reason)
+
+@functools.cache
+def choice() -> Backend:
+    """The backend of SMALL; compiles the native kernel unless the cache already has it."""
+    return choose(from_config(SMALL))
+
+
+needs_native = pytest.mark.native
 BACKENDS = ("xla", "matmul", pytest.param("native", marks=needs_native))
 
 
+def pytest_configure(config):
+    # Without LLVM's optimisations XLA compiles in 0.6 of the time. The slow tests, and CI's run of
+    # the quick ones with the oldest versions, have them. XLA reads the variable at its first use.
+    if config.option.markexpr == "not slow":
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
+def pytest_sessionstart(session):
+    # The kernel is compiled while the workers import the tests.
+    if session.config.getoption("numprocesses", None) and not session.config.option.collectonly:
+        threading.Thread(target=choice, daemon=True).start()
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("native") and choice().name != "native":
+        pytest.skip(choice().reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    yield
+    for folder, before in _SHARED.items() if "shared_run" in item.fixturenames else ():
+        now = _digests(folder)
+        changed = sorted({name for name, _ in before.items() ^ now.items()})
+        _SHARED[folder] = now
+        if changed:
+            pytest.fail(f"{item.nodeid} changes {changed} in a run that all tests share; copy it")
+
+
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory) -> Path:
-    """A folder with Fashion-MNIST, prepared from the shipped archives by the first worker here."""
+def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Fills a folder in the first of pytest-xdist's workers that asks for it; the others wait."""
     root = tmp_path_factory.getbasetemp()
-    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "tfds"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def make(name, fill):
+        folder, done = root / name, root / f"{name}.made"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data_dir(make_once) -> Path:
+    """A folder with Fashion-MNIST, prepared from the shipped archives."""
+
+    def prepare(folder):
+        folder.mkdir()
         cae_jax.data.load_split(cae_jax.TrainConfig(), "train", data_dir=folder)
-    return folder
+
+    choice()  # so that no test sees the message of its compilation
+    return make_once("tfds", prepare)
+
+
+# The shared runs of this worker, and the SHA-256 of their files.
+_SHARED: dict[Path, dict[str, str]] = {}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    # Whoever opens a run leaves its name in .cae-jax.
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".cae-jax"
+    }
+
+
+@pytest.fixture(scope="session")
+def shared_run(make_once, tmp_path_factory, data_dir) -> Callable[..., Path]:
+    """Finished runs, trained once; each worker has a copy, because a run in use is locked."""
+
+    def get(name, config, **options):
+        def train(folder):
+            cae_jax.fit(config, folder, data_dir=data_dir, **options)
+
+        folder = tmp_path_factory.mktemp("runs") / name
+        shutil.copytree(make_once(f"run-{name}", train), folder)
+        _SHARED[folder] = _digests(folder)
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -77,19 +165,15 @@ def test_images() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory, data_dir) -> Path:
+def run(shared_run) -> Path:
     """The folder of a finished run of the config SMALL."""
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    cae_jax.fit(SMALL, folder, data_dir=data_dir)
-    return folder
+    return shared_run("small", SMALL)
 
 
 @pytest.fixture(scope="session")
-def dense_run(tmp_path_factory, data_dir) -> Path:
+def dense_run(shared_run) -> Path:
     """The folder of a finished run of the config DENSE."""
-    folder = tmp_path_factory.mktemp("dense") / "run"
-    cae_jax.fit(DENSE, folder, data_dir=data_dir)
-    return folder
+    return shared_run("dense", DENSE)
 
 
 @pytest.fixture
@@ -123,26 +207,40 @@ def script(data_dir, tmp_path):
 
 
 @pytest.fixture
-def command(script):
-    """Runs a command of cae-jax: ``command("train", "--epochs", 1)``."""
-    return script
-
-
-@pytest.fixture
-def refuse(data_dir, tmp_path, monkeypatch, capsys):
-    """Like `script` for a program that ends early: in this process, which has imported JAX."""
+def command(data_dir, tmp_path, monkeypatch, capsys):
+    """Like `script`, in this process, which has imported JAX: ``command("train", "--help")``."""
 
     def call(name: str, *arguments: object) -> subprocess.CompletedProcess:
-        command = [program(name)[-1], *map(str, arguments)]
+        words = [program(name)[-1], *map(str, arguments)]
+        code = 0
         with monkeypatch.context() as patch:
             patch.chdir(tmp_path)
             patch.setenv("TFDS_DATA_DIR", str(data_dir))
+            patch.setenv("COLUMNS", "80")
             patch.syspath_prepend(ROOT / "scripts")
-            patch.setattr(sys, "argv", command)
-            run = runpy.run_path if name.endswith(".py") else runpy.run_module
-            with pytest.raises(SystemExit) as stop:
-                cli.main(command) if name in cli.COMMANDS else run(command[0], run_name="__main__")
-        return subprocess.CompletedProcess(command, stop.value.code or 0, *capsys.readouterr())
+            patch.setattr(sys, "argv", words)
+            try:
+                if name.endswith(".py"):
+                    runpy.run_path(words[0], run_name="__main__")
+                elif "." in name:
+                    runpy.run_module(name, run_name="__main__")
+                else:
+                    cli.main(words)
+            except SystemExit as stop:
+                code = stop.code or 0
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def refuse(command):
+    """Runs a `command` or a program that has to fail."""
+
+    def call(name: str, *arguments: object) -> subprocess.CompletedProcess:
+        process = command(name, *arguments)
+        assert process.returncode != 0
+        return process
 
     return call
 

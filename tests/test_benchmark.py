@@ -19,7 +19,7 @@ from cae_jax import figures
 from cae_jax.config import from_dict, to_dict
 from cae_jax.models import autoencoders
 from tests.conftest import ROOT
-from tests.test_cli import assert_fails_in_one_line
+from tests.helpers import assert_fails_in_one_line
 
 
 @pytest.mark.slow

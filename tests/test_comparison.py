@@ -19,10 +19,15 @@ from tests.test_baselines import InThisProcess
 
 
 @pytest.fixture(scope="module")
+def images(test_images):
+    return test_images[:1000]
+
+
+@pytest.fixture(scope="module")
 def noisy_run(tmp_path_factory, data_dir):
-    """One epoch with noise, validated on all test images."""
+    """One epoch with noise, validated on the `images`."""
     folder = tmp_path_factory.mktemp("noisy") / "run"
-    config = dataclasses.replace(SMALL, noise="gaussian", epochs=1, test_examples=None)
+    config = dataclasses.replace(SMALL, noise="gaussian", epochs=1, test_examples=1000)
     cae_jax.fit(config, folder, data_dir=data_dir)
     return folder
 
@@ -36,11 +41,11 @@ def trained(run, noisy_run):
 
 
 @pytest.fixture(scope="module")
-def entries(trained, test_images):
-    inputs = comparison.noisy_images(test_images, "gaussian")
+def entries(trained, images):
+    inputs = comparison.noisy_images(images, "gaussian")
     return [
-        comparison.untrained_entry("noisy image", inputs, test_images),
-        *(comparison.trained_entry(each, test_images, inputs) for each in trained),
+        comparison.untrained_entry("noisy image", inputs, images),
+        *(comparison.trained_entry(each, images, inputs) for each in trained),
     ]
 
 
@@ -53,9 +58,9 @@ def test_it_measures_what_training_validated_on(noisy_run, entries):
     assert denoiser["seconds"] == pytest.approx(row.epoch_seconds)
 
 
-def test_rows_by_numpy(entries, test_images):
+def test_rows_by_numpy(entries, images):
     noisy, plain, _ = comparison.summaries(entries)
-    clean = test_images / 255
+    clean = images / 255
     outputs = entries[1].outputs.astype(np.float64)
     assert plain["mse"].mean == pytest.approx(((outputs - clean) ** 2).mean(), rel=1e-5)
     assert plain["runs"] == 2
@@ -148,10 +153,10 @@ def test_every_level_of_a_curve_is_one_of_the_noise(noise, test_images):
         dataclasses.replace(SMALL, noise=noise, noise_level=level)  # is checked on construction
 
 
-def test_the_worst_images(entries, test_images):
-    rows = comparison.worst_rows(entries[2:], test_images, entries[0].outputs)
+def test_the_worst_images(entries, images):
+    rows = comparison.worst_rows(entries[2:], images, entries[0].outputs)
     assert list(rows) == ["denoiser\nclean", "denoiser\nnoisy", "denoiser"]
-    error = ((entries[2].outputs - test_images / 255) ** 2).mean(axis=(1, 2, 3))
+    error = ((entries[2].outputs - images / 255) ** 2).mean(axis=(1, 2, 3))
     worst = np.sort(error)[-10:]
     shown = ((rows["denoiser"] - rows["denoiser\nclean"]) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(np.sort(shown), worst, rtol=1e-6)

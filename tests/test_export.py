@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import re
 import resource
@@ -29,7 +28,7 @@ from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state
 from tests.conftest import ROOT, SMALL
-from tests.test_cli import assert_fails_in_one_line
+from tests.helpers import assert_fails_in_one_line, draw_parameters, nested, numpy_functions
 
 # float32 sums of at most 784 terms of size 1, against float64
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
@@ -56,139 +55,8 @@ def images(test_images):
     return test_images[:10] / np.float32(255)
 
 
-def numpy_conv(x, weights, layer, pads):
-    """A 3 x 3 convolution, with rows and columns of zeros added on both sides."""
-    x = np.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
-    y = np.einsum("nhwcij,ijcf->nhwf", windows, weights[f"{layer}.kernel"])
-    return y + weights[f"{layer}.bias"]
-
-
-def numpy_pool(x):
-    odd = [(0, size % 2) for size in x.shape[1:3]]
-    x = np.pad(x, ((0, 0), *odd, (0, 0)), constant_values=-np.inf)
-    n, h, w, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
-
-
-def numpy_upsample(x):
-    return np.kron(x, np.ones((1, 2, 2, 1)))
-
-
-def numpy_functions(parameters):
-    """The three functions of a network in float64, by hand."""
-    weights = {name: array.astype(np.float64) for name, array in parameters.items()}
-    if "dense1.kernel" in weights:
-        return numpy_dense(weights)
-
-    def conv(x, layer, pad=1):
-        return numpy_conv(x, weights, layer, (pad, pad))
-
-    def encode(x):
-        for layer in ("conv1", "conv2", "conv3"):
-            x = numpy_pool(np.maximum(conv(x, layer), 0))
-        return x
-
-    def decode(x):
-        x = np.maximum(conv(x, "conv4"), 0)
-        x = np.maximum(conv(numpy_upsample(x), "conv5"), 0)
-        x = np.maximum(conv(numpy_upsample(x), "conv6", pad=0), 0)
-        return 1 / (1 + np.exp(-conv(numpy_upsample(x), "conv7")))
-
-    return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
-
-
-def numpy_dense(weights, image_shape=(28, 28, 1)):
-    depth = len(weights) // 4
-
-    def layer(x, i):
-        return x @ weights[f"dense{i}.kernel"] + weights[f"dense{i}.bias"]
-
-    def encode(x):
-        x = x.reshape(len(x), -1)
-        for i in range(1, depth + 1):
-            x = np.maximum(layer(x, i), 0)
-        return x
-
-    def decode(x):
-        for i in range(depth + 1, 2 * depth):
-            x = np.maximum(layer(x, i), 0)
-        return 1 / (1 + np.exp(-layer(x, 2 * depth).reshape(-1, *image_shape)))
-
-    return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
-
-
 # Rows and columns that need different padding on the way back, and a crop at the end.
 OTHER = topology.convolutional((30, 27, 3), (4, 3, 2))
-
-
-def numpy_other(parameters):
-    """The three functions of `OTHER` in float64, by hand; codes are [n, 4, 4, 2]."""
-    weights = {name: array.astype(np.float64) for name, array in parameters.items()}
-
-    def conv(x, layer, pads):
-        return numpy_conv(x, weights, layer, pads)
-
-    def encode(x):
-        for layer in ("conv1", "conv2", "conv3"):  # rows 30, 15, 8, 4 and columns 27, 14, 7, 4
-            x = numpy_pool(np.maximum(conv(x, layer, (1, 1)), 0))
-        return x
-
-    def decode(x):
-        x = np.maximum(conv(x, "conv4", (1, 1)), 0)
-        # To 8 x 7 and to 15 x 14: a row or a column too many stays, two or more go.
-        x = np.maximum(conv(numpy_upsample(x), "conv5", (1, 1)), 0)  # 8 x 8
-        x = np.maximum(conv(numpy_upsample(x), "conv6", (1, 0)), 0)  # 16 x 16 -> 16 x 14
-        x = conv(numpy_upsample(x), "conv7", (0, 1))  # 32 x 28 -> 30 x 28
-        return 1 / (1 + np.exp(-x[:, :30, :27]))
-
-    return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
-
-
-def numpy_any(parameters, image_shape):
-    """The three functions of a network on images of any shape in float64, by hand."""
-    weights = {name: array.astype(np.float64) for name, array in parameters.items()}
-    if "dense1.kernel" in weights:
-        return numpy_dense(weights, image_shape)
-    stages = len(weights) // 4
-    sizes = [image_shape[:2]]
-    for _ in range(stages):
-        sizes.append([math.ceil(n / 2) for n in sizes[-1]])
-
-    def encode(x):
-        for i in range(1, stages + 1):
-            x = numpy_pool(np.maximum(numpy_conv(x, weights, f"conv{i}", (1, 1)), 0))
-        return x
-
-    def decode(x):
-        x = numpy_conv(x, weights, f"conv{stages + 1}", (1, 1))
-        for i, aim in enumerate(sizes[-2::-1], start=stages + 2):
-            x = numpy_upsample(np.maximum(x, 0))
-            pads = [int(n - m < 2) for n, m in zip(x.shape[1:3], aim, strict=True)]
-            x = numpy_conv(x, weights, f"conv{i}", pads)
-        return 1 / (1 + np.exp(-x[:, : image_shape[0], : image_shape[1]]))
-
-    return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
-
-
-def draw_parameters(network):
-    """Random kernels, large enough for outputs of some contrast, and biases."""
-    rng = np.random.default_rng(0)
-    parameters = {}
-    for layer in network.weighted:
-        scale = np.sqrt(4 / np.prod(layer.kernel[:-1]))
-        parameters[f"{layer.name}.kernel"] = rng.normal(0, scale, layer.kernel).astype("f")
-        parameters[f"{layer.name}.bias"] = rng.normal(0, 0.2, layer.kernel[-1:]).astype("f")
-    return parameters
-
-
-def nested(parameters: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Parameters by the layer's name and kernel or bias."""
-    result = {}
-    for name, values in parameters.items():
-        layer, kind = name.split(".")
-        result.setdefault(layer, {})[kind] = values
-    return result
 
 
 def reference(autoencoder, images):
@@ -308,7 +176,7 @@ def test_onnx_in_onnx_runtime(each_run, images):
 def test_onnx_of_another_shape():
     parameters = draw_parameters(OTHER)
     images = np.random.default_rng(1).random((2, 30, 27, 3), np.float32)
-    functions = numpy_other(parameters)
+    functions = numpy_functions(parameters, OTHER.image_shape)
     codes = functions["encode"](images).astype(np.float32)
     for name, function in functions.items():
         x = codes if name == "decode" else images
@@ -337,7 +205,7 @@ def test_every_format_for_any_shape(shape, changes):
     autoencoder = Autoencoder(config, autoencoders.build_with(config, nested(drawn)))
     images = np.random.default_rng(1).random((2, *shape), np.float32)
     np.testing.assert_equal(read_safetensors(export.to_safetensors(autoencoder)), drawn)
-    functions = numpy_any(drawn, shape)
+    functions = numpy_functions(drawn, shape)
     codes = functions["encode"](images.astype(np.float64)).astype(np.float32)
     assert codes.shape[1:] == autoencoder.code_shape
     for name, function in functions.items():

@@ -21,9 +21,12 @@ from cae_jax.ops import backend, native
 from cae_jax.ops.native import build
 from cae_jax.training import loss
 from tests.conftest import needs_native
+from tests.helpers import numpy_decode, numpy_encode
 
 pytestmark = needs_native
 LAB = (16, 8, 8)
+# Another kernel is a compilation by C++ and several by XLA.
+OTHER = pytest.param((3, 5, 7), marks=pytest.mark.slow)
 
 
 def parameters(features, seed=0, shape=topology.IMAGE_SHAPE):
@@ -70,22 +73,6 @@ def pictures(test_images, count):
 # --- NumPy, float64, by hand ---
 
 
-def numpy_conv(x, kernel, bias, pads=(1, 1)):
-    x = np.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
-    return np.einsum("nhwcij,ijcf->nhwf", windows, kernel) + bias
-
-
-def numpy_pool(x):
-    odd = [n % 2 for n in x.shape[1:3]]
-    x = np.pad(x, ((0, 0), *((0, n) for n in odd), (0, 0)), constant_values=-np.inf)
-    return np.maximum.reduce([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
-
-
-def numpy_up(x):
-    return x.repeat(2, axis=1).repeat(2, axis=2)
-
-
 def float64(params):
     """Kernel and bias of each layer."""
     return [
@@ -95,18 +82,9 @@ def float64(params):
 
 
 def numpy_network(layers, x):
-    """Code and logits: pooling rounds up; what an upsampling exceeds by two is a border less."""
-    depth, sizes = len(layers) // 2, []
-    for layer in layers[:depth]:
-        sizes.append(x.shape[1:3])
-        x = np.maximum(numpy_pool(numpy_conv(x, *layer)), 0)
-    code = x
-    x = numpy_conv(x, *layers[depth])
-    for layer, size in zip(layers[depth + 1 :], sizes[::-1], strict=True):
-        x = numpy_up(np.maximum(x, 0))
-        pads = [int(n - aim < 2) for n, aim in zip(x.shape[1:3], size, strict=True)]
-        x = numpy_conv(x, *layer, pads)
-    return code, x[:, : sizes[0][0], : sizes[0][1]]
+    """Code and logits."""
+    code = numpy_encode(layers, x)
+    return code, numpy_decode(layers, code, x.shape[1:])
 
 
 def numpy_losses(layers, inputs, targets):
@@ -124,7 +102,7 @@ def numpy_squared_errors(layers, inputs, targets):
 
 
 CASES = [(LAB, batch) for batch in (1, 2, 15, 16, 17, 96, 130)]
-CASES += [((3, 5, 7), batch) for batch in (1, 33)]
+CASES += [pytest.param((3, 5, 7), batch, marks=pytest.mark.slow) for batch in (1, 33)]
 LARGEST = 130
 
 
@@ -149,7 +127,7 @@ def test_loss_and_gradient_equal_the_plain_form(test_images, features, batch):
         assert np.linalg.norm(ours - plain) <= 1e-5 * np.linalg.norm(plain) + 1e-7
 
 
-@pytest.mark.parametrize("features", [LAB, (3, 5, 7)])
+@pytest.mark.parametrize("features", [LAB, OTHER])
 def test_forward_equals_numpy(test_images, features):
     params, images = parameters(features), pictures(test_images, 21)
     code, logits = numpy_network(float64(params), images / 255)
@@ -168,7 +146,7 @@ def test_forward_equals_numpy(test_images, features):
     np.testing.assert_allclose(mse_N, numpy_squared_errors(*network), rtol=2e-6)
 
 
-@pytest.mark.parametrize("features", [LAB, (3, 5, 7)])
+@pytest.mark.parametrize("features", [LAB, OTHER])
 def test_gradient_is_the_slope_of_the_loss_in_float64(test_images, features):
     params, images = parameters(features), test_images[:20]
     weights = np.linspace(0, 1, 20).astype(np.float32)
@@ -398,6 +376,7 @@ def digest(shape: str, features: str, *batches: int, **environment: str) -> subp
     )
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_does_not_change_a_bit():
     # XLA takes the size of its thread pool from NPROC.
     processes = [digest("28,28,1", "16,8,8", 200, NPROC=threads) for threads in ("1", "2", "7")]

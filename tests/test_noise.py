@@ -29,7 +29,10 @@ PIXELWISE = ("gaussian", "salt_and_pepper", "masking", "speckle", "poisson")
 CASES = [(noise, NOISES[noise].default * share) for noise in PIXELWISE for share in (1, 0.3)]
 
 
-@pytest.mark.parametrize(("noise", "level"), [*CASES, ("poisson", 16.0), ("poisson", 40.0)])
+SLOW = pytest.param("poisson", 40.0, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("noise", "level"), [*CASES, ("poisson", 16.0), SLOW])
 def test_distribution(noise, level):
     x = np.broadcast_to(GREYS[:, None, None, None, None], (6, 150, 28, 28, 1))
     corrupt = jax.jit(build_corruption(noise, level))
@@ -102,7 +105,7 @@ def test_images_and_steps_are_independent_and_repeatable(noise):
     assert (first != second).mean() > 0.1
 
 
-@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("channels", [3, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("noise", [*NOISES, "mix"])
 def test_colors(noise, channels):
     """What replaces pixels replaces whole ones; a sensor has noise in every channel."""

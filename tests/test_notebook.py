@@ -217,7 +217,7 @@ def first_cell(notebook, folder, before="", path=PACKAGES):
     return process.stdout.splitlines()
 
 
-@pytest.mark.parametrize("folder", [".", "notebooks"])
+@pytest.mark.parametrize("folder", [".", pytest.param("notebooks", marks=pytest.mark.slow)])
 def test_the_first_cell_finds_its_clone_and_needs_no_network(notebook, tmp_path, folder):
     ignore = shutil.ignore_patterns("archives", "__pycache__")
     shutil.copytree(ROOT / "cae_jax", tmp_path / "cae_jax", ignore=ignore)
@@ -274,6 +274,7 @@ print(result.interrupted, len(result.history), pictures.shape, np.array_equal(pi
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kernel_environment")
 def test_a_kernel_interrupt_leaves_a_usable_result(tmp_path):
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))

@@ -14,7 +14,7 @@ from cae_jax import cli
 from cae_jax.evaluation import comparison, quality
 from cae_jax.runs import history, pretrained
 from tests.conftest import ROOT
-from tests.test_cli import assert_fails_in_one_line
+from tests.helpers import assert_fails_in_one_line
 
 MODELS = ("denoise", "denoise_wide", "fashion_mnist", "simple", "wide")
 README = (ROOT / "README.md").read_text()

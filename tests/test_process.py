@@ -92,9 +92,9 @@ def test_a_signal_ends_a_command_with_one_line(launch, tmp_path, name, number, d
 def test_a_signal_ends_a_command_at_any_moment(launch, tmp_path, name, number):
     outcomes = [
         assert_ends_with_one_line(launch, tmp_path, name, number, delay / 1000, may_be_done=True)
-        for delay in range(0, 1500, 75)
+        for delay in range(0, 1500, 150)
     ]
-    assert sum(outcomes) > 5  # a fast machine is done with the others
+    assert sum(outcomes) > 3  # a fast machine is done with the others
 
 
 def in_process(code, **options):
@@ -156,9 +156,17 @@ FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 
 
+# Each in a process that imports JAX, or tyro: the others are slow.
 @needs_full
-@pytest.mark.parametrize("buffering", ["", "1"])
-@pytest.mark.parametrize("arguments", [(), ("--help",)])
+@pytest.mark.parametrize(
+    ("arguments", "buffering"),
+    [
+        ((), ""),
+        (("--help",), "1"),
+        pytest.param((), "1", marks=pytest.mark.slow),
+        pytest.param(("--help",), "", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stdout_that_cannot_be_written_is_told_in_one_line(launch, arguments, buffering):
     with FULL.open("w") as full:
         environment = {"PYTHONUNBUFFERED": buffering}
@@ -171,7 +179,7 @@ def test_a_stdout_that_cannot_be_written_is_told_in_one_line(launch, arguments, 
     )
 
 
-@pytest.mark.parametrize("buffering", ["", "1"])
+@pytest.mark.parametrize("buffering", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_a_pipe_that_nobody_reads_ends_a_command_like_sigpipe(launch, buffering):
     reader, writer = os.pipe()
     os.close(reader)

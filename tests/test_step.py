@@ -35,7 +35,7 @@ NOISE_KEY = jax.random.key(7)
 def setup(test_images):
     """Model, optimizer, images on the device, and the batches of one epoch: 128 + 128 + 44."""
     config = cae_jax.TrainConfig(
-        optimizer="sgd", learning_rate=0.5, warmup_steps=0, features=(4, 2, 2)
+        optimizer="sgd", learning_rate=0.5, warmup_steps=0, features=(4, 2)
     )
     model = autoencoders.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, total_steps=30)

@@ -30,6 +30,8 @@ _ALTERNATIVES = "|".join(phrase.replace(" ", r"\s+") for phrase in REPLACEMENTS)
 FORBIDDEN = re.compile(rf"(?<![\w-])(?:{_ALTERNATIVES})(?!\w)", re.IGNORECASE)
 TEXT_TOKENS = {"COMMENT", "STRING", "FSTRING_START", "FSTRING_MIDDLE", "FSTRING_END"}
 DELIMITERS = re.compile(r"[\"#]|^[bfruBFRU]{1,2}(?=[\"'])|^'|'$")
+# Before Python 3.12 an f-string is one token, its fields among it.
+FIELD = re.compile(r"(?<!\{)\{(?!\{)(?:[^{}]|\{[^{}]*\})*\}")
 FOLDERS = ("benchmarks", "cae_jax", "configs", "docs", "scripts")
 SUFFIXES = {".cc", ".cpp", ".css", ".h", ".html", ".js", ".md", ".py"}
 
@@ -45,11 +47,15 @@ def python_text(source: str) -> str:
     for token in tokenize.generate_tokens(iter([*lines, ""]).__next__):
         if tokenize.tok_name[token.type] not in TEXT_TOKENS:
             continue
+        old_fstring = re.match(r"[rR]?[fF]", token.string) and token.type == tokenize.STRING
         (first, start), (last, end) = token.start, token.end
         for row in range(first, last + 1):
             left = start if row == first else 0
             right = end if row == last else len(lines[row - 1])
-            text = DELIMITERS.sub(_blank, lines[row - 1][left:right])
+            piece = lines[row - 1][left:right]
+            if old_fstring:
+                piece = FIELD.sub(lambda field: "|" * len(field[0]), piece)
+            text = DELIMITERS.sub(_blank, piece)
             masked[row - 1] = masked[row - 1][:left] + text + masked[row - 1][right:]
     return "".join(masked)
 
@@ -93,6 +99,7 @@ def test_the_words():
         ("a.md", "See the Lab's log, `--method fused` and CAE_JAX_FUSED=0", [1, 1, 1]),
         ("a.py", "x = 1  # drawn as\n# far as 3\n", [1]),
         ("a.py", 'print("it is "\n      f"told {name} anew")\n', [1, 2]),
+        ("a.py", "x = f'all {that:{soak}}, {{all that}} {soak!r}'\n", [1]),
         ("a.py", '"""One line.\n\nAll\nthat.\n"""\n', [3]),
         (
             "a.py",
