@@ -26,7 +26,7 @@ from cae_jax.data import Split
 from cae_jax.interop import keras as interop
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
-from cae_jax.models.topology import convolutional, of_config
+from cae_jax.models.topology import of_config
 from cae_jax.ops.backend import XLA
 from cae_jax.runs import history
 from cae_jax.training.optimizer import build_optimizer
@@ -145,11 +145,13 @@ def assert_same_weights(model, params):
 
 def build(weights, **changes):
     config = interop.matching(dataclasses.replace(SMALL, **changes), weights)
-    model = autoencoders.build(config, nnx.Rngs(0))
-    state = nnx.state(model, nnx.Param)
-    nnx.replace_by_pure_dict(state, weights.params)
-    nnx.update(model, state)
-    return config, model
+    return config, autoencoders.build_with(config, weights.params)
+
+
+def drawn(config):
+    """An autoencoder with random parameters."""
+    parameters = nested(draw_parameters(of_config(config)))
+    return Autoencoder(config, autoencoders.build_with(config, parameters), backend=XLA)
 
 
 def predict(model, images):
@@ -180,8 +182,8 @@ def test_what_keras_saves_is_read_bit_for_bit(kind, form, tmp_path, test_images)
         assert_same_weights(model, weights.params)
     if form is sequential:
         ours, theirs = (
-            reconstruct(*build(weights), test_images[:9]),
-            predict(model, test_images[:9]),
+            reconstruct(*build(weights), test_images[:5]),
+            predict(model, test_images[:5]),
         )
         assert theirs.std() > 0.01
         np.testing.assert_allclose(ours, theirs, **SAME_OUTPUTS)
@@ -411,7 +413,8 @@ def test_a_folder_in_place_of_an_archive(tmp_path):
     [
         ((28, 28, 1), {"model": "simple"}),
         ((28, 28, 1), {"model": "deep"}),
-        ((28, 28, 1), {"features": (6, 4, 2)}),
+        ((28, 28, 1), {}),
+        pytest.param((28, 28, 1), {"features": (6, 4, 2)}, marks=pytest.mark.slow),
         ((32, 32, 3), {"features": (5,)}),
         ((47, 61, 3), {"features": (4, 3, 3, 2)}),
         pytest.param((47, 61, 3), {"features": (2, 3, 2, 3, 2, 4)}, marks=pytest.mark.slow),
@@ -422,8 +425,7 @@ def test_a_folder_in_place_of_an_archive(tmp_path):
 )
 def test_every_network_goes_to_keras_and_back(shape, changes, tmp_path):
     config = dataclasses.replace(SMALL, data="arrays", image_shape=shape, **changes)
-    drawn = draw_parameters(of_config(config))
-    autoencoder = Autoencoder(config, autoencoders.build_with(config, nested(drawn)), backend=XLA)
+    autoencoder = drawn(config)
     path = tmp_path / "m.keras"
     interop.write(path, autoencoder)
     model = keras.models.load_model(path)
@@ -439,7 +441,8 @@ def test_every_network_goes_to_keras_and_back(shape, changes, tmp_path):
     for name, known in (("m.keras", True), ("again.keras", True), ("m.weights.h5", False)):
         back = read(path if name == "m.keras" else save(model, tmp_path / name))
         np.testing.assert_equal(flat(back.params), flat(params))
-        assert (back.model, back.features) == (config.model, config.features)
+        features = autoencoder.topology.features or None
+        assert (back.model, back.features) == (config.model, features)
         assert back.image_shape == (shape if known and is_conv else None)
         assert back.takes(shape)
         assert not back.takes((*shape[:2], 2))
@@ -456,7 +459,7 @@ def test_every_network_goes_to_keras_and_back(shape, changes, tmp_path):
     ],
 )
 def test_other_outputs_are_refused(name, message, tmp_path):
-    autoencoder = Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0)))
+    autoencoder = drawn(SMALL)
     with pytest.raises(cae_jax.UserError, match=message):
         interop.write(tmp_path / name, autoencoder)
     assert list(tmp_path.iterdir()) == []
@@ -531,9 +534,9 @@ def test_the_run_is_the_model(imported, test_images):
     for best in (False, True):
         ours = cae_jax.load(folder, best=best).reconstruct(images)
         np.testing.assert_allclose(ours, expected, **SAME_OUTPUTS)
-    model.compile(loss="binary_crossentropy")
-    x = (images / 255).astype(np.float32).reshape(-1, 784)
-    assert val_loss == pytest.approx(model.evaluate(x, x, verbose=0), abs=1e-5)
+    x = images / 255
+    loss = -(x * np.log(expected) + (1 - x) * np.log(1 - expected)).mean()
+    assert val_loss == pytest.approx(loss, abs=1e-5)
     assert sorted(path.name for path in folder.iterdir()) == [
         ".cae-jax",
         "checkpoints",
@@ -578,17 +581,13 @@ def photos(monkeypatch):
     return images
 
 
-@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])
-def test_a_network_for_images_of_ones_own(name, photos, tmp_path):
+def test_a_network_for_images_of_ones_own(photos, tmp_path):
     """Of weights alone the data tell the size."""
     config = dataclasses.replace(SMALL, data="photos", features=(3, 2), batch_size=10)
-    network = convolutional((9, 7, 3), (3, 2))
-    drawn = draw_parameters(network)
-    known = dataclasses.replace(config, image_shape=(9, 7, 3))
-    autoencoder = Autoencoder(known, autoencoders.build_with(known, nested(drawn)))
-    interop.write(tmp_path / "m.keras", autoencoder)
+    interop.write(tmp_path / "m.keras", drawn(dataclasses.replace(config, image_shape=(9, 7, 3))))
     model = keras.models.load_model(tmp_path / "m.keras")
-    weights = read(save(model, tmp_path / name))
+    assert interop.matching(config, read(tmp_path / "m.keras")).image_shape == (9, 7, 3)
+    weights = read(save(model, tmp_path / "m.weights.h5"))
     interop.import_run(weights, config, tmp_path / "run")
     loaded = cae_jax.load(tmp_path / "run", backend="xla")
     assert (loaded.config.image_shape, loaded.config.features) == ((9, 7, 3), (3, 2))
@@ -606,8 +605,7 @@ def test_a_network_for_images_of_ones_own(name, photos, tmp_path):
 
 def test_the_command_takes_the_size_of_the_file(photos, tmp_path, capsys):
     known = dataclasses.replace(SMALL, data="photos", features=(3, 2), image_shape=(9, 7, 3))
-    drawn = nested(draw_parameters(convolutional((9, 7, 3), (3, 2))))
-    interop.write(tmp_path / "m.keras", Autoencoder(known, autoencoders.build_with(known, drawn)))
+    interop.write(tmp_path / "m.keras", drawn(known))
     command = ["import", str(tmp_path / "m.keras"), "--out", str(tmp_path / "run")]
     small = ["--batch-size", "10"]
     cli.main([*command, "--data", "photos", *small])

@@ -132,15 +132,15 @@ def arrange(entry: Json, flat: keras.Sequential) -> keras.Model:
         is_sequence = kind_of(entry) == "Sequential"
         return keras.Sequential([inputs, *parts]) if is_sequence else keras.Model(inputs, y)
 
-    return arranged(entry, keras.Input(flat.input_shape[1:]))
+    return arranged(entry, keras.Input(flat.input_shape[1:]))  # pyright: ignore[reportOptionalSubscript]
 
 
-def check(model: Json) -> tuple[Topology, Shape | None]:
+def check(model: Json) -> tuple[keras.Sequential, Topology, Shape | None]:
     """Compares a Sequential or functional model of Keras 2 or 3 with the network nearest to it.
 
     Returns:
-        The network, and the shape of its images; None for a fully connected one that takes and
-        gives flat images, whose network then is that of a single row.
+        The network in Keras (`build`) and its layers, and the shape of its images; None for a fully
+        connected one that takes and gives flat images, whose network then is that of a single row.
 
     Raises:
         UserError: another kind of model, or another network; names the first difference.
@@ -156,12 +156,13 @@ def check(model: Json) -> tuple[Topology, Shape | None]:
     found = [leaf for leaf in found if kind_of(leaf) != "InputLayer"]
     kinds = [kind_of(leaf) for leaf in found]
     target = found[-1]["config"]["target_shape"] if kinds[-1:] == ["Reshape"] else None
-    shape, image_shape = _shapes(inputs, model, target, flat="Conv2D" not in kinds)
+    shape, image_shape = _shapes(inputs, model, target, is_dense="Conv2D" not in kinds)
     widths = [leaf["config"].get("filters") for leaf in found]
     network = nearest(kinds, widths, image_shape or (1, shape[0], 1))
     if not network.features:
         found = found[kinds[0] == "Flatten" : len(found) - (target is not None)]
-    pairs = itertools.zip_longest(found, build(network).layers)
+    flat = build(network)
+    pairs = itertools.zip_longest(found, flat.layers)
     for number, (leaf, layer) in enumerate(pairs, start=1):
         kind = type(layer).__name__ if layer else None
         if leaf is None:
@@ -174,11 +175,11 @@ def check(model: Json) -> tuple[Topology, Shape | None]:
             wanted = f"has {kind} there" if layer else "ends before it"
             raise UserError(f"{where} is {kind_of(leaf)}; the network {wanted}")
         _compare(where, leaf["config"], json.loads(json.dumps(layer.get_config())))
-    return network, image_shape
+    return flat, network, image_shape
 
 
 def _shapes(
-    inputs: Json, model: Json, target: Any, *, flat: bool
+    inputs: Json, model: Json, target: Any, *, is_dense: bool
 ) -> tuple[list[int], Shape | None]:
     """The shapes of the input and of the images, which a Reshape to `target` at the end may tell.
 
@@ -188,12 +189,12 @@ def _shapes(
     shape = inputs.get("batch_shape") or inputs.get("batch_input_shape") or built
     if "float" not in str(inputs.get("dtype", "float32")):
         raise UserError(f"the input has dtype {_short(inputs['dtype'])}; the network takes floats")
-    if not (isinstance(shape, list) and _is_shape(shape[1:], flat=flat)):
+    if not (isinstance(shape, list) and _is_shape(shape[1:], is_dense=is_dense)):
         raise UserError(f"the input has shape {_short(shape)}; the network takes {_TAKES}")
     shape = shape[1:]
-    images = [(*x, 1)[:3] for x in (shape, target) if type(x) is list and len(x) > 1]
+    images: Any = [(*x, 1)[:3] for x in (shape, target) if type(x) is list and len(x) > 1]
     if target is not None and not (
-        _is_shape(target, flat=flat)
+        _is_shape(target, is_dense=is_dense)
         and math.prod(images[0]) == math.prod(shape)
         and images[0] == images[-1]
     ):
@@ -204,12 +205,12 @@ def _shapes(
     return shape, images[0] if images else None
 
 
-def _is_shape(shape: Any, *, flat: bool) -> bool:
+def _is_shape(shape: Any, *, is_dense: bool) -> bool:
     if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
         return False
     if len(shape) == 3:
         return min(shape[:2]) >= LEAST_SIDE and shape[2] in (1, 3, 4)
-    return flat and (len(shape) == 1 or (len(shape) == 2 and min(shape) >= LEAST_SIDE))
+    return is_dense and (len(shape) == 1 or (len(shape) == 2 and min(shape) >= LEAST_SIDE))
 
 
 def _compare(where: str, settings: Json, wanted: Json) -> None:

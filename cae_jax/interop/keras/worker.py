@@ -37,8 +37,7 @@ def read(path: Path, scratch: Path) -> Weights:
         scope = keras.StatelessScope(initialize_variables=False)
         with warnings.catch_warnings(action="ignore"), scope:
             weights_path, config = _unpack(path, scratch)
-            network, shape = layers.check(config) if config else (_identify(weights_path), None)
-            flat = layers.build(network)
+            flat, network, shape = layers.check(config) if config else _identify(weights_path)
             _load(layers.arrange(config, flat) if config else flat, weights_path)
             names = [layer.name for layer in network.weighted]
             arrays = {name: flat.get_layer(name).get_weights() for name in names}
@@ -113,7 +112,7 @@ def _renumber(file: h5py.File) -> None:
                 file.move(path, wanted)
 
 
-def _identify(path: Path) -> Topology:
+def _identify(path: Path) -> tuple[keras.Sequential, Topology, None]:
     """Finds the network of a file of weights alone, by the classes of the layers and their kernels.
 
     The file does not tell the height and width of the images, nor do the kernels depend on them:
@@ -122,7 +121,8 @@ def _identify(path: Path) -> Topology:
     with h5py.File(path) as file:
         ordered = "layer_names" in file.attrs
         group: Any = next((file[name] for name in (_KERAS_2, _KERAS_3) if name in file), file)
-        names = file.attrs["layer_names"].astype(str) if ordered else sorted(group, key=_number)
+        names: Any = file.attrs["layer_names"] if ordered else sorted(group, key=_number)
+        names = np.asarray(names).astype(str)
         found = [(_stem(name), _kernel(group[name])) for name in names]
     kernels = [kernel for _, kernel in found if kernel]
     if not kernels:
@@ -130,7 +130,8 @@ def _identify(path: Path) -> Topology:
     kinds = ["Conv2D" if len(kernel) == 4 else "Dense" for kernel in kernels]
     shape = (LEAST_SIDE, LEAST_SIDE, kernels[0][-2]) if "Conv2D" in kinds else (1, kernels[0][0], 1)
     network = layers.nearest(kinds, [kernel[-1] for kernel in kernels], shape)
-    classes = [type(layer).__name__ for layer in layers.build(network).layers]
+    flat = layers.build(network)
+    classes = [type(layer).__name__ for layer in flat.layers]
     wanted = [re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in classes]
     # What depends on the size of the images
     ignored = {"cropping2d", "zero_padding2d"} if network.features else {"flatten", "reshape"}
@@ -142,7 +143,7 @@ def _identify(path: Path) -> Topology:
                 f"it has {name or 'no layer'} where the network has {wanted or 'none'}; if it "
                 f"computes the same, {_CONVERT}"
             )
-    return network
+    return flat, network, None
 
 
 def _kernel(layer: Any) -> tuple[int, ...]:
