@@ -560,7 +560,9 @@ def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     with pytest.raises(cae_jax.UserError, match=r"holds a run; give another directory$"):
         interop.import_run(weights, config, folder, data_dir=data_dir)
     other = dataclasses.replace(config, model="deep")
-    with pytest.raises(cae_jax.UserError, match=r"of the model deep .*; the weights are of simple"):
+    with pytest.raises(
+        cae_jax.UserError, match=r"are of the network simple and .* has deep; give `config=simple`"
+    ):
         interop.import_run(weights, other, tmp_path / "run", data_dir=data_dir)
 
     def full(*_):
@@ -592,13 +594,15 @@ def test_a_network_for_images_of_ones_own(photos, tmp_path):
     loaded = cae_jax.load(tmp_path / "run", backend="xla")
     assert (loaded.config.image_shape, loaded.config.features) == ((9, 7, 3), (3, 2))
     np.testing.assert_allclose(loaded.reconstruct(photos), predict(model, photos), **SAME_OUTPUTS)
-    with pytest.raises(cae_jax.UserError, match=r"28 x 28 x 1 images .*the weights are of .*image"):
+    with pytest.raises(
+        cae_jax.UserError, match=r"are of .*, and those of fashion_mnist are 28 x 28 x 1"
+    ):
         interop.import_run(weights, dataclasses.replace(SMALL, features=(3, 2)), tmp_path / "other")
     photos_of_one_channel = photos[..., :1]
     with pytest.MonkeyPatch.context() as patch:
         gray = Split(photos_of_one_channel, photos_of_one_channel)
         patch.setattr("cae_jax.data.load", lambda *_, **__: gray)
-        with pytest.raises(cae_jax.UserError, match="of photos are 9 x 7 x 1 and the network of"):
+        with pytest.raises(cae_jax.UserError, match="those of photos are 9 x 7 x 1; give `data`"):
             interop.import_run(weights, config, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -193,11 +193,7 @@ def import_run(
     _check_config(config, weights)
     config = data.located(config, data_dir=data_dir)
     images = data.load(config, data_dir=data_dir, archives=archives)
-    if not weights.takes(images.image_shape):
-        raise UserError(
-            f"the images of {config.data} are {_by(images.image_shape)} and the network of the "
-            f"weights takes {weights.images}; give `image_size` and `channels`, or other `data`"
-        )
+    _check_images(weights, images.image_shape, config.data)
     config = resolved(matching(config, weights), images.image_shape)
     model = build_with(config, weights.params)
     state = initial_state(config, model, len(images.train))
@@ -212,17 +208,27 @@ def import_run(
 
 def _check_config(config: TrainConfig, weights: Weights) -> None:
     """Refuses a config of another network, or of other images if their shape is known."""
-    features = (None, weights.features) if weights.features else (config.features,)
-    if config.model != weights.model or config.features not in features:
+    if config.model != weights.model:
+        example = {"conv": "fashion_mnist"}.get(weights.model, weights.model)
         raise UserError(
-            f"the config is of the model {config.model} with features {config.features}; the "
-            f"weights are of {weights.model} with features {weights.features}"
+            f"the weights are of the network {weights.model} and the config has {config.model}; "
+            f"give `config={example}`"
+        )
+    if weights.features and config.features not in (None, weights.features):
+        raise UserError(
+            f"the weights have features {weights.features} and `features` are {config.features}; "
+            "leave them out"
         )
     image_shape = known_shape(config)
-    if image_shape is not None and not weights.takes(image_shape):
+    if image_shape is not None:
+        _check_images(weights, image_shape, config.data)
+
+
+def _check_images(weights: Weights, image_shape: Shape, data: str) -> None:
+    if not weights.takes(image_shape):
         raise UserError(
-            f"the config is of {_by(image_shape)} images ({config.data}); the weights are of "
-            f"{weights.images}: give other `data`"
+            f"the weights are of {weights.images}, and those of {data} are {_by(image_shape)}; "
+            "give `data`, a folder or file of images, or `image_size` and `channels`"
         )
 
 
