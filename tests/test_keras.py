@@ -5,6 +5,7 @@ import functools
 import gzip
 import io
 import json
+import math
 import os
 import shlex
 import shutil
@@ -25,11 +26,12 @@ from cae_jax.data import Split
 from cae_jax.interop import keras as interop
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
-from cae_jax.models.topology import convolutional, from_config
+from cae_jax.models.topology import from_config
+from cae_jax.ops.backend import XLA
 from cae_jax.runs import history
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state, make_run_steps
-from tests.conftest import ARCHIVES, SMALL
+from tests.conftest import ARCHIVES, DENSE, SMALL
 from tests.test_cli import assert_fails_in_one_line
 from tests.test_export import draw_parameters, nested
 
@@ -47,24 +49,28 @@ DATA = Path(__file__).parent / "data" / "keras"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 WIDTHS = {"simple": (32,), "deep": (128, 64, 32, 64, 128)}
-# JAX compiles a program for every shape that Keras draws random numbers of.
-ZEROS = {"kernel_initializer": "zeros"}
-RELU = {**ZEROS, "activation": "relu", "padding": "same"}
-SIGMOID = {**ZEROS, "activation": "sigmoid", "padding": "same"}
+RELU = {"activation": "relu", "padding": "same"}
+SIGMOID = {"activation": "sigmoid", "padding": "same"}
 
 
 def run_here(mode, path, scratch):
     """What the process does, here: starting Keras takes ten times as long as the rest."""
     if mode == "read":
-        worker.read(path).save(scratch / "weights.npz")
+        worker.read(path, scratch).save(scratch / "weights.npz")
     else:
         worker.write(scratch)
 
 
+def zeros(self, shape, dtype=None, **options):
+    return jnp.asarray(np.zeros(shape, np.float32))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def in_this_process():
+    """No process is started, and no program compiled for every shape that Keras draws values of."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interop, "_run", run_here)
+        patch.setattr(keras.initializers.GlorotUniform, "__call__", zeros)
         yield
 
 
@@ -75,31 +81,22 @@ def rank_promotion():
         yield
 
 
-def conv_layers(f1=16, f2=8, f3=8, *others):
-    """The lab's network as its table has it; with others one of more stages."""
-    if others:
-        widths = (f1, f2, f3, *others)
-        pools = (
-            (layers.Conv2D(n, 3, **RELU), layers.MaxPooling2D(2, padding="same")) for n in widths
-        )
-        ups = ((layers.Conv2D(n, 3, **RELU), layers.UpSampling2D(2)) for n in widths[::-1])
-        return [layer for pair in (*pools, *ups) for layer in pair] + [
-            layers.Conv2D(1, 3, **SIGMOID)
-        ]
+def conv_layers(f1=16, f2=8, f3=8):
+    """The tutorial's network as its table has it."""
     return [
         *(layers.Conv2D(f1, 3, **RELU), layers.MaxPooling2D(2, padding="same")),
         *(layers.Conv2D(f2, 3, **RELU), layers.MaxPooling2D(2, padding="same")),
         *(layers.Conv2D(f3, 3, **RELU), layers.MaxPooling2D(2, padding="same")),
         *(layers.Conv2D(f3, 3, **RELU), layers.UpSampling2D(2)),
         *(layers.Conv2D(f2, 3, **RELU), layers.UpSampling2D(2)),
-        *(layers.Conv2D(f1, 3, activation="relu", **ZEROS), layers.UpSampling2D(2)),
+        *(layers.Conv2D(f1, 3, activation="relu"), layers.UpSampling2D(2)),
         layers.Conv2D(1, 3, **SIGMOID),
     ]
 
 
 def dense_layers(*widths, pixels=784):
-    hidden = [layers.Dense(width, activation="relu", **ZEROS) for width in widths]
-    return [*hidden, layers.Dense(pixels, activation="sigmoid", **ZEROS)]
+    hidden = [layers.Dense(width, activation="relu") for width in widths]
+    return [*hidden, layers.Dense(pixels, activation="sigmoid")]
 
 
 def sequential(parts, shape=(28, 28, 1)):
@@ -148,16 +145,22 @@ def assert_same_weights(model, params):
 
 def build(weights, **changes):
     config = interop.matching(dataclasses.replace(SMALL, **changes), weights)
-    model = autoencoders.build(config, nnx.Rngs(0))
-    state = nnx.state(model, nnx.Param)
-    nnx.replace_by_pure_dict(state, weights.params)
-    nnx.update(model, state)
-    return config, model
+    return config, autoencoders.build_with(config, weights.params)
+
+
+def drawn(config):
+    """An autoencoder with random parameters."""
+    parameters = nested(draw_parameters(from_config(config)))
+    return Autoencoder(config, autoencoders.build_with(config, parameters), backend=XLA)
 
 
 def predict(model, images):
     x = (images / 255).astype(np.float32).reshape(-1, *model.input_shape[1:])
     return model.predict_on_batch(x).reshape(images.shape)
+
+
+def reconstruct(config, model, images):
+    return Autoencoder(config, model, backend=XLA).reconstruct(images)
 
 
 # Sums of at most 784 products, and through all layers: they are rounded in another order.
@@ -168,7 +171,7 @@ SAME_OUTPUTS = {"rtol": 0, "atol": 1e-5}
 
 @pytest.mark.parametrize("kind", ["conv", "simple", "deep"])
 @pytest.mark.parametrize("form", [sequential, functional])
-def test_what_keras_saves_is_read_bit_for_bit(kind, form, tmp_path):
+def test_what_keras_saves_is_read_bit_for_bit(kind, form, tmp_path, test_images):
     network(kind)  # so that the names of the layers go on with other numbers
     model = network(kind, form)
     for name, whole in (("m.keras", True), ("m.h5", True), ("m.weights.h5", False)):
@@ -177,16 +180,13 @@ def test_what_keras_saves_is_read_bit_for_bit(kind, form, tmp_path):
         assert (weights.model, weights.features, weights.complete) == (kind, features, whole)
         assert weights.image_shape == ((28, 28, 1) if kind == "conv" and whole else None)
         assert_same_weights(model, weights.params)
-
-
-@pytest.mark.parametrize("kind", ["conv", "simple", "deep"])
-def test_outputs_are_those_of_keras(kind, tmp_path, test_images):
-    model = network(kind)
-    weights = read(save(model, tmp_path / "m.keras"))
-    ours = Autoencoder(*build(weights)).reconstruct(test_images[:200])
-    theirs = predict(model, test_images[:200])
-    assert theirs.std() > 0.01
-    np.testing.assert_allclose(ours, theirs, **SAME_OUTPUTS)
+    if form is sequential:
+        ours, theirs = (
+            reconstruct(*build(weights), test_images[:5]),
+            predict(model, test_images[:5]),
+        )
+        assert theirs.std() > 0.01
+        np.testing.assert_allclose(ours, theirs, **SAME_OUTPUTS)
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_fully_connected_ones_of_another_shape(shape, parts, tmp_path):
     weights = read(save(model, tmp_path / "m.keras"))
     assert (weights.model, weights.image_shape) == ("simple", (9, 7, 3))
     images = np.random.default_rng(0).integers(0, 256, (5, 9, 7, 3), np.uint8)
-    ours = Autoencoder(*build(weights, data="arrays")).reconstruct(images)
+    ours = reconstruct(*build(weights, data="arrays"), images)
     np.testing.assert_allclose(ours, predict(model, images), **SAME_OUTPUTS)
 
 
@@ -294,7 +294,7 @@ def in_order(group):
     return [group[name]["vars"][which][()] for name in names for which in "01"]
 
 
-@pytest.mark.parametrize("which", ["tf213", "tf213_nested", "nested"])
+@pytest.mark.parametrize("which", ["tf213", "nested"])
 def test_files_of_other_arrangements(which):
     """Keras 2.13 numbers with gaps; a model of two models keeps each by itself."""
     group = "layers" if which == "nested" else "_layer_checkpoint_dependencies"
@@ -305,10 +305,9 @@ def test_files_of_other_arrangements(which):
         if which == "tf213":
             expected = in_order(file[group])
         else:
-            encoder, decoder = sorted(name for name in file[group] if "functional" in name)
             expected = [
-                *in_order(file[f"{group}/{encoder}/{group}"]),
-                *in_order(file[f"{group}/{decoder}/{group}"]),
+                *in_order(file["layers/functional/layers"]),
+                *in_order(file["layers/functional_1/layers"]),
             ]
     weights = read(DATA / f"{which}.keras")
     assert (weights.model, weights.features, weights.complete) == ("conv", (16, 8, 8), True)
@@ -317,21 +316,10 @@ def test_files_of_other_arrangements(which):
         assert ours.dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    "version",
-    [
-        pytest.param("tf212", marks=pytest.mark.slow),
-        "tf213",
-        pytest.param("tf214", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("version", ["tf212", "tf213", "tf214"])
 @pytest.mark.parametrize(
     "name",
-    [
-        *("nested.keras", "nested.h5", "nested.weights.h5"),
-        *("sequences.keras", "sequences.weights.h5"),
-        *("flat.weights.h5", "subclass.weights.h5", "mixed.keras", "frozen.h5"),
-    ],
+    ["nested.keras", "nested.h5", "sequences.keras", "flat.weights.h5", "mixed.keras", "frozen.h5"],
 )
 def test_files_of_tensorflow(version, name, tmp_path):
     """TensorFlow wrote them; the n-th layer has kernels of n and biases of -n.
@@ -381,7 +369,7 @@ def in_mixed_precision():
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("suffix", ["keras", pytest.param("h5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
 @pytest.mark.parametrize(
     "make",
     [models_in_a_model, sequences_in_a_sequence, a_model_in_a_sequence, in_mixed_precision],
@@ -391,72 +379,6 @@ def test_models_that_compute_the_same(make, suffix, tmp_path):
     weights = read(save(model, tmp_path / f"m.{suffix}"))
     assert weights.features == (16, 8, 8)
     assert_same_weights(model, weights.params)
-
-
-class Halves(keras.Model):
-    """Encoder and decoder as attributes, which sort the other way round."""
-
-    def __init__(self, first, second):
-        super().__init__()
-        self.zencoder, self.decoder = first, second
-
-    def call(self, inputs):
-        return self.decoder(self.zencoder(inputs))
-
-
-class Attributes(keras.Model):
-    """Every layer an attribute or in a list, as PyTorch users write it."""
-
-    def __init__(self, *features, listed):
-        super().__init__()
-        self.steps = conv_layers(*features)
-        self.order = "qwertyuiopasdfghjklzxcvbnm"[: len(self.steps)]
-        if not listed:
-            for letter, layer in zip(self.order, self.steps, strict=True):
-                setattr(self, letter, layer)
-            self.steps = None
-
-    def call(self, inputs):
-        for layer in self.steps or [getattr(self, letter) for letter in self.order]:
-            inputs = layer(inputs)
-        return inputs
-
-
-def called(model):
-    model(np.zeros((1, 28, 28, 1)))
-    return model
-
-
-def halves():
-    return called(Halves(keras.Sequential(conv_layers()[:6]), keras.Sequential(conv_layers()[6:])))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "make",
-    [
-        models_in_a_model,
-        sequences_in_a_sequence,
-        a_model_in_a_sequence,
-        halves,
-        lambda: called(Attributes(16, 8, 8, listed=True)),
-        lambda: called(Attributes(5, 4, 3, listed=False)),
-    ],
-    ids=["models", "sequences", "mixed", "subclass", "list", "attributes"],
-)
-def test_weights_alone_whose_order_their_kernels_decide(make, tmp_path):
-    model = randomised(make())
-    weights = read(save(model, tmp_path / "m.weights.h5"))
-    assert not weights.complete
-    layers_in_order = [
-        layer
-        for layer in model._flatten_layers(include_self=False)
-        if isinstance(layer, layers.Conv2D)
-    ]
-    layers_in_order.sort(key=lambda layer: int(([*layer.name.split("_"), "0"])[1]))
-    theirs = [array for layer in layers_in_order for array in layer.get_weights()]
-    for ours, expected in zip(flat(weights.params), theirs, strict=True):
-        np.testing.assert_array_equal(ours, expected)
 
 
 def test_layers_that_were_frozen_in_a_model_of_models(tmp_path):
@@ -485,35 +407,13 @@ def test_a_folder_in_place_of_an_archive(tmp_path):
 # Out of cae-jax
 
 
-def test_a_trained_run_goes_to_keras_and_back(run, tmp_path, test_images):
-    autoencoder = cae_jax.load(run, backend="xla")
-    path = tmp_path / "m.keras"
-    interop.write(path, autoencoder)
-    content = path.read_bytes()
-    model = keras.models.load_model(path)
-    names = [layer.name for layer in model.layers if layer.weights]
-    assert names == [f"conv{number}" for number in range(1, 8)]
-    assert model.input_shape == (None, 28, 28, 1)
-    params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
-    assert_same_weights(model, params)
-    ours, theirs = autoencoder.reconstruct(test_images[:200]), predict(model, test_images[:200])
-    np.testing.assert_allclose(theirs, ours, **SAME_OUTPUTS)
-    back = read(path)
-    assert_same_weights(model, back.params)
-    assert (back.model, back.features, back.image_shape) == ("conv", (16, 8, 8), (28, 28, 1))
-    again = read(save(model, tmp_path / "again.keras"))
-    np.testing.assert_equal(again, back)
-    interop.write(path, autoencoder)
-    assert path.read_bytes() == content
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.keras", "m.keras"]
-
-
 # Of 47 x 61 pixels the last convolution pads rows alone, and a row and a column are cropped.
 @pytest.mark.parametrize(
     ("shape", "changes"),
     [
         ((28, 28, 1), {"model": "simple"}),
         ((28, 28, 1), {"model": "deep"}),
+        ((28, 28, 1), {}),
         pytest.param((28, 28, 1), {"features": (6, 4, 2)}, marks=pytest.mark.slow),
         ((32, 32, 3), {"features": (5,)}),
         ((47, 61, 3), {"features": (4, 3, 3, 2)}),
@@ -525,34 +425,30 @@ def test_a_trained_run_goes_to_keras_and_back(run, tmp_path, test_images):
 )
 def test_every_network_goes_to_keras_and_back(shape, changes, tmp_path):
     config = dataclasses.replace(SMALL, data="arrays", image_shape=shape, **changes)
-    drawn = draw_parameters(from_config(config))
-    autoencoder = Autoencoder(config, autoencoders.build_with(config, nested(drawn)))
-    interop.write(tmp_path / "m.keras", autoencoder)
-    model = keras.models.load_model(tmp_path / "m.keras")
+    autoencoder = drawn(config)
+    path = tmp_path / "m.keras"
+    interop.write(path, autoencoder)
+    model = keras.models.load_model(path)
     params = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
+    assert {layer.name for layer in model.layers if layer.weights} == {*params}
     assert_same_weights(model, params)
+    is_conv = config.model == "conv"
+    assert model.input_shape == (None, *(shape if is_conv else [math.prod(shape)]))
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
     theirs = predict(model, images)
     assert theirs.std() > 0.05
     np.testing.assert_allclose(theirs, autoencoder.reconstruct(images), rtol=0, atol=2e-5)
-    is_conv = config.model == "conv"
-    for name, known in (("m.keras", True), ("m.weights.h5", False)):
-        back = read(tmp_path / name if known else save(model, tmp_path / name))
+    for name, known in (("m.keras", True), ("again.keras", True), ("m.weights.h5", False)):
+        back = read(path if name == "m.keras" else save(model, tmp_path / name))
         np.testing.assert_equal(flat(back.params), flat(params))
-        assert (back.model, back.features) == (config.model, config.features)
+        features = autoencoder.topology.features or None
+        assert (back.model, back.features) == (config.model, features)
         assert back.image_shape == (shape if known and is_conv else None)
         assert back.takes(shape)
         assert not back.takes((*shape[:2], 2))
-
-
-@pytest.mark.parametrize("listed", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_many_layers_whose_order_their_kernels_decide(listed, tmp_path):
-    """Thirteen, which have 6 billion orders."""
-    widths = (3, 5, 7, 9, 4, 2)
-    model = randomised(called(Attributes(*widths, listed=listed)))
-    weights = read(save(model, tmp_path / "m.weights.h5"))
-    assert weights.features == widths
-    assert_same_weights(model, weights.params)
+    content = path.read_bytes()
+    interop.write(path, autoencoder)
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -563,7 +459,7 @@ def test_many_layers_whose_order_their_kernels_decide(listed, tmp_path):
     ],
 )
 def test_other_outputs_are_refused(name, message, tmp_path):
-    autoencoder = Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0)))
+    autoencoder = drawn(SMALL)
     with pytest.raises(cae_jax.UserError, match=message):
         interop.write(tmp_path / name, autoencoder)
     assert list(tmp_path.iterdir()) == []
@@ -623,10 +519,10 @@ def test_ten_training_steps_stay_together(kind, optimizer, tmp_path, train_image
 def imported(tmp_path_factory, data_dir):
     """A model of Keras, its weights, and the run that was made of them."""
     folder = tmp_path_factory.mktemp("imported")
-    model = network("conv")
+    model = network("simple")
     weights = read(save(model, folder / "m.keras"))
     # So slow that an epoch leaves the parameters as they are.
-    config = dataclasses.replace(SMALL, optimizer="sgd", learning_rate=1e-12, epochs=1)
+    config = dataclasses.replace(DENSE, optimizer="sgd", learning_rate=1e-12, epochs=1)
     val_loss = interop.import_run(weights, config, folder / "run", data_dir=data_dir)
     return model, weights, config, folder / "run", val_loss
 
@@ -638,9 +534,9 @@ def test_the_run_is_the_model(imported, test_images):
     for best in (False, True):
         ours = cae_jax.load(folder, best=best).reconstruct(images)
         np.testing.assert_allclose(ours, expected, **SAME_OUTPUTS)
-    model.compile(loss="binary_crossentropy")
-    x = (images / 255).astype(np.float32)
-    assert val_loss == pytest.approx(model.evaluate(x, x, verbose=0), abs=1e-5)
+    x = images / 255
+    loss = -(x * np.log(expected) + (1 - x) * np.log(1 - expected)).mean()
+    assert val_loss == pytest.approx(loss, abs=1e-5)
     assert sorted(path.name for path in folder.iterdir()) == [
         ".cae-jax",
         "checkpoints",
@@ -663,8 +559,10 @@ def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
     _, weights, config, folder, _ = imported
     with pytest.raises(cae_jax.UserError, match=r"holds a run; give another directory$"):
         interop.import_run(weights, config, folder, data_dir=data_dir)
-    other = dataclasses.replace(config, features=(4, 2, 2))
-    with pytest.raises(cae_jax.UserError, match=r"features \(4, 2, 2\); the weights are of conv"):
+    other = dataclasses.replace(config, model="deep")
+    with pytest.raises(
+        cae_jax.UserError, match=r"are of the network simple and .* has deep; give `config=simple`"
+    ):
         interop.import_run(weights, other, tmp_path / "run", data_dir=data_dir)
 
     def full(*_):
@@ -685,36 +583,33 @@ def photos(monkeypatch):
     return images
 
 
-@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])
-def test_a_network_for_images_of_ones_own(name, photos, tmp_path):
+def test_a_network_for_images_of_ones_own(photos, tmp_path):
     """Of weights alone the data tell the size."""
     config = dataclasses.replace(SMALL, data="photos", features=(3, 2), batch_size=10)
-    network = convolutional((9, 7, 3), (3, 2))
-    drawn = draw_parameters(network)
-    known = dataclasses.replace(config, image_shape=(9, 7, 3))
-    autoencoder = Autoencoder(known, autoencoders.build_with(known, nested(drawn)))
-    interop.write(tmp_path / "m.keras", autoencoder)
+    interop.write(tmp_path / "m.keras", drawn(dataclasses.replace(config, image_shape=(9, 7, 3))))
     model = keras.models.load_model(tmp_path / "m.keras")
-    weights = read(save(model, tmp_path / name))
+    assert interop.matching(config, read(tmp_path / "m.keras")).image_shape == (9, 7, 3)
+    weights = read(save(model, tmp_path / "m.weights.h5"))
     interop.import_run(weights, config, tmp_path / "run")
     loaded = cae_jax.load(tmp_path / "run", backend="xla")
     assert (loaded.config.image_shape, loaded.config.features) == ((9, 7, 3), (3, 2))
     np.testing.assert_allclose(loaded.reconstruct(photos), predict(model, photos), **SAME_OUTPUTS)
-    with pytest.raises(cae_jax.UserError, match=r"28 x 28 x 1 images .*the weights are of .*image"):
+    with pytest.raises(
+        cae_jax.UserError, match=r"are of .*, and those of fashion_mnist are 28 x 28 x 1"
+    ):
         interop.import_run(weights, dataclasses.replace(SMALL, features=(3, 2)), tmp_path / "other")
     photos_of_one_channel = photos[..., :1]
     with pytest.MonkeyPatch.context() as patch:
         gray = Split(photos_of_one_channel, photos_of_one_channel)
         patch.setattr("cae_jax.data.load", lambda *_, **__: gray)
-        with pytest.raises(cae_jax.UserError, match="of photos are 9 x 7 x 1 and the network of"):
+        with pytest.raises(cae_jax.UserError, match="those of photos are 9 x 7 x 1; give `data`"):
             interop.import_run(weights, config, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
 def test_the_command_takes_the_size_of_the_file(photos, tmp_path, capsys):
     known = dataclasses.replace(SMALL, data="photos", features=(3, 2), image_shape=(9, 7, 3))
-    drawn = nested(draw_parameters(convolutional((9, 7, 3), (3, 2))))
-    interop.write(tmp_path / "m.keras", Autoencoder(known, autoencoders.build_with(known, drawn)))
+    interop.write(tmp_path / "m.keras", drawn(known))
     command = ["import", str(tmp_path / "m.keras"), "--out", str(tmp_path / "run")]
     small = ["--batch-size", "10"]
     cli.main([*command, "--data", "photos", *small])
@@ -747,18 +642,18 @@ def test_killed_at_any_moment_no_run_starts_from_other_weights(
     monkeypatch.undo()
     assert interop.import_run(weights, config, tmp_path / "run", data_dir=data_dir) == val_loss
     ours, theirs = (
-        jax.tree.leaves(nnx.state(cae_jax.load(run, backend="xla").model, nnx.Param))
+        jax.tree.leaves(nnx.state(cae_jax.load(run).model, nnx.Param))
         for run in (tmp_path / "run", folder)
     )
     for left, right in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(left, right)
 
 
-def test_import_refuses_in_one_line(refuse, run, tmp_path):
+def test_import_refuses_in_one_line(refuse, imported, tmp_path):
     (tmp_path / "text.keras").write_text("no archive")
     save(network("simple"), tmp_path / "simple.keras")
+    save(network("conv"), tmp_path / "m.keras")
     save(sequential(dense_layers(64), (784,)), tmp_path / "other.keras")
-    interop.write(tmp_path / "m.keras", cae_jax.load(run, backend="xla"))
     before = sorted(tmp_path.iterdir())
     for arguments, message in (
         (("nowhere.keras", "--out", "x"), "nowhere.keras is no file"),
@@ -766,7 +661,7 @@ def test_import_refuses_in_one_line(refuse, run, tmp_path):
         (("other.keras", "--out", "x"), "other.keras: layer 1 (dense"),
         (("simple.keras", "--out", "x"), "give --config simple"),
         (("m.keras", "--out", "x", "--features", 4, 4, 4), "leave them out"),
-        (("m.keras", "--out", run), "holds a run; give another"),
+        (("m.keras", "--out", imported[3]), "holds a run; give another"),
         (("m.keras",), "--out"),
     ):
         assert_fails_in_one_line(refuse("import", *arguments), message)

@@ -2,32 +2,25 @@
 
 import io
 import json
-import re
 import resource
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 
 import h5py
 import numpy as np
 import pytest
-from flax import nnx
 
 import cae_jax
 from cae_jax.interop import keras as interop
 from cae_jax.interop.keras import __main__
-from cae_jax.models import autoencoders
-from cae_jax.models.inference import Autoencoder
 from tests.conftest import SMALL
-from tests.test_cli import assert_fails_in_one_line
 from tests.test_keras import (
     RELU,
-    ZEROS,
-    Attributes,
-    Halves,
-    called,
     conv_layers,
     dense_layers,
+    drawn,
     functional,
     in_this_process,  # noqa: F401
     keras,
@@ -35,11 +28,13 @@ from tests.test_keras import (
     pytestmark,  # noqa: F401
     rank_promotion,  # noqa: F401
     read,
-    run_here,
     run_process,
     save,
     sequential,
+    worker,
 )
+
+CONVERT = r"load it in Keras and save the whole model with model.save\('model.keras'\)"
 
 # Networks that are not the project's
 
@@ -93,7 +88,7 @@ class Mine(keras.Model):
 
 def of_ones_own():
     model = Mine()
-    model(np.zeros((1, 28, 28, 1)))
+    model(keras.Input((28, 28, 1)))
     return model
 
 
@@ -123,11 +118,11 @@ OTHERS = {
         r"layer 9 \(conv2d\w*\): filters is 4; the network has 8 there",
     ),
     "activation": (
-        lambda: conv_with(5, layers.Conv2D(8, 3, padding="same", activation="tanh", **ZEROS)),
+        lambda: conv_with(5, layers.Conv2D(8, 3, padding="same", activation="tanh")),
         r"layer 5 \(conv2d\w*\): activation is tanh; the network has relu there",
     ),
     "logits": (
-        lambda: conv_with(13, layers.Conv2D(1, 3, padding="same", **ZEROS)),
+        lambda: conv_with(13, layers.Conv2D(1, 3, padding="same")),
         r"layer 13 \(conv2d\w*\): activation is linear; the network has sigmoid there",
     ),
     "activation with settings": (
@@ -182,7 +177,7 @@ OTHERS = {
     ),
     "half precision": (in_half_precision, "is of float16; the network takes float32"),
     "code of one's own": (
-        lambda: conv_with(8, layers.Lambda(lambda x: x.repeat(2, 1).repeat(2, 2))),
+        lambda: conv_with(8, layers.Lambda(lambda x: x)),
         r"layer 8 \(lambda\w*\) is Lambda; the network has UpSampling2D there",
     ),
     "class of one's own": (
@@ -204,15 +199,12 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("suffix", ["keras", "h5"])
 @pytest.mark.parametrize("which", OTHERS)
-def test_the_first_difference_is_named(which, suffix, tmp_path):
+def test_the_first_difference_is_named(which, tmp_path):
     make, message = OTHERS[which]
-    path = save(make(), tmp_path / f"m.{suffix}")
-    with pytest.raises(cae_jax.UserError, match=message) as error:
-        read(path)
-    assert str(error.value).startswith(f"{path}: ")
-    assert "\n" not in str(error.value)
+    model = make()
+    for name in ("m.keras", "m.h5"):
+        refused(save(model, tmp_path / name), message)
 
 
 def test_a_model_of_ones_own_class_is_refused(tmp_path):
@@ -224,55 +216,46 @@ def test_a_model_of_ones_own_class_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        ("extra layer", "it has 14 layers and names dropout where .* if it is the same"),
-        ("mean pooling", "it has 13 layers and names average_pooling2d where the network"),
-        ("ends early", "it has 12 layers and names max_pooling2d where the network, of 13"),
+        ("extra layer", "it has dropout where the network has max_pooling2d; if it computes"),
+        ("mean pooling", "it has average_pooling2d where the network has conv2d; if"),
+        ("ends early", "it has conv2d where the network has max_pooling2d; if"),
         ("kernel size", r"shape=\(3, 3, 16, 8\), Received: value.shape=\(5, 5, 16, 8\)"),
         (
             "features that do not mirror",
             r"shape=\(3, 3, 8, 8\), Received: value.shape=\(3, 3, 8, 4\)",
         ),
-        (
-            "no bias",
-            r"'conv1' expected 2 variables, but received 1 .* Expected: \['kernel', 'bias'\]",
-        ),
+        ("no bias", "'conv1' expected 2 variables, but received 1 "),
         ("colour", r"shape=\(3, 3, 16, 3\), Received: value.shape=\(3, 3, 16, 1\)"),
         ("simple of another width", r"shape=\(784, 32\), Received: value.shape=\(784, 64\)"),
     ],
 )
 def test_weights_of_another_network(which, message, tmp_path):
     path = save(OTHERS[which][0](), tmp_path / "m.weights.h5")
-    with pytest.raises(cae_jax.UserError, match=message):
-        read(path)
+    refused(path, f"{message}.*; {CONVERT}|{message}.*{CONVERT}")
 
 
-@pytest.mark.slow
-def test_models_that_may_stand_in_either_order(tmp_path):
-    model = called(Attributes(16, 8, 8, listed=False))
-    path = save(model, tmp_path / "m.weights.h5")
-    kernel = re.escape("(3, 3, 1, 16)")
-    with pytest.raises(cae_jax.UserError, match=f"{kernel}.* are the network's in more than one"):
-        read(path)
-    path = save(called(Attributes(16, 8, 4, listed=False)), path)
-    assert read(path).features == (16, 8, 4)
+class Halves(keras.Model):
+    """Encoder and decoder as attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = keras.Sequential(conv_layers()[:6])
+        self.decoder = keras.Sequential(conv_layers()[6:])
+
+    def call(self, inputs):
+        return self.decoder(self.encoder(inputs))
 
 
-def test_models_that_are_the_network_in_no_order(tmp_path):
-    wrong = conv_layers()[6:]
-    wrong[2] = layers.Conv2D(4, 3, **RELU)
-    model = called(Halves(keras.Sequential(conv_layers()[:6]), keras.Sequential(wrong)))
-    path = save(model, tmp_path / "m.weights.h5")
-    message = r"\(3, 3, 8, 4\) .* are the network's in no order; save a Sequential or functional"
-    with pytest.raises(cae_jax.UserError, match=message):
-        read(path)
+def of_two_models():
+    return sequential([sequential(conv_layers()[:6]), sequential(conv_layers()[6:], (4, 4, 8))])
 
 
-def test_layers_of_another_class_in_a_model_of_ones_own(tmp_path):
-    encoder = keras.Sequential([*conv_layers()[:5], layers.AveragePooling2D(2, padding="same")])
-    model = called(Halves(encoder, keras.Sequential(conv_layers()[6:])))
-    path = save(model, tmp_path / "m.weights.h5")
-    with pytest.raises(cae_jax.UserError, match="it has 13 layers and names average_pooling2d whe"):
-        read(path)
+@pytest.mark.parametrize("make", [Halves, Mine, of_two_models])
+def test_weights_alone_of_models_in_a_model(make, tmp_path):
+    """Nothing in the file tells the order of the models."""
+    model = make()
+    model(keras.Input((28, 28, 1)))
+    refused(save(model, tmp_path / "m.weights.h5"), f"where the network has conv2d.* {CONVERT}")
 
 
 @pytest.mark.parametrize("suffix", ["keras", "h5"])
@@ -299,7 +282,7 @@ def test_a_difference_in_a_model_in_a_model_is_found_there(suffix, tmp_path):
 def archive(tmp_path_factory):
     """The bytes of an intact archive."""
     path = tmp_path_factory.mktemp("archive") / "m.keras"
-    interop.write(path, Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0))))
+    interop.write(path, drawn(SMALL))
     assert read(path).model == "conv"
     return path.read_bytes()
 
@@ -329,12 +312,12 @@ def test_files_that_are_none_of_keras(tmp_path):
     refused(tmp_path, "is no file")
     for content in (b"", b"a text\n", b"PK", b"\x89HDF", b"\x80\x04]\x94."):
         path.write_bytes(content)
-        refused(path, "it is neither a .keras archive nor HDF5; save the model with model.save")
+        refused(path, f"it is neither a .keras archive nor HDF5; {CONVERT}")
     with h5py.File(path, "w") as file:
         file["data"] = np.arange(3)
-    refused(path, "it is HDF5, but not of Keras")
+    refused(path, f"it is HDF5 without weights of Keras; {CONVERT}")
     write_members(path, {"a.txt": b"a"})
-    refused(path, "the archive has no config.json")
+    refused(path, f"it has no config.json; {CONVERT}")
 
 
 @pytest.mark.parametrize("config", ["", "[]", "{}", "null", "7", "[" * 100_000, '"\\ud800', "\xff"])
@@ -355,24 +338,16 @@ def test_an_archive_cut_short_or_changed(archive, tmp_path):
         refused(path, "cannot be read .*CRC")
 
 
-def test_archives_that_would_fill_the_memory(archive, tmp_path):
+def test_archives_that_would_fill_the_memory(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_MAX_WEIGHTS", 10**6)
     path, parts = tmp_path / "m.keras", members(archive)
-    bomb = bytes(100_000_000)
-    for name in ("config.json", "model.weights.h5"):
-        write_members(path, {**parts, name: bomb}, zipfile.ZIP_DEFLATED)
+    for name, most in (("config.json", 2**20), ("model.weights.h5", 10**6)):
+        write_members(path, {**parts, name: bytes(10**7)}, zipfile.ZIP_DEFLATED)
         assert path.stat().st_size < 200_000
-        refused(path, f"{name} in it would take 100000000 bytes; the network needs at most")
-    # As much as its layers announce, and yet not in the file
-    layers = json.loads(parts["config.json"])
-    for number, entry in enumerate(layers["config"]["layers"]):
-        if entry["class_name"] == "Conv2D" and number < 13:
-            entry["config"]["filters"] = 100_000
-    write_members(
-        path,
-        {"config.json": json.dumps(layers), "model.weights.h5": bomb},
-        zipfile.ZIP_DEFLATED,
-    )
-    refused(path, "model.weights.h5 in it would take")
+        refused(path, f"{name} has more than {most} bytes, far more than a network needs")
+    with path.open("wb") as file:
+        file.truncate(10**6 + 1)
+    refused(path, "m.keras has more than 1000000 bytes")
 
 
 def test_layers_that_announce_more_than_the_file_has(archive, tmp_path):
@@ -443,22 +418,19 @@ def test_members_that_lead_elsewhere(archive, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.keras", "there.h5"]
 
 
-def test_folders_that_are_damaged_or_lead_elsewhere(archive, tmp_path):
+def test_folders_that_are_damaged(archive, tmp_path):
     folder = tmp_path / "m"
     folder.mkdir()
     for name, content in members(archive).items():
         (folder / name).write_bytes(content)
     assert read(folder).features == (16, 8, 8)
     weights = folder / "model.weights.h5"
-    weights.rename(tmp_path / "there.h5")
-    refused(folder, "model.weights.h5 in it is no file of at most")
-    weights.symlink_to(tmp_path / "there.h5")
-    refused(folder, "model.weights.h5 in it is a link, which Keras does not write")
     weights.unlink()
+    refused(folder, f"it has no model.weights.h5; {CONVERT}")
     weights.mkdir()
-    refused(folder, "model.weights.h5 in it is no file of at most")
+    refused(folder, f"it has no model.weights.h5; {CONVERT}")
     (folder / "config.json").write_bytes(bytes(2**20 + 1))
-    refused(folder, "config.json in it is no file of at most 1048576 bytes")
+    refused(folder, "config.json has more than 1048576 bytes")
 
 
 def change_weights(archive, tmp_path, change):
@@ -494,22 +466,12 @@ SHAPE = (3, 3, 16, 8)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            replace(KERNEL, shape=(10**6, 10**6), dtype="f4"),
-            r"0 of shape \(1000000, 1000000\) does not lie in",
-        ),
-        (replace(KERNEL, shape=SHAPE, dtype="f4"), "does not lie in the file in one piece"),
-        (
-            replace(KERNEL, data=np.zeros(SHAPE, "f4"), compression="gzip"),
-            "does not lie in the file in one piece",
-        ),
+        (replace(KERNEL, shape=(10**6, 10**6), dtype="f4"), "Not allowed: H5 dataset '0' declares"),
         (
             replace(KERNEL, shape=SHAPE, dtype="f4", external=[("/etc/passwd", 0, 4608)]),
-            "does not lie in the file in one piece",
+            "Not allowed: H5 file with external Dataset",
         ),
-        (replace(KERNEL, data=np.zeros(SHAPE, "f2")), "is of float16; the network takes float32"),
-        (replace(KERNEL, data=np.zeros(SHAPE, "i4")), "is of int32"),
-        (replace(KERNEL, shape=SHAPE, dtype=h5py.string_dtype()), "is of object"),
+        (replace(KERNEL, shape=SHAPE, dtype=h5py.string_dtype()), "could not convert string"),
         (replace(KERNEL, data=np.full(SHAPE, np.nan, "f4")), "has values that are not finite"),
         (link(KERNEL, h5py.SoftLink("/layers/conv2d_3/vars/0")), "is a link, which Keras does not"),
         (link(KERNEL, h5py.ExternalLink("/etc/passwd", "/")), "is a link, which Keras does not"),
@@ -540,9 +502,15 @@ def test_groups_that_lead_in_a_circle(archive, tmp_path):
         file["layers/a"] = file["layers/b"] = file["layers"]
 
     path = change_weights(archive, tmp_path, change)
-    refused(path, "in it is a link, which Keras does not write")
+    np.testing.assert_equal(read(path).params, read(save_bytes(tmp_path, archive)).params)
     path.write_bytes(members(path.read_bytes())["model.weights.h5"])
-    refused(path, "in it is a link, which Keras does not write")
+    refused(path, "it has a where the network has conv2d")
+
+
+def save_bytes(folder, archive):
+    path = folder / "intact.keras"
+    path.write_bytes(archive)
+    return path
 
 
 # In a process of its own
@@ -566,45 +534,39 @@ def isolated(monkeypatch):
     monkeypatch.setattr(interop, "_run", run_process)
 
 
-def test_an_intact_file_comes_through_as_it_is(isolated, archive, tmp_path):
+def test_a_file_is_written_and_read_in_a_process(isolated, archive, tmp_path, monkeypatch):
     path = tmp_path / "m.keras"
-    path.write_bytes(archive)
+    interop.write(path, drawn(SMALL))
+    assert path.read_bytes() == archive
     ours = interop.read(path)
-    interop.write(tmp_path / "n.keras", Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0))))
-    assert (tmp_path / "n.keras").read_bytes() == archive
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interop, "_run", run_here)
-        np.testing.assert_equal(ours, interop.read(path))
-
-
-def test_a_refusal_comes_through_as_one_line(isolated, refuse, tmp_path):
-    (tmp_path / "m.keras").write_text("a text")
-    process = refuse("import", "m.keras", "--out", "x")
-    message = "m.keras: it is neither a .keras archive nor HDF5; save the model with model.save"
-    assert_fails_in_one_line(process, message)
-    assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
+    monkeypatch.undo()
+    np.testing.assert_equal(ours, interop.read(path))
 
 
 @pytest.mark.parametrize(
-    ("module", "message"),
+    ("version", "message"),
     [
-        ("raise ModuleNotFoundError('hidden')", r"Keras cannot be imported \(hidden\)"),
-        ("__version__ = '3.12.0'", "Keras 3.12.0 is installed; 3.15.1 or later is needed"),
+        (None, "Keras is not installed; 3.15.1 or later is needed"),
+        ("3.12.0", "Keras 3.12.0 is installed; 3.15.1 or later is needed"),
     ],
 )
 def test_without_keras_or_with_an_old_one(
-    module, message, isolated, archive, tmp_path, monkeypatch
+    version, message, isolated, archive, tmp_path, monkeypatch
 ):
-    (tmp_path / "keras.py").write_text(module)
-    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "m.keras").write_bytes(archive)
-    message += r'.*; run pip install "cae-jax\[keras\]"'
+
+    def installed(name):
+        assert name == "keras"
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr("importlib.metadata.version", installed)
+    message += r': pip install "cae-jax\[keras\]"'
     with pytest.raises(cae_jax.UserError, match=message):
         interop.read(tmp_path / "m.keras")
     with pytest.raises(cae_jax.UserError, match=message):
-        interop.write(
-            tmp_path / "n.keras", Autoencoder(SMALL, autoencoders.build(SMALL, nnx.Rngs(0)))
-        )
+        interop.write(tmp_path / "n.keras", drawn(SMALL))
     assert not (tmp_path / "n.keras").exists()
 
 
@@ -638,11 +600,12 @@ ORDER = [
     "conv2d_6",
 ]
 READ_ALL = """
-import pathlib, sys
+import pathlib, sys, tempfile
 from cae_jax.interop.keras import worker
 for path in map(pathlib.Path, sys.argv[1:]):
     try:
-        print(worker.read(path).features, flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            print(worker.read(path, pathlib.Path(scratch)).features, flush=True)
     except ValueError as error:
         print(error, flush=True)
 """
@@ -662,6 +625,7 @@ def outcomes(paths):
     return lines
 
 
+@pytest.mark.slow
 def test_bytes_changed_at_random(archive, tmp_path):
     """HDF5 has no checksum of its data: what can be read has changed numbers at the most."""
     rng = np.random.default_rng(0)
@@ -685,12 +649,15 @@ def test_bytes_changed_at_random(archive, tmp_path):
     ("command", "message"),
     [
         ("kill -SEGV $$", "cannot be read .signal 11 ended Keras.; save it again in Keras"),
-        ("sleep 60", "cannot be read in 0.5 s; save it again in Keras"),
+        ("exec sleep 60", "cannot be read in 0.5 s; save it again in Keras"),
+        ("printf 'one line' > $6/refusal.txt; exit 2", "^one line$"),
     ],
 )
-def test_a_crash_or_a_stall_of_hdf5_is_one_line(command, message, isolated, tmp_path, monkeypatch):
+def test_a_crash_a_stall_or_a_refusal_is_one_line(
+    command, message, isolated, tmp_path, monkeypatch
+):
     python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\n{'exec ' if 'sleep' in command else ''}{command}\n")
+    python.write_text(f"#!/bin/sh\n{command}\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(interop, "_SECONDS", 0.5)

@@ -46,7 +46,7 @@ def run(flags: Flags) -> None:
 
     weights = keras.read(flags.file)
     base = load_config(flags.config)
-    config = check_network(flags, base, weights)
+    config = with_images(flags, base, weights)
     cache.use_compilation_cache()
     val_loss = keras.import_run(
         weights, config, flags.out, overwrite=flags.overwrite, **vars(flags.data)
@@ -54,35 +54,13 @@ def run(flags: Flags) -> None:
     report(flags, base, weights, config, val_loss)
 
 
-def check_network(flags: Flags, base: TrainConfig, weights: "Weights") -> TrainConfig:
-    """The config of the flags, with the features of the file unless the flags override them."""
+def with_images(flags: Flags, base: TrainConfig, weights: "Weights") -> TrainConfig:
+    """The config of the flags with the features of the file, unless the flags override them, and
+    the size and the channels of its images, where data have no own."""
     config = flags.train
-    if config.model != weights.model:
-        example = {"conv": "fashion_mnist"}.get(weights.model, weights.model)
-        raise UserError(
-            f"{flags.file} holds the network {weights.model} and the config has {config.model}; "
-            f"give --config {example}"
-        )
-    if weights.features and config.features not in (base.features, weights.features):
-        raise UserError(
-            f"{flags.file} has features {weights.features} and --features are {config.features}; "
-            "leave them out"
-        )
-    if weights.features:
+    if weights.features and config.features == base.features:
         config = dataclasses.replace(config, features=weights.features)
-    return with_images(flags, config, weights)
-
-
-def with_images(flags: Flags, config: TrainConfig, weights: "Weights") -> TrainConfig:
-    """The config with the size and the channels of the file's images, where data have no own."""
-    shape = known_shape(config)
-    if shape is not None and not weights.takes(shape):
-        raise UserError(
-            f"{flags.file} is of {weights.images}, and those of {config.data} are "
-            f"{' x '.join(map(str, shape))}; give --data, a folder or file of images, or "
-            "--image-size and --channels"
-        )
-    if shape is not None or weights.image_shape is None:
+    if known_shape(config) is not None or weights.image_shape is None:
         return config
     *size, channels = weights.image_shape
     if config.image_size not in (None, tuple(size)) or config.channels not in ("auto", channels):

@@ -12,19 +12,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cae_jax import atomic
-from cae_jax.config import Shape, TrainConfig, known_shape, resolved, to_dict
+from cae_jax.config import Shape, TrainConfig, known_shape, resolved
 from cae_jax.errors import UserError
 
 if TYPE_CHECKING:
     from cae_jax.models.inference import Autoencoder
 
 __all__ = ["Weights", "import_run", "matching", "read", "write"]
+# The first release, next to 3.12.4, in which all known holes of deserialisation are closed.
+_KERAS = (3, 15, 1)
 _SECONDS = 120  # most of them go into starting Keras: 5 to 15
 Params = dict[str, dict[str, np.ndarray]]
 
@@ -69,22 +72,23 @@ class Weights(NamedTuple):
         features, image_shape = (None if shape is None else tuple(shape) for shape in shapes)
         return cls(model, features, image_shape, params, complete)
 
+    @property
+    def _inputs(self) -> int:
+        """Channels of the images, or pixels of those of a fully connected network."""
+        return next(iter(self.params.values()))["kernel"].shape[-2]
+
     def takes(self, image_shape: Shape) -> bool:
         """Whether the network takes images of this height, width and number of channels."""
         if self.image_shape is not None:
             return self.image_shape == image_shape
-        if self.features is not None:
-            return self.params["conv1"]["kernel"].shape[2] == image_shape[2]
-        return self.params["dense1"]["kernel"].shape[0] == math.prod(image_shape)
+        return self._inputs == (image_shape[2] if self.features else math.prod(image_shape))
 
     @property
     def images(self) -> str:
         """The images that it takes, in words."""
         if self.image_shape is not None:
             return f"{_by(self.image_shape)} images"
-        if self.features is not None:
-            return f"images of {self.params['conv1']['kernel'].shape[2]} channels"
-        return f"images of {self.params['dense1']['kernel'].shape[0]} values"
+        return f"images of {self._inputs} {'channels' if self.features else 'values'}"
 
 
 def read(path: str | Path) -> Weights:
@@ -126,13 +130,10 @@ def write(path: str | Path, autoencoder: "Autoencoder") -> None:
     if path.suffix != ".keras":
         raise UserError(f"{path} does not end in .keras, as Keras requires; rename it")
     params: Any = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
+    network = autoencoder.topology
+    weights = Weights(network.model, network.features or None, network.image_shape, params, True)
     with atomic.output_file(path) as temporary, tempfile.TemporaryDirectory() as scratch:
-        network = autoencoder.topology
-        shapes = network.features or None, network.image_shape
-        weights = Weights(network.model, *shapes, params, True)
         weights.save(Path(scratch, "weights.npz"))
-        config = dataclasses.replace(autoencoder.config, image_shape=network.image_shape)
-        Path(scratch, "config.json").write_text(json.dumps(to_dict(config)))
         _run("write", path, Path(scratch))
         shutil.copyfile(Path(scratch, "model.keras"), temporary)
 
@@ -147,7 +148,7 @@ def matching(config: TrainConfig, weights: Weights) -> TrainConfig:
     image_shape = weights.image_shape or known_shape(config)
     if image_shape is None and config.image_size is not None and weights.features:
         height, width = config.image_size
-        image_shape = (height, width, weights.params["conv1"]["kernel"].shape[2])
+        image_shape = (height, width, weights._inputs)
     return dataclasses.replace(
         config, model=weights.model, features=features, image_shape=image_shape
     )
@@ -181,7 +182,7 @@ def import_run(
     """
     from cae_jax import data  # these take seconds, which a refused file does without
     from cae_jax.models.autoencoders import build_with
-    from cae_jax.ops.backend import MATMUL
+    from cae_jax.ops.backend import XLA
     from cae_jax.runs import checkpoints, folder
     from cae_jax.training.trainer import initial_state
     from cae_jax.training.validation import Validation
@@ -192,18 +193,14 @@ def import_run(
     _check_config(config, weights)
     config = data.located(config, data_dir=data_dir)
     images = data.load(config, data_dir=data_dir, archives=archives)
-    if not weights.takes(images.image_shape):
-        raise UserError(
-            f"the images of {config.data} are {_by(images.image_shape)} and the network of the "
-            f"weights takes {weights.images}; give `image_size` and `channels`, or other `data`"
-        )
+    _check_images(weights, images.image_shape, config.data)
     config = resolved(matching(config, weights), images.image_shape)
     model = build_with(config, weights.params)
     state = initial_state(config, model, len(images.train))
-    val_loss = Validation([config], model, MATMUL, images.test).evaluate(state.params)[0].val_loss
+    [score] = Validation([config], model, XLA, images.test).evaluate(state.params)
     with folder.open_folder(workdir, overwrite=overwrite):
         with checkpoints.Checkpoints(folder.checkpoint_folder(workdir), config) as saved:
-            saved.save(state, val_loss)
+            saved.save(state, score.val_loss)
         # Last: a config alone would be taken for a run that starts from random parameters.
         folder.write_config(workdir, config)
     return val_loss
@@ -211,17 +208,27 @@ def import_run(
 
 def _check_config(config: TrainConfig, weights: Weights) -> None:
     """Refuses a config of another network, or of other images if their shape is known."""
-    features = (None, weights.features) if weights.features else (config.features,)
-    if config.model != weights.model or config.features not in features:
+    if config.model != weights.model:
+        example = {"conv": "fashion_mnist"}.get(weights.model, weights.model)
         raise UserError(
-            f"the config is of the model {config.model} with features {config.features}; the "
-            f"weights are of {weights.model} with features {weights.features}"
+            f"the weights are of the network {weights.model} and the config has {config.model}; "
+            f"give `config={example}`"
+        )
+    if weights.features and config.features not in (None, weights.features):
+        raise UserError(
+            f"the weights have features {weights.features} and `features` are {config.features}; "
+            "leave them out"
         )
     image_shape = known_shape(config)
-    if image_shape is not None and not weights.takes(image_shape):
+    if image_shape is not None:
+        _check_images(weights, image_shape, config.data)
+
+
+def _check_images(weights: Weights, image_shape: Shape, data: str) -> None:
+    if not weights.takes(image_shape):
         raise UserError(
-            f"the config is of {_by(image_shape)} images ({config.data}); the weights are of "
-            f"{weights.images}: give other `data`"
+            f"the weights are of {weights.images}, and those of {data} are {_by(image_shape)}; "
+            "give `data`, a folder or file of images, or `image_size` and `channels`"
         )
 
 
@@ -229,8 +236,22 @@ def _by(shape: Shape) -> str:
     return " x ".join(map(str, shape))
 
 
+def _check_keras() -> None:
+    needed = ".".join(map(str, _KERAS))
+    try:
+        installed = metadata.version("keras")
+    except metadata.PackageNotFoundError:
+        problem = "Keras is not installed"
+    else:
+        if tuple(map(int, installed.split(".")[:3])) >= _KERAS:
+            return
+        problem = f"Keras {installed} is installed"
+    raise UserError(f'{problem}; {needed} or later is needed: pip install "cae-jax[keras]"')
+
+
 def _run(mode: str, path: Path, scratch: Path) -> None:
     """Runs the process; what it reads or writes besides `path` lies in `scratch`."""
+    _check_keras()
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),

@@ -16,7 +16,7 @@ import keras
 from cae_jax.config import LEAST_SIDE, Shape
 from cae_jax.errors import UserError
 from cae_jax.models import topology
-from cae_jax.models.topology import Layer, Topology
+from cae_jax.models.topology import Topology
 
 Json = dict[str, Any]
 _MOST_STAGES = 6
@@ -26,7 +26,6 @@ _TAKES = (
     "[null, pixels]"
 )
 MODELS = ("Sequential", "Functional", "Model")
-WEIGHTED = ("Conv2D", "Dense")
 # What matters to training in Keras only, is compared elsewhere, or is new in Keras 3.
 _IGNORED = (
     r"name|dtype|trainable|quantization_config|lora_\w+|\w+_(initializer|regularizer|constraint)"
@@ -36,38 +35,30 @@ _POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")  # all keep float32 w
 
 def build(network: Topology) -> keras.Sequential:
     """Returns the network as a Sequential model; its last layer applies the sigmoid."""
-    made = [keras.Input(network.layers[0].shape, name=network.layers[0].name)]
+    made: list[Any] = [keras.Input(network.layers[0].shape, name=network.layers[0].name)]
     for before, layer, after in zip(
         network.layers, network.layers[1:], (*network.layers[2:], None), strict=False
     ):
+        name, width, padding = layer.name, layer.shape[-1], layer.padding[0]
         # Cropping has no activation in Keras, and may as well follow it.
         activation = after.activation if after and after.kind == "crop" else layer.activation
-        if len({*layer.padding}) > 1:
-            made.append(_pad(layer))
-        made.append(_build(layer, before, activation))
+        if layer.kind == "conv" and len({*layer.padding}) > 1:  # Conv2D has one for both axes
+            margins = tuple(topology.KERNEL // 2 * (side == "same") for side in layer.padding)
+            made.append(keras.layers.ZeroPadding2D(margins, name=f"pad_{name}"))
+            padding = "valid"
+        if layer.kind == "conv":
+            options: Any = {"padding": padding, "activation": activation, "name": name}
+            made.append(keras.layers.Conv2D(width, topology.KERNEL, **options))
+        elif layer.kind == "dense":
+            made.append(keras.layers.Dense(width, activation, name=name))
+        elif layer.kind == "pool":
+            made.append(keras.layers.MaxPooling2D(2, padding="same", name=name))
+        elif layer.kind == "upsample":
+            made.append(keras.layers.UpSampling2D(2, name=name))
+        else:
+            sizes = zip(before.shape[:2], layer.shape[:2], strict=True)
+            made.append(keras.layers.Cropping2D([(0, n - m) for n, m in sizes], name=name))
     return keras.Sequential(made, name="autoencoder")
-
-
-def _pad(layer: Layer) -> keras.Layer:
-    """The 'same' padding of a convolution for rows or columns alone; Conv2D has one for both."""
-    rows, columns = ((topology.KERNEL // 2) * (padding == "same") for padding in layer.padding)
-    return keras.layers.ZeroPadding2D((rows, columns), name=f"pad_{layer.name}")
-
-
-def _build(layer: Layer, before: Layer, activation: str | None) -> keras.Layer:
-    name = layer.name
-    if layer.kind == "conv":
-        padding = "same" if {*layer.padding} == {"same"} else "valid"
-        options: Any = {"padding": padding, "activation": activation, "name": name}
-        return keras.layers.Conv2D(layer.shape[-1], topology.KERNEL, **options)
-    if layer.kind == "dense":
-        return keras.layers.Dense(layer.shape[-1], activation, name=name)
-    if layer.kind == "pool":
-        return keras.layers.MaxPooling2D(2, padding="same", name=name)
-    if layer.kind == "upsample":
-        return keras.layers.UpSampling2D(2, name=name)
-    rows, columns = (n - m for n, m in zip(before.shape[:2], layer.shape[:2], strict=True))
-    return keras.layers.Cropping2D(((0, rows), (0, columns)), name=name)
 
 
 def nearest(kinds: Sequence[str], widths: Sequence[Any], image_shape: Shape) -> Topology:
@@ -117,12 +108,39 @@ def leaves(entry: Json, inside: str = "") -> Iterator[Json]:
         yield from leaves(child, f"{inside}/{name_of(child)}".strip("/") if nested else inside)
 
 
-def check(model: Json) -> tuple[Topology, Shape | None]:
+def arrange(entry: Json, flat: keras.Sequential) -> keras.Model:
+    """Puts the layers of a network into models as in a file, whose paths follow from them.
+
+    Args:
+        entry: the model in the file, which `check` has accepted.
+        flat: of `build`.
+    """
+    rest, kinds = iter(flat.layers), {type(layer).__name__ for layer in flat.layers}
+
+    def arranged(entry: Json, x: Any) -> keras.Model:
+        parts, y = [], (inputs := keras.Input(x.shape[1:]))
+        for child in children(entry):
+            if kind_of(child) in MODELS:
+                parts.append(arranged(child, y))
+            elif kind_of(child) in kinds:
+                parts.append(next(rest))
+                # .h5 files have the frozen layers of a model last.
+                parts[-1].trainable = child["config"].get("trainable", True)
+            else:  # an input, or Flatten and Reshape of a network that is fully connected
+                continue
+            y = parts[-1](y)
+        is_sequence = kind_of(entry) == "Sequential"
+        return keras.Sequential([inputs, *parts]) if is_sequence else keras.Model(inputs, y)
+
+    return arranged(entry, keras.Input(flat.input_shape[1:]))  # pyright: ignore[reportOptionalSubscript]
+
+
+def check(model: Json) -> tuple[keras.Sequential, Topology, Shape | None]:
     """Compares a Sequential or functional model of Keras 2 or 3 with the network nearest to it.
 
     Returns:
-        The network, and the shape of its images; None for a fully connected one that takes and
-        gives flat images, whose network then is that of a single row.
+        The network in Keras (`build`) and its layers, and the shape of its images; None for a fully
+        connected one that takes and gives flat images, whose network then is that of a single row.
 
     Raises:
         UserError: another kind of model, or another network; names the first difference.
@@ -133,17 +151,18 @@ def check(model: Json) -> tuple[Topology, Shape | None]:
             f"the model is of class {kind_of(model)}; it takes a Sequential or functional one, or "
             "its weights alone (model.save_weights)"
         )
-    every = [*leaves(model)]
-    inputs = [leaf for leaf in every if kind_of(leaf) == "InputLayer"] or every
-    found = [leaf for leaf in every if kind_of(leaf) != "InputLayer"]
+    found = [*leaves(model)]
+    inputs = next((leaf for leaf in found if kind_of(leaf) == "InputLayer"), found[0])["config"]
+    found = [leaf for leaf in found if kind_of(leaf) != "InputLayer"]
     kinds = [kind_of(leaf) for leaf in found]
-    shape = _input_shape(inputs[0]["config"], model, flat="Conv2D" not in kinds)
-    image_shape = _image_shape(shape, found)
-    nearest_shape = image_shape or (1, shape[0], 1)
-    network = nearest(kinds, [leaf["config"].get("filters") for leaf in found], nearest_shape)
+    target = found[-1]["config"]["target_shape"] if kinds[-1:] == ["Reshape"] else None
+    shape, image_shape = _shapes(inputs, model, target, is_dense="Conv2D" not in kinds)
+    widths = [leaf["config"].get("filters") for leaf in found]
+    network = nearest(kinds, widths, image_shape or (1, shape[0], 1))
     if not network.features:
-        found = found[kinds[0] == "Flatten" : len(found) - (kinds[-1] == "Reshape")]
-    pairs = itertools.zip_longest(found, build(network).layers)
+        found = found[kinds[0] == "Flatten" : len(found) - (target is not None)]
+    flat = build(network)
+    pairs = itertools.zip_longest(found, flat.layers)
     for number, (leaf, layer) in enumerate(pairs, start=1):
         kind = type(layer).__name__ if layer else None
         if leaf is None:
@@ -156,57 +175,42 @@ def check(model: Json) -> tuple[Topology, Shape | None]:
             wanted = f"has {kind} there" if layer else "ends before it"
             raise UserError(f"{where} is {kind_of(leaf)}; the network {wanted}")
         _compare(where, leaf["config"], json.loads(json.dumps(layer.get_config())))
-    return network, image_shape
+    return flat, network, image_shape
 
 
-def _input_shape(config: Json, model: Json, flat: bool) -> list[int]:
-    """The shape of the input without the batch; of 1 to 3 axes where it may be `flat`, else 3."""
+def _shapes(
+    inputs: Json, model: Json, target: Any, *, is_dense: bool
+) -> tuple[list[int], Shape | None]:
+    """The shapes of the input and of the images, which a Reshape to `target` at the end may tell.
+
+    Flat images have 1 axis, or 2 without channels.
+    """
     built = isinstance(model["config"], dict) and model["config"].get("build_input_shape")
-    shape = config.get("batch_shape") or config.get("batch_input_shape") or built
-    if "float" not in str(config.get("dtype", "float32")):
-        raise UserError(f"the input has dtype {_short(config['dtype'])}; the network takes floats")
-    if isinstance(shape, list) and (_is_image(shape[1:]) or (flat and _is_flat(shape[1:]))):
-        return shape[1:]
-    raise UserError(f"the input has shape {_short(shape)}; the network takes {_TAKES}")
-
-
-def _is_flat(shape: list[Any]) -> bool:
-    """Whether it is that of flat images, or of gray ones without channels."""
-    least = {1: 1, 2: LEAST_SIDE}.get(len(shape))
-    return least is not None and all(type(n) is int and n >= least for n in shape)
-
-
-def _is_image(shape: list[Any]) -> bool:
-    return (
-        len(shape) == 3
-        and all(type(n) is int for n in shape)
-        and min(shape[:2]) >= LEAST_SIDE
-        and shape[2] in (1, 3, 4)
-    )
-
-
-def _image_shape(shape: list[int], found: list[Json]) -> Shape | None:
-    """The shape of the images, from that of the input or a Reshape at the end."""
-    target = None
-    if found and kind_of(found[-1]) == "Reshape":
-        target = found[-1]["config"]["target_shape"]
-        whole = isinstance(target, list) and (_is_image(target) or _is_flat(target))
-        if not whole or math.prod(target) != math.prod(shape) or len(target) == 1:
-            raise UserError(
-                f"the last layer reshapes to {_short(target)}; the network takes and gives "
-                f"{_short(shape)}"
-            )
-    if len(shape) == 1 and target is None:
-        return None
-    images = shape if len(shape) > 1 else target
-    assert images is not None
-    height, width, channels = [*images, 1][:3]
-    if target is not None and [*target, 1][:3] != [height, width, channels]:
+    shape = inputs.get("batch_shape") or inputs.get("batch_input_shape") or built
+    if "float" not in str(inputs.get("dtype", "float32")):
+        raise UserError(f"the input has dtype {_short(inputs['dtype'])}; the network takes floats")
+    if not (isinstance(shape, list) and _is_shape(shape[1:], is_dense=is_dense)):
+        raise UserError(f"the input has shape {_short(shape)}; the network takes {_TAKES}")
+    shape = shape[1:]
+    images: Any = [(*x, 1)[:3] for x in (shape, target) if type(x) is list and len(x) > 1]
+    if target is not None and not (
+        _is_shape(target, is_dense=is_dense)
+        and math.prod(images[0]) == math.prod(shape)
+        and images[0] == images[-1]
+    ):
         raise UserError(
             f"the last layer reshapes to {_short(target)}; the network takes and gives "
             f"{_short(shape)}"
         )
-    return height, width, channels
+    return shape, images[0] if images else None
+
+
+def _is_shape(shape: Any, *, is_dense: bool) -> bool:
+    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+        return False
+    if len(shape) == 3:
+        return min(shape[:2]) >= LEAST_SIDE and shape[2] in (1, 3, 4)
+    return is_dense and (len(shape) == 1 or (len(shape) == 2 and min(shape) >= LEAST_SIDE))
 
 
 def _compare(where: str, settings: Json, wanted: Json) -> None:
