@@ -203,7 +203,7 @@ def import_run(
             saved.save(state, score.val_loss)
         # Last: a config alone would be taken for a run that starts from random parameters.
         folder.write_config(workdir, config)
-    return val_loss
+    return score.val_loss
 
 
 def _check_config(config: TrainConfig, weights: Weights) -> None:
