@@ -24,9 +24,8 @@ from cae_jax.models import autoencoders
 from cae_jax.models.topology import from_config
 from cae_jax.ops import cache
 from cae_jax.ops.backend import choose
-from cae_jax.training import population
-from cae_jax.training.step import make_keys
-from cae_jax.training.trainer import initial_state
+from cae_jax.training.step import TrainState, make_keys
+from cae_jax.training.trainer import Trainer, initial_state, stack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,20 +83,24 @@ def measure(flags: Flags, images: Split, members: int) -> dict[str, Any]:
     config = dataclasses.replace(flags.train, epochs=1 + flags.timed)
     configs = [dataclasses.replace(config, seed=seed) for seed in range(members)]
     backend = choose(from_config(config), flags.backend)
-    arguments = (configs, autoencoders.abstract(config), backend, images.train, images.test)
+    model, shared = autoencoders.abstract(config), (backend, images.train, images.test)
     began = time.perf_counter()
-    if flags.together:
-        trained = population.Together(*arguments, members)
-    else:
-        trained = population.InTurn(*arguments)
+    first = Trainer(configs if flags.together else configs[:1], model, *shared)
     compiled = time.perf_counter() - began
-    states = trained.put(initial_states(config, members, len(images.train)))
-    epochs, evaluations, scores = [], [], []
+    groups = [configs] if flags.together else [[each] for each in configs]
+    trainers = [first.with_members(group) for group in groups]
+    states = [initial_states(config, len(group), len(images.train)) for group in groups]
+    epochs, evaluations, losses = [], [], []
     for epoch in range(1, config.epochs + 1):
         began = time.perf_counter()
-        states = trained.run(states, trained.orders(epoch), 0, trained.steps).states
+        for k, trainer in enumerate(trainers):
+            states[k] = trainer.run(states[k], trainer.order(epoch), 0, trainer.steps).state
         ended = time.perf_counter()
-        scores = trained.evaluate(states)
+        losses = [
+            score.val_loss
+            for trainer, state in zip(trainers, states, strict=True)
+            for score in trainer.validation.evaluate(state.params)
+        ]
         epochs.append(ended - began)
         evaluations.append(time.perf_counter() - ended)
     device = jax.devices()[0].memory_stats() or {}
@@ -107,16 +110,16 @@ def measure(flags: Flags, images: Split, members: int) -> dict[str, Any]:
         "epoch_seconds": benchmark.spread(epochs[1:]),
         "member_epoch_seconds": benchmark.spread([each / members for each in epochs[1:]]),
         "evaluation_seconds": benchmark.spread(evaluations[1:]),
-        "val_loss_median": float(np.median([score.loss for score in scores])),
+        "val_loss_median": float(np.median(losses)),
         "peak_memory_bytes_so_far": device.get("peak_bytes_in_use"),
     }
 
 
-def initial_states(config: TrainConfig, members: int, examples: int) -> population.TrainState:
-    """The same parameters for all members, whose order of the images differs."""
+def initial_states(config: TrainConfig, members: int, examples: int) -> TrainState:
+    """The same parameters for all members of a group, whose order of the images differs."""
     model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
     state = jax.tree.map(np.asarray, initial_state(config, model, examples))
-    return population.stack([state] * members)
+    return jax.device_put(stack([state] * members))
 
 
 def rows(cases: list[dict[str, Any]]) -> list[list[str]]:

@@ -91,15 +91,15 @@ def train(
     corrupt = build_corruption(config.noise, config.noise_level)
     run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend)
     state = step.init_state(model, optimizer, steps)
-    validation = Validation(config, model, backend, held_out)
+    validation = Validation([config], model, backend, held_out)
     keys, resident, curve = step.make_keys(config.seed), jax.device_put(images), []
     sizes = {"examples": len(images), "batch_size": config.batch_size}
     for epoch in range(1, config.epochs + 1):
         batches = step.epoch_batches(keys.order, jnp.int32(epoch), **sizes)
         state = run_steps(state, resident, batches, keys.noise, 0, steps)
         params = state.opt_state[1] if flags.average else state.params
-        loss, psnr = validation.evaluate(params)
-        curve.append((round(loss, 5), round(psnr, 3)))
+        [score] = validation.evaluate(params)
+        curve.append((round(score.val_loss, 5), round(score.val_psnr, 3)))
     return curve
 
 

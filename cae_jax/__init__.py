@@ -1,6 +1,6 @@
 """Convolutional autoencoders on images of any size, gray or in color.
 
-``fit`` trains, ``fit_many`` trains many at once, ``load`` opens a trained run, ``TrainConfig`` says
+``fit`` trains, ``fit_population`` trains many, ``load`` opens a trained run, ``TrainConfig`` says
 what to train.
 
 Array names carry their shape where they cross functions: ``x_BxHxWxC`` has rank 4. The letters:
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     from cae_jax.errors import UserError
     from cae_jax.models.inference import Autoencoder
     from cae_jax.runs.fit import FitResult, fit
-    from cae_jax.runs.fit_many import FitManyResult, fit_many
     from cae_jax.runs.load import load
+    from cae_jax.runs.population import PopulationResult, fit_population
 
 __all__ = [
     "Autoencoder",
-    "FitManyResult",
     "FitResult",
+    "PopulationResult",
     "TrainConfig",
     "UserError",
     "fit",
-    "fit_many",
+    "fit_population",
     "load",
 ]
 
 _MODULES = {
     "Autoencoder": "models.inference",
-    "FitManyResult": "runs.fit_many",
+    "PopulationResult": "runs.population",
     "FitResult": "runs.fit",
     "TrainConfig": "config",
     "UserError": "errors",
     "fit": "runs.fit",
-    "fit_many": "runs.fit_many",
+    "fit_population": "runs.population",
     "load": "runs.load",
 }
 

@@ -18,6 +18,8 @@ ARRAYS = "arrays"  # images that are given to `fit`
 LEAST_SIDE = 4  # pixels
 MAX_PIXELS = 50_000_000  # of an image
 RUN_MARK = ".cae-jax"  # a file in the directory of each run
+# Of what is written to disk; incremented whenever earlier versions cannot read it.
+FORMAT = 1
 Background = Literal["auto", "black", "white"]
 Loss = Literal["bce", "mse"]
 # The fields of a config that say which images it takes, and how they are brought to one shape.

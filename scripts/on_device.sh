@@ -62,7 +62,7 @@ for optimizer in adam soap; do
 done
 benchmark time_to --time-to "$target" --seeds 3
 XLA_PYTHON_CLIENT_PREALLOCATE=false try tests "$python" -m pytest -q -n 4 -p no:cacheprovider -p no:benchmark tests/test_ops.py tests/test_models.py \
-  tests/test_step.py tests/test_noise.py tests/test_soap.py tests/test_population.py
+  tests/test_step.py tests/test_noise.py tests/test_soap.py tests/test_groups.py
 for batch in 512 4096; do
   for backend in matmul xla; do
     benchmark "adam_${backend}_$batch" --backend "$backend" --timed 4 --discard 1 --optimizer adam \

@@ -4,6 +4,7 @@ import atexit
 import dataclasses
 import fcntl
 import gzip
+import itertools
 import os
 import runpy
 import shutil
@@ -32,7 +33,6 @@ import cae_jax.data
 from cae_jax import cli
 from cae_jax.models.topology import from_config
 from cae_jax.ops.backend import choose
-from cae_jax.runs import epochs, many_epochs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -147,27 +147,12 @@ def refuse(data_dir, tmp_path, monkeypatch, capsys):
     return call
 
 
-@pytest.fixture
-def signal_in_chunk(monkeypatch):
-    """Sends SIGINT while a chunk of steps, counted from 1, is checked, of a run or a population."""
-    checks = ((epochs, "_check_finite"), (many_epochs, "_stop_where_not_finite"))
-    originals, count = [getattr(module, name) for module, name in checks], 0
+def signal_in_chunk(chunk: int):
+    """An `on_chunk` that sends SIGINT after a chunk of steps, counted from 1."""
+    chunks = itertools.count(1)
 
-    def plan(chunk):
-        nonlocal count
-        count = 0
+    def on_chunk(step):
+        if next(chunks) == chunk:
+            signal.raise_signal(signal.SIGINT)
 
-        def signalling(check):
-            def check_and_signal(*arguments):
-                nonlocal count
-                count += 1
-                if count == chunk:
-                    signal.raise_signal(signal.SIGINT)
-                check(*arguments)
-
-            return check_and_signal
-
-        for (module, name), check in zip(checks, originals, strict=True):
-            monkeypatch.setattr(module, name, signalling(check))
-
-    return plan
+    return on_chunk

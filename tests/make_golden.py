@@ -13,9 +13,9 @@ from pathlib import Path
 import cae_jax
 from benchmarks.kill_and_resume import leaves_at
 from cae_jax import atomic
-from cae_jax.runs import manifest
+from cae_jax.config import FORMAT
 
-FOLDER = Path(__file__).parent / "golden" / f"format{manifest.FORMAT}"
+FOLDER = Path(__file__).parent / "golden" / f"format{FORMAT}"
 CONFIG = cae_jax.TrainConfig(
     features=(4, 2, 2), noise="gaussian", epochs=2, train_examples=256, test_examples=64
 )

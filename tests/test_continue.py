@@ -60,14 +60,16 @@ def test_a_cosine_starts_again_and_the_run_says_so(copied, data_dir):
 
 
 @pytest.mark.slow
-def test_a_second_phase_that_broke_off_resumes_exactly(copied, data_dir, tmp_path, monkeypatch):
+def test_a_second_phase_that_broke_off_resumes_exactly(copied, data_dir, tmp_path):
     longer = dataclasses.replace(DENSE, epochs=4)
     shutil.copytree(copied, tmp_path / "broken")
     cae_jax.fit(longer, copied, data_dir=data_dir)
-    with monkeypatch.context() as patch:
-        patch.setattr("cae_jax.runs.epochs._log_row", lambda *_: (_ for _ in ()).throw(SystemExit))
-        with pytest.raises(SystemExit):
-            cae_jax.fit(longer, tmp_path / "broken", data_dir=data_dir)
+
+    def break_off(_):
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        cae_jax.fit(longer, tmp_path / "broken", data_dir=data_dir, on_epoch=break_off)
     cae_jax.fit(longer, tmp_path / "broken", data_dir=data_dir)
     assert_same_end(tmp_path / "broken", copied)
 

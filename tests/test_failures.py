@@ -15,7 +15,7 @@ import pytest
 
 import cae_jax
 from cae_jax import atomic
-from cae_jax.runs import epochs, history, manifest, tensorboard
+from cae_jax.runs import history, manifest, tensorboard
 from cae_jax.runs.folder import open_run
 from cae_jax.training import step
 from cae_jax.training.step import epoch_batches, make_keys
@@ -270,9 +270,8 @@ def test_a_number_that_is_not_finite_stops_the_run_there(
     gradient, run, data_dir, tmp_path, poison, monkeypatch
 ):
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(epochs, "_log_row", lambda *_: signal.raise_signal(signal.SIGINT))
-        cae_jax.fit(SMALL, folder, data_dir=data_dir)
+    interrupt = lambda _: signal.raise_signal(signal.SIGINT)  # noqa: E731
+    cae_jax.fit(SMALL, folder, data_dir=data_dir, on_epoch=interrupt)
     poison(17, gradient=gradient)
     step = 8 + step_of(17, 2)
     with pytest.raises(cae_jax.UserError) as error:

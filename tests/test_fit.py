@@ -108,7 +108,7 @@ def test_chunks_take_a_tenth_of_a_second_to_one(monkeypatch):
     def chunks(maker, last, step_seconds):
         nonlocal now
         bounds = []
-        for start, stop in maker.of(0, last):
+        for start, stop in maker.between(0, last):
             bounds.append((start, stop))
             now += (stop - start) * step_seconds
         return bounds
@@ -147,13 +147,12 @@ def test_training_with_noise(data_dir, tmp_path, test_images):
         assert image.height > 250  # three rows
 
 
-def test_a_noisy_run_that_broke_off_resumes_exactly(data_dir, tmp_path, monkeypatch):
+def test_a_noisy_run_that_broke_off_resumes_exactly(data_dir, tmp_path):
     config = dataclasses.replace(SMALL, noise="mix")
     expected = cae_jax.fit(config, tmp_path / "whole", data_dir=data_dir)
-    with monkeypatch.context() as patch:
-        patch.setattr(epochs, "_log_row", Mock(side_effect=[None, KeyboardInterrupt]))
-        with pytest.raises(KeyboardInterrupt):
-            cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
+    break_off = Mock(side_effect=[None, KeyboardInterrupt])
+    with pytest.raises(KeyboardInterrupt):
+        cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, on_epoch=break_off)
     resumed = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
     assert_same_run(resumed, tmp_path / "run", expected, tmp_path / "whole")
 
@@ -164,16 +163,14 @@ def test_another_seed_gives_another_model(finished, data_dir, tmp_path):
     assert other.history[0].loss != finished.history[0].loss
 
 
-@pytest.mark.parametrize("moment", ["after history", "after checkpoint"])
+@pytest.mark.parametrize("method", ["save", "wait"])
 def test_a_run_that_broke_off_resumes_exactly(
-    run, finished, data_dir, tmp_path, monkeypatch, moment
+    run, finished, data_dir, tmp_path, monkeypatch, method
 ):
+    """After the history was written; and before the next save waits for the one before."""
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        where = {
-            "after history": (Checkpoints, "save"),
-            "after checkpoint": (epochs, "_log_row"),
-        }[moment]
+        where = (Checkpoints, method)
         original, calls = getattr(*where), []
 
         def break_off(*arguments):
@@ -277,10 +274,9 @@ def test_history_survives_a_row_cut_off(tmp_path):
         history.Row(1, 469, 0.1 + 0.2, 1e-17, 20.5, None, 0, 4.5, 13333.3),
         history.Row(2, 938, 0.1 + 0.2, 1e-17, 20.5, 9.3, 2, 4.5, 13333.3),
     ]
-    for row in rows:
-        history.append(path, row)
+    history.write(path, rows)
     with path.open("a") as file:
         file.write("3,1407,0.29")
     assert history.read(path) == rows
-    history.rewrite(path, rows)
+    history.replace(path, rows)
     assert len(path.read_text().splitlines()) == 3

@@ -37,16 +37,14 @@ def test_all_images_stay_below_the_memory_that_is_promised(data_dir, tmp_path, b
 COUNTS = """
 import os, sys, threading
 import cae_jax
-from cae_jax.runs import epochs
 
 def look(*_):
     pages = int(open("/proc/self/statm").read().split()[1])
     kib = pages * os.sysconf("SC_PAGESIZE") // 1024
     print("counts", kib, len(os.listdir("/proc/self/fd")), threading.active_count())
 
-epochs._log_row = look
 config = cae_jax.TrainConfig(train_examples=128, test_examples=50, epochs=200)
-cae_jax.fit(config, sys.argv[1], data_dir=sys.argv[2])
+cae_jax.fit(config, sys.argv[1], data_dir=sys.argv[2], on_epoch=look)
 """
 
 

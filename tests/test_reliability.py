@@ -16,7 +16,7 @@ from flax import nnx
 import cae_jax
 from benchmarks.kill_and_resume import final, stress
 from cae_jax.runs.interruption import Interrupted, Interruption
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, signal_in_chunk
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
 # The config SMALL by flags.
@@ -147,19 +147,18 @@ def test_a_signal_ends_the_script_soon_with_the_command_that_goes_on(
 
 @pytest.mark.parametrize(("chunk", "step", "rows"), [(1, 3, 0), (5, 14, 1), (6, 16, 2), (9, 24, 3)])
 def test_an_interrupt_leaves_a_usable_result_and_resumes_exactly(
-    chunk, step, rows, run, data_dir, tmp_path, signal_in_chunk, test_images, capsys
+    chunk, step, rows, run, data_dir, tmp_path, test_images, capsys
 ):
     """Three chunks of 3, 3 and 2 steps are an epoch: the step is the position."""
     folder = tmp_path / "run"
-    signal_in_chunk(chunk)
-    result = cae_jax.fit(SMALL, folder, data_dir=data_dir, chunk_steps=3)
+    options = {"data_dir": data_dir, "chunk_steps": 3}
+    result = cae_jax.fit(SMALL, folder, on_chunk=signal_in_chunk(chunk), **options)
     assert result.interrupted == signal.SIGINT
     assert f"SIGINT after step {step} of 24, which {folder} keeps" in capsys.readouterr().out
     assert [row.epoch for row in result.history] == list(range(1, rows + 1))
     pictures = result.autoencoder.reconstruct(test_images[:2])
     np.testing.assert_array_equal(pictures, cae_jax.load(folder).reconstruct(test_images[:2]))
     assert not (folder / "result.json").exists()
-    signal_in_chunk(0)
     resumed = cae_jax.fit(SMALL, folder, data_dir=data_dir)
     assert resumed.interrupted is None
     assert_same_end(folder, run)
@@ -206,11 +205,11 @@ def test_signals_are_as_before_afterwards():
     before = signal.getsignal(signal.SIGINT)
     with Interruption() as outer:
         with Interruption() as inner:
-            with pytest.raises(Interrupted), inner.patience(1):  # noqa: PT012
+            with pytest.raises(Interrupted), inner.defer(1):  # noqa: PT012
                 signal.raise_signal(signal.SIGINT)
                 with pytest.raises(Interrupted):
                     inner.check()
-                with inner.patience():
+                with inner.defer():
                     signal.raise_signal(signal.SIGINT)
                 raise AssertionError("the end of the innermost statement acts")
             inner.ignore()

@@ -561,7 +561,7 @@ def test_a_population_is_shown_by_its_members(browser, tmp_path, data_dir):
         dataclasses.replace(DENSE, model="simple", epochs=2, learning_rate=rate, seed=seed)
         for rate, seed in values
     ]
-    result = cae_jax.fit_many(configs, tmp_path / "many", data_dir=data_dir)
+    result = cae_jax.fit_population(configs, tmp_path / "many", data_dir=data_dir)
     losses = {name: member.val_loss for name, member in result.members.items()}
     ranked = sorted(result.autoencoders, key=losses.__getitem__)
     assert len(ranked) == 4
@@ -580,8 +580,10 @@ def test_a_population_is_shown_by_its_members(browser, tmp_path, data_dir):
     rows = [row.text for row in every.find_elements(By.CSS_SELECTOR, "tbody tr")]
     assert rows[0].startswith(f"{ranked[0]} 2 {losses[ranked[0]]:.4f}")
     assert ["not finite at step" in row for row in rows] == [False] * 4 + [True] * 2
-    (tmp_path / "many" / "members.json").write_text(
-        (tmp_path / "many" / "members.json").read_text().replace('"ended": true', '"ended": false')
-    )
-    with pytest.raises(cae_jax.UserError, match="whose training has not ended"):
+    for name in ranked[1:]:  # as in a population that is still training
+        shutil.rmtree(tmp_path / "many" / name)
+    found = collect.collect([tmp_path / "many"], data_dir=data_dir)
+    assert [run["name"] for run in found["runs"]] == ranked[:1]
+    shutil.rmtree(tmp_path / "many" / ranked[0])
+    with pytest.raises(cae_jax.UserError, match="has completed an epoch"):
         collect.collect([tmp_path / "many"], data_dir=data_dir)

@@ -46,25 +46,25 @@ class CaeJax:
             self.state = initial_state(config, self.model, len(train_images))
             jax.block_until_ready(self.state)
         with watch("compile"):
-            self.trainer = Trainer(config, self.model, self.backend, train_images, test_images)
+            self.trainer = Trainer([config], self.model, self.backend, train_images, test_images)
         self.config = config
         self.epoch = 0
         self.calls = {"encode": self._encode, "reconstruct": self._reconstruct}
 
     def first_step(self) -> float:
-        _, losses_S, _ = self.trainer.run(self.state, self.trainer.order(1), 0, 1)
-        return float(losses_S[0])
+        chunk = self.trainer.run(self.state, self.trainer.order(1), 0, 1)
+        return float(chunk.losses_MxS[0, 0])
 
     def epochs(self, count: int) -> list[tuple[float, float]]:
         results = []
         for epoch in range(1, count + 1):
             began = time.perf_counter()
-            batches_SxB, losses_S = self.trainer.order(epoch), np.zeros(0)
+            batches_SxB, losses_MxS = self.trainer.order(epoch), np.zeros((1, 0))
             for start in range(0, self.trainer.steps, _CHUNK_STEPS):
                 stop = min(start + _CHUNK_STEPS, self.trainer.steps)
-                self.state, losses_S, _ = self.trainer.run(self.state, batches_SxB, start, stop)
+                self.state, losses_MxS, _ = self.trainer.run(self.state, batches_SxB, start, stop)
             seconds = time.perf_counter() - began
-            results.append((seconds, self.trainer.epoch_loss(losses_S)))
+            results.append((seconds, self.trainer.epoch_loss(losses_MxS[0])))
         self._open_autoencoder()
         return results
 
@@ -76,7 +76,7 @@ class CaeJax:
         self.state = self.trainer.run(self.state, self.order, first, last).state
 
     def evaluate(self) -> float:
-        return self.trainer.validation.evaluate(self.state.params)[0]
+        return self.trainer.validation.evaluate(self.state.params)[0].val_loss
 
     def _open_autoencoder(self) -> None:
         from flax import nnx

@@ -137,7 +137,7 @@ def _train(
 ) -> list[Path]:
     """The runs of a config with seeds 0, 1, ..., trained unless they are there."""
     configs = [dataclasses.replace(config, seed=seed) for seed in range(seeds)]
-    interrupted = cae_jax.fit_many(configs, folder, data_dir=data_dir).interrupted
+    interrupted = cae_jax.fit_population(configs, folder, data_dir=data_dir).interrupted
     if interrupted is not None:
         raise Interrupted(interrupted)
     return [folder / name for name in members.name_members(configs)]

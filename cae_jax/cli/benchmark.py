@@ -106,7 +106,7 @@ def time_epochs(flags: Flags) -> dict[str, Any]:
         began = time.perf_counter()
         state = trainer.run(state, trainer.order(epoch), 0, trainer.steps).state
         trained = time.perf_counter()
-        val_loss, _ = trainer.validation.evaluate(state.params)
+        val_loss = trainer.validation.evaluate(state.params)[0].val_loss
         epochs.append(trained - began)
         evaluations.append(time.perf_counter() - trained)
     from flax import nnx
@@ -181,7 +181,7 @@ def reach(
             state = trainer.run(state, batches, first, last).state
             seconds += time.perf_counter() - began
             passed += (last - first) / trainer.steps
-            loss, _ = trainer.validation.evaluate(state.params)
+            loss = trainer.validation.evaluate(state.params)[0].val_loss
             if loss <= target:
                 return passed, seconds, loss
     return passed, seconds, loss
@@ -215,7 +215,7 @@ def build(
     chosen = choose(from_config(config), backend)
     model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
     state = initial_state(config, model, len(images.train))
-    return model, chosen, Trainer(config, model, chosen, images.train, images.test), state
+    return model, chosen, Trainer([config], model, chosen, images.train, images.test), state
 
 
 def device_and_backend(backend: "Backend") -> dict[str, str]:

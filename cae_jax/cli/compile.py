@@ -85,23 +85,18 @@ def run(flags: Flags) -> None:
 def programs(flags: Flags, backend: "Backend") -> "dict[str, Program]":
     """The programs of a config selected by the flags, by name."""
     from cae_jax.models import autoencoders
-    from cae_jax.training import population, programs
+    from cae_jax.training import programs
 
     config = flags.train
     images, tests = config.train_examples or TRAIN_IMAGES, config.test_examples or TEST_IMAGES
     model = autoencoders.abstract(config)
+    members = [dataclasses.replace(config, seed=seed) for seed in range(flags.members or 1)]
     available = {
-        "training": programs.training(config, model, backend, images),
-        "evaluation": programs.evaluation(config, model, backend, tests),
+        "training": programs.training(members, model, backend, images),
+        "evaluation": programs.evaluation(members, model, backend, tests),
         "noise": programs.noise(config, model, tests),
         **programs.inference(model, backend),
     }
-    if flags.members is not None:
-        members = [dataclasses.replace(config, seed=seed) for seed in range(flags.members)]
-        available |= {
-            "training": population.training(members, [], model, backend, images),
-            "evaluation": population.evaluation(config, model, backend, tests, len(members)),
-        }
     # A config without noise has no such program.
     return {name: found for name in flags.programs if (found := available[name]) is not None}
 

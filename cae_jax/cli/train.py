@@ -68,7 +68,12 @@ def run(flags: Flags) -> None:
             raise UserError("`start_from` is for one run; leave it out, or `seeds` and `sweep`")
         configs = members(flags.train, flags.seeds, flags.sweep)
         options["members_per_program"] = flags.members_per_program
-        result = cae_jax.fit_many(configs, workdir, **options)
+        result = cae_jax.fit_population(configs, workdir, **options)
+        if result.interrupted is None:
+            from cae_jax.evaluation import members as comparison
+
+            comparison.write_summary(workdir.expanduser(), result.members)
+            print(comparison.summary(result.members))
     elif flags.members_per_program is not None:
         raise UserError(
             "`members_per_program` is for `seeds` and `sweep`; give one, or leave it out"

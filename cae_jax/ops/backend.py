@@ -166,6 +166,12 @@ def limit_batch(
     return backend._replace(max_batch=group * max(least, groups))
 
 
+def device_memory() -> int:
+    """Bytes of memory that the default device has."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def check_device() -> None:
     """Initialises the device that JAX computes on.
 

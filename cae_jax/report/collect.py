@@ -21,13 +21,13 @@ from cae_jax.config import (
     to_dict,
 )
 from cae_jax.errors import UserError
-from cae_jax.evaluation import comparison
+from cae_jax.evaluation import comparison, members
 from cae_jax.models.inference import Autoencoder
 from cae_jax.models.topology import Topology
-from cae_jax.runs import environment, history, members, pretrained
+from cae_jax.runs import environment, history, pretrained
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.load import load
-from cae_jax.runs.members import Member
+from cae_jax.runs.members import Member, of_population
 from cae_jax.runs.names import run_names
 
 IMAGES = 10
@@ -52,7 +52,7 @@ def collect(
     """
     if not runs:
         raise UserError("`runs` is empty; pass directories written by `cae-jax train`")
-    populations = {run: found for run in runs if (found := members.of_population(run)) is not None}
+    populations = {run: found for run in runs if (found := of_population(run)) is not None}
     runs = [each for run in runs for each in _shown(run, populations.get(run))]
     configs = [read_config(run) for run in runs]
     check_same_images(configs)
@@ -98,7 +98,9 @@ def _shown(run: Path, population: Mapping[str, Member] | None) -> list[Path]:
     """The runs that represent a run or a population."""
     if population is None:
         return [run]
-    good = [name for name in members.ranked(population) if population[name].stopped_at is None]
+    good = [name for name in members.ranked(population) if math.isfinite(population[name].val_loss)]
+    if not good:
+        raise UserError(f"no member of {run} has completed an epoch; wait, or repeat its training")
     return [run / name for name in dict.fromkeys((good[0], good[len(good) // 2], good[-1]))]
 
 

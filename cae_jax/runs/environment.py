@@ -23,7 +23,7 @@ from cae_jax import atomic, data
 from cae_jax.config import NAMED, TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models.topology import from_config
-from cae_jax.ops.backend import Backend, Name, check_device, choose
+from cae_jax.ops.backend import Backend, Name, check_device, choose, device_memory
 from cae_jax.training.trainer import device_name
 
 logger = logging.getLogger(__name__)
@@ -67,12 +67,6 @@ def check_memory(config: TrainConfig) -> None:
             f"training needs at least {needed / 1e9:,.1f} GB and {there / 1e9:,.1f} GB are there; "
             "lower `features` or `batch_size`"
         )
-
-
-def device_memory() -> int:
-    """Bytes of memory that the default device has."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def record(run: Path, backend: Backend, images: str = "", **more: str) -> None:

@@ -1,36 +1,46 @@
-"""Runs the epochs of a training in chunks of steps; records, checkpoints and resumes them."""
+"""Runs the epochs of a group in chunks of steps; a group of one model is an ordinary run."""
 
-import contextlib
 import dataclasses
-import importlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from cae_jax.errors import UserError
-from cae_jax.runs import history, tensorboard
-from cae_jax.runs.checkpoints import Checkpoint, Checkpoints
-from cae_jax.runs.folder import OpenFolder, checkpoint_folder
-from cae_jax.runs.interruption import Interrupted, Interruption
+from cae_jax.runs.history import Row
+from cae_jax.runs.interruption import Interruption
+from cae_jax.runs.journal import Journal
 from cae_jax.training.step import TrainState
-from cae_jax.training.trainer import Trainer
+from cae_jax.training.trainer import Chunk, Trainer
 
 logger = logging.getLogger(__name__)
 
 
+class NotFiniteError(UserError):
+    """All members of a group have a loss, gradient or parameter that is not finite.
+
+    Attributes:
+        step: the step since the start of training at which the last one became so.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 class Chunks:
-    """How many steps go to the device between two checks for signals; the result does not depend.
+    """Splits an epoch into chunks of steps, between which signals are checked.
+
+    The chunk size does not affect the result.
 
     Args:
-        steps: the number; None adapts it: it doubles after a chunk of less than 0.1 s, since to
-            dispatch one costs milliseconds, and halves after one of more than 1 s.
-        begin: the number to adapt.
+        steps: the size; None adapts it: it doubles after a chunk of less than 0.1 s, since a
+            dispatch costs milliseconds, and halves after one of more than 1 s.
+        begin: the first size to adapt.
 
     Raises:
         UserError: less than one.
@@ -41,7 +51,7 @@ class Chunks:
             raise UserError(f"`chunk_steps` is {steps}; it takes a whole number of at least 1")
         self._steps, self._adapts = steps or begin, steps is None
 
-    def of(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+    def between(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """The bounds of the chunks of ``first <= step < last``, one after the other."""
         while first < last:
             stop, started = min(first + self._steps, last), time.perf_counter()
@@ -56,128 +66,47 @@ class Chunks:
 
 @dataclasses.dataclass
 class Progress:
-    """The progress of a run.
+    """The progress of a group.
 
     Attributes:
-        folder: directory of the run, open.
-        checkpoints: of the run.
         state: after the last chunk of steps, on the device.
-        rows: the history, one row per epoch.
-        saved_step: step of the newest checkpoint; None if there is none.
-        imports: what saves and draws is imported when it is done.
+        epochs: number of epochs that are trained and evaluated.
     """
 
-    folder: OpenFolder
-    checkpoints: Checkpoints
     state: TrainState
-    rows: list[history.Row]
-    saved_step: int | None
-    imports: Future[None] | None = None
-
-    @property
-    def workdir(self) -> Path:
-        return self.folder.path
+    epochs: int
 
     @property
     def step(self) -> int:
         return int(self.state.step)
 
-    def save(self, val_loss: float | None = None) -> None:
-        """Starts to save the state, unless it is saved already."""
-        self.wait_for_imports()
-        if self.step != self.saved_step:
-            self.checkpoints.save(self.state, val_loss, self.rows)
-            self.saved_step = self.step
 
-    def wait_for_imports(self) -> None:
-        """Two threads that import the same packages at once may see them half initialised."""
-        if self.imports is not None:
-            self.imports.result()
+class Hooks(NamedTuple):
+    """Functions that `run_epochs` calls.
 
-    def save_in(self, workdir: Path) -> None:
-        """Saves the state in the directory that the run was moved to."""
-        with contextlib.suppress(UserError):  # of a save at the old path
-            self.checkpoints.wait()
-        self.checkpoints.folder = checkpoint_folder(workdir.absolute())
-        self.checkpoints.check = lambda: None
-        self.saved_step = None
-        self.save()
-        self.checkpoints.wait()
+    Attributes:
+        on_epoch: after each epoch, with the history of each member so far.
+        on_chunk: after each chunk of steps, with the number of steps since the start of training.
+    """
+
+    on_epoch: Callable[[list[list[Row]]], None] | None = None
+    on_chunk: Callable[[int], None] | None = None
 
 
-def resume(
-    folder: OpenFolder, checkpoints: Checkpoints, initial_state: TrainState, steps: int
-) -> Progress:
-    """Restores the newest intact checkpoint, or starts before the first step.
+class Session(Interruption):
+    """A call of `fit` or `fit_population`, which handles signals while it lasts.
 
     Args:
-        folder: directory of the run, open.
-        checkpoints: of the run.
-        initial_state: the state before the first step.
-        steps: steps per epoch.
-
-    Raises:
-        UserError: all checkpoints are damaged, or the history does not match them.
+        chunk_steps: see `Chunks`.
+        hooks: for all epochs.
     """
-    newest = newest_intact(folder, checkpoints)
-    state, epochs, saved_step, kept = initial_state, 0, None, []
-    if newest is not None:
-        state, saved_step = checkpoints.restore(newest.step, like=state), newest.step
-        kept = checkpoints.rows(newest.step)
-        epochs = epochs_before(newest, steps)
-    with folder.writing():
-        rows = _read_rows(folder.path, epochs, kept)
-    return Progress(folder, checkpoints, state, rows, saved_step)
+
+    def __init__(self, chunk_steps: int | None, hooks: Hooks) -> None:
+        super().__init__()
+        self.chunks, self.hooks = Chunks(chunk_steps), hooks
 
 
-def newest_intact(folder: OpenFolder, checkpoints: Checkpoints) -> Checkpoint | None:
-    """The newest intact checkpoint, if there is any; damaged ones are set aside.
-
-    Raises:
-        UserError: all are damaged.
-    """
-    checkpoints.clean()
-    newest, damage = checkpoints.find()
-    for step, problem in damage.items():
-        assert newest is not None
-        with folder.writing():
-            moved = checkpoints.set_aside(step, folder.path / "damaged")
-        logger.warning("%s: moved to %s, resuming after step %d", problem, moved, newest.step)
-    return newest
-
-
-def epochs_before(checkpoint: Checkpoint, steps: int) -> int:
-    """Epochs of `steps` steps that a checkpoint follows, evaluated ones."""
-    # Without a loss, the last epoch has yet to be evaluated at least.
-    known = checkpoint.val_loss is not None
-    return (checkpoint.step if known else max(checkpoint.step - 1, 0)) // steps
-
-
-def _read_rows(workdir: Path, epochs: int, kept: list[history.Row] | None) -> list[history.Row]:
-    """Reads the history of the first `epochs` epochs; drops later rows, without checkpoint."""
-    path = workdir / "history.csv"
-    rows = [row for row in history.checked(path, kept) if row.epoch <= epochs]
-    if [row.epoch for row in rows] != list(range(1, epochs + 1)):
-        raise UserError(
-            f"{path} has epochs {[row.epoch for row in rows]} and the newest checkpoint follows "
-            f"epoch {epochs}; restore the file from a copy, or train in another `workdir`"
-        )
-    if not epochs and (workdir / "result.json").exists():
-        raise UserError(
-            f"{workdir} is finished but its checkpoints are gone; restore them from a copy, or "
-            "start again with `overwrite=True`"
-        )
-    history.rewrite(path, rows)
-    return rows
-
-
-def run_epochs(
-    progress: Progress,
-    trainer: Trainer,
-    chunks: Chunks,
-    interruption: Interruption,
-    on_epoch: Callable[[list[history.Row]], None] | None = None,
-) -> None:
+def run_epochs(progress: Progress, trainer: Trainer, journal: Journal, session: Session) -> None:
     """Trains the remaining epochs.
 
     A first signal takes effect after the current chunk, or at the end of the epoch after its last
@@ -185,127 +114,130 @@ def run_epochs(
 
     Raises:
         Interrupted: on a signal; `progress` is that after the last chunk.
-        MovedError: the directory was moved or removed; `progress` likewise.
-        UserError: a loss, gradient or parameter is not finite, or a file cannot be written.
+        NotFiniteError: no member is left that is finite.
+        UserError: the directory was moved or removed, or a file cannot be written.
     """
-    first = len(progress.rows) + 1
-    progress.imports = interruption.start(_import_writers)
-    if progress.saved_step is not None:
-        logger.info("%s resumes after step %d", progress.workdir, progress.saved_step)
-    writer = tensorboard.Writer(progress.workdir / "tensorboard", first)
-    with contextlib.closing(writer), interruption.patience(1):
-        for epoch in range(first, trainer.config.epochs + 1):
-            row = _run_epoch(progress, trainer, epoch, chunks, interruption)
-            progress.wait_for_imports()
-            with interruption.patience():
-                # The checkpoint last: it must not be ahead of the history.
-                with progress.folder.writing():
-                    history.append(progress.workdir / "history.csv", row)
-                    progress.rows.append(row)
-                    writer.add_row(row)
-                progress.save(row.val_loss)
-                _log_row(row, trainer.config.epochs)
-            if on_epoch is not None:
-                on_epoch(list(progress.rows))
-            interruption.check()
-
-
-def save_at(stop: Interrupted, progress: Any, interruption: Interruption, total: int) -> int:
-    """Saves what an interrupted training has reached, and says so.
-
-    Args:
-        stop: the signal.
-        progress: a `Progress`, or that of a population.
-        interruption: ignores further signals from here on.
-        total: steps of the whole training.
-
-    Returns:
-        the number of the signal.
-    """
-    interruption.ignore()
-    if progress.step > 0:
-        progress.save()
-    progress.checkpoints.wait()
-    workdir, saved = progress.folder.path, progress.step == progress.saved_step
-    kept = f", which {workdir} keeps" if saved else ""
-    logger.info(f"{stop} after step {progress.step} of {total}{kept}")
-    return stop.signal
-
-
-def _import_writers() -> None:
-    """Imports what saves and draws, which takes a second, while the first epoch runs."""
-    for name in ("cae_jax.runs.orbax_io", "tensorboardX", "cae_jax.runs.results"):
-        importlib.import_module(name)
+    epochs = trainer.members[0].epochs
+    with session.defer(1):
+        for epoch in range(progress.epochs + 1, epochs + 1):
+            rows = _run_epoch(progress, trainer, journal, epoch, session)
+            with session.defer():
+                journal.record(progress.state, rows)
+                progress.epochs = epoch
+                logger.info(f"Epoch {epoch}/{epochs} - {_line(rows)}")
+            if session.hooks.on_epoch is not None:
+                session.hooks.on_epoch([list(each) for each in journal.rows])
+            session.check()
 
 
 def _run_epoch(
-    progress: Progress,
-    trainer: Trainer,
-    epoch: int,
-    chunks: Chunks,
-    interruption: Interruption,
-) -> history.Row:
-    """Trains the remaining steps of an epoch and evaluates."""
-    first = progress.step - (epoch - 1) * trainer.steps
-    losses_S = np.array(progress.state.losses_S)
-    started = time.perf_counter()
-    batches_SxB = trainer.order(epoch)
+    progress: Progress, trainer: Trainer, journal: Journal, epoch: int, session: Session
+) -> list[Row | None]:
+    """Trains the remaining steps of an epoch and evaluates.
+
+    Returns:
+        a row for each member, None for those that are stopped.
+    """
+    before, losses_MxS = (epoch - 1) * trainer.steps, trainer.losses(progress.state)
+    first, started = progress.step - before, time.perf_counter()
+    batches = trainer.order(epoch)
     # disable=None: silent where the output is no terminal
     with tqdm(total=trainer.steps, initial=first, unit="step", leave=False, disable=None) as bar:
-        bar.set_description(f"Epoch {epoch}/{trainer.config.epochs}")
-        for start, stop in chunks.of(first, trainer.steps):
-            progress.state, losses_S, finite = interruption.call(
-                trainer.run, progress.state, batches_SxB, start, stop
-            )
-            _check_finite(progress, trainer, epoch, losses_S[:stop], finite)
-            progress.folder.check()
+        bar.set_description(f"Epoch {epoch}/{trainer.members[0].epochs}")
+        for start, stop in session.chunks.between(first, trainer.steps):
+            chunk = session.call(trainer.run, progress.state, batches, start, stop)
+            losses_MxS = chunk.losses_MxS
+            with session.defer():  # a member is stopped as a whole
+                _keep_finite(trainer, journal, chunk, before, stop)
+                progress.state = chunk.state
+            if session.hooks.on_chunk is not None:
+                session.hooks.on_chunk(progress.step)
+            journal.folder.check()
             bar.update(stop - start)
             if stop < trainer.steps:
-                interruption.check()
-    seconds = time.perf_counter() - started
-    val_loss, val_psnr = interruption.call(trainer.validation.evaluate, progress.state.params)
+                session.check()
+    seconds = (time.perf_counter() - started) / len(trainer.members)
+    scores = session.call(trainer.validation.evaluate, progress.state.params)
+    overflown = [k for k, score in enumerate(scores) if not math.isfinite(score.val_loss)]
+    with session.defer():
+        _stop(trainer, journal, dict.fromkeys(overflown, progress.step))
     trained = (trainer.steps - first) / trainer.steps * trainer.examples
-    return history.Row(
-        epoch=epoch,
-        step=progress.step,
-        loss=trainer.epoch_loss(losses_S),
-        val_loss=val_loss,
-        val_psnr=val_psnr,
-        val_psnr_input=trainer.validation.psnr_input,
-        skipped=int((~np.isfinite(losses_S)).sum()),
-        epoch_seconds=seconds,
-        images_per_second=trained / seconds,
-    )
+    return [
+        None
+        if k in journal.stopped
+        else Row(
+            epoch=epoch,
+            step=progress.step,
+            loss=trainer.epoch_loss(losses_S),
+            **score._asdict(),
+            skipped=int((~np.isfinite(losses_S)).sum()),
+            epoch_seconds=seconds,
+            images_per_second=trained / seconds,
+        )
+        for k, (score, losses_S) in enumerate(zip(scores, losses_MxS, strict=True))
+    ]
 
 
-def _check_finite(
-    progress: Progress, trainer: Trainer, epoch: int, losses: np.ndarray, finite_params: bool
-) -> None:
-    """Stops the run at a loss, gradient or parameter that is not finite.
+def _keep_finite(trainer: Trainer, journal: Journal, chunk: Chunk, before: int, stop: int) -> None:
+    """Stops the members with a loss, gradient or parameter that is not finite after a chunk.
 
     With ``on_nan="skip"`` the parameters stay finite until `max_skips` is exceeded.
     """
-    config, finite = trainer.config, np.isfinite(losses)
-    if finite_params and (finite.all() or config.on_nan == "skip"):
+    finite_MxS = np.isfinite(chunk.losses_MxS[:, :stop])
+    skips = trainer.members[0].on_nan == "skip"
+    good_M = chunk.finite_M & (finite_MxS.all(axis=1) | skips)
+    steps = {}
+    for k in np.flatnonzero(~good_M).tolist():
+        found = [] if skips else np.flatnonzero(~finite_MxS[k])
+        steps[k] = before + (int(found[0]) + 1 if len(found) else stop)
+    _stop(trainer, journal, steps)
+
+
+def _stop(trainer: Trainer, journal: Journal, steps: dict[int, int]) -> None:
+    """Stops members; their arrays are ignored afterwards.
+
+    Args:
+        trainer, journal: of the group.
+        steps: index of a member to the step at which it became not finite.
+
+    Raises:
+        NotFiniteError: no member is left.
+    """
+    for k in sorted(steps.keys() - journal.stopped.keys()):
+        journal.stop(k, steps[k])
+    if len(journal.stopped) < len(trainer.members):
         return
-    step, advice = (epoch - 1) * trainer.steps + np.flatnonzero([True, *finite])[-1] + 1, ""
-    problem = f"by step {progress.step} more than {config.max_skips} in a row have"
+    config, step, advice = trainer.members[0], max(journal.stopped.values()), ""
+    problem = f"by step {step} more than {config.max_skips} in a row have"
     if config.on_nan == "stop":
         problem, advice = f"step {step} is the first to have", ", or set `on_nan='skip'`"
     kept, where = "", "with `overwrite=True`"
-    if progress.saved_step is not None:
-        kept = f" {progress.workdir} keeps its last good checkpoint, step {progress.saved_step};"
+    if journal.saved_step is not None:
+        workdir = journal.folder.path
+        kept = f" {workdir} keeps its last good checkpoint, step {journal.saved_step};"
         where = "in another `workdir`"
-    raise UserError(
-        f"epoch {epoch}: {problem} a loss or gradient that is not finite;{kept} lower "
-        f"`learning_rate`, set `clip_norm`{advice}, and train {where}"
+    raise NotFiniteError(
+        f"epoch {(step - 1) // trainer.steps + 1}: {problem} a loss or gradient that is not "
+        f"finite;{kept} lower `learning_rate`, set `clip_norm`{advice}, and train {where}",
+        step,
     )
 
 
-def _log_row(row: history.Row, epochs: int) -> None:
+def _line(rows: list[Row | None]) -> str:
+    """What an epoch reached, for the log: of one member, or of the best, median and worst."""
+    good = [row for row in rows if row is not None]
+    seconds = sum(row.epoch_seconds for row in good) / len(good) * len(rows)
+    line = f"{seconds:.1f}s - {good[0].images_per_second:.0f} images/s"
+    if len(rows) > 1:
+        losses = [row.val_loss for row in good]
+        stopped = len(rows) - len(good)
+        return (
+            f"{line} - val_loss: best {min(losses):.4f}, median {np.median(losses):.4f}, worst "
+            f"{max(losses):.4f}" + (f" - stopped: {stopped}" if stopped else "")
+        )
+    [row] = good
     skipped = f" - skipped: {row.skipped}" if row.skipped else ""
-    logger.info(
-        f"Epoch {row.epoch}/{epochs} - {row.epoch_seconds:.1f}s - "
-        f"{row.images_per_second:.0f} images/s - loss: {row.loss:.4f} - "
-        f"val_loss: {row.val_loss:.4f} - val_psnr: {row.val_psnr:.2f}{skipped}"
+    return (
+        f"{line} - loss: {row.loss:.4f} - val_loss: {row.val_loss:.4f} - "
+        f"val_psnr: {row.val_psnr:.2f}{skipped}"
     )

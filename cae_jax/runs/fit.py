@@ -1,9 +1,9 @@
-"""Runs a training from its config to the files that it writes."""
+"""Trains autoencoders, from their configs to the files of their runs."""
 
-import dataclasses
+import importlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,22 +11,18 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cae_jax import atomic, data
-from cae_jax.config import ARRAYS, TrainConfig, known_shape, resolved
+from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
-from cae_jax.models.autoencoders import scale
 from cae_jax.models.inference import Autoencoder
-from cae_jax.models.summary import layer_table
-from cae_jax.ops.backend import Backend
-from cae_jax.runs import environment, history
-from cae_jax.runs.checkpoints import Checkpoints
-from cae_jax.runs.epochs import Chunks, Progress, resume, run_epochs, save_at
-from cae_jax.runs.folder import MovedError, checkpoint_folder, is_finished, open_run
-from cae_jax.runs.interruption import Interrupted, Interruption
+from cae_jax.runs.epochs import Hooks, Progress, Session, run_epochs
+from cae_jax.runs.folder import open_run
+from cae_jax.runs.history import Row
+from cae_jax.runs.interruption import Interrupted
+from cae_jax.runs.job import Job, prepare
+from cae_jax.runs.journal import Journal
 from cae_jax.runs.load import load
-from cae_jax.training.step import TrainState, make_keys
-from cae_jax.training.trainer import Trainer, device_name, initial_state, steps_per_epoch
+from cae_jax.training.trainer import device_name
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +38,7 @@ class FitResult(NamedTuple):
     """
 
     autoencoder: Autoencoder
-    history: list[history.Row]
+    history: list[Row]
     steps: int
     interrupted: int | None = None
 
@@ -58,7 +54,8 @@ def fit(
     archives: str | Path | None = None,
     chunk_steps: int | None = None,
     backend: str = "auto",
-    on_epoch: Callable[[list[history.Row]], None] | None = None,
+    on_epoch: Callable[[list[Row]], None] | None = None,
+    on_chunk: Callable[[int], None] | None = None,
 ) -> FitResult:
     """Trains an autoencoder; called again with the same directory, it resumes.
 
@@ -75,166 +72,96 @@ def fit(
         chunk_steps: steps between two checks for signals, see `cae_jax.runs.epochs.Chunks`.
         backend: see `cae_jax.ops.backend.choose`; a run keeps its own unless another is named.
         on_epoch: called after each epoch with the history so far.
+        on_chunk: called after each chunk of steps with the steps since the start of training.
 
     Raises:
         UserError: unusable data or directory, a run of another config, a number not finite.
         Interrupted: a signal came before there was a model.
     """
-    chunks = Chunks(chunk_steps)
+    hooks = Hooks(on_epoch and (lambda rows: on_epoch(rows[0])), on_chunk)
     workdir = Path(workdir).expanduser()
-    with Interruption() as interruption:
+    with Session(chunk_steps, hooks) as session:
         where: Any = {"data_dir": data_dir, "archives": archives}
-        config, split, chosen = prepare(config, workdir, backend, interruption, images, **where)
-        model = _initial_model(config, start_from)
-        interruption.check()
-        with (
-            open_run(workdir, config, overwrite=overwrite) as folder,
-            Checkpoints(checkpoint_folder(workdir), folder.config, folder.check) as checkpoints,
-        ):
-            setup = _Setup.on_device(folder.config, model, chosen, split)
+        config, split, chosen = prepare(config, workdir, backend, images, session, **where)
+        weights = None if start_from is None else _weights_of(config, start_from)
+        session.check()
+        with open_run(workdir, config, overwrite=overwrite) as folder:
+            job = Job.on_device(folder.config, chosen, split)
             del split  # the reader's arrays, which would stay in memory beside those of the device
-            progress = resume(folder, checkpoints, setup.initial_state(), setup.steps)
-            if start_from is not None and progress.saved_step is None:
-                progress.save()  # whoever resumes the run need not name its origin
-            stopped = _train(setup, progress, interruption, chunks, on_epoch)
-            return FitResult(setup.autoencoder(progress), progress.rows, progress.step, stopped)
+            with Journal(folder, folder.config) as journal:
+                progress, stopped = train(job, [folder.config], journal, session, weights)
+            params = jax.device_put(progress.state.params)
+            autoencoder = job.autoencoder.with_params(folder.config, params)
+            return FitResult(autoencoder, journal.rows[0], progress.step, stopped)
 
 
-def prepare(
-    config: TrainConfig,
-    workdir: Path,
-    backend: str,
-    interruption: Interruption,
-    images: tuple[np.ndarray, np.ndarray] | None,
-    **where: Any,
-) -> tuple[TrainConfig, data.Split, Backend]:
-    """The resolved config, images and backend of a training; arguments as of `fit`.
-
-    The first start compiles a kernel and prepares the data: at the same time where the shape of
-    the images is known before they are read.
-    """
-    if images is None:
-        config = data.located(config, data_dir=where["data_dir"])
-    if images is None and known_shape(config) is not None:
-        config = resolved(config)
-        environment.check_memory(config)
-        choosing = interruption.start(environment.choose_backend, workdir, config, backend)
-        return config, data.load(config, **where), choosing.result()
-    if images is None:
-        split = data.load(config, **where)
-    else:
-        config = dataclasses.replace(config, data=ARRAYS, image_shape=None)
-        split = data.of_arrays(config, images)
-    config = resolved(config, split.image_shape)
-    environment.check_memory(config)
-    chosen = interruption.call(environment.choose_backend, workdir, config, backend)
-    return config, split, chosen
+def _weights_of(config: TrainConfig, start_from: str | Path) -> nnx.State:
+    """The parameters of a run of the same network."""
+    source = load(start_from, backend="auto")
+    if source.topology != autoencoders.abstract(config).topology:
+        raise UserError(
+            f"`start_from` {start_from} has the model {source.config.model} with features "
+            f"{source.config.features}, and the config describes {config.model} with features "
+            f"{config.features}; they must be equal"
+        )
+    return nnx.state(source.model, nnx.Param)
 
 
-def _initial_model(config: TrainConfig, start_from: str | Path | None) -> autoencoders.Model:
-    """The model before the first step."""
-    model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
-    if start_from is not None:
-        source = load(start_from, backend="auto")
-        if source.topology != model.topology:
-            raise UserError(
-                f"`start_from` {start_from} has the model {source.config.model} with features "
-                f"{source.config.features}, and the config describes {config.model} with features "
-                f"{config.features}; they must be equal"
-            )
-        nnx.update(model, nnx.state(source.model, nnx.Param))
-    return model
-
-
-class _Setup(NamedTuple):
-    """A model, its backend, its images and what identifies them; all but that for `Trainer`."""
-
-    config: TrainConfig
-    model: autoencoders.Model
-    backend: Backend
-    train_images: np.ndarray | jax.Array
-    test_images: np.ndarray | jax.Array
-    digest: str
-
-    @classmethod
-    def on_device(
-        cls, config: TrainConfig, model: autoencoders.Model, backend: Backend, split: data.Split
-    ) -> "_Setup":
-        """With the images on the device."""
-        digest = environment.digest(config, *split)
-        train, test = map(jax.device_put, split)
-        return cls(config, model, backend, train, test, digest)
-
-    @property
-    def steps(self) -> int:
-        """Steps per epoch."""
-        return steps_per_epoch(self.config, len(self.train_images))
-
-    def initial_state(self) -> TrainState:
-        return initial_state(self.config, self.model, len(self.train_images))
-
-    def autoencoder(self, progress: Progress) -> Autoencoder:
-        """The model with the parameters after the last step."""
-        nnx.update(self.model, jax.device_put(progress.state.params))
-        return Autoencoder(self.config, self.model, self.backend)
-
-
-def _train(
-    setup: _Setup,
-    progress: Progress,
-    interruption: Interruption,
-    chunks: Chunks,
-    on_epoch: Callable[[list[history.Row]], None] | None,
-) -> int | None:
-    """Runs the remaining epochs and writes the results, unless the run is finished.
+def train(
+    job: Job,
+    configs: Sequence[TrainConfig],
+    journal: Journal,
+    session: Session,
+    weights: nnx.State | None = None,
+) -> tuple[Progress, int | None]:
+    """Resumes a group, runs its remaining epochs and writes the results.
 
     Returns:
-        the number of a signal that ended the training early.
+        the progress, and the number of a signal that ended the training early.
     """
-    epochs = setup.config.epochs
-    if len(progress.rows) == epochs and is_finished(progress.workdir, epochs):
-        logger.info(
-            f"{progress.workdir} is finished after {epochs} epochs; more epochs continue it"
-        )
-        return None
+    state = journal.resume(lambda: job.empty_state(configs), job.steps)
+    begins, epochs, workdir = state is None, configs[0].epochs, journal.folder.path
+    if state is None:
+        state = job.initial_state(configs, weights)
+    progress = Progress(state, max(map(len, journal.rows)))
+    if begins and weights is not None:
+        journal.save(state)  # whoever resumes the run need not name its origin
+    if journal.is_finished():
+        logger.info(f"{workdir} is finished after {epochs} epochs; more epochs continue it")
+        return progress, None
     try:
-        _run(setup, progress, interruption, chunks, on_epoch)
+        _run(job, configs, journal, progress, session)
     except Interrupted as stop:
-        return save_at(stop, progress, interruption, setup.steps * epochs)
-    except MovedError as moved:
-        if moved.now is not None:
-            progress.save_in(moved.now)
-        raise
-    return None
+        session.ignore()
+        if progress.step > 0:
+            journal.save(progress.state)
+        journal.wait()
+        kept = f", which {workdir} keeps" if progress.step == journal.saved_step else ""
+        logger.info(f"{stop} after step {progress.step} of {job.steps * epochs}{kept}")
+        return progress, stop.signal
+    return progress, None
 
 
 def _run(
-    setup: _Setup,
+    job: Job,
+    configs: Sequence[TrainConfig],
+    journal: Journal,
     progress: Progress,
-    interruption: Interruption,
-    chunks: Chunks,
-    on_epoch: Callable[[list[history.Row]], None] | None,
+    session: Session,
 ) -> None:
-    interruption.check()
-    folder, workdir = progress.folder, progress.workdir
-    with folder.writing():
-        environment.record(workdir, setup.backend, setup.digest)
-        (workdir / "result.json").unlink(missing_ok=True)
-        atomic.write_text(workdir / "summary.txt", layer_table(setup.model.topology) + "\n")
-    logger.info(f"Backend {setup.backend.name}: {setup.backend.reason}")
+    session.check()
+    journal.begin(job)
+    logger.info(f"Backend {job.backend.name}: {job.backend.reason}")
     started = time.perf_counter()
-    trainer = interruption.call(Trainer, *setup[:-1])
-    compile_seconds = time.perf_counter() - started
-    logger.info(f"Compiled in {compile_seconds:.1f}s for {device_name()}")
-    run_epochs(progress, trainer, chunks, interruption, on_epoch)
-    progress.checkpoints.wait()
-    interruption.check()
-    details = {"compile_seconds": compile_seconds, "backend": setup.backend.name}
-    progress.wait_for_imports()  # also where no epoch was left
-    from cae_jax.runs import results
-
-    pictures = (trainer.validation.images, trainer.validation.inputs)
-    originals, inputs = (np.asarray(scale(images[: results.PICTURES])) for images in pictures)
-    autoencoder = setup.autoencoder(progress)
-    with folder.writing():
-        results.write(workdir, autoencoder, progress.rows, originals, inputs, details)
+    trainer = session.call(job.trainer, configs)
+    details = {"compile_seconds": time.perf_counter() - started, "backend": job.backend.name}
+    logger.info(f"Compiled in {details['compile_seconds']:.1f}s for {device_name()}")
+    with session.defer():  # what saves and plots
+        for name in ("cae_jax.runs.orbax_io", "cae_jax.runs.results", "tensorboardX"):
+            importlib.import_module(name)
+    if journal.saved_step is not None:
+        logger.info("%s resumes after step %d", journal.folder.path, journal.saved_step)
+    run_epochs(progress, trainer, journal, session)
+    journal.wait()
+    session.check()
+    journal.finish(job, trainer, progress.state, details, session.check)

@@ -15,6 +15,7 @@ damaged/               damaged checkpoints, set aside
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -23,9 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cae_jax import atomic
-from cae_jax.config import RUN_MARK, TrainConfig, from_dict, known_shape, resolved, to_dict
+from cae_jax.config import FORMAT, RUN_MARK, TrainConfig, from_dict, known_shape, resolved, to_dict
 from cae_jax.errors import UserError
-from cae_jax.runs import manifest, pretrained, replacement
+from cae_jax.runs import pretrained, replacement
 
 try:
     import fcntl
@@ -33,20 +34,8 @@ except ImportError:  # Windows, where runs can be read
     fcntl = None
 
 logger = logging.getLogger(__name__)
-MEMBERS = "members.json"  # of a population, see `cae_jax.runs.fit_many`
+MEMBERS = "members.json"  # of a population, see `cae_jax.runs.members`
 _MARK_LINE = b"cae-jax run 1\n"
-
-
-class MovedError(UserError):
-    """The directory of a run was moved, replaced or removed while it was open.
-
-    Attributes:
-        now: where it is now, still locked; None if it is gone or another process has it.
-    """
-
-    def __init__(self, message: str, now: Path | None):
-        super().__init__(message)
-        self.now = now
 
 
 def checkpoint_folder(run: Path) -> Path:
@@ -77,7 +66,7 @@ def read_config(run: Path) -> TrainConfig:
         values = json.loads(path.read_bytes())
         if not isinstance(values, dict) or type(values.get("format")) is not int:
             raise ValueError("it holds no JSON object with a format")
-        if values["format"] <= manifest.FORMAT:
+        if values["format"] <= FORMAT:
             config = from_dict({key: values[key] for key in values if key != "format"})
             return resolved(config) if known_shape(config) else config
     # ValueError comes from JSON, Unicode and TrainConfig, RecursionError from nested brackets.
@@ -87,8 +76,7 @@ def read_config(run: Path) -> TrainConfig:
             "`workdir`"
         ) from error
     raise UserError(
-        f"{run} has format {values['format']} and this version reads up to {manifest.FORMAT}; "
-        "update cae-jax"
+        f"{run} has format {values['format']} and this version reads up to {FORMAT}; update cae-jax"
     )
 
 
@@ -112,23 +100,12 @@ class OpenFolder:
         os.close(self._lock)
 
     def check(self) -> None:
-        """Raises `MovedError` if the path no longer leads to the directory that was locked."""
+        """Raises a `UserError` if the path no longer leads to the directory that was locked."""
         if _same(self.path / RUN_MARK, self._lock) and _same(self.path, self._folder):
             return
-        now = _path_of(self._folder)
-        if now is None or not _same(now, self._folder):
-            raise MovedError(
-                f"`workdir` {self.path} was removed during the training, which ends here; train "
-                "again, in a directory that stays",
-                None,
-            )
-        # Without its mark another process may open it, unless that has happened already.
-        ours = _same(now / RUN_MARK, self._lock) or not (now / RUN_MARK).exists()
-        moved = f"is {now} now" if now != self.path.absolute() else f"has lost its file {RUN_MARK}"
-        raise MovedError(
-            f"`workdir` {self.path} {moved}: it was changed during the training, which ends here; "
-            f"continue with `workdir='{now}'`",
-            now if ours else None,
+        raise UserError(
+            f"`workdir` {self.path} was moved, replaced or removed during the training, which ends "
+            "here; continue where it is now, or train in a directory that stays"
         )
 
     @contextlib.contextmanager
@@ -179,17 +156,25 @@ def open_folder(run: Path, *, overwrite: bool) -> Iterator[OpenFolder]:
         if run.exists() and not run.is_dir():
             raise UserError(f"`workdir` {run} is a file; pass a directory")
         check_ours(run)
-        run.mkdir(parents=True, exist_ok=True)
-        folder = OpenFolder(run, _locked(run))
+        folder = _opened(run, overwrite=overwrite)
     try:
-        with folder.writing():
-            replacement.settle(run)
-            if overwrite:
-                replacement.set_aside(run)
         yield folder
     finally:
-        with contextlib.closing(folder), contextlib.suppress(MovedError), folder.writing():
-            replacement.settle(run)
+        with contextlib.closing(folder), contextlib.suppress(OSError):
+            replacement.settle(run, has_checkpoint(run))
+
+
+def _opened(run: Path, *, overwrite: bool) -> OpenFolder:
+    run.mkdir(parents=True, exist_ok=True)
+    folder = OpenFolder(run, _locked(run))
+    with contextlib.ExitStack() as stack:
+        stack.callback(folder.close)
+        replacement.settle(run, has_checkpoint(run))
+        if not (overwrite and replacement.set_aside(run)):
+            stack.pop_all()
+            return folder
+    run.resolve().mkdir()
+    return OpenFolder(run, _locked(run))
 
 
 def is_finished(run: Path, epochs: int) -> bool:
@@ -200,9 +185,23 @@ def is_finished(run: Path, epochs: int) -> bool:
         return False
 
 
+def is_written(run: Path, config: TrainConfig) -> bool:
+    """Whether a run has the results of a config, or was given more epochs since."""
+    if not (run / "config.json").exists():
+        return False
+    epochs = read_config(run).epochs
+    return epochs > config.epochs or is_finished(run, epochs)
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run, or a run or group in the directory of a population, has a checkpoint."""
+    paths = itertools.chain(run.glob("checkpoints/*"), run.glob("*/checkpoints/*"))
+    return any(path.name.isdecimal() for path in paths)
+
+
 def write_config(run: Path, config: TrainConfig) -> None:
     """Writes the config, which makes the directory a run that can be loaded."""
-    atomic.write_json(run / "config.json", {"format": manifest.FORMAT, **to_dict(config)})
+    atomic.write_json(run / "config.json", {"format": FORMAT, **to_dict(config)})
 
 
 def _writing(run: Path) -> contextlib.AbstractContextManager[None]:
@@ -274,17 +273,6 @@ def _same(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:
         return False
-
-
-def _path_of(folder: int) -> Path | None:
-    """Where an open directory is now."""
-    try:
-        if command := getattr(fcntl, "F_GETPATH", None):  # macOS
-            assert fcntl is not None
-            return Path(os.fsdecode(fcntl.fcntl(folder, command, bytes(1024)).rstrip(b"\0")))
-        return Path(f"/proc/self/fd/{folder}").readlink()
-    except OSError:
-        return None
 
 
 def _agreed(run: Path, there: TrainConfig, now: TrainConfig) -> TrainConfig:

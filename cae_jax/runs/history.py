@@ -1,8 +1,12 @@
-"""Writes and reads ``history.csv``, one row per epoch."""
+"""Writes and reads ``history.csv``, one row per epoch.
+
+Each checkpoint has a copy. That of the newest checkpoint counts; the file of a run is written from
+it. Floats keep their exact value.
+"""
 
 import contextlib
 import csv
-import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +14,6 @@ from cae_jax import atomic
 from cae_jax.errors import UserError
 from cae_jax.runs import manifest, pretrained
 
-logger = logging.getLogger(__name__)
 NAME = "history.csv"
 
 
@@ -41,21 +44,8 @@ class Row(NamedTuple):
     images_per_second: float
 
 
-def append(path: Path, row: Row) -> None:
-    """Appends a row, after the header in a new file. Floats keep their exact value."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(Row._fields)
-        writer.writerow(row)
-    atomic.sync(path)
-    if new:
-        atomic.sync(path.parent)
-
-
 def read(path: Path) -> list[Row]:
-    """Reads all complete rows; drops a last one that a crash cut off.
+    """Reads all complete rows; drops a last one that was cut off.
 
     Raises:
         UserError: a line is malformed.
@@ -91,8 +81,8 @@ def _parse(line: str) -> Row:
     return Row(**cells)
 
 
-def rewrite(path: Path, rows: list[Row]) -> None:
-    """Replaces the file atomically by one with these rows."""
+def replace(path: Path, rows: Sequence[Row]) -> None:
+    """Replaces the file atomically by one with these rows; removes it if there are none."""
     if not rows:
         path.unlink(missing_ok=True)
         return
@@ -100,55 +90,24 @@ def rewrite(path: Path, rows: list[Row]) -> None:
         write(temporary, rows)
 
 
-def write(path: Path, rows: list[Row]) -> None:
+def write(path: Path, rows: Sequence[Row]) -> None:
     """Writes a new file with these rows."""
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([Row._fields, *rows])
 
 
 def of_run(run: Path) -> list[Row]:
-    """Reads the history of a run, checked against its newest intact checkpoint.
+    """Reads the history of a run from its newest intact checkpoint, or else from its file.
 
     Raises:
-        UserError: a line is malformed and no checkpoint has another copy.
+        UserError: no checkpoint has a copy, and a line of the file is malformed.
     """
     run = pretrained.locate(run)
     paths = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
-    kept = None
     for path in sorted(paths, key=lambda path: int(path.name), reverse=True):
         # Damaged, of a later version, unreadable, or removed in the meantime: the one before.
         with contextlib.suppress(manifest.DamagedError, manifest.NewerError, OSError):
-            if NAME in manifest.verify(path)["files"]:
-                kept = read(path / NAME)
-            break
-    return checked(run / NAME, kept)
-
-
-def checked(path: Path, kept: list[Row] | None) -> list[Row]:
-    """Reads the file and checks it against the rows that the newest checkpoint keeps.
-
-    Args:
-        path: of the file.
-        kept: rows of the first epochs; None where the checkpoint keeps none.
-
-    Returns:
-        The kept rows, and those of later epochs from the file.
-
-    Raises:
-        UserError: a line is malformed and there are no kept rows.
-    """
-    try:
-        rows = read(path)
-    except UserError:
-        if kept is None:
-            raise
-        rows = []
-    if kept is None:
-        return rows
-    if rows[: len(kept)] != kept:
-        logger.warning("%s is damaged: its rows are taken from the checkpoint", path)
-        # A later row is whole if its step is that of its epoch.
-        steps = kept[-1].step // len(kept) if kept else 0
-        later = [row for row in rows if row.epoch > len(kept)]
-        rows = kept + [row for row in later if row.step == row.epoch * steps]
-    return rows
+            if NAME not in manifest.verify(path)["files"]:
+                break  # of a version that kept no copies
+            return read(path / NAME)
+    return read(run / NAME)

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Signals received during the outermost `Interruption`.
@@ -29,16 +29,16 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """Handles SIGINT and SIGTERM within a ``with`` statement, in the main thread.
 
-    A signal raises `Interrupted`, at once unless a `patience` defers it. If Python ignores that
-    exception, as in a destructor, the next `check` or `patience` raises it again. In other threads,
+    A signal raises `Interrupted`, at once unless a `defer` defers it. If Python ignores that
+    exception, as in a destructor, the next `check` or `defer` raises it again. In other threads,
     which receive no signals, this class does nothing.
     """
 
     def __init__(self) -> None:
-        self._patience: float = 0
+        self._deferred: float = 0
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             previous: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
             if not any(
@@ -57,14 +57,14 @@ class Interruption:
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def patience(self, signals: float = math.inf) -> Iterator[None]:
+    def defer(self, signals: float = math.inf) -> Iterator[None]:
         """Defers the first `signals` signals, until `check` or the end of the statement."""
-        before, self._patience = self._patience, signals
+        before, self._deferred = self._deferred, signals
         try:
             self._act()
             yield
         finally:
-            self._patience = before
+            self._deferred = before
         self._act()
 
     def check(self) -> None:
@@ -74,7 +74,7 @@ class Interruption:
 
     def ignore(self) -> None:
         """Defers all further signals, for the clean-up after `Interrupted`."""
-        self._patience = math.inf
+        self._deferred = math.inf
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Calls a function that may block for long, such that a signal can end the wait.
@@ -104,5 +104,5 @@ class Interruption:
         self._act()
 
     def _act(self) -> None:
-        if len(_received) > self._patience:
+        if len(_received) > self._deferred:
             self.check()

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cae_jax import atomic
+from cae_jax.config import FORMAT
 
 NAME = "manifest.json"
-# Incremented whenever older versions cannot read what this one writes.
-FORMAT = 1
 
 
 class DamagedError(Exception):

@@ -1,22 +1,44 @@
-"""The members of a population: their names, their configs on disk, and how good they are.
+"""The members of a population: their names, their groups, and the directory with their runs.
 
-``members.json`` makes a directory that of a population. Next to it `write_summary` puts
-``members.md``, a table, and ``members.png``, a figure.
+.cae-jax            marks the directory; held locked by the training process
+members.json        the config of each member, by name; which are stopped
+environment.json    as of a run
+group-K/            the checkpoints of several members that are trained by one program, until each
+                    is a run
+damaged/            as of a run
+NAME/               the run of a member
+members.md, .png    the members in comparison, see `cae_jax.evaluation.members`
 """
 
+import contextlib
+import dataclasses
+import itertools
 import json
+import logging
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cae_jax import atomic, markdown
-from cae_jax.config import TrainConfig, from_dict, to_dict
+import jax
+
+from cae_jax import atomic, data
+from cae_jax.config import FORMAT, TrainConfig, from_dict, to_dict
 from cae_jax.errors import UserError
-from cae_jax.runs import history, manifest
-from cae_jax.runs.folder import MEMBERS
-from cae_jax.training.population import swept
+from cae_jax.models import autoencoders
+from cae_jax.ops.backend import Backend, device_memory
+from cae_jax.runs import history
+from cae_jax.runs.folder import (
+    MEMBERS,
+    OpenFolder,
+    check_ours,
+    has_checkpoint,
+    open_folder,
+    read_config,
+)
+from cae_jax.training import programs
+
+logger = logging.getLogger(__name__)
 
 
 class Member(NamedTuple):
@@ -39,30 +61,73 @@ class Member(NamedTuple):
         return self.rows[-1].val_loss if self.rows and self.stopped_at is None else math.nan
 
 
+class Members(NamedTuple):
+    """The content of ``members.json``.
+
+    Attributes:
+        configs: by name, in the order of the groups.
+        stopped: name of a stopped member to the step at which it became not finite.
+        per_program: number of members of a group.
+    """
+
+    configs: dict[str, TrainConfig]
+    stopped: dict[str, int]
+    per_program: int
+
+
+@dataclasses.dataclass
+class Population:
+    """The directory of a population while one process holds its lock."""
+
+    folder: OpenFolder
+    members: Members
+
+    def groups(self) -> Iterator[tuple[int, dict[str, TrainConfig]]]:
+        """The index of the first member of each group, and the members."""
+        named = [*self.members.configs.items()]
+        count = -(-len(named) // self.members.per_program)
+        bounds = [len(named) * k // count for k in range(count + 1)]
+        for first, last in itertools.pairwise(bounds):
+            yield first, dict(named[first:last])
+
+    def stop(self, name: str, step: int) -> None:
+        """Notes that a member is stopped, and logs it."""
+        self.members.stopped[name] = step
+        with self.folder.writing():
+            write(self.folder.path, self.members)
+        run = self.folder.path / name
+        kept = f"{run} keeps its last good" if has_checkpoint(run) else "it has no"
+        logger.warning(
+            "%s is stopped: step %d has a loss, gradient or parameter that is not finite; %s "
+            "checkpoint",
+            name,
+            step,
+            kept,
+        )
+
+    def check_some_left(self) -> None:
+        """Raises a `UserError` if all members are stopped."""
+        if len(self.members.stopped) < len(self.members.configs):
+            return
+        config = next(iter(self.members.configs.values()))
+        skip = "" if config.on_nan == "skip" else ", or set `on_nan='skip'`"
+        raise UserError(
+            f"all members of {self.folder.path} have a loss, gradient or parameter that is not "
+            f"finite, the last one at step {max(self.members.stopped.values())}; lower "
+            f"`learning_rate`, set `clip_norm`{skip}, and train in another `workdir`"
+        )
+
+
 def name_members(configs: Sequence[TrainConfig]) -> dict[str, TrainConfig]:
     """Members by name: the fields in which they differ, such as ``learning_rate=0.01_seed=3``.
 
     The name always has the seed.
     """
-    fields = [*swept(configs), "seed"]
+    fields = [*programs.swept(configs), "seed"]
     return {
         "_".join(f"{field}={getattr(config, field)}" for field in fields): config
         for config in configs
     }
-
-
-class Members(NamedTuple):
-    """What ``members.json`` holds.
-
-    Attributes:
-        configs: by name, in the order of the arrays of a checkpoint.
-        stopped: name of a stopped member to the step at which it became not finite.
-        ended: whether the runs of the members and the summary are written.
-    """
-
-    configs: dict[str, TrainConfig]
-    stopped: dict[str, int]
-    ended: bool
 
 
 def read(folder: Path) -> Members | None:
@@ -74,12 +139,13 @@ def read(folder: Path) -> Members | None:
     path = folder / MEMBERS
     try:
         values = json.loads(path.read_bytes())
-        if values["format"] <= manifest.FORMAT:
+        if values["format"] <= FORMAT:
             configs = {name: from_dict(config) for name, config in values["members"].items()}
             stopped = {name: int(step) for name, step in values["stopped"].items()}
-            if not configs or not configs.keys() >= stopped.keys():
+            per_program = int(values.get("per_program", 1))  # earlier versions have none
+            if not configs or not configs.keys() >= stopped.keys() or per_program < 1:
                 raise ValueError("it has no members, or others that are stopped")
-            return Members(configs, stopped, bool(values["ended"]))
+            return Members(configs, stopped, per_program)
     except (FileNotFoundError, NotADirectoryError):
         return None
     # ValueError comes from JSON and TrainConfig, RecursionError from nested brackets.
@@ -89,7 +155,7 @@ def read(folder: Path) -> Members | None:
             "`workdir`"
         ) from error
     raise UserError(
-        f"{folder} has format {values['format']} and this version reads up to {manifest.FORMAT}; "
+        f"{folder} has format {values['format']} and this version reads up to {FORMAT}; "
         "update cae-jax"
     )
 
@@ -97,132 +163,129 @@ def read(folder: Path) -> Members | None:
 def write(folder: Path, members: Members) -> None:
     """Writes the members, which makes the directory that of a population."""
     configs = {name: to_dict(config) for name, config in members.configs.items()}
-    values = {"members": configs, "stopped": members.stopped, "ended": members.ended}
-    atomic.write_json(folder / MEMBERS, {"format": manifest.FORMAT, **values})
+    values = {"members": configs, "stopped": members.stopped, "per_program": members.per_program}
+    atomic.write_json(folder / MEMBERS, {"format": FORMAT, **values})
 
 
 def of_population(folder: Path) -> dict[str, Member] | None:
     """The members of a population with the histories of their runs; None if it is not one.
 
+    Its training need not have ended.
+
     Raises:
-        UserError: its training has not ended, or a file is damaged.
+        UserError: a file is damaged.
     """
     if (there := read(folder)) is None:
         return None
-    if not there.ended:
-        raise UserError(
-            f"{folder} is a population whose training has not ended; repeat its `cae-jax train`, "
-            "or pass runs of its members"
-        )
     return {
         name: Member(config, history.of_run(folder / name), there.stopped.get(name))
         for name, config in there.configs.items()
     }
 
 
-def write_summary(folder: Path, members: Mapping[str, Member]) -> None:
-    """Writes the table and the figure of the members, then that the population has ended."""
-    from cae_jax import figures  # matplotlib takes a second to import
+@contextlib.contextmanager
+def open_population(
+    workdir: Path,
+    configs: Sequence[TrainConfig],
+    backend: Backend,
+    split: data.Split,
+    per_program: int | None,
+    *,
+    overwrite: bool,
+) -> Iterator[Population]:
+    """Opens the directory of a population, new or with the same members.
 
-    atomic.write_text(folder / "members.md", summary(members) + "\n")
-    curves = {
-        name: [(row.epoch, row.val_loss) for row in member.rows]
-        for name, member in members.items()
-        if member.rows
-    }
-    if curves:
-        figures.save_members(folder / "members.png", curves, panels(members))
-    configs = {name: member.config for name, member in members.items()}
-    stopped = {
-        name: member.stopped_at for name, member in members.items() if member.stopped_at is not None
-    }
-    write(folder, Members(configs, stopped, ended=True))
+    Args:
+        workdir: the directory.
+        configs: of the members.
+        backend, split: of the training.
+        per_program: members of a group, see `cae_jax.fit_population`.
+        overwrite: replace a run that is there.
 
-
-def summary(members: Mapping[str, Member]) -> str:
-    """The members in comparison as Markdown: `headline`, `settings` if there are any, `rows`."""
-    tables = [table for table in (settings(members), rows(members)) if len(table) > 1]
-    return "\n\n".join(
-        [headline(members), *(markdown.table(header, cells) for header, *cells in tables)]
-    )
-
-
-def ranked(members: Mapping[str, Member]) -> list[str]:
-    """The names of the members by loss, those without one last."""
-
-    def key(name: str) -> tuple[bool, float]:
-        loss = members[name].val_loss
-        return (not math.isfinite(loss), loss if math.isfinite(loss) else 0.0)
-
-    return sorted(members, key=key)
-
-
-def headline(members: Mapping[str, Member]) -> str:
-    """The best and the median member, in a sentence or two."""
-    losses = [member.val_loss for member in members.values() if math.isfinite(member.val_loss)]
-    if not losses:
-        return "No member has completed an epoch."
-    return (
-        f"Best: {ranked(members)[0]}, val_loss {min(losses):.4f}. Median of {len(losses)} members: "
-        f"{statistics.median(losses):.4f}."
-    )
-
-
-def rows(members: Mapping[str, Member]) -> list[list[str]]:
-    """The table of the members by loss, its header first."""
-    header = ["member", "epochs", "val_loss", "lowest (epoch)", "val_psnr, dB", ""]
-    return [header, *(_row(name, members[name]) for name in ranked(members))]
-
-
-def settings(members: Mapping[str, Member]) -> list[list[str]]:
-    """The table of the settings that several seeds have, its header first: losses over the seeds.
-
-    Intervals are those of the mean, from the t distribution (Student 1908).
+    Raises:
+        UserError: it has other members, or something else where a member's run goes; or too many
+            members for a program.
     """
-    fields = swept([member.config for member in members.values()])
-    header = [*fields, "members", "best", "median", "mean", "95 % interval"]
-    return [header, *_setting_rows(list(members.values()), fields)]
+    named, there = name_members(configs), read(workdir)
+    if there is not None and overwrite and any((workdir / name).exists() for name in there.configs):
+        raise UserError(
+            f"`workdir` {workdir} holds a population with runs such as {next(iter(there.configs))},"
+            " which would be lost; choose another `workdir`"
+        )
+    if per_program is None and there is not None:
+        per_program = there.per_program  # the groups on disk
+    now = Members(named, {}, _members_per_program(named, backend, split, per_program))
+    with open_folder(workdir, overwrite=overwrite) as folder:
+        there = read(workdir)
+        if (workdir / "config.json").exists():
+            raise UserError(f"`workdir` {workdir} holds a run; choose another `workdir`")
+        if there is not None and (difference := _difference(there, now)):
+            raise UserError(
+                f"`workdir` {workdir} holds a population that differs in {difference}; choose "
+                "another `workdir`"
+            )
+        for name, config in named.items():
+            with atomic.writing(workdir / name, "choose another `workdir`"):
+                _check_place(workdir / name, config)
+        if there is None:
+            with folder.writing():
+                write(workdir, now)
+        yield Population(folder, there or now)
 
 
-def _setting_rows(members: Sequence[Member], fields: Sequence[str]) -> list[list[str]]:
-    found: dict[tuple, list[float]] = {}
-    for member in members:
-        key = tuple(getattr(member.config, field) for field in fields)
-        found.setdefault(key, []).append(member.val_loss)
-    rows = []
-    for key, every in found.items():
-        losses = [loss for loss in every if math.isfinite(loss)]
-        if len(losses) > 1:
-            low, high = interval(losses)
-            numbers = [min(losses), statistics.median(losses), statistics.fmean(losses)]
-            cells = [f"{number:.4f}" for number in numbers]
-            rows.append([*map(str, key), str(len(losses)), *cells, f"{low:.4f} to {high:.4f}"])
-    return rows
+def _members_per_program(
+    members: dict[str, TrainConfig], backend: Backend, split: data.Split, asked: int | None
+) -> int:
+    """Number of members that a program trains.
+
+    Raises:
+        UserError: more than the memory holds, or the native kernel.
+    """
+    if asked is not None and asked < 1:
+        raise UserError(f"`members_per_program` is {asked}; it takes a whole number of at least 1")
+    if asked == 1 or (asked is None and jax.default_backend() == "cpu"):
+        return 1
+    if backend.kernel is not None:
+        raise UserError(
+            f"`members_per_program` is {asked}; the native kernel computes one member at a time: "
+            "leave it out, or set `backend='matmul'`"
+        )
+    config, there = next(iter(members.values())), device_memory()
+    model = autoencoders.abstract(config)
+    held, more = programs.needed_bytes(config, model, len(split.train))
+    fit = max(1, (there - sum(images.nbytes for images in split)) // (held + more))
+    if asked is not None and asked > fit:
+        raise UserError(
+            f"`members_per_program` is {asked}; {fit} fit: each takes about "
+            f"{(held + more) / 1e6:,.0f} MB and {there / 1e6:,.0f} MB are there"
+        )
+    return min(asked or fit, len(members))
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of normal values, at least two of them."""
-    from scipy.special import stdtrit
-
-    mean = statistics.fmean(values)
-    margin = stdtrit(len(values) - 1, 0.975) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean - margin, mean + margin
-
-
-def panels(members: Mapping[str, Member]) -> dict[str, list[tuple[float, float]]]:
-    """For each swept field its values with the final losses, ``(value, val_loss)``, sorted."""
-    good = [member for member in members.values() if math.isfinite(member.val_loss)]
-    return {
-        field: sorted((getattr(member.config, field), member.val_loss) for member in good)
-        for field in swept([member.config for member in members.values()])
-    }
+def _difference(there: Members, now: Members) -> str:
+    """The first difference between two populations; "" without one."""
+    for name in (*there.configs, *now.configs):
+        if name not in there.configs or name not in now.configs:
+            counts = f"{len(there.configs)} there, {len(now.configs)} now"
+            return f"its members ({counts}; such as {name})"
+    for name in there.configs:
+        old, new = to_dict(there.configs[name]), to_dict(now.configs[name])
+        for key in new:
+            if old[key] != new[key]:
+                return f"{key} ({old[key]} there, {new[key]} now)"
+    if there.per_program != now.per_program:
+        return f"`members_per_program` ({there.per_program} there, {now.per_program} now)"
+    return ""
 
 
-def _row(name: str, member: Member) -> list[str]:
-    cells = [name, str(len(member.rows)), "-", "-", "-"]
-    if member.rows:
-        last, best = member.rows[-1], min(member.rows, key=lambda row: row.val_loss)
-        cells[2:] = [f"{last.val_loss:.4f}", f"{best.val_loss:.4f} ({best.epoch})"]
-        cells.append(f"{last.val_psnr:.2f}")
-    stopped = "" if member.stopped_at is None else f"not finite at step {member.stopped_at}"
-    return [*cells, stopped]
+def _check_place(path: Path, config: TrainConfig) -> None:
+    """Refuses a directory that is not the run of this member, which may have been continued."""
+    if (path.exists() and not path.is_dir()) or (path / MEMBERS).exists():
+        raise UserError(f"{path} is not a run; choose another `workdir`")
+    if not (path / "config.json").exists():
+        check_ours(path)
+        return
+    there = read_config(path)
+    same = dataclasses.replace(there, epochs=config.epochs, restarts=config.restarts) == config
+    if not same or there.epochs < config.epochs:
+        raise UserError(f"{path} is a run of another config; choose another `workdir`")

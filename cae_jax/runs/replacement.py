@@ -1,26 +1,22 @@
-"""Replaces a run by a new one in the same directory without losing it before the new one is safe.
+"""Replaces a run: its directory is renamed, and removed when the new run has a checkpoint.
 
-The old run's files are moved into ``.replaced`` and deleted when the new run has its first
-checkpoint; where it ends without one, they are moved back. The name of the directory says how far
-this has come, so that a process that is killed at any moment leaves one of these states:
-
-.replacing    the old files are being moved, in or out: move them back
-.replaced     they are all in; the new run has started or will
-.removed      the new run is safe: delete them
-
-Folders may be links to another disk and may hold files of others, so their entries are moved one by
-one into a ``.replaced`` of their own.
+The old run becomes ``NAME.replaced``, beside the new one. Where the new one ends without a
+checkpoint it stays there. A file in it says that it may be removed; training in it takes that away.
 """
 
 import contextlib
+import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from cae_jax import atomic
+from cae_jax.config import RUN_MARK
+from cae_jax.errors import UserError
 
-_ASIDE = ".replaced"
+logger = logging.getLogger(__name__)
+_MARK = ".replaced"
 # What a run writes: files, and folders with the names of their entries.
 FILES = (
     *("config.json", "environment.json", "history.csv", "result.json", "summary.txt"),
@@ -33,59 +29,70 @@ FOLDERS = {
 }
 
 
-def set_aside(run: Path) -> None:
-    """Moves the files of a run aside, and no others."""
+def place(run: Path) -> Path:
+    """The directory of the run that another one in `run` replaces."""
+    run = run.resolve()  # a link keeps leading to the new run
+    return run.with_name(f"{run.name}.replaced")
+
+
+def set_aside(run: Path) -> bool:
+    """Renames the directory of a run; whether there was a run.
+
+    Raises:
+        UserError: something else has the new name.
+        OSError: it cannot be renamed.
+    """
+    aside = place(run)
     if not any(True for _ in _entries(run)):
+        return False
+    if (aside / _MARK).exists():  # whose replacement, this run, came to nothing
+        _remove_entries(run)
+        return False
+    if aside.exists():
+        raise UserError(f"{aside} is in the way; rename it")
+    (run / _MARK).touch()
+    run.resolve().rename(aside)
+    return True
+
+
+def settle(run: Path, has_checkpoint: bool) -> None:
+    """Removes the run that another one replaces, if that has a checkpoint; else says where it is.
+
+    Files of others move to the new run; those that cannot, or are within folders, stay.
+    """
+    (run / _MARK).unlink(missing_ok=True)
+    aside = place(run)
+    if not (aside / _MARK).exists():
         return
-    moving = run / ".replacing"
-    moving.mkdir()
-    for folder, path in _entries(run):
-        (aside := _aside(moving, folder)).mkdir(exist_ok=True)
-        path.rename(aside / path.name)
-    atomic.sync(run)
-    moving.rename(run / _ASIDE)
+    if not has_checkpoint:
+        logger.warning("%s keeps the run that was to be replaced", aside)
+        return
+    _remove_entries(aside)
+    (aside / RUN_MARK).unlink(missing_ok=True)
+    for path in [*aside.iterdir()]:
+        if path.name != _MARK and not os.path.lexists(run / path.name):
+            path.rename(run / path.name)
+    (aside / _MARK).unlink()
+    with contextlib.suppress(OSError):  # files of others
+        aside.rmdir()
+    if aside.exists():
+        logger.warning("%s keeps the files of %s that are not a run's", aside, run)
 
 
-def settle(run: Path) -> None:
-    """Completes a replacement if the new run has a checkpoint, and undoes it if not."""
-    replaced, moving, removed = (run / name for name in (_ASIDE, ".replacing", ".removed"))
-    if replaced.is_dir():
-        if any(re.fullmatch(r"\d+", path.name) for path in _list(run / "checkpoints")):
-            replaced.rename(removed)
-        else:
-            for _, path in _entries(run):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            replaced.rename(moving)
-    if moving.is_dir():
-        for folder in (*(run / name for name in FOLDERS), run):  # the directory itself last
-            aside = _aside(moving, folder)
-            for path in _list(aside):
-                path.rename(folder / path.name)
-            with contextlib.suppress(OSError):
-                aside.rmdir()
-    if removed.is_dir():
-        for name in FOLDERS:
-            shutil.rmtree(run / name / _ASIDE, ignore_errors=True)
-            with contextlib.suppress(OSError):  # foreign files, or a link
-                (run / name).rmdir()
-        shutil.rmtree(removed)
-
-
-def _entries(run: Path) -> Iterator[tuple[Path, Path]]:
-    """The files and checkpoints of a run, each with the folder that it lies in."""
+def _entries(run: Path) -> Iterator[Path]:
+    """The files and checkpoints of a run."""
     for name, pattern in FOLDERS.items():
-        for path in _list(run / name):
+        for path in (run / name).glob("*"):
             if re.fullmatch(pattern, path.name):
-                yield run / name, path
+                yield path
     for name in FILES:
         if (run / name).is_file():
-            yield run, run / name
+            yield run / name
 
 
-def _aside(moving: Path, folder: Path) -> Path:
-    """Where the entries of a folder are put aside: on its own disk."""
-    return moving if folder == moving.parent else folder / _ASIDE
-
-
-def _list(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+def _remove_entries(run: Path) -> None:
+    for path in [*_entries(run)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in FOLDERS:
+        with contextlib.suppress(OSError):  # files of others, or a link
+            (run / name).rmdir()

@@ -11,7 +11,6 @@ from cae_jax import atomic, figures
 from cae_jax.config import to_dict
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
-from cae_jax.runs.names import run_names
 from cae_jax.training.trainer import device_name
 
 PICTURES = 10  # test images in the figure
@@ -40,7 +39,7 @@ def write(
     images = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}
     figures.save_rows(workdir / "reconstructions.png", images)
     columns = {name: [getattr(row, name) for row in rows] for name in history.Row._fields}
-    curves = {run_names([workdir])[0]: columns}
+    curves = {workdir.absolute().name: columns}
     figures.save_curves(workdir / "history.png", curves, loss=autoencoder.config.loss)
     best = min(rows, key=lambda row: row.val_loss)
     atomic.write_json(

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cae_jax.runs import history
-
-_SCALARS = ("loss", "val_loss", "val_psnr", "images_per_second")
+# Columns of the history that are written.
+SCALARS = ("loss", "val_loss", "val_psnr", "images_per_second")
 
 
 class Writer:
@@ -41,10 +40,6 @@ class Writer:
             event = proto.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
             self._events.write_event(event)
         self._events.flush()
-
-    def add_row(self, row: history.Row) -> None:
-        """Writes the scalars of an epoch; raises like `add`."""
-        self.add(row.epoch, {name: getattr(row, name) for name in _SCALARS})
 
     def close(self) -> None:
         if self._events is not None:

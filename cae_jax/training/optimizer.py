@@ -1,6 +1,8 @@
 """Builds the Optax optimizer and the learning rate schedule of a config."""
 
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import optax
 
@@ -8,29 +10,32 @@ from cae_jax.config import TrainConfig
 from cae_jax.training.soap import scale_by_soap
 
 
-def build_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+def build_optimizer(
+    config: TrainConfig, total_steps: int, numbers: Mapping[str, Any] | None = None
+) -> optax.GradientTransformation:
     """Builds the optimizer of a config.
 
     Args:
         config: names the optimizer, its hyperparameters and the schedule.
         total_steps: steps of the whole training, after which a cosine schedule reaches 0.
+        numbers: hyperparameters by field that take the place of the config's, such as arrays that
+            a compiled program takes as arguments.
     """
-    rate = build_schedule(config, total_steps)
+    values = {**vars(config), **(numbers or {})}
+    rate = build_schedule(config, total_steps, values["learning_rate"])
+    b1, b2, eps = values["b1"], values["b2"], values["eps"]
     if config.optimizer == "soap":
-        soap = scale_by_soap(config.b1, config.b2, config.eps)
-        optimizer = optax.chain(soap, optax.scale_by_learning_rate(rate))
+        optimizer = optax.chain(scale_by_soap(b1, b2, eps), optax.scale_by_learning_rate(rate))
     elif config.optimizer == "adam":
-        optimizer = optax.adam(rate, config.b1, config.b2, config.eps)
+        optimizer = optax.adam(rate, b1, b2, eps)
     elif config.optimizer == "nadam":
-        optimizer = optax.nadam(rate, config.b1, config.b2, config.eps)
+        optimizer = optax.nadam(rate, b1, b2, eps)
     elif config.optimizer == "adamw":
-        optimizer = optax.adamw(
-            rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay
-        )
+        optimizer = optax.adamw(rate, b1, b2, eps, weight_decay=values["weight_decay"])
     elif config.optimizer == "adadelta":
-        optimizer = optax.adadelta(rate, config.rho, config.eps)
+        optimizer = optax.adadelta(rate, values["rho"], eps)
     else:
-        optimizer = optax.sgd(rate, config.momentum)
+        optimizer = optax.sgd(rate, values["momentum"])
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if config.on_nan == "skip":
@@ -40,23 +45,30 @@ def build_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTran
     return optimizer if config.optimizer == "soap" else optax.flatten(optimizer)
 
 
-def build_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
-    """Builds the learning rate as a function of the step; see `build_optimizer`."""
+def build_schedule(config: TrainConfig, total_steps: int, rate: Any = None) -> optax.Schedule:
+    """Builds the learning rate as a function of the step.
+
+    Args:
+        config: names the schedule.
+        total_steps: see `build_optimizer`.
+        rate: the peak; None takes the config's.
+    """
+    rate = config.learning_rate if rate is None else rate
     steps = [epochs * total_steps // config.epochs for epochs in (0, *config.restarts)]
     phases = [b - a for a, b in itertools.pairwise([*steps, total_steps])]
     if config.schedule == "constant":
-        return _phase(config, phases[0])
-    return optax.join_schedules([_phase(config, phase) for phase in phases], steps[1:])
+        return _phase(config, rate, phases[0])
+    return optax.join_schedules([_phase(config, rate, phase) for phase in phases], steps[1:])
 
 
-def _phase(config: TrainConfig, steps: int) -> optax.Schedule:
+def _phase(config: TrainConfig, rate: Any, steps: int) -> optax.Schedule:
     """A warm-up and what follows it."""
     warmup_steps = min(config.warmup_steps, steps // 2)  # short runs warm up too
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.learning_rate, steps - warmup_steps)
+        after = optax.cosine_decay_schedule(rate, steps - warmup_steps)
     else:
-        after = optax.constant_schedule(config.learning_rate)
+        after = optax.constant_schedule(rate)
     if warmup_steps == 0:
         return after
-    warmup = optax.linear_schedule(0.0, config.learning_rate, warmup_steps)
+    warmup = optax.linear_schedule(0.0, rate, warmup_steps)
     return optax.join_schedules([warmup, after], [warmup_steps])

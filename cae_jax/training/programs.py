@@ -1,11 +1,18 @@
-"""The programs of a training and of its model, ready to be compiled without any array.
+"""The programs that train and evaluate models, ready to be compiled without any array.
 
 `Trainer` and `Validation` compile them for the device that is there, and ``cae-jax compile`` for
 one that is not.
+
+A group of models that differ in their seed and in numbers of the optimizer is trained by one
+program, since a small network leaves most of a GPU or TPU idle: `jax.vmap` over the states of the
+members. The state of a group is a `TrainState` whose arrays have a first axis for the members, M;
+they share its ``step``. A group of one has no such axis: its programs are those of a single model.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +21,17 @@ from flax import nnx
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
-from cae_jax.models.autoencoders import Model
+from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops import cuda_graphs
-from cae_jax.ops.backend import Backend
-from cae_jax.training import step
+from cae_jax.ops.backend import MATMUL, Backend
+from cae_jax.training import metrics, step
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import build_optimizer
+
+# Fields in which the members of a group may differ: the seed, and arguments of its program.
+VARYING = ("seed", "learning_rate", "b1", "b2", "eps", "rho", "momentum", "weight_decay")
+_EVALUATED = 8  # members that are evaluated at a time
+_AXES = step.TrainState(cast(Any, 0), cast(Any, 0), cast(Any, None), cast(Any, 0))
 
 
 class Program(NamedTuple):
@@ -64,13 +76,77 @@ def all_steps(config: TrainConfig, examples: int) -> int:
     return steps * config.epochs
 
 
-def training(config: TrainConfig, model: Model, backend: Backend, examples: int) -> Program:
+def check_members(configs: Sequence[TrainConfig]) -> None:
+    """Refuses members that cannot be trained by one program.
+
+    Raises:
+        UserError: names the field in which they differ.
+    """
+    if not configs:
+        raise UserError("`configs` is empty; give at least one")
+    for name in _differing(configs):
+        if name not in VARYING:
+            values = dict.fromkeys(getattr(config, name) for config in configs)
+            raise UserError(
+                f"`{name}` differs among the members ({', '.join(map(str, values))}), which share "
+                f"a program and may differ in {', '.join(VARYING)}; train it in other runs"
+            )
+    if len(set(configs)) < len(configs):
+        raise UserError(
+            "two members have the same config; change `seed` or another field in one of them"
+        )
+
+
+def swept(configs: Sequence[TrainConfig]) -> list[str]:
+    """The fields in which some configs differ, without the seed."""
+    return [name for name in _differing(configs) if name != "seed"]
+
+
+def _differing(configs: Sequence[TrainConfig]) -> list[str]:
+    names = (field.name for field in dataclasses.fields(TrainConfig))
+    return [name for name in names if len({getattr(config, name) for config in configs}) > 1]
+
+
+def order(members: Sequence[TrainConfig], examples: int) -> Program:
+    """The batches of an epoch.
+
+    Returns:
+        ``order(key, epoch)``, see `step.epoch_batches`; of several members
+        ``order(keys_M, epoch)``, with a first axis for the members.
+    """
+    batches = partial(step.epoch_batches, examples=examples, batch_size=members[0].batch_size)
+    if len(members) == 1:
+        return Program(jax.jit(batches), (_key(), _number()))
+
+    def each(keys_M, epoch):
+        return jax.lax.map(lambda key: batches(key, epoch), keys_M)
+
+    return Program(jax.jit(each), (_stacked(len(members), _key()), _number()))
+
+
+def training(
+    members: Sequence[TrainConfig],
+    model: Model,
+    backend: Backend,
+    examples: int,
+    fields: Sequence[str] = (),
+) -> Program:
     """Some steps of an epoch; not donated, so that an interrupted training keeps its state.
+
+    Args:
+        members: at least one, see `check_members`.
+        model: the model, whose structure counts.
+        backend: computes the network.
+        examples: N, number of training images.
+        fields: of the config, in which several members may differ.
 
     Returns:
         ``run_chunk(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which returns
-        the state after the steps and whether all parameters are finite.
+        the state after the steps and whether all parameters are finite. Of several members the
+        batches, keys and results have a first axis M, and ``numbers`` follows the keys: an array
+        ``[M]`` by name for each of `fields`.
     """
+    config, count = members[0], len(members)
     steps = steps_per_epoch(config, examples)
     graphdef, params = nnx.split(model, nnx.Param)
     optimizer = build_optimizer(config, all_steps(config, examples))
@@ -78,19 +154,37 @@ def training(config: TrainConfig, model: Model, backend: Backend, examples: int)
     def init(params: nnx.State) -> step.TrainState:
         return step.init_state(nnx.merge(graphdef, params), optimizer, steps)
 
-    number = jax.ShapeDtypeStruct((), jnp.int32)
     batches = jax.ShapeDtypeStruct((steps, config.batch_size), jnp.int32)
     state = jax.eval_shape(init, params)
     images = _images(model, examples, jnp.uint8)
-    run_chunk = jax.jit(make_run_chunk(config, graphdef, backend, examples))
-    return Program(run_chunk, (state, images, batches, _key(), number, number))
+    if count == 1:
+        run_chunk = jax.jit(_make_run_chunk(config, graphdef, backend, examples))
+        return Program(run_chunk, (state, images, batches, _key(), _number(), _number()))
+
+    @jax.jit
+    def run_chunks(state, images, batches_MxSxB, keys_M, numbers, start, stop):
+        def one(state, batches_SxB, key, numbers):
+            run_chunk = _make_run_chunk(config, graphdef, backend, examples, numbers)
+            return run_chunk(state, images, batches_SxB, key, start, stop)
+
+        together = jax.vmap(one, in_axes=(_AXES, 0, 0, 0), out_axes=(_AXES, 0))
+        return together(state, batches_MxSxB, keys_M, numbers)
+
+    states = _stacked(count, state)._replace(step=state.step)
+    batches, keys = _stacked(count, (batches, _key()))
+    numbers = {name: jax.ShapeDtypeStruct((count,), jnp.float32) for name in fields}
+    return Program(run_chunks, (states, images, batches, keys, numbers, _number(), _number()))
 
 
-def make_run_chunk(
-    config: TrainConfig, graphdef: nnx.GraphDef, backend: Backend, examples: int
+def _make_run_chunk(
+    config: TrainConfig,
+    graphdef: nnx.GraphDef,
+    backend: Backend,
+    examples: int,
+    numbers: Mapping[str, Any] | None = None,
 ) -> Callable[..., tuple[step.TrainState, jax.Array]]:
-    """The function of `training`, to be jitted."""
-    optimizer = build_optimizer(config, all_steps(config, examples))
+    """The function of `training` for one model; `numbers` as of `build_optimizer`."""
+    optimizer = build_optimizer(config, all_steps(config, examples), numbers)
     corrupt = build_corruption(config.noise, config.noise_level)
     run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend, config.loss)
 
@@ -102,12 +196,52 @@ def make_run_chunk(
     return run_chunk
 
 
-def evaluation(config: TrainConfig, model: Model, backend: Backend, examples: int) -> Program:
-    """``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, see `step.make_evaluate`."""
+def evaluation(
+    members: Sequence[TrainConfig], model: Model, backend: Backend, examples: int
+) -> Program:
+    """The losses of test images.
+
+    Returns:
+        ``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, see `step.make_evaluate`; of several
+        members ``evaluate(params, keys_M, images_NxHxWxC)``, which draws the noise of each and
+        returns ``(bce_MxN, mse_MxN, mse_inputs_MxN)``. The noisy images of all members would take
+        more memory than everything else.
+    """
+    config, count = members[0], len(members)
     graphdef, params = nnx.split(model, nnx.Param)
-    inputs = _images(model, examples, jnp.uint8 if config.noise == "none" else jnp.float32)
-    targets = _images(model, examples, jnp.uint8)
-    return Program(step.make_evaluate(graphdef, backend), (params, inputs, targets))
+    losses = step.make_evaluate(graphdef, backend)
+    images = _images(model, examples, jnp.uint8)
+    if count == 1:
+        inputs = images if config.noise == "none" else _images(model, examples, jnp.float32)
+        return Program(losses, (params, inputs, images))
+    corrupt = build_corruption(config.noise, config.noise_level)
+
+    @jax.jit
+    def evaluate(params, keys_M, images):
+        clean = scale(images)
+
+        def one(member):
+            params, key = member
+            inputs = images if corrupt is None else corrupt(key, clean)
+            return *losses(params, inputs, images), metrics.mse(scale(inputs), clean)
+
+        return jax.lax.map(one, (params, keys_M), batch_size=_EVALUATED)
+
+    return Program(evaluate, (*_stacked(count, (params, _key())), images))
+
+
+def needed_bytes(config: TrainConfig, model: Model, examples: int) -> tuple[int, int]:
+    """Estimates the device memory that a member of a group takes.
+
+    Returns:
+        bytes at any time (the state before and after a chunk, and the order of the images), and
+        further bytes while steps are computed (the state once more, and what
+        `Topology.training_bytes` counts).
+    """
+    state, _, batches, *_ = training([config], model, MATMUL, examples).arguments
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    order = batches.size * batches.dtype.itemsize
+    return 2 * held + order, held + model.topology.training_bytes(config.batch_size)
 
 
 def noise(config: TrainConfig, model: Model, examples: int) -> Program | None:
@@ -139,3 +273,12 @@ def _images(model: Model, examples: int, dtype: Any) -> jax.ShapeDtypeStruct:
 
 def _key() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: step.make_keys(0).noise)
+
+
+def _number() -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def _stacked(members: int, shapes: Any) -> Any:
+    """Shapes with a first axis for the members."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), shapes)

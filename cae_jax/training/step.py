@@ -65,11 +65,12 @@ class Keys(NamedTuple):
     test_noise: jax.Array
 
 
-def make_keys(seed: int) -> Keys:
-    """Splits a seed into the root keys of a run."""
+def make_keys(*seeds: int) -> Keys:
+    """Splits a seed into the root keys of a run; several seeds give keys with a first axis."""
     # Whatever generator the user has set as JAX's default: a run is reproduced by its config.
-    key = jax.random.key(seed, impl="threefry2x32")
-    return Keys(*jax.random.split(key, len(Keys._fields)))
+    roots = [jax.random.key(seed, impl="threefry2x32") for seed in seeds]
+    keys = [jax.random.split(root, len(Keys._fields)) for root in roots]
+    return Keys(*keys[0]) if len(keys) == 1 else Keys(*map(jnp.stack, zip(*keys, strict=True)))
 
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, steps: int) -> TrainState:

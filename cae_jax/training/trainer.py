@@ -1,10 +1,11 @@
-"""The arrays of one training on the device, and its compiled programs."""
+"""The arrays of a group of models on the device, and the compiled programs that train them."""
 
 import copy
-import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cae_jax.config import TrainConfig
@@ -18,91 +19,120 @@ from cae_jax.training.validation import Validation
 
 
 class Chunk(NamedTuple):
-    """The result of dispatching some steps.
+    """The result of some steps.
 
     Attributes:
         state: after the steps, on the device.
-        losses_S: ``state.losses_S`` on the host.
-        finite: whether all parameters are finite.
+        losses_MxS: loss of each step of each member, on the host, see `TrainState.losses_S`.
+        finite_M: whether all parameters of a member are finite.
     """
 
     state: TrainState
-    losses_S: np.ndarray
-    finite: bool
+    losses_MxS: np.ndarray
+    finite_M: np.ndarray
 
 
 def initial_state(config: TrainConfig, model: Model, examples: int) -> TrainState:
-    """The state before the first step; also the structure that a checkpoint is restored into."""
+    """The state of one model before the first step."""
     optimizer = build_optimizer(config, all_steps(config, examples))
     return step.init_state(model, optimizer, steps_per_epoch(config, examples))
 
 
+def stack(states: Sequence[TrainState]) -> TrainState:
+    """The state of a group, on the host, from those of its members at the same step."""
+    if len(states) == 1:
+        return states[0]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+    return stacked._replace(step=np.asarray(states[0].step))
+
+
+def member(state: TrainState, k: int, members: int) -> TrainState:
+    """The state of member `k` of a group of `members`; inverts `stack`."""
+    if members == 1:
+        return state
+    alone = jax.tree.map(lambda leaf: leaf[k], state._replace(step=None))
+    return alone._replace(step=state.step)
+
+
 class Trainer:
-    """Trains and evaluates one model; all its programs are compiled on construction.
+    """Trains and evaluates a group of models; all programs are compiled on construction.
 
     Args:
-        config: the training.
+        members: configs of the group, at least one; see `programs.check_members`.
         model: the model, whose structure counts; the parameters are part of the state.
         backend: computes the network.
-        train_images, test_images: uint8 ``[N, *image_shape]``.
+        train_images, test_images: uint8 ``[N, *image_shape]``; those on the device stay there.
+        fields: of the config, in which members of this group, or of others that take its programs
+            (`with_members`), differ.
 
     Attributes:
+        members: their configs.
         steps: steps in an epoch.
-        validation: evaluates the model on the test images.
+        examples: number of training images.
+        validation: evaluates the members on the test images.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
+        members: Sequence[TrainConfig],
         model: Model,
         backend: Backend,
-        train_images: np.ndarray,
-        test_images: np.ndarray,
+        train_images: np.ndarray | jax.Array,
+        test_images: np.ndarray | jax.Array,
+        fields: Sequence[str] = (),
     ) -> None:
-        self.config = config
-        self.examples = len(train_images)
-        self.steps = steps_per_epoch(config, self.examples)
+        self.examples, self._fields = len(train_images), fields
+        self.steps = steps_per_epoch(members[0], self.examples)
         self.train_images = jax.device_put(train_images)
-        self._keys = step.make_keys(config.seed)
+        self._take(members)
         self._compile(model, backend)
-        self.validation = Validation(config, model, backend, test_images)
+        self.validation = Validation(members, model, backend, test_images)
 
     def _compile(self, model: Model, backend: Backend) -> None:
-        number = np.int32(0)
-        sizes = {"examples": self.examples, "batch_size": self.config.batch_size}
-        self._order = step.epoch_batches.lower(self._keys.order, number, **sizes).compile()
-        run_chunk = programs.training(self.config, model, backend, self.examples)
-        self._run_chunk = run_chunk.compile()
+        arguments = (self.members, model, backend, self.examples, self._fields)
+        self._order = programs.order(self.members, self.examples).compile()
+        self._run_chunk = programs.training(*arguments).compile()
 
-    def with_seed(self, seed: int) -> "Trainer":
-        """The same programs for another seed; `validation` stays, and has its own `with_seed`."""
+    def _take(self, members: Sequence[TrainConfig]) -> None:
+        """Sets the members; their keys and numbers are arguments of the programs."""
+        self.members = tuple(members)
+        self._keys = step.make_keys(*(config.seed for config in members))
+        self._varying: tuple[Any, ...] = (self._keys.noise,)
+        if len(members) > 1:
+            self._varying += (
+                {
+                    name: jnp.array([getattr(each, name) for each in members], jnp.float32)
+                    for name in self._fields
+                },
+            )
+
+    def with_members(self, members: Sequence[TrainConfig]) -> "Trainer":
+        """The same programs for as many other members; a single one differs in its seed only."""
         other = copy.copy(self)
-        other.config = dataclasses.replace(self.config, seed=seed)
-        other._keys = step.make_keys(seed)
+        other._take(members)
+        other.validation = self.validation.with_members(members)
         return other
 
     def order(self, epoch: int) -> jax.Array:
-        """The batches of an epoch, counted from 1: int32 indices ``[S, B]``."""
+        """The batches of an epoch, counted from 1: int32 indices ``[S, B]`` or ``[M, S, B]``."""
         return self._order(self._keys.order, np.int32(epoch))
 
-    def run(self, state: TrainState, batches_SxB: jax.Array, start: int, stop: int) -> Chunk:
+    def run(self, state: TrainState, batches: jax.Array, start: int, stop: int) -> Chunk:
         """Takes the steps ``start <= i < stop`` of an epoch and waits for them.
 
-        `state` stays valid.
+        `state` stays valid; `batches` are those of `order`.
         """
-        state, finite = self._run_chunk(
-            state,
-            self.train_images,
-            batches_SxB,
-            self._keys.noise,
-            np.int32(start),
-            np.int32(stop),
-        )
-        return Chunk(state, np.array(state.losses_S), bool(finite))
+        bounds = np.int32(start), np.int32(stop)
+        state, finite = self._run_chunk(state, self.train_images, batches, *self._varying, *bounds)
+        return Chunk(state, self.losses(state), np.array(finite).reshape(-1))
+
+    def losses(self, state: TrainState) -> np.ndarray:
+        """The losses of a state on the host, ``[M, S]``."""
+        return np.array(state.losses_S).reshape(len(self.members), -1)
 
     def epoch_loss(self, losses_S: np.ndarray) -> float:
         """Mean loss over the training images in an epoch, each as its step saw it."""
-        return metrics.epoch_loss(losses_S, self.examples, self.config.batch_size)
+        return metrics.epoch_loss(losses_S, self.examples, self.members[0].batch_size)
 
 
 def device_name() -> str:

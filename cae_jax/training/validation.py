@@ -1,71 +1,107 @@
-"""Evaluates a model on the test images, with the noise that its training has."""
+"""Evaluates a group of models on the test images, with the noise that their training has."""
 
 import copy
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from cae_jax.config import Loss, TrainConfig
+from cae_jax.config import TrainConfig
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import Backend
 from cae_jax.training import metrics, programs, step
 from cae_jax.training.loss import select_loss
 
 
+class Score(NamedTuple):
+    """The quality of a model after an epoch: means over the test images.
+
+    Attributes:
+        val_loss: the loss that training minimises, with noise if the config has any.
+        val_psnr: PSNR of the reconstructions in dB, against the clean images.
+        val_psnr_input: PSNR of the noisy test images themselves in dB; None without noise.
+    """
+
+    val_loss: float
+    val_psnr: float
+    val_psnr_input: float | None
+
+
 class Validation:
-    """Evaluates one model on the test images; its program is compiled on construction.
+    """Evaluates a group of models on the test images; its program is compiled on construction.
 
     Args:
-        config: the training.
+        members: configs of the group, see `programs.check_members`.
         model: the model, whose structure counts.
         backend: computes the network.
         test_images: uint8 ``[N, *image_shape]``.
     """
 
     def __init__(
-        self, config: TrainConfig, model: Model, backend: Backend, test_images: np.ndarray
+        self,
+        members: Sequence[TrainConfig],
+        model: Model,
+        backend: Backend,
+        test_images: np.ndarray | jax.Array,
     ) -> None:
         self.images = jax.device_put(test_images)
-        self._noise = programs.noise(config, model, len(test_images))
-        self._seed = config.seed
-        self._loss: Loss = config.loss
-        evaluate = programs.evaluation(config, model, backend, len(test_images))
-        self._evaluate = evaluate.compile()
+        self._members = members
+        self._noise = programs.noise(members[0], model, len(test_images))
+        self._evaluate = programs.evaluation(members, model, backend, len(test_images)).compile()
 
-    def with_seed(self, seed: int) -> "Validation":
-        """The same images with the noise of another seed."""
+    def with_members(self, members: Sequence[TrainConfig]) -> "Validation":
+        """The same images and program for other members, with the noise of their seeds."""
         other = copy.copy(self)
-        other._seed = seed
-        vars(other).pop("inputs", None)
-        vars(other).pop("psnr_input", None)
+        other._members = members
+        for name in ("_inputs", "_psnr_input"):
+            vars(other).pop(name, None)
         return other
 
-    @functools.cached_property
-    def inputs(self) -> jax.Array:
-        """The test images, with noise if the config has any."""
-        return noisy(self._noise, self.images, self._seed)
+    def inputs(self, k: int = 0) -> jax.Array:
+        """The test images as member `k` sees them: with the noise of its seed, if there is any."""
+        if len(self._members) == 1:
+            return self._inputs
+        return self._noisy(self._members[k])
 
     @functools.cached_property
-    def psnr_input(self) -> float | None:
-        """Mean PSNR in dB of the noisy test images themselves; None without noise."""
+    def _inputs(self) -> jax.Array:
+        return self._noisy(self._members[0])
+
+    @functools.cached_property
+    def _psnr_input(self) -> float | None:
         if self._noise is None:
             return None
-        return _mean(metrics.psnr(self.inputs, scale(self.images)))
+        return _mean(metrics.psnr(self._inputs, scale(self.images)))
 
-    def evaluate(self, params: nnx.State) -> tuple[float, float]:
-        """Means over the test images: of the loss that training minimises, and of PSNR in dB."""
-        losses = self._evaluate(params, self.inputs, self.images)
-        return _mean(select_loss(losses, self._loss)), _mean(metrics.psnr_of_mse(losses[1]))
+    def _noisy(self, config: TrainConfig) -> jax.Array:
+        if self._noise is None:
+            return self.images
+        return self._noise.function(step.make_keys(config.seed).test_noise, scale(self.images))
+
+    def evaluate(self, params: nnx.State) -> list[Score]:
+        """The quality of each member; `params` are those of the group's state."""
+        kind = self._members[0].loss
+        if len(self._members) == 1:
+            losses = self._evaluate(params, self._inputs, self.images)
+            psnr = _mean(metrics.psnr_of_mse(losses[1]))
+            return [Score(_mean(select_loss(losses, kind)), psnr, self._psnr_input)]
+        keys = step.make_keys(*(config.seed for config in self._members))
+        bce_MxN, mse_MxN, noisy_MxN = self._evaluate(params, keys.test_noise, self.images)
+        losses_M, psnr_M, psnr_input_M = (
+            list(map(_mean, np.asarray(column)))
+            for column in (
+                select_loss((bce_MxN, mse_MxN), kind),
+                metrics.psnr_of_mse(mse_MxN),
+                metrics.psnr_of_mse(noisy_MxN),
+            )
+        )
+        if self._noise is None:
+            psnr_input_M = [None] * len(losses_M)
+        return list(map(Score, losses_M, psnr_M, psnr_input_M))
 
 
-def noisy(noise: programs.Program | None, images: jax.Array, seed: int) -> jax.Array:
-    """Test images with the noise of a seed, drawn by `programs.noise`; as they are without one."""
-    if noise is None:
-        return images
-    return noise.function(step.make_keys(seed).test_noise, scale(images))
-
-
-def _mean(values: jax.Array) -> float:
+def _mean(values: jax.Array | np.ndarray) -> float:
     return float(np.asarray(values, np.float64).mean())

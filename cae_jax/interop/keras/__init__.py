@@ -200,7 +200,7 @@ def import_run(
     config = resolved(matching(config, weights), images.image_shape)
     model = build_with(config, weights.params)
     state = initial_state(config, model, len(images.train))
-    val_loss, *_ = Validation(config, model, MATMUL, images.test).evaluate(state.params)
+    val_loss = Validation([config], model, MATMUL, images.test).evaluate(state.params)[0].val_loss
     with folder.open_folder(workdir, overwrite=overwrite):
         with checkpoints.Checkpoints(folder.checkpoint_folder(workdir), config) as saved:
             saved.save(state, val_loss)

@@ -1,4 +1,4 @@
-"""Populations on disk: what `fit_many` leaves, resumes and refuses."""
+"""Populations on disk: what `fit_population` leaves, resumes and refuses."""
 
 import dataclasses
 import math
@@ -16,9 +16,12 @@ import cae_jax
 from benchmarks.kill_and_resume import final, stress
 from cae_jax.cli.train import members as configs_of
 from cae_jax.config import resolved
-from cae_jax.runs import fit_many, history, members
+from cae_jax.evaluation import members as comparison
+from cae_jax.runs import history, journal, members
 from cae_jax.runs.members import Member
-from tests.conftest import DENSE, SMALL, needs_native
+from cae_jax.training.trainer import Trainer
+from cae_jax.training.validation import Validation
+from tests.conftest import DENSE, SMALL, needs_native, signal_in_chunk
 from tests.test_reliability import TRAIN, assert_same_end
 
 CONFIGS = [dataclasses.replace(DENSE, seed=seed) for seed in (0, 4)]
@@ -31,7 +34,7 @@ DIVERGING = [dataclasses.replace(DENSE, learning_rate=rate) for rate in (2e-2, 1
 def population(tmp_path_factory, data_dir) -> Path:
     """The folder of a finished population of the config DENSE."""
     folder = tmp_path_factory.mktemp("many") / "population"
-    cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
+    cae_jax.fit_population(CONFIGS, folder, data_dir=data_dir)
     return folder
 
 
@@ -50,22 +53,19 @@ def row(epoch, val_loss, step=None):
 def test_members_are_the_runs_that_each_would_have_been(population, alone):
     for name, expected in zip(NAMES, alone, strict=True):
         assert_same_end(population / name, expected)
-        # A run alone keeps a checkpoint of each of its two epochs, a member its last.
         theirs = {path.name for path in expected.iterdir()}
         assert {path.name for path in (population / name).iterdir()} == theirs
         for file in ("config.json", "environment.json", "summary.txt"):
             assert (population / name / file).read_text() == (expected / file).read_text()
-    assert {path.name for path in population.iterdir()} == {
-        *(".cae-jax", "members.json", "environment.json", "checkpoints"),
-        *("members.md", "members.png", *NAMES),
-    }
+    names = {".cae-jax", "members.json", "environment.json", *NAMES}
+    assert {path.name for path in population.iterdir()} == names
 
 
 @pytest.mark.slow
 @needs_native
 def test_convolutional_members_have_the_bits_of_runs_alone(run, data_dir, tmp_path):
     configs = [dataclasses.replace(SMALL, seed=seed) for seed in (0, 1)]
-    cae_jax.fit_many(configs, tmp_path / "many", data_dir=data_dir, chunk_steps=5)
+    cae_jax.fit_population(configs, tmp_path / "many", data_dir=data_dir, chunk_steps=5)
     assert_same_end(tmp_path / "many" / "seed=0", run)
     cae_jax.fit(configs[1], tmp_path / "one", data_dir=data_dir)
     assert_same_end(tmp_path / "many" / "seed=1", tmp_path / "one")
@@ -74,7 +74,7 @@ def test_convolutional_members_have_the_bits_of_runs_alone(run, data_dir, tmp_pa
 @pytest.mark.slow
 def test_members_by_one_program_end_near_the_runs_alone(alone, data_dir, tmp_path):
     folder = tmp_path / "together"
-    cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir, members_per_program=2)
+    cae_jax.fit_population(CONFIGS, folder, data_dir=data_dir, members_per_program=2)
     for name, expected in zip(NAMES, alone, strict=True):
         ours, theirs = (history.read(run / "history.csv") for run in (folder / name, expected))
         for a, b in zip(ours, theirs, strict=True):
@@ -94,7 +94,7 @@ def test_a_member_is_a_run_like_any_other(population, data_dir, test_images, tmp
 
 
 def test_the_result_in_memory_is_that_on_disk(population, data_dir, test_images, capsys):
-    result = cae_jax.fit_many(CONFIGS, population, data_dir=data_dir)
+    result = cae_jax.fit_population(CONFIGS, population, data_dir=data_dir)
     assert "is finished after 2 epochs" in capsys.readouterr().out
     assert list(result.members) == list(result.autoencoders) == NAMES
     for name, autoencoder in result.autoencoders.items():
@@ -107,7 +107,7 @@ def test_the_result_in_memory_is_that_on_disk(population, data_dir, test_images,
 
 
 def test_the_shared_program_takes_the_parameters_of_each_member(population, data_dir):
-    result = cae_jax.fit_many(CONFIGS, population, data_dir=data_dir)
+    result = cae_jax.fit_population(CONFIGS, population, data_dir=data_dir)
     first, second = result.autoencoders.values()
     assert first._passes is second._passes
     for x, y in zip(
@@ -118,24 +118,50 @@ def test_the_shared_program_takes_the_parameters_of_each_member(population, data
         np.testing.assert_array_equal(x, y)
 
 
+def test_a_member_is_a_run_while_others_train(data_dir, tmp_path, test_images):
+    """At the first chunk of the second member the first is whole; the second has its files."""
+    folder, seen = tmp_path / "many", []
+
+    def look(step):
+        if (folder / "seed=4").exists() and not seen:
+            losses = {name: each.val_loss for name, each in members.of_population(folder).items()}
+            shown = cae_jax.load(folder / "seed=0").reconstruct(test_images[:1])
+            seen.append((losses, shown.shape, (folder / "seed=4" / "config.json").exists()))
+
+    result = cae_jax.fit_population(CONFIGS, folder, data_dir=data_dir, on_chunk=look)
+    (losses, shape, has_config), *_ = seen
+    assert losses["seed=0"] == result.members["seed=0"].val_loss
+    assert math.isnan(losses["seed=4"])
+    assert (shape, has_config) == ((1, 28, 28, 1), True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("chunk", "step", "size"), [(1, 3, 1), (3, 8, 1), (5, 14, 1), (6, 16, 1), (5, 14, 2)]
+    ("chunk", "where", "step", "size"),
+    [
+        (1, "seed=0", 3, 1),
+        (3, "seed=0", 8, 1),
+        (11, "seed=4", 14, 1),
+        (12, "seed=4", 16, 1),
+        (5, "", 14, 2),
+    ],
 )
 def test_an_interrupted_population_resumes_to_the_same_bits(
-    chunk, step, size, population, data_dir, tmp_path, signal_in_chunk, capsys, request
+    chunk, where, step, size, population, data_dir, tmp_path, capsys
 ):
     folder, options = tmp_path / "many", {"data_dir": data_dir, "members_per_program": size}
-    signal_in_chunk(chunk)
-    result = cae_jax.fit_many(CONFIGS, folder, chunk_steps=3, **options)
+    on_chunk = signal_in_chunk(chunk)
+    result = cae_jax.fit_population(CONFIGS, folder, chunk_steps=3, on_chunk=on_chunk, **options)
     assert result.interrupted == signal.SIGINT
-    assert f"SIGINT after step {step} of 16, which {folder} keeps" in capsys.readouterr().out
-    assert not (folder / "seed=0").exists()
-    signal_in_chunk(0)
-    assert cae_jax.fit_many(CONFIGS, folder, **options).interrupted is None
+    assert (
+        f"SIGINT after step {step} of 16, which {folder / where} keeps" in capsys.readouterr().out
+    )
+    assert (folder / "seed=0").exists() == (size == 1)
+    assert cae_jax.fit_population(CONFIGS, folder, **options).interrupted is None
     if size > 1:  # the same program, undisturbed
         population = tmp_path / "undisturbed"
-        cae_jax.fit_many(CONFIGS, population, **options)
+        cae_jax.fit_population(CONFIGS, population, **options)
+        assert not list(folder.glob("group-*"))
     for name in NAMES:
         assert_same_end(folder / name, population / name)
 
@@ -151,58 +177,62 @@ def test_a_population_that_broke_off_while_runs_were_written(population, data_di
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not keep:
             (folder / "seed=4").rmdir()
-        cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
+        cae_jax.fit_population(CONFIGS, folder, data_dir=data_dir)
         assert_same_end(folder / "seed=4", population / "seed=4")
         assert (folder / "seed=4" / "result.json").exists()
 
 
 @pytest.mark.slow
-def test_members_may_be_given_in_another_order(data_dir, tmp_path, signal_in_chunk):
+def test_members_may_be_given_in_another_order(data_dir, tmp_path):
     """Their states are those of their names, whatever the order of seeds or of swept fields."""
     seeds = (0, 4, 7)
     configs = [dataclasses.replace(DENSE, seed=seed) for seed in seeds]
-    cae_jax.fit_many(configs, tmp_path / "undisturbed", data_dir=data_dir)
-    signal_in_chunk(5)
-    cae_jax.fit_many(configs, tmp_path / "many", data_dir=data_dir, chunk_steps=3)
-    signal_in_chunk(0)
-    result = cae_jax.fit_many(configs[::-1], tmp_path / "many", data_dir=data_dir)
+    cae_jax.fit_population(configs, tmp_path / "undisturbed", data_dir=data_dir)
+    options = {"chunk_steps": 3, "on_chunk": signal_in_chunk(8)}
+    cae_jax.fit_population(configs, tmp_path / "many", data_dir=data_dir, **options)
+    result = cae_jax.fit_population(configs[::-1], tmp_path / "many", data_dir=data_dir)
     for name in [f"seed={seed}" for seed in seeds]:
         assert_same_end(tmp_path / "many" / name, tmp_path / "undisturbed" / name)
         assert result.autoencoders[name].config == result.members[name].config
         assert result.members[name].config.seed == int(name[5:])
 
 
-@pytest.mark.parametrize("lost", ["members.md", "members.png", "ended"])
-def test_a_summary_that_was_not_written_is_made_up(lost, population, data_dir, tmp_path):
-    folder = Path(shutil.copytree(population, tmp_path / "many"))
-    there = members.read(folder)
-    if lost != "ended":
-        (folder / lost).unlink()
-    members.write(folder, there._replace(ended=False))
-    cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
-    assert members.read(folder) == there
-    assert {path.name for path in folder.iterdir()} == {path.name for path in population.iterdir()}
+@pytest.mark.slow
+def test_a_group_that_broke_off_while_runs_were_written(data_dir, tmp_path, monkeypatch):
+    """Of the second member nothing is there; the checkpoint of the group gives it."""
+    options = {"data_dir": data_dir, "members_per_program": 2}
+    cae_jax.fit_population(CONFIGS, tmp_path / "whole", **options)
+    calls = []
 
+    def write_one(*arguments):
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return original(*arguments)
 
-def test_lost_checkpoints_of_a_finished_population_are_not_trained_again(
-    population, data_dir, tmp_path
-):
-    folder = Path(shutil.copytree(population, tmp_path / "many"))
-    shutil.rmtree(folder / "checkpoints")
-    with pytest.raises(cae_jax.UserError, match="its checkpoints are gone"):
-        cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
+    original = journal.Journal.restate
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "restate", write_one)
+        with pytest.raises(KeyboardInterrupt):
+            cae_jax.fit_population(CONFIGS, tmp_path / "many", **options)
+    assert (tmp_path / "many" / "group-0").exists()
+    cae_jax.fit_population(CONFIGS, tmp_path / "many", **options)
+    for name in NAMES:
+        assert_same_end(tmp_path / "many" / name, tmp_path / "whole" / name)
+    with pytest.raises(cae_jax.UserError, match="`members_per_program`"):
+        cae_jax.fit_population(CONFIGS, tmp_path / "many", **{**options, "members_per_program": 1})
 
 
 def test_a_damaged_checkpoint_costs_an_epoch(population, data_dir, tmp_path, capsys):
     folder = Path(shutil.copytree(population, tmp_path / "many"))
-    for name in NAMES:
-        shutil.rmtree(folder / name)
-    file = next(path for path in (folder / "checkpoints" / "16").rglob("*") if path.is_file())
+    run = shutil.copytree(population / "seed=4", tmp_path / "first")
+    (folder / "seed=4" / "result.json").unlink()
+    cae_jax.fit(dataclasses.replace(CONFIGS[1], epochs=1), tmp_path / "one", data_dir=data_dir)
+    file = next(path for path in (folder / "seed=4/checkpoints/16").rglob("*") if path.is_file())
     file.write_bytes(file.read_bytes() + b"x")
-    cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
+    cae_jax.fit_population(CONFIGS, folder, data_dir=data_dir)
     assert "resuming after step 8" in capsys.readouterr().err
-    for name in NAMES:
-        assert_same_end(folder / name, population / name)
+    assert_same_end(folder / "seed=4", run)
 
 
 @pytest.mark.slow
@@ -212,7 +242,7 @@ def test_a_member_that_is_not_finite_is_stopped_and_named(
 ):
     """It diverges in its first epoch: there is no good checkpoint of it."""
     folder = tmp_path / "many"
-    result = cae_jax.fit_many(DIVERGING, folder, data_dir=data_dir, members_per_program=size)
+    result = cae_jax.fit_population(DIVERGING, folder, data_dir=data_dir, members_per_program=size)
     good, bad = result.members
     assert f"{bad} is stopped: step " in capsys.readouterr().err
     assert list(result.autoencoders) == [good]
@@ -220,12 +250,11 @@ def test_a_member_that_is_not_finite_is_stopped_and_named(
     assert math.isnan(result.members[bad].val_loss)
     if size == 1:
         assert_same_end(folder / good, population / "seed=0")
-    assert not (folder / bad).exists()
-    assert (
-        f"not finite at step {result.members[bad].stopped_at}"
-        in (folder / "members.md").read_text()
+    assert not list((folder / bad).glob("checkpoints/*"))
+    assert f"not finite at step {result.members[bad].stopped_at}" in comparison.summary(
+        result.members
     )
-    again = cae_jax.fit_many(DIVERGING, folder, data_dir=data_dir, members_per_program=size)
+    again = cae_jax.fit_population(DIVERGING, folder, data_dir=data_dir, members_per_program=size)
     assert again.members[bad].stopped_at == result.members[bad].stopped_at
     assert again.members[good].rows == result.members[good].rows
 
@@ -235,17 +264,16 @@ def test_a_stopped_member_keeps_its_last_good_checkpoint(
     population, data_dir, tmp_path, monkeypatch
 ):
     """The second member's parameters become NaN in the second epoch."""
-    run = fit_many.InTurn.run
+    run = Trainer.run
 
-    def poison(self, states, orders, start, stop):
-        if int(states[1].step) == 11:
-            nan = jax.tree.map(lambda leaf: leaf * np.nan, states[1].params)
-            states = [states[0], states[1]._replace(params=nan)]
-        return run(self, states, orders, start, stop)
+    def poison(self, state, *arguments):
+        if self.members[0].seed == 4 and int(state.step) == 11:
+            state = state._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, state.params))
+        return run(self, state, *arguments)
 
-    monkeypatch.setattr(fit_many.InTurn, "run", poison)
+    monkeypatch.setattr(Trainer, "run", poison)
     folder = tmp_path / "many"
-    result = cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir, chunk_steps=3)
+    result = cae_jax.fit_population(CONFIGS, folder, data_dir=data_dir, chunk_steps=3)
     assert result.members["seed=4"].stopped_at == 12
     assert [row.epoch for row in result.members["seed=4"].rows] == [1]
     assert_same_end(folder / "seed=0", population / "seed=0")
@@ -256,60 +284,51 @@ def test_a_stopped_member_keeps_its_last_good_checkpoint(
     assert_same_end(folder / "seed=4", population / "seed=4")
     # It is another's by now: the population leaves it alone.
     before = final(folder / "seed=4")
-    cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir)
+    cae_jax.fit_population(CONFIGS, folder, data_dir=data_dir)
     assert final(folder / "seed=4") == before
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """The second member's parameters become NaN in the chunk that begins at a step."""
-    run = fit_many.InTurn.run
-
-    def plan(step, signals=0):
-        def poison(self, states, orders, start, stop):
-            chunk = run(self, states, orders, start, stop)
-            if int(states[1].step) != step:
-                return chunk
-            for _ in range(signals):
-                signal.raise_signal(signal.SIGINT)
-            nan = jax.tree.map(lambda leaf: leaf * np.nan, chunk.states[1].params)
-            bad = [chunk.states[0], chunk.states[1]._replace(params=nan)]
-            return chunk._replace(states=bad, finite_M=np.array([True, False]))
-
-        monkeypatch.setattr(fit_many.InTurn, "run", poison)
-
-    return plan
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [11, 14])  # within the last epoch, and in its last chunk
-def test_a_signal_while_a_member_is_stopped(step, poisoned, population, data_dir, tmp_path):
+def test_a_signal_while_a_member_is_stopped(step, data_dir, tmp_path, monkeypatch):
     """What is saved then has its state after it was stopped, which must not come back."""
-    folder = tmp_path / "many"
-    poisoned(step, signals=1)
-    first = cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir, chunk_steps=3)
+    options = {"data_dir": data_dir, "chunk_steps": 3, "members_per_program": 2}
+    cae_jax.fit_population(CONFIGS, tmp_path / "whole", **options)
+    folder, run = tmp_path / "many", Trainer.run
+
+    def poison(self, state, *arguments):
+        chunk = run(self, state, *arguments)
+        if int(state.step) != step:
+            return chunk
+        signal.raise_signal(signal.SIGINT)
+        nan = jax.tree.map(lambda leaf: leaf.at[1].mul(np.nan), chunk.state.params)
+        return chunk._replace(
+            state=chunk.state._replace(params=nan), finite_M=np.array([True, False])
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run", poison)
+        first = cae_jax.fit_population(CONFIGS, folder, **options)
     assert first.interrupted == signal.SIGINT
-    poisoned(-1)
-    result = cae_jax.fit_many(CONFIGS, folder, data_dir=data_dir, chunk_steps=3)
+    result = cae_jax.fit_population(CONFIGS, folder, **options)
     assert result.members["seed=4"].stopped_at == min(step + 3, 16)
     assert list(result.autoencoders) == ["seed=0"]
     assert [path.name for path in (folder / "seed=4" / "checkpoints").iterdir()] == ["8"]
     assert not (folder / "seed=4" / "result.json").exists()
-    assert_same_end(folder / "seed=0", population / "seed=0")
-    assert "not finite" in (folder / "members.md").read_text()
+    assert_same_end(folder / "seed=0", tmp_path / "whole" / "seed=0")
 
 
 def test_a_validation_loss_that_is_not_finite_stops_a_member(
     population, data_dir, tmp_path, monkeypatch
 ):
-    evaluate = fit_many.InTurn.evaluate
+    evaluate = Validation.evaluate
 
-    def overflow(self, states):
-        good, bad = evaluate(self, states)
-        return [good, bad._replace(loss=np.inf)]
+    def overflow(self, params):
+        [score] = evaluate(self, params)
+        return [score._replace(val_loss=np.inf) if self._members[0].seed == 4 else score]
 
-    monkeypatch.setattr(fit_many.InTurn, "evaluate", overflow)
-    result = cae_jax.fit_many(CONFIGS, tmp_path / "many", data_dir=data_dir)
+    monkeypatch.setattr(Validation, "evaluate", overflow)
+    result = cae_jax.fit_population(CONFIGS, tmp_path / "many", data_dir=data_dir)
     assert result.members["seed=4"].stopped_at == 8
     assert list(result.autoencoders) == ["seed=0"]
     assert_same_end(tmp_path / "many" / "seed=0", population / "seed=0")
@@ -319,7 +338,7 @@ def test_a_validation_loss_that_is_not_finite_stops_a_member(
 def test_skipped_updates_do_not_stop_a_member(data_dir, tmp_path):
     """The second member skips every update from its first steps on, and more than `max_skips`."""
     configs = [dataclasses.replace(each, on_nan="skip", max_skips=2) for each in DIVERGING]
-    result = cae_jax.fit_many(configs, tmp_path / "many", data_dir=data_dir, chunk_steps=4)
+    result = cae_jax.fit_population(configs, tmp_path / "many", data_dir=data_dir, chunk_steps=4)
     good, bad = result.members.values()
     assert good.stopped_at is None
     assert bad.stopped_at in (4, 8)  # the end of a chunk: which update was one too many is open
@@ -328,17 +347,17 @@ def test_skipped_updates_do_not_stop_a_member(data_dir, tmp_path):
 def test_without_a_member_left_it_ends(data_dir, tmp_path):
     configs = [dataclasses.replace(each, learning_rate=1e37) for each in CONFIGS]
     with pytest.raises(cae_jax.UserError, match=r"all members of .* lower `learning_rate`"):
-        cae_jax.fit_many(configs, tmp_path / "many", data_dir=data_dir)
+        cae_jax.fit_population(configs, tmp_path / "many", data_dir=data_dir)
 
 
 def test_images_in_memory(test_images, tmp_path):
     images = test_images[:1000], test_images[1000:1100]
     configs = [dataclasses.replace(each, train_examples=None, epochs=1) for each in CONFIGS]
-    result = cae_jax.fit_many(configs, tmp_path / "many", images=images)
+    result = cae_jax.fit_population(configs, tmp_path / "many", images=images)
     assert {member.config.data for member in result.members.values()} == {"arrays"}
     assert cae_jax.load(tmp_path / "many" / "seed=0").config.data == "arrays"
     with pytest.raises(cae_jax.UserError, match="began with other images than"):
-        cae_jax.fit_many(
+        cae_jax.fit_population(
             [dataclasses.replace(each, epochs=1) for each in configs],
             shutil.copytree(tmp_path / "many", tmp_path / "copy", ignore=lambda *_: NAMES),
             images=(images[0][::-1], images[1]),
@@ -365,7 +384,7 @@ def test_refused(change, message, population, data_dir):
     before.pop(population / ".cae-jax")
     arguments = {"configs": CONFIGS, **change}
     with pytest.raises(cae_jax.UserError) as error:
-        cae_jax.fit_many(arguments.pop("configs"), population, data_dir=data_dir, **arguments)
+        cae_jax.fit_population(arguments.pop("configs"), population, data_dir=data_dir, **arguments)
     assert message in str(error.value)
     for path, time in before.items():
         assert path.stat().st_mtime_ns == time
@@ -375,7 +394,7 @@ def test_refused(change, message, population, data_dir):
 def test_the_native_kernel_computes_one_member_at_a_time(data_dir, tmp_path):
     configs = [dataclasses.replace(SMALL, seed=seed) for seed in (0, 1)]
     with pytest.raises(cae_jax.UserError, match="one member at a time"):
-        cae_jax.fit_many(configs, tmp_path / "x", data_dir=data_dir, members_per_program=2)
+        cae_jax.fit_population(configs, tmp_path / "x", data_dir=data_dir, members_per_program=2)
     assert not (tmp_path / "x").exists()
 
 
@@ -386,25 +405,25 @@ def test_a_run_and_a_population_do_not_share_a_directory(population, copied, dat
         cae_jax.fit(CONFIGS[0], population, data_dir=data_dir, overwrite=True)
     assert (population / "members.json").exists()
     with pytest.raises(cae_jax.UserError, match="holds a run; choose another"):
-        cae_jax.fit_many(CONFIGS, copied, data_dir=data_dir)
+        cae_jax.fit_population(CONFIGS, copied, data_dir=data_dir)
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / ".cae-jax").write_text("cae-jax run 1\n")
     (tmp_path / "file" / "seed=4").write_text("")
     with pytest.raises(cae_jax.UserError, match="seed=4 is not a run"):
-        cae_jax.fit_many(CONFIGS, tmp_path / "file", data_dir=data_dir)
+        cae_jax.fit_population(CONFIGS, tmp_path / "file", data_dir=data_dir)
     with pytest.raises(cae_jax.UserError, match="is a population; pass one of its members"):
         cae_jax.load(population)
     (tmp_path / "many" / "seed=0").mkdir(parents=True)
     (tmp_path / "many" / ".cae-jax").write_text("cae-jax run 1\n")
     (tmp_path / "many" / "seed=0" / "thesis.txt").write_text("mine")
     with pytest.raises(cae_jax.UserError, match="is not empty and not a run of cae-jax"):
-        cae_jax.fit_many(CONFIGS, tmp_path / "many", data_dir=data_dir)
+        cae_jax.fit_population(CONFIGS, tmp_path / "many", data_dir=data_dir)
     assert (tmp_path / "many" / "seed=0" / "thesis.txt").read_text() == "mine"
 
 
 @pytest.mark.slow
 def test_a_population_may_replace_a_run(copied, population, data_dir):
-    cae_jax.fit_many(CONFIGS, copied, data_dir=data_dir, overwrite=True)
+    cae_jax.fit_population(CONFIGS, copied, data_dir=data_dir, overwrite=True)
     assert not (copied / "config.json").exists()
     assert_same_end(copied / "seed=4", population / "seed=4")
 
@@ -413,9 +432,10 @@ def test_a_population_may_replace_a_run(copied, population, data_dir):
     "damage",
     [
         *(b"", b"[]", b'{"format": 1}', b'{"format": 1, "members": {"a": {"x": 1}}}', b"\xff"),
-        b'{"format": 1, "members": {}, "stopped": {}, "ended": true}',
-        b'{"format": 1, "members": {"a": {}}, "stopped": 5, "ended": true}',
-        b'{"format": 1, "members": {"a": {}}, "stopped": {"b": 1}, "ended": true}',
+        b'{"format": 1, "members": {}, "stopped": {}}',
+        b'{"format": 1, "members": {"a": {}}, "stopped": 5}',
+        b'{"format": 1, "members": {"a": {}}, "stopped": {"b": 1}}',
+        b'{"format": 1, "members": {"a": {}}, "stopped": {}, "per_program": 0}',
     ],
 )
 def test_damaged_members_are_refused(damage, tmp_path):
@@ -446,7 +466,7 @@ def test_the_interval_is_students():
     values = [0.2712, 0.2719, 0.2708, 0.2731]
     mean, error = np.mean(values), scipy.stats.sem(values)
     expected = scipy.stats.t.interval(0.95, df=3, loc=mean, scale=error)
-    assert members.interval(values) == pytest.approx(expected)
+    assert comparison.interval(values) == pytest.approx(expected)
 
 
 def test_the_table_of_members():
@@ -459,9 +479,9 @@ def test_the_table_of_members():
             members.name_members(configs).items(), histories, stopped, strict=True
         )
     }
-    text = members.summary(named).splitlines()
+    text = comparison.summary(named).splitlines()
     assert text[0] == "Best: b1=0.9_seed=1, val_loss 0.2600. Median of 2 members: 0.2800."
-    low, high = members.interval([0.3, 0.26])
+    low, high = comparison.interval([0.3, 0.26])
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text if "|" in line]
     # The other setting has no two members that are finite.
     assert cells[2] == ["0.9", "2", "0.2600", "0.2800", "0.2800", f"{low:.4f} to {high:.4f}"]
@@ -471,7 +491,7 @@ def test_the_table_of_members():
         ["b1=0.8_seed=0", "1", "0.4000", "0.4000 (1)", "10.00", "not finite at step 9"],
         ["b1=0.8_seed=1", "0", "-", "-", "-", "not finite at step 3"],
     ]
-    assert members.panels(named) == {"b1": [(0.9, 0.26), (0.9, 0.3)]}
+    assert comparison.panels(named) == {"b1": [(0.9, 0.26), (0.9, 0.3)]}
 
 
 @pytest.mark.parametrize(
@@ -482,7 +502,7 @@ def test_the_table_of_members():
         (["--sweep", "b2=2,3"], "--b2 is 2.0; it takes a number from 0 to below 1"),
         (["--sweep", "seed=1,2", "--seeds", "1"], "--sweep has seed; leave it out, or --seeds"),
         (["--sweep", "batch_size=64,128"], "--batch-size differs among the members (64, 128)"),
-        (["--seeds", "1", "1"], "two members are equal"),
+        (["--seeds", "1", "1"], "two members have the same config"),
         (["--sweep", "b2=0.9", "b2=0.8"], "--sweep has a field twice"),
         (["--members-per-program", "2"], "--members-per-program is for --seeds and --sweep"),
         (["--seeds", "1", "2", "--from", "x"], "--from is for one run"),
@@ -509,6 +529,8 @@ def test_the_command_trains_many(script, population, tmp_path):
     assert "Best: seed=" in done.stdout
     for name in NAMES:
         assert_same_end(tmp_path / "many" / name, population / name)
+    assert "Best: seed=" in (tmp_path / "many" / "members.md").read_text()
+    assert (tmp_path / "many" / "members.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

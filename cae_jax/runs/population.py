@@ -1,0 +1,273 @@
+"""Trains a population: many models that become runs, group by group."""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cae_jax.config import TrainConfig
+from cae_jax.models.inference import Autoencoder
+from cae_jax.runs import members
+from cae_jax.runs.epochs import Hooks, NotFiniteError, Session
+from cae_jax.runs.fit import train
+from cae_jax.runs.folder import has_checkpoint, is_written, open_run
+from cae_jax.runs.job import Job, prepare
+from cae_jax.runs.journal import Journal, epochs_before, newest_intact
+from cae_jax.runs.load import load
+from cae_jax.runs.members import Member, Population
+from cae_jax.training import programs
+from cae_jax.training.step import TrainState
+from cae_jax.training.trainer import Trainer, member
+
+logger = logging.getLogger(__name__)
+# Between two saves of a member: a save takes as long as a short epoch.
+LEAST_SECONDS = 5.0
+
+
+class PopulationResult(NamedTuple):
+    """The result of `fit_population`, by name of the member.
+
+    Attributes:
+        members: config, history, and the step at which a member was stopped.
+        autoencoders: the models after the last step, of the members that have begun and were not
+            stopped.
+        steps: of the members in this call, since the start of their training.
+        interrupted: number of the signal that ended the training early; None without one.
+    """
+
+    members: dict[str, Member]
+    autoencoders: dict[str, Autoencoder]
+    steps: int
+    interrupted: int | None = None
+
+
+def fit_population(
+    configs: Sequence[TrainConfig],
+    workdir: str | Path = "runs/population",
+    *,
+    overwrite: bool = False,
+    images: tuple[np.ndarray, np.ndarray] | None = None,
+    data_dir: str | Path | None = None,
+    archives: str | Path | None = None,
+    chunk_steps: int | None = None,
+    backend: str = "auto",
+    members_per_program: int | None = None,
+    on_chunk: Callable[[int], None] | None = None,
+) -> PopulationResult:
+    """Trains many autoencoders; called again with the same directory, it resumes.
+
+    They may differ in their seed and in numbers of the optimizer, see
+    `cae_jax.training.programs.VARYING`. Each becomes a run in ``workdir/NAME``: members that are
+    trained one at a time are runs from the beginning, those of one program at its end. A member
+    with a loss, gradient or parameter that is not finite is stopped, and keeps its last good
+    checkpoint, if it has one; the others go on.
+
+    Args:
+        configs: of the members.
+        workdir: directory of the population; `cae_jax.runs.members` lists its files.
+        overwrite: start again where a run exists; a population with runs is never replaced.
+        images, data_dir, archives, chunk_steps, backend, on_chunk: as of `fit`.
+        members_per_program: models trained by one compiled program. None takes 1 on a CPU, and
+            otherwise as many as fit in memory. One at a time they have the bits of a training
+            alone; several agree with it up to rounding.
+
+    Raises:
+        UserError: members that cannot share a program, and as `fit`; or all are stopped.
+        Interrupted: a signal came before the training began.
+    """
+    programs.check_members(configs)
+    workdir = Path(workdir).expanduser()
+    with Session(chunk_steps, Hooks(on_chunk=on_chunk)) as session:
+        where: Any = {"data_dir": data_dir, "archives": archives}
+        config, split, chosen = prepare(configs[0], workdir, backend, images, session, **where)
+        shared = {name: getattr(config, name) for name in ("data", "image_shape", "features")}
+        configs = [dataclasses.replace(each, **shared) for each in configs]
+        session.check()
+        with members.open_population(
+            workdir, configs, chosen, split, members_per_program, overwrite=overwrite
+        ) as there:
+            job = Job.on_device(config, chosen, split, programs.swept(configs))
+            del split
+            with there.folder.writing():
+                job.record(workdir)
+            return _train_groups(job, there, session)
+
+
+def _train_groups(job: Job, there: Population, session: Session) -> PopulationResult:
+    """Trains the groups of a population, one after the other, that are not finished."""
+    folder, named, stopped = there.folder.path, there.members.configs, there.members.stopped
+    params, steps, interrupted, trained = {}, 0, None, False
+    for first, group in there.groups():
+        left = [name for name in group if not is_written(folder / name, group[name])]
+        if set(left) - stopped.keys() and interrupted is None:
+            names = f"{left[0]} to {left[-1]}" if len(left) > 1 else left[0]
+            logger.info("Training %s (%d of %d)", names, first + len(group), len(named))
+            found, reached, interrupted = _train_group(job, there, first, group, session)
+            steps, trained = max(steps, reached), True
+            params |= found
+        else:
+            written = [name for name in group if name not in {*left, *stopped}]
+            params |= {name: load(folder / name).params for name in written}
+    if interrupted is None:
+        there.check_some_left()
+        if not trained:
+            logger.info(f"{folder} is finished after {job.config.epochs} epochs")
+    models = {name: job.autoencoder.with_params(named[name], params[name]) for name in params}
+    found = members.of_population(folder)
+    assert found is not None
+    return PopulationResult(found, models, steps, interrupted)
+
+
+def _train_group(
+    job: Job, there: Population, first: int, group: dict[str, TrainConfig], session: Session
+) -> tuple[dict[str, nnx.State], int, int | None]:
+    """Trains the members of a group.
+
+    Returns:
+        the parameters of the members that are not stopped; the steps since the start of training;
+        and the number of a signal that ended the training early.
+    """
+    names, configs = [*group], [*group.values()]
+    with contextlib.ExitStack() as stack:
+        if len(group) == 1:
+            place = open_run(there.folder.path / names[0], configs[0], overwrite=False)
+            run = stack.enter_context(place)
+            journal = Journal(run, run.config, least_seconds=LEAST_SECONDS)
+        else:
+            journal = GroupJournal(there, first, group, job)
+        stack.enter_context(journal)
+        try:
+            progress, interrupted = train(job, configs, journal, session)
+        except NotFiniteError as error:
+            if len(group) == 1:  # a group of several has stopped each of its members
+                there.stop(names[0], error.step)
+            return {}, error.step, None
+    hosted = jax.tree.map(np.asarray, progress.state)
+    params = {
+        name: jax.device_put(member(hosted, k, len(group)).params)
+        for k, name in enumerate(names)
+        if k not in journal.stopped
+    }
+    return params, progress.step, interrupted
+
+
+class GroupJournal(Journal):
+    """The journal of a group of several models that are trained by one program.
+
+    While they train they have one checkpoint, whose arrays have a first axis for the members; at
+    the end each becomes a run.
+
+    Args:
+        there: the population, open.
+        first: index of the first member of the group, which names its directory.
+        group: configs of the members by name.
+        job: of the population.
+    """
+
+    def __init__(
+        self, there: Population, first: int, group: dict[str, TrainConfig], job: Job
+    ) -> None:
+        self._names, self._configs = [*group], [*group.values()]
+        self._there, self._job = there, job
+        self._place = there.folder.path / f"group-{first}"
+        super().__init__(there.folder, self._configs[0], self._place, LEAST_SECONDS)
+        self.rows = [[] for _ in group]
+        self._saved: TrainState | None = None
+
+    def resume(self, like: Callable[[], TrainState], steps: int) -> TrainState | None:
+        """As `Journal.resume`.
+
+        A member that was stopped after the checkpoint is trained again, to the same end.
+        """
+        newest = newest_intact(self.folder, self._checkpoints)
+        if newest is None:
+            return None
+        state, self.saved_step = self._checkpoints.restore(newest.step, like()), newest.step
+        self._saved = jax.tree.map(np.asarray, state)
+        for k, name in enumerate(self._names):
+            if self._there.members.stopped.get(name, newest.step + 1) <= newest.step:
+                self.stopped[k] = self._there.members.stopped[name]
+        epochs, rows = epochs_before(newest, steps), iter(self._checkpoints.rows(newest.step) or [])
+        for k, each in enumerate(self.rows):
+            trained = (self.stopped[k] - 1) // steps if k in self.stopped else epochs
+            each += itertools.islice(rows, trained)
+        return state
+
+    def is_finished(self) -> bool:
+        """False: a group that is finished has runs and no checkpoints, and is not opened."""
+        return False
+
+    def begin(self, job: Job) -> None:
+        """Nothing: its runs are written at the end."""
+
+    def _add(self, rows: Sequence[Any]) -> None:
+        for each, row in zip(self.rows, rows, strict=True):
+            each += [] if row is None else [row]
+
+    def save(self, state: TrainState, val_loss: float | None = None) -> None:
+        """Starts to save the state of all members, unless it is saved already."""
+        if int(state.step) != self.saved_step:
+            saved = self._saved = jax.tree.map(np.asarray, state)
+            rows = [row for rows in self.rows for row in rows]
+            self._checkpoints.save(saved, val_loss, rows)
+            self.saved_step = int(state.step)
+
+    def stop(self, k: int, step: int) -> None:
+        """Writes the last good state of a member as a run, and that it is stopped."""
+        super().stop(k, step)
+        self._keep_last_good(k)
+        self._there.stop(self._names[k], step)
+
+    def _keep_last_good(self, k: int) -> None:
+        """Writes the run of a member from the newest checkpoint, if that has a good state."""
+        self.folder.check()
+        if self._saved is None or has_checkpoint(self.folder.path / self._names[k]):
+            return  # in the second case by a process that was interrupted since
+        state = member(self._saved, k, len(self._names))
+        if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
+            with self._run_of(k) as journal:
+                journal.restate(state, self.rows[k])
+
+    def finish(
+        self,
+        job: Job,
+        trainer: Trainer,
+        state: TrainState,
+        details: dict[str, Any],
+        check: Callable[[], None] = lambda: None,
+        k: int = 0,
+    ) -> None:
+        """Writes the runs of the members that are not stopped; then the group is removed.
+
+        `check` is called before each.
+        """
+        hosted = jax.tree.map(np.asarray, state)
+        for k, (name, config) in enumerate(zip(self._names, self._configs, strict=True)):
+            if k in self.stopped or is_written(self.folder.path / name, config):
+                continue
+            self.folder.check()
+            own = member(hosted, k, len(self._names))
+            with self._run_of(k) as journal:
+                journal.restate(own, self.rows[k])
+                journal.finish(job, trainer, own, details, check, k)
+        self.folder.check()
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _run_of(self, k: int) -> Iterator[Journal]:
+        """The journal of a new run of a member."""
+        path = self.folder.path / self._names[k]
+        with (
+            open_run(path, self._configs[k], overwrite=False) as run,
+            Journal(run, run.config) as journal,
+        ):
+            journal.begin(self._job)
+            yield journal
