@@ -48,7 +48,7 @@ def set_aside(run: Path) -> bool:
     if (aside / _MARK).exists():  # whose replacement, this run, came to nothing
         _remove_entries(run)
         return False
-    if aside.exists():
+    if aside.exists() and not (aside.is_dir() and not any(aside.iterdir())):
         raise UserError(f"{aside} is in the way; rename it")
     (run / _MARK).touch()
     run.resolve().rename(aside)
