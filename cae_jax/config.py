@@ -28,7 +28,6 @@ DATA_FIELDS = (
     "channels",
     "background",
     "split",
-    "limit",
     "skip_unreadable",
     "image_shape",
 )
@@ -85,8 +84,8 @@ class TrainConfig:
 
     data: str = "fashion_mnist"
     """Images: fashion_mnist, mnist or kmnist; or the path of a folder of images, of IDX files, of
-    a prepared TFDS data set or of parquet files, or of a .npz or .npy file. A part of a TFDS data
-    set follows as in PATH::train[:90%], or training and test images as in
+    a prepared TFDS data set or of parquet files, or of a .npz or .npy file. Append a part of a TFDS
+    data set as in PATH::train[:90%], or training and test images as in
     PATH::train[:90%],train[90%:]; one of several sets of IDX files as in PATH::emnist-letters."""
 
     image_size: tuple[int, ...] | None = None
@@ -107,10 +106,6 @@ class TrainConfig:
     """Fraction of the images for training, where the data have no test images of their own; a hash
     of the path of each decides."""
 
-    limit: int | None = None
-    """Number of images that are read, the first ones of each split; None reads all. Those of a
-    folder come in an order that mixes its classes."""
-
     skip_unreadable: bool = False
     """Leave out files that are no intact images, and count them."""
 
@@ -118,7 +113,8 @@ class TrainConfig:
     """Height, width and channels of the images; None takes those of the data, see `resolved`."""
 
     train_examples: int | None = None
-    """Number of training images, the first ones; None takes all."""
+    """Number of training images, the first ones; None takes all. Those of a folder come in an order
+    that mixes its classes."""
 
     test_examples: int | None = None
     """Number of test images for validation, the first ones; None takes all."""
@@ -269,7 +265,7 @@ def _check_ranges(config: TrainConfig) -> None:
 
     for name in ("batch_size", "epochs"):
         check(name, getattr(config, name) >= 1, "a whole number of at least 1")
-    for name in ("limit", "train_examples", "test_examples"):
+    for name in ("train_examples", "test_examples"):
         value = getattr(config, name)
         check(name, value is None or value >= 1, "None or a whole number of at least 1")
     for name in ("b1", "b2", "rho", "momentum"):
@@ -434,6 +430,9 @@ def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(values)
     if "dataset" in values:  # the name of `data` before there were other sizes than 28 x 28
         values |= {"data": values.pop("dataset"), "image_shape": [28, 28, 1]}
+    if (limit := values.pop("limit", None)) is not None:  # bounded both numbers of images
+        for name in ("train_examples", "test_examples"):
+            values[name] = min(limit, values.get(name) or limit)
     return values
 
 

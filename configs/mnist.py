@@ -1,8 +1,8 @@
 """The Keras tutorial's network on MNIST, with the recipe of Fashion-MNIST.
 
-    cae-jax train --config mnist --archives DIR
+    cae-jax train --config mnist
 
-DIR holds the four original .gz IDX files; without --archives they are downloaded.
+Downloads the four IDX files. If you have them in a folder: --data FOLDER.
 Result: not measured.
 """
 

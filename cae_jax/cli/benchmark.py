@@ -32,7 +32,7 @@ from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 if TYPE_CHECKING:
-    from cae_jax.data import Split
+    from cae_jax.data import Dataset
     from cae_jax.models.autoencoders import Model
     from cae_jax.models.inference import Autoencoder
     from cae_jax.ops.backend import Backend
@@ -188,7 +188,7 @@ def reach(
     return passed, seconds, loss
 
 
-def start(flags: Flags, phases: dict[str, float]) -> "Split":
+def start(flags: Flags, phases: dict[str, float]) -> "Dataset":
     """Imports what training needs, initialises the device and loads the images."""
     with timed(phases, "import"):
         import jax
@@ -202,7 +202,7 @@ def start(flags: Flags, phases: dict[str, float]) -> "Split":
 
 
 def build(
-    config: TrainConfig, backend: str, images: "Split"
+    config: TrainConfig, backend: str, images: "Dataset"
 ) -> tuple["Model", "Backend", "Trainer", "TrainState"]:
     """Builds and compiles in the steps of `cae_jax.fit`."""
     from flax import nnx

@@ -32,11 +32,10 @@ class DataFlags:
     """Where the data set is read from."""
 
     data_dir: Path | None = None
-    """Where TFDS keeps prepared images; None takes TFDS_DATA_DIR, else TFDS's own default."""
+    """Directory of prepared images; None takes TFDS_DATA_DIR, else TFDS's own default."""
 
-    archives: Path | None = None
-    """Folder with the four IDX files of fashion_mnist, mnist or kmnist; None takes shipped or
-    downloaded ones."""
+    verify_data: bool = False
+    """Compare all bytes of the prepared images with their SHA-256; otherwise file sizes only."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ def fit(
     start_from: str | Path | None = None,
     images: tuple[np.ndarray, np.ndarray] | None = None,
     data_dir: str | Path | None = None,
-    archives: str | Path | None = None,
+    verify_data: bool = False,
     chunk_steps: int | None = None,
     backend: str = "auto",
     on_epoch: Callable[[list[history.Row]], None] | None = None,
@@ -71,7 +71,7 @@ def fit(
         overwrite: start again where a run exists; it is kept until the new one has a checkpoint.
         start_from: run of the same network, whose weights a new run begins with.
         images: training and test images in place of the data set, see `cae_jax.data.of_arrays`.
-        data_dir, archives: see `cae_jax.data.load_split`.
+        data_dir, verify_data: see `cae_jax.data.load_split`.
         chunk_steps: steps between two checks for signals, see `cae_jax.runs.epochs.Chunks`.
         backend: see `cae_jax.ops.backend.choose`; a run keeps its own unless another is named.
         on_epoch: called after each epoch with the history so far.
@@ -83,7 +83,7 @@ def fit(
     chunks = Chunks(chunk_steps)
     workdir = Path(workdir).expanduser()
     with Interruption() as interruption:
-        where: Any = {"data_dir": data_dir, "archives": archives}
+        where: Any = {"data_dir": data_dir, "verify_data": verify_data}
         config, split, chosen = prepare(config, workdir, backend, interruption, images, **where)
         model = _initial_model(config, start_from)
         interruption.check()
@@ -107,7 +107,7 @@ def prepare(
     interruption: Interruption,
     images: tuple[np.ndarray, np.ndarray] | None,
     **where: Any,
-) -> tuple[TrainConfig, data.Split, Backend]:
+) -> tuple[TrainConfig, data.Dataset, Backend]:
     """The resolved config, images and backend of a training; arguments as of `fit`.
 
     The first start compiles a kernel and prepares the data: at the same time where the shape of
@@ -158,12 +158,11 @@ class _Setup(NamedTuple):
 
     @classmethod
     def on_device(
-        cls, config: TrainConfig, model: autoencoders.Model, backend: Backend, split: data.Split
+        cls, config: TrainConfig, model: autoencoders.Model, backend: Backend, split: data.Dataset
     ) -> "_Setup":
         """With the images on the device."""
-        digest = environment.digest(config, *split)
-        train, test = map(jax.device_put, split)
-        return cls(config, model, backend, train, test, digest)
+        train, test = map(jax.device_put, split[:2])
+        return cls(config, model, backend, train, test, split.digest)
 
     @property
     def steps(self) -> int:

@@ -73,7 +73,7 @@ def fit_many(
     overwrite: bool = False,
     images: tuple[np.ndarray, np.ndarray] | None = None,
     data_dir: str | Path | None = None,
-    archives: str | Path | None = None,
+    verify_data: bool = False,
     chunk_steps: int | None = None,
     backend: str = "auto",
     members_per_program: int | None = None,
@@ -89,7 +89,7 @@ def fit_many(
         configs: of the members.
         workdir: directory of the population; `cae_jax.runs.fit_many` lists its files.
         overwrite: start again where a population without runs of its members, or a run, exists.
-        images, data_dir, archives, chunk_steps, backend: as of `cae_jax.fit`.
+        images, data_dir, verify_data, chunk_steps, backend: as of `cae_jax.fit`.
         members_per_program: how many members a program computes; None takes 1 on a CPU, where
             members take turns, each to the bits of a training alone, and on another device as many
             as its memory holds. More than 1 agree with a training alone up to rounding.
@@ -102,7 +102,7 @@ def fit_many(
     chunks = Chunks(chunk_steps, begin=max(1, 67 // len(configs)))
     workdir = Path(workdir).expanduser()
     with Interruption() as interruption:
-        where: Any = {"data_dir": data_dir, "archives": archives}
+        where: Any = {"data_dir": data_dir, "verify_data": verify_data}
         config, split, chosen = prepare(configs[0], workdir, backend, interruption, images, **where)
         found = {name: getattr(config, name) for name in ("data", "image_shape", "features")}
         named = members.name_members([dataclasses.replace(each, **found) for each in configs])

@@ -160,7 +160,7 @@ def import_run(
     *,
     overwrite: bool = False,
     data_dir: str | Path | None = None,
-    archives: str | Path | None = None,
+    verify_data: bool = False,
 ) -> float:
     """Writes a run whose checkpoint of step 0 has the weights and a fresh optimizer.
 
@@ -171,7 +171,7 @@ def import_run(
             features and image shape also None.
         workdir: directory of the run.
         overwrite: replace an existing run.
-        data_dir, archives: see `cae_jax.data.load_split`.
+        data_dir, verify_data: see `cae_jax.data.load_split`.
 
     Returns:
         val_loss, by which the checkpoint ranks among those of the training that follows.
@@ -191,7 +191,7 @@ def import_run(
         raise UserError(f"{workdir} holds a run; give another directory")
     _check_config(config, weights)
     config = data.located(config, data_dir=data_dir)
-    images = data.load(config, data_dir=data_dir, archives=archives)
+    images = data.load(config, data_dir=data_dir, verify_data=verify_data)
     if not weights.takes(images.image_shape):
         raise UserError(
             f"the images of {config.data} are {_by(images.image_shape)} and the network of the "
