@@ -388,7 +388,10 @@ def test_colors_for_a_color_model(read):
 
 @pytest.mark.parametrize("shape", [(9, 7, 4), (9, 7, 2), (2, 9, 7, 4), (2, 3, 9, 7), (2, 0, 7)])
 def test_resize_refuses_other_shapes(read, shape):
-    with pytest.raises(UserError, match=rf"a.npy has shape {re.escape(str(list(shape)))}; `res"):
+    with pytest.raises(
+        UserError,
+        match=rf"a.npy has shape {re.escape(str(list(shape)))}(; `res|, which looks like ch)",
+    ):
         read(np.zeros(shape, np.uint8), (6, 4, 1))
 
 
@@ -417,7 +420,9 @@ def test_a_path_in_the_home(tmp_path, monkeypatch, pixels):
 def test_color_images_keep_their_channels():
     images = np.zeros((2, 8, 6, 3), np.uint8)
     assert prepare_images(images, (8, 6, 3)) is images
-    with pytest.raises(UserError, match=r"shape \[2, 8, 6\]; they take \[N, 8, 6, 3\]"):
+    with pytest.raises(
+        UserError, match=r"shape \[2, 8, 6\]; it takes \[8, 6, 3\] or \[N, 8, 6, 3\]"
+    ):
         prepare_images(images[..., 0], (8, 6, 3))
 
 
@@ -526,10 +531,13 @@ def test_a_damaged_image_in_memory_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (COLORS.transpose(0, 3, 1, 2), r"\[2, 3, 6, 4\], which looks like channels first; they ta"),
+        (COLORS.transpose(0, 3, 1, 2), r"\[2, 3, 6, 4\], which looks like channels first; convert"),
         (COLORS[0].transpose(2, 0, 1), r"\[3, 6, 4\], which looks like channels first"),
-        (np.zeros((2, 3, 32, 32)), "looks like channels first; they take .N, 6, 4, 3.: convert"),
-        (np.zeros((2, 4, 6, 3)), r"shape \[2, 4, 6, 3\]; they take \[N, 6, 4, 3\]: resize or"),
+        (np.zeros((2, 3, 32, 32)), "looks like channels first; convert it with"),
+        (
+            np.zeros((2, 4, 6, 3)),
+            r"shape \[2, 4, 6, 3\]; it takes .* \[N, 6, 4, 3\], or .* resize or",
+        ),
         (
             Image.new("RGB", (6, 4)),
             "^the image has 4 x 6 pixels .height x width. of mode RGB; pass 6 x 4 pixels of",

@@ -35,9 +35,8 @@ def prepare_images(images: np.ndarray, image_shape: Shape) -> np.ndarray:
     """Checks images and converts them to what the models take.
 
     Args:
-        images: uint8, uint16 (divided by 257), bool (True is white), or floats in [0, 1], ``[N,
-            *image_shape]``; gray ones also ``[N, height, width]``; a single one also without N,
-            which then is 1.
+        images: uint8, uint16 (divided by 257), bool (True is white), or floats in [0, 1], one image
+            or N: ``image_shape``, flattened, or gray ones without the last axis.
         image_shape: expected ``(height, width, channels)``.
 
     Returns:
@@ -46,27 +45,9 @@ def prepare_images(images: np.ndarray, image_shape: Shape) -> np.ndarray:
     Raises:
         UserError: another shape or type, channels first, values outside [0, 1] or not finite.
     """
-    images = np.asarray(images)
-    height, width, channels = image_shape
-    shape = images.shape
-    if shape == image_shape or (channels == 1 and shape == (height, width)):
-        images = images[None]
-    if channels == 1 and images.shape[1:] == (height, width):
-        images = images[..., None]
-    if images.shape[1:] != image_shape:
-        gray = f"[N, {height}, {width}] or " if channels == 1 else ""
-        takes = f"they take {gray}[N, {height}, {width}, {channels}]"
-        first = len(shape) >= 3 and shape[-3] in MODES and shape[-1] not in MODES
-        if first or shape[-3:] == (channels, height, width):
-            raise UserError(
-                f"images have shape {list(shape)}, which looks like channels first; {takes}: "
-                "convert them with numpy.moveaxis(images, -3, -1)"
-            )
-        raise UserError(
-            f"images have shape {list(shape)}; {takes}: resize or crop them to {height} x {width} "
-            "pixels"
-        )
-    return _checked_values(images, "the array")
+    return _checked_values(
+        _as_batch(np.asarray(images), "the array", image_shape, False), "the array"
+    )
 
 
 def take_images(images: Any, convert: Conversion, *, resize: bool = False) -> np.ndarray:
@@ -94,8 +75,6 @@ def take_images(images: Any, convert: Conversion, *, resize: bool = False) -> np
         array = np.asarray(images)
     except ValueError:
         raise UserError("the images differ in shape; pass them one by one") from None
-    if not resize:
-        return prepare_images(array, _shape(convert))
     return _converted(array, "the array", convert, resize)
 
 
@@ -235,6 +214,13 @@ def _as_batch(array: np.ndarray, name: str, image_shape: Shape, resize: bool) ->
     ambiguous = flat and (resize or shape[0] == pixels)  # a square is likely an image
     if shape[1:] in (image_shape, planes) or (flat and not ambiguous):
         return array.reshape(shape[0], *image_shape)
+    first = len(shape) >= 3 and shape[-3] in MODES and shape[-1] not in MODES
+    # With `resize` three axes may be a few gray images.
+    if shape[-3:] == (channels, height, width) or (first and (len(shape) == 4 or not resize)):
+        raise UserError(
+            f"{name} has shape {list(shape)}, which looks like channels first; convert it with "
+            "numpy.moveaxis(images, -3, -1)"
+        )
     if not (resize or ambiguous):
         gray = f"[{height}, {width}] or [N, {height}, {width}], " if channels == 1 else ""
         raise UserError(

@@ -149,8 +149,10 @@ class _Preparation:
                 self._channels = 1 if gray else 3
             if self._ask_color and self._channels == 1 and not gray:
                 raise _ColorError
-        height, width = self._size or ()
-        return conversion.from_config(self._config, (height, width, self._channels or 0))
+        assert self._size is not None
+        assert self._channels is not None
+        height, width = self._size
+        return conversion.from_config(self._config, (height, width, self._channels))
 
     def _empty(self, split: str) -> UserError:
         name = {"train": "training", "test": "test"}[split]

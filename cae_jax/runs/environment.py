@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -117,9 +117,7 @@ def digest(config: TrainConfig, *images: np.ndarray) -> str:
     return total.hexdigest()
 
 
-def load_split(
-    run: Path, config: TrainConfig, split: str, **where: str | Path | None
-) -> data.Arrays:
+def load_split(run: Path, config: TrainConfig, split: str, **where: Any) -> data.Arrays:
     """The images of a run, as `cae_jax.data.load_split` reads them.
 
     Raises:
@@ -138,7 +136,7 @@ def load_split(
 
 
 def warn_of_other_images(
-    runs: Sequence[Path], configs: Sequence[TrainConfig], **where: str | Path | None
+    runs: Sequence[Path], configs: Sequence[TrainConfig], **where: Any
 ) -> None:
     """Warns of runs whose data have other images now than they were trained with.
 

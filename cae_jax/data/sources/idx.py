@@ -208,7 +208,7 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[Any]:
     """Opens an IDX file for its unpacked bytes, whatever its name says of compression."""
     with naming(path, "an intact IDX file", "get it again from its source"), path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"  # of gzip; an IDX file begins with zeros

@@ -134,7 +134,8 @@ class NamedImages:
         self._name = name
         self._config: Any = CaeImages.builder_configs[name]
         self.classes: tuple[str, ...] = self._config.classes
-        self.splits, self.notes = SPLITS, {}
+        self.splits: tuple[str, ...] = SPLITS
+        self.notes: dict[str, Any] = {}
         self.shape: Shape | None = NAMED[name]
         self._arrays = self._load(root)
 
