@@ -206,7 +206,7 @@ def _as_batch(array: np.ndarray, name: str, image_shape: Shape, resize: bool) ->
         UserError: no images, or images of another shape, or two readings are possible.
     """
     height, width, channels = image_shape
-    shape, pixels = array.shape, math.prod(image_shape)
+    shape, rank, pixels = array.shape, array.ndim, math.prod(image_shape)
     planes = (height, width) if channels == 1 else image_shape
     if shape in (image_shape, planes, (pixels,)):
         return array.reshape(1, *image_shape)
@@ -214,9 +214,9 @@ def _as_batch(array: np.ndarray, name: str, image_shape: Shape, resize: bool) ->
     ambiguous = flat and (resize or shape[0] == pixels)  # a square is likely an image
     if shape[1:] in (image_shape, planes) or (flat and not ambiguous):
         return array.reshape(shape[0], *image_shape)
-    first = len(shape) >= 3 and shape[-3] in MODES and shape[-1] not in MODES
+    first = rank >= 3 and shape[-3] in MODES and shape[-1] not in MODES
     # With `resize` three axes may be a few gray images.
-    if shape[-3:] == (channels, height, width) or (first and (len(shape) == 4 or not resize)):
+    if shape[-3:] == (channels, height, width) or (first and (rank == 4 or not resize)):
         raise UserError(
             f"{name} has shape {list(shape)}, which looks like channels first; convert it with "
             "numpy.moveaxis(images, -3, -1)"
@@ -234,9 +234,9 @@ def _as_batch(array: np.ndarray, name: str, image_shape: Shape, resize: bool) ->
             f"{shape[0]} x {pixels} pixels; save it as [{shape[0]}, {height}, {width}, {channels}] "
             f"or as [1, {shape[0]}, {pixels}]"
         )
-    if len(shape) == 2 or (len(shape) == 3 and shape[-1] > 4):
+    if rank == 2 or (rank == 3 and shape[-1] > 4):
         array = array[..., None]
-    if len(shape) == 2 or (len(shape) == 3 and shape[-1] <= 4):
+    if rank == 2 or (rank == 3 and shape[-1] <= 4):
         array = array[None]
     known = {1, 3, channels}
     if array.ndim != 4 or array.shape[-1] not in known or 0 in array.shape:
