@@ -1,4 +1,4 @@
-"""Measures what images of one's own cost: CPU time of preparing, disk and memory.
+"""Measures what user images cost: CPU time of preparing, disk and memory.
 
     python -m benchmarks.own_images
 
@@ -37,7 +37,7 @@ cae_jax.fit(config, sys.argv[3], data_dir=sys.argv[2], backend="xla")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Measures CPU time of preparing, disk and memory of images of one's own."""
+    """Measures CPU time of preparing, disk and memory of user images."""
 
     files: int = 2_000
     """PNG files that are prepared; 0 skips them."""

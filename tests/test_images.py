@@ -419,7 +419,7 @@ def test_a_path_in_the_home(tmp_path, monkeypatch, pixels):
 
 def test_color_images_keep_their_channels():
     images = np.zeros((2, 8, 6, 3), np.uint8)
-    assert prepare_images(images, (8, 6, 3)) is images
+    assert np.shares_memory(prepare_images(images, (8, 6, 3)), images)
     with pytest.raises(
         UserError, match=r"shape \[2, 8, 6\]; it takes \[8, 6, 3\] or \[N, 8, 6, 3\]"
     ):

@@ -24,8 +24,10 @@ from pyarrow import parquet
 import cae_jax
 from cae_jax import TrainConfig, UserError, cli, data
 from cae_jax.config import RUN_MARK
+from cae_jax.data import path as paths
 from cae_jax.data import sources
 from cae_jax.data.conversion import eight_bit_array
+from cae_jax.data.sources import folder
 from cae_jax.data.sources.arrays import ArrayFile
 
 RNG = np.random.default_rng(0)
@@ -938,6 +940,20 @@ def test_the_split_takes_both_forms_of_a_name():
         assert len({sources.split_of(form, 0.5) for form in forms}) == 1
     shares = [sources.split_of(f"{i}", 0.9) == "train" for i in range(2000)]
     assert 1740 < sum(shares) < 1860  # 1800, give or take 4.5 standard deviations
+
+
+def test_a_folder_is_walked_and_an_image_opened_once(tmp_path, monkeypatch):
+    path, calls = image_folder(tmp_path), []
+    for module, name in ((paths, "walk"), (folder, "open_image")):
+        original = getattr(module, name)
+
+        def counted(*arguments, name=name, original=original):
+            calls.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, counted)
+    data.load(data.located(config(path)))
+    assert calls == ["walk", *["open_image"] * 24]
 
 
 def test_names_of_prepared_data_are_safe(tmp_path, prepared):

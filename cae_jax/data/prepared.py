@@ -218,7 +218,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def _log_earlier(folder: Path, copies: list[Path]) -> None:
-    """Names what was prepared from earlier files, or in an earlier form, and may be removed."""
+    """Names the folders of earlier files, or of an earlier form, which may be removed."""
     # Not removed here: runs may have begun with those, and their files may be gone.
     earlier = {each.parent for each in folder.parent.glob(f"{folder.name.split('-')[0]}-*/1.0.0")}
     if others := sorted(map(str, {*copies, *earlier} - {folder})):
