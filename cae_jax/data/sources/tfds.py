@@ -121,7 +121,7 @@ class TfdsFolder:
                 records = self._builder.as_data_source(part.split)
             for start in range(part.first, part.last, _RECORDS):
                 block = range(start, min(start + _RECORDS, part.last))
-                for i, example in zip(block, self._read(records, block, part.split), strict=True):
+                for i, example in zip(block, self._read(records, block), strict=True):
                     name = f"{self._folder}: {part.split}[{i}]"
                     yield Item(f"{part.split}[{i}]", name, *self._opened(example, name))
 
@@ -132,7 +132,7 @@ class TfdsFolder:
         label = None if self._label is None else int(example[self._label])
         return partial(np.asarray, example[self._image]), label
 
-    def _read(self, records: Any, block: range, split: str) -> list[Any]:
+    def _read(self, records: Any, block: range) -> list[Any]:
         """The examples of a block; an exception in place of one that cannot be read."""
         try:
             return records.__getitems__(block)
