@@ -19,6 +19,7 @@ from PIL import Image
 
 from benchmarks.samples import crops
 from cae_jax.cli import common
+from cae_jax.errors import UserError
 
 SIZE = 64  # pixels of a side
 PREPARE = """
@@ -67,10 +68,12 @@ def measure(what: str, code: str, images: Path, count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data, run = Path(folder) / "data", Path(folder) / "run"
         command = [sys.executable, "-c", code, str(images), str(data), str(run)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise RuntimeError(f"{what} ended with {status}")
+        with (Path(folder) / "log").open("w+") as log:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+            _, status, usage = os.wait4(process.pid, 0)
+            log.seek(0)
+            if status:
+                raise UserError(f"{what} failed: {log.readlines()[-1].strip()}; give more images")
         on_disk = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
         cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
         decoded = count * SIZE * SIZE * 3 / 1e6
