@@ -19,7 +19,7 @@ from flax import nnx
 from cae_jax import atomic, markdown
 from cae_jax.cli import benchmark, common
 from cae_jax.config import TrainConfig
-from cae_jax.data import Split
+from cae_jax.data import Dataset
 from cae_jax.models import autoencoders
 from cae_jax.models.topology import from_config
 from cae_jax.ops import cache
@@ -78,7 +78,7 @@ def main() -> None:
                 atomic.write_json(file, results)
 
 
-def measure(flags: Flags, images: Split, members: int) -> dict[str, Any]:
+def measure(flags: Flags, images: Dataset, members: int) -> dict[str, Any]:
     """Measures one population; as JSON types."""
     config = dataclasses.replace(flags.train, epochs=1 + flags.timed)
     configs = [dataclasses.replace(config, seed=seed) for seed in range(members)]

@@ -30,7 +30,6 @@ DATA_FIELDS = (
     "channels",
     "background",
     "split",
-    "limit",
     "skip_unreadable",
     "image_shape",
 )
@@ -104,9 +103,6 @@ class TrainConfig:
 
     split: float = 0.9
     """Share for training if there is no test set."""
-
-    limit: int | None = None
-    """Read only the first N images of each split."""
 
     skip_unreadable: bool = False
     """Skip files that are not intact images."""
@@ -265,7 +261,7 @@ def _check_ranges(config: TrainConfig) -> None:
 
     for name in ("batch_size", "epochs"):
         check(name, getattr(config, name) >= 1, "a whole number of at least 1")
-    for name in ("limit", "train_examples", "test_examples"):
+    for name in ("train_examples", "test_examples"):
         value = getattr(config, name)
         check(name, value is None or value >= 1, "None or a whole number of at least 1")
     for name in ("b1", "b2", "rho", "momentum"):
@@ -430,6 +426,9 @@ def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(values)
     if "dataset" in values:  # the name of `data` before there were other sizes than 28 x 28
         values |= {"data": values.pop("dataset"), "image_shape": [28, 28, 1]}
+    if (limit := values.pop("limit", None)) is not None:  # bounded both numbers of images
+        for name in ("train_examples", "test_examples"):
+            values[name] = min(limit, values.get(name) or limit)
     return values
 
 

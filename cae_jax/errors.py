@@ -1,4 +1,7 @@
-"""Defines the exception for invalid input."""
+"""Defines the exception for invalid input, and names files in what libraries raise."""
+
+import contextlib
+from collections.abc import Iterator
 
 
 class UserError(ValueError):
@@ -8,3 +11,32 @@ class UserError(ValueError):
     in backticks, which the commands turn into flags. The commands print the message to stderr and
     exit with code 2; every other exception is a bug and keeps its traceback.
     """
+
+
+@contextlib.contextmanager
+def naming(
+    name: object, kind: str, advice: str, *, raises: type[UserError] = UserError
+) -> Iterator[None]:
+    """Turns any exception into one line: "NAME is not KIND (reason); ADVICE".
+
+    For libraries whose exceptions depend on how a file is damaged. A `UserError` passes.
+
+    Args:
+        name: of the file or folder.
+        kind: what it should be.
+        advice: what to do next.
+        raises: the type of the error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise raises(f"{name} cannot be read (permission denied); grant read permission") from error
+    except Exception as error:
+        raise raises(f"{name} is not {kind} ({reason_of(error)}); {advice}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of an exception in one line of at most 200 characters; its type without one."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -250,7 +250,7 @@ def test_reconstruct(command, refuse, dense_run, tmp_path, test_images):
     refused = refuse("reconstruct", dense_run, "boot.png", "--out", ".")
     assert_fails_in_one_line(refused, "boot.png is one of the images; give another --out")
     refused = refuse("reconstruct", dense_run, "boot.png", "colour.png", "--out", "new")
-    assert_fails_in_one_line(refused, "colour.png: 30 x 30 pixels (height x width) of mode RGB")
+    assert_fails_in_one_line(refused, "colour.png has 30 x 30 pixels (height x width) of mode RGB")
     assert not (tmp_path / "new").exists()
     assert (
         command("reconstruct", dense_run, "colour.png", "--out", "new", "--resize").returncode == 0

@@ -42,7 +42,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
         ({"resize": "pad"}, "`resize` is 'pad'; it takes fit, crop, stretch, none"),
         ({"channels": 2}, "`channels` is 2; it takes auto, 1, 3, 4"),
         ({"split": 1.0}, r"`split` is 1\.0; it takes a number between 0 and 1"),
-        ({"limit": 0}, "`limit` is 0"),
+        ({"test_examples": 0}, "`test_examples` is 0"),
         (
             {"image_shape": (2, 28, 1)},
             "`image_shape` is .* it takes at least 4 x 4 pixels and 1, 3",
@@ -137,11 +137,15 @@ def test_the_features_follow_the_size(shape, features):
 def test_configs_of_earlier_versions_are_read():
     old = {"dataset": "arrays", "features": [16, 8, 8], "seed": 3}
     assert from_dict(old) == resolved(TrainConfig(data="arrays", seed=3), (28, 28, 1))
+    assert from_dict({"limit": None}) == TrainConfig()
+    limited = from_dict({"limit": 500, "train_examples": 900, "test_examples": 100})
+    assert limited == TrainConfig(train_examples=500, test_examples=100)
+    assert from_dict({"limit": 500}) == TrainConfig(train_examples=500, test_examples=500)
 
 
 @pytest.mark.parametrize("name", DATA_FIELDS)
 def test_runs_of_other_images_are_not_compared(name):
-    values = {"image_size": (8, 8), "channels": 3, "image_shape": (8, 8, 1), "limit": 5}
+    values = {"image_size": (8, 8), "channels": 3, "image_shape": (8, 8, 1)}
     values |= {"data": "mnist", "resize": "fit", "background": "white", "split": 0.5}
     other = TrainConfig(**{name: values.get(name, True)})
     check_same_images([TrainConfig(), TrainConfig(seed=1, noise="mix")])

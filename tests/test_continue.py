@@ -242,10 +242,10 @@ def test_arrays_are_converted_as_those_of_a_file():
     pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
     config = dataclasses.replace(DENSE, batch_size=2, train_examples=None, test_examples=None)
     for images in (pixels, pixels / 255, [*pixels], pixels.astype(np.uint16) * 257):
-        train, test = cae_jax.data.of_arrays(config, (images, images[:2]))
+        train, test, _ = cae_jax.data.of_arrays(config, (images, images[:2]))
         np.testing.assert_array_equal(train, pixels[..., None])
         np.testing.assert_array_equal(test, pixels[:2, ..., None])
-    (train, _) = cae_jax.data.of_arrays(config, (pixels > 99, pixels > 99))
+    train, *_ = cae_jax.data.of_arrays(config, (pixels > 99, pixels > 99))
     np.testing.assert_array_equal(train[..., 0], np.where(pixels > 99, 255, 0))
     with pytest.raises(cae_jax.UserError, match="which are not resized to the config's `image_si"):
         cae_jax.data.of_arrays(dataclasses.replace(config, image_size=(9, 8)), (pixels, pixels))

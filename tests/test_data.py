@@ -16,7 +16,8 @@ from tensorflow_datasets.core import constants
 
 from cae_jax import TrainConfig, UserError, data
 from cae_jax.config import NAMED
-from cae_jax.data.tfds_builder import ARCHIVES, CaeImages
+from cae_jax.data.sources import named
+from cae_jax.data.sources.named import ARCHIVES, CaeImages
 from tests import conftest
 
 FASHION, MNIST = TrainConfig(), TrainConfig(data="mnist")
@@ -41,12 +42,13 @@ def test_training_images_in_their_original_order(data_dir):
 
 def test_a_config_gets_the_first_images_of_both_splits(data_dir, test_images):
     config = TrainConfig(train_examples=200, test_examples=30)
-    train, test = data.load(config, data_dir=data_dir)
+    train, test, digest = data.load(config, data_dir=data_dir)
     everything = data.load(TrainConfig(), data_dir=data_dir)
     raw = gzip.decompress((conftest.ARCHIVES / "train-images-idx3-ubyte.gz").read_bytes())
     assert train.tobytes() == raw[16 : 16 + 200 * 784]
     np.testing.assert_array_equal(test, test_images[:30])
-    assert [len(array) for array in everything] == [60000, 10000]
+    assert [len(array) for array in everything[:2]] == [60000, 10000]
+    assert digest == everything.digest == ""  # the config says which images they are
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(tiny_mnist, tmp_path):
@@ -55,23 +57,31 @@ def test_a_batch_larger_than_the_data_set_is_refused(tiny_mnist, tmp_path):
         UserError,
         match="`batch_size` is 31, and there are 30 training images of mnist; pass `batch_size=30`",
     ):
-        data.load(config, data_dir=tmp_path, archives=tiny_mnist)
+        data.load(config, data_dir=tmp_path)
+
+
+def prepared_folders(root):
+    """The folders of prepared images; TFDS's records are in others."""
+    return [path.parent for path in (root / "cae_images").glob("*/source.json")]
 
 
 def test_preparing_is_announced_once_on_stderr(tiny_mnist, tmp_path, capsys):
     for _ in range(2):
-        data.load_split(MNIST, "test", data_dir=tmp_path, archives=tiny_mnist)
+        data.load_split(MNIST, "test", data_dir=tmp_path)
     output = capsys.readouterr()
-    assert output.err == f"Preparing mnist in {tmp_path}/cae_images/mnist/1.0.0 (once)\n"
+    preparing, prepared = output.err.splitlines()
+    (folder,) = prepared_folders(tmp_path)
+    assert preparing == f"Preparing mnist in {folder} (once)"
+    assert prepared == "Prepared 30 training and 20 test images of 28 x 28 x 1"
     assert output.out == ""
 
 
-def test_the_builder_and_the_config_know_the_same_data_sets():
+def test_the_builder_and_the_config_know_the_same_data_sets(data_dir):
     names = [source.name for source in CaeImages.BUILDER_CONFIGS]
     assert names == list(NAMED)
     assert tuple(ARCHIVES) == data.SPLITS
     # https://github.com/zalandoresearch/fashion-mnist#labels
-    assert data.class_names(FASHION)[8:] == ("Bag", "Ankle boot")
+    assert data.class_names(FASHION, data_dir=data_dir)[8:] == ("Bag", "Ankle boot")
 
 
 def test_data_is_imported_without_tfds():
@@ -81,7 +91,7 @@ def test_data_is_imported_without_tfds():
 
 def test_second_start_reads_the_cache_alone(data_dir, monkeypatch):
     images, _ = data.load_split(FASHION, "train", data_dir=data_dir)
-    monkeypatch.setitem(sys.modules, "cae_jax.data.store", None)  # without TFDS
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     started = time.perf_counter()
     again, _ = data.load_split(FASHION, "train", data_dir=data_dir)
     # 0.05 s on two cores with nothing else running; the bound is for machines that are busy.
@@ -89,38 +99,9 @@ def test_second_start_reads_the_cache_alone(data_dir, monkeypatch):
     np.testing.assert_array_equal(again, images)
 
 
-def damage_middle(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "damage",
-    [
-        damage_middle,
-        lambda path: path.write_bytes(path.read_bytes()[:-1000]),
-        lambda path: path.write_bytes(b""),
-        lambda path: path.unlink(),
-        lambda path: np.savez(path, fingerprint="another", images=0, labels=0),
-    ],
-    ids=["flipped bit", "truncated", "empty", "missing", "stale"],
-)
-def test_bad_cache_is_rebuilt(data_dir, test_images, tmp_path, damage):
-    copy = shutil.copytree(data_dir, tmp_path / "data", ignore=shutil.ignore_patterns("*train*"))
-    cache = copy / "cae_images" / "fashion_mnist" / "1.0.0" / "test.cache.npz"
-    data.load_split(FASHION, "test", data_dir=copy)
-    intact = cache.read_bytes()
-    damage(cache)
-    images, _ = data.load_split(FASHION, "test", data_dir=copy)
-    np.testing.assert_array_equal(images, test_images)
-    assert cache.read_bytes() == intact
-
-
 @pytest.fixture
 def tiny_mnist(tmp_path, monkeypatch):
-    """A folder of four small archives that stand in for MNIST's, with sums on record."""
+    """A folder of four small IDX files as if MNIST shipped with the package."""
     folder = tmp_path / "archives"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -141,29 +122,19 @@ def tiny_mnist(tmp_path, monkeypatch):
                 digest = hashlib.sha256(content).hexdigest()
                 infos[key] = type(infos[url])(len(content), digest, name)
     monkeypatch.setattr(CaeImages, "url_infos", infos)
+    monkeypatch.setitem(named.SHIPPED, "mnist", folder)
     return folder
 
 
-def test_archives_from_a_folder(tiny_mnist, tmp_path):
-    images, labels = data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
+def test_the_images_and_labels_of_idx_files(tiny_mnist, tmp_path):
+    images, labels = data.load_split(MNIST, "train", data_dir=tmp_path)
     raw = gzip.decompress((tiny_mnist / ARCHIVES["train"][0]).read_bytes())
     assert images.tobytes() == raw[16:]
     assert labels.shape == (30,)
     assert len(data.load_split(MNIST, "test", data_dir=tmp_path)[0]) == 20
-
-
-def test_unpacked_and_recompressed_files_are_taken_by_their_content(tiny_mnist, tmp_path):
-    for name in ARCHIVES["train"]:
-        path = tiny_mnist / name
-        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
-        path.unlink()
-    for name in ARCHIVES["test"]:
-        path = tiny_mnist / name
-        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
-    images, _ = data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    content = (tiny_mnist / ARCHIVES["train"][0]).with_suffix("").read_bytes()
-    assert images.tobytes() == content[16:]
-    assert len(data.load_split(MNIST, "test", data_dir=tmp_path)[0]) == 20
+    # As a user's own folder they are the same images.
+    own = TrainConfig(data=tiny_mnist, batch_size=4)
+    np.testing.assert_array_equal(data.load_split(own, "train", data_dir=tmp_path)[0], images)
 
 
 def test_the_sums_of_unpacked_files_are_those_of_the_shipped_ones():
@@ -176,64 +147,18 @@ def test_the_sums_of_unpacked_files_are_those_of_the_shipped_ones():
             assert (info.size, info.checksum) == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def _recompress(path):
-    content = bytearray(gzip.decompress(path.read_bytes()))
-    content[-1] ^= 1
-    path.write_bytes(gzip.compress(bytes(content), 1))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        _recompress,
-        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
-        lambda path: path.write_bytes(b"\x1f\x8bnot gzip"),
-        lambda path: path.write_bytes(b""),
-    ],
-)
-@pytest.mark.parametrize("prepared", [False, True])
-def test_an_archive_that_is_not_the_original_is_refused(tiny_mnist, tmp_path, change, prepared):
-    if prepared:
-        data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    path = tiny_mnist / ARCHIVES["train"][0]
-    change(path)
-    with pytest.raises(UserError, match=r"train-images.* not the original .*wrong checksum"):
-        data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    assert (tmp_path / "cae_images" / "mnist" / "1.0.0").exists() == prepared
-
-
-def test_missing_archives_are_an_error_where_the_data_are_prepared(data_dir, tmp_path):
-    with pytest.raises(UserError, match=r"`archives` is .*nowhere, which has no train-images"):
-        data.load_split(
-            FASHION,
-            "test",
-            data_dir=data_dir,
-            archives=tmp_path / "nowhere",
-        )
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8bnot gzip", gzip.compress(b"\0\0\x08\x03")])
+def test_a_file_that_is_not_the_original_is_refused(tiny_mnist, tmp_path, content):
+    (tiny_mnist / ARCHIVES["train"][0]).write_bytes(content)
+    with pytest.raises(UserError, match=r"train-images.* is not the original IDX file; install"):
+        data.load_split(MNIST, "train", data_dir=tmp_path)
+    assert not (tmp_path / "cae_images" / "mnist" / "1.0.0").exists()
 
 
 def test_a_tilde_is_the_home_directory(tiny_mnist, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    data.load_split(MNIST, "test", data_dir="~/data", archives="~/archives")
+    data.load_split(MNIST, "test", data_dir="~/data")
     assert (tmp_path / "data" / "cae_images" / "mnist" / "1.0.0").is_dir()
-
-
-def test_missing_archives_are_named(tmp_path):
-    (tmp_path / ARCHIVES["test"][1]).touch()
-    with pytest.raises(UserError, match=r"has no train-images.*t10k-images-idx3-ubyte\.gz; it"):
-        data.load_split(MNIST, "train", data_dir=tmp_path / "data", archives=tmp_path)
-
-
-def test_missing_archives_are_named_where_the_data_are_prepared(data_dir, tmp_path):
-    with pytest.raises(UserError, match="which has no train-images"):
-        data.load_split(FASHION, "test", data_dir=data_dir, archives=tmp_path)
-    with pytest.raises(UserError, match="which has no train-images"):
-        data.load_split(
-            FASHION,
-            "test",
-            data_dir=data_dir,
-            archives=tmp_path / "nowhere",
-        )
 
 
 def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):
@@ -241,7 +166,7 @@ def test_a_host_out_of_reach_is_named_with_the_ways_out(tmp_path, monkeypatch):
         raise requests.ConnectionError("no network")
 
     monkeypatch.setattr(requests, "head", refuse)
-    with pytest.raises(UserError, match=r"storage\.googleapis\.com .*`archives`.*fashion_mnist"):
+    with pytest.raises(UserError, match=r"storage\.googleapis\.com .*`data`.*fashion_mnist"):
         data.load_split(MNIST, "train", data_dir=tmp_path)
 
 
@@ -283,51 +208,65 @@ DAMAGE = {
 }
 
 
+@pytest.fixture
+def records(tiny_mnist, tmp_path):
+    """TFDS's records of the tiny MNIST, whose prepared copy is gone."""
+    data.load_split(MNIST, "train", data_dir=tmp_path)
+    (copy,) = prepared_folders(tmp_path)
+    shutil.rmtree(copy)
+    return tmp_path / "cae_images" / "mnist" / "1.0.0"
+
+
 @pytest.mark.parametrize("name", ["dataset_info.json", "*train.array_record*"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_data_set_is_prepared_again(tiny_mnist, tmp_path, capsys, name, damage):
-    expected = data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    folder = tmp_path / "cae_images" / "mnist" / "1.0.0"
-    (path,) = folder.glob(name)
+def test_damaged_records_are_prepared_again(records, tiny_mnist, tmp_path, capsys, name, damage):
+    raw = gzip.decompress((tiny_mnist / ARCHIVES["train"][0]).read_bytes())
+    (path,) = records.glob(name)
     DAMAGE[damage](path)
-    (folder / "train.cache.npz").unlink()
     capsys.readouterr()
-    images, labels = data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    np.testing.assert_array_equal(images, expected[0])
-    np.testing.assert_array_equal(labels, expected[1])
-    err = capsys.readouterr().err
-    harmless = name.endswith(".json") and damage in ("flipped", "missing")
-    if err or not harmless:
-        assert err.startswith(f"Preparing mnist in {folder} again, because it is damaged: ")
-        assert len(err.splitlines()) == 1
-    assert sorted(each.name for each in folder.parent.iterdir()) == [".lock", "1.0.0"]
+    images, _ = data.load_split(MNIST, "train", data_dir=tmp_path)
+    assert images.tobytes() == raw[16:]
+    preparing, *again, prepared = capsys.readouterr().err.splitlines()
+    assert (preparing.split()[0], prepared.split()[0]) == ("Preparing", "Prepared")
+    harmless = name.endswith(".json") and damage == "flipped"
+    if again or not harmless:
+        assert len(again) == 1
+        assert again[0].startswith(f"{records}")
+        assert again[0].endswith("; preparing it again")
+    assert sorted(each.name for each in records.parent.iterdir()) == ["1.0.0"]
 
 
-def test_a_damaged_data_set_without_its_sources_is_named(tiny_mnist, tmp_path, monkeypatch):
-    data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    folder = tmp_path / "cae_images" / "mnist" / "1.0.0"
-    (folder / "dataset_info.json").write_text("{")
-    (folder / "train.cache.npz").unlink()
+def test_records_of_other_images_are_prepared_again(records, tmp_path, monkeypatch, caplog):
+    """As far as the sums of the original files are known."""
+    infos = dict(CaeImages.url_infos)
+    url = f"https://storage.googleapis.com/cvdf-datasets/mnist/{ARCHIVES['train'][0][:-3]}"
+    infos[url] = type(infos[url])(1, "0" * 64, url)
+    monkeypatch.setattr(CaeImages, "url_infos", infos)
+    with pytest.raises(UserError, match=rf"{records} has other images than train-images"):
+        data.load_split(MNIST, "train", data_dir=tmp_path)
+    assert f"{records} has other images than train-images-idx3-ubyte.gz; preparing" in caplog.text
+
+
+def test_damaged_records_without_their_sources_are_named(records, tmp_path, monkeypatch):
+    (records / "dataset_info.json").write_text("{")
+    monkeypatch.delitem(named.SHIPPED, "mnist")
 
     def refuse(*_, **__):
         raise requests.ConnectionError("no network")
 
     monkeypatch.setattr(requests, "head", refuse)
-    message = rf"{folder} is damaged \(.*\) and cannot be prepared again: storage\.googleapis"
+    message = rf"{records} is not an intact .* and cannot be prepared again: storage\.googleapis"
     with pytest.raises(UserError, match=message):
         data.load_split(MNIST, "train", data_dir=tmp_path)
-    assert (folder / "dataset_info.json").read_text() == "{"
+    assert (records / "dataset_info.json").read_text() == "{"
 
 
-def test_a_data_set_that_cannot_be_read_is_kept(tiny_mnist, tmp_path):
-    data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    folder = tmp_path / "cae_images" / "mnist" / "1.0.0"
-    (folder / "train.cache.npz").unlink()
-    (folder / "dataset_info.json").unlink()
-    (folder / "dataset_info.json").mkdir()
-    with pytest.raises(UserError, match=rf"{folder} cannot be read \(.*dataset_info"):
-        data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
-    assert list(folder.glob("*train.array_record*"))
+def test_records_that_cannot_be_read_are_kept(records, tmp_path):
+    (records / "dataset_info.json").unlink()
+    (records / "dataset_info.json").mkdir()
+    with pytest.raises(UserError, match=rf"{records} cannot be read \(.*dataset_info"):
+        data.load_split(MNIST, "train", data_dir=tmp_path)
+    assert list(records.glob("*train.array_record*"))
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), ValueError("No space left")])
@@ -337,10 +276,10 @@ def test_a_full_disk_is_told_in_one_line(tiny_mnist, tmp_path, monkeypatch, erro
 
     monkeypatch.setattr(CaeImages, "download_and_prepare", fail)
     message = (
-        rf"mnist cannot be prepared in {tmp_path}/cae_images/mnist/1\.0\.0 .*No space left.*free"
+        rf"mnist cannot be prepared in {tmp_path}/cae_images/mnist-\w+-\w+ .*No space left.*free"
     )
     with pytest.raises(UserError, match=message):
-        data.load_split(MNIST, "train", data_dir=tmp_path, archives=tiny_mnist)
+        data.load_split(MNIST, "train", data_dir=tmp_path)
 
 
 def test_without_a_home_directory_a_data_dir_is_asked_for(monkeypatch):
@@ -369,6 +308,10 @@ def test_two_processes_may_prepare_at_once(tmp_path, test_images):
         process.join()
     assert sums == [int(test_images.sum(dtype=np.int64))] * 2
     # Nothing half-written stays behind.
-    folder = tmp_path / "cae_images" / "fashion_mnist"
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "1.0.0"]
+    (copy,) = prepared_folders(tmp_path)
+    names = sorted(path.name for path in (tmp_path / "cae_images").iterdir())
+    assert names == [".lock", "fashion_mnist", copy.name]
+    assert [path.name for path in (tmp_path / "cae_images" / "fashion_mnist").iterdir()] == [
+        "1.0.0"
+    ]
     shutil.rmtree(tmp_path)

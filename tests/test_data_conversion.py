@@ -214,7 +214,7 @@ def test_files_that_are_no_images(tmp_path):
     Image.fromarray(rng.integers(0, 256, (32, 32), np.uint8)).save(path)
     content = path.read_bytes()
     path.write_bytes(content[:-200])
-    with pytest.raises(UnreadableError, match=r"the image is no readable image .*truncated"):
+    with pytest.raises(UnreadableError, match=r"the image is not a readable image .*truncated"):
         convert(conversion.open_image(path, "image.png"))
     for content in (b"", b"text", b"%PDF-1.4"):
         path.write_bytes(content)
@@ -225,7 +225,7 @@ def test_files_that_are_no_images(tmp_path):
 def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
     path = tmp_path / "image.png"
     Image.new("1", (20_000, 20_000)).save(path)  # 50 kB
-    with pytest.raises(UnreadableError, match=r"image\.png is no readable image .*pixels"):
+    with pytest.raises(UnreadableError, match=r"image\.png is not a readable image .*pixels"):
         conversion.open_image(path, "image.png")
     monkeypatch.setattr(conversion, "MAX_PIXELS", 99)
     with pytest.raises(UnreadableError, match="10 x 10 pixels are more than the 99 allowed"):

@@ -1,4 +1,4 @@
-"""The parser of IDX files: what it reads and what it refuses."""
+"""The reader of IDX files: what it reads and what it refuses."""
 
 import gzip
 import struct
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cae_jax import UserError
-from cae_jax.data import idx
+from cae_jax.data.sources import idx
 
 # Without the time, which would be in the names of the tests, so that two workers' may differ.
 pack = partial(gzip.compress, mtime=0)
@@ -25,7 +25,6 @@ def label_bytes(labels, magic=0x0801):
     return struct.pack(">2I", magic, len(labels)) + labels.tobytes()
 
 
-SHAPE = (28, 28, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
 LABELS = np.array([0, 9, 3, 3, 1], np.uint8)
 
@@ -33,21 +32,22 @@ LABELS = np.array([0, 9, 3, 3, 1], np.uint8)
 def read(folder, images, labels):
     (folder / "images.gz").write_bytes(images)
     (folder / "labels.gz").write_bytes(labels)
-    return idx.read_examples(folder / "images.gz", folder / "labels.gz", SHAPE)
+    images = np.array(list(idx.iterate_images(folder / "images.gz")))
+    return images, idx.read_labels(folder / "labels.gz")
 
 
 def test_reads_what_was_written(tmp_path):
     images, labels = read(tmp_path, pack(image_bytes(IMAGES)), pack(label_bytes(LABELS)))
-    assert images.dtype == labels.dtype == np.uint8
-    np.testing.assert_array_equal(images, IMAGES[..., None])
+    assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+    np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_array_equal(labels, LABELS)
 
 
 def test_unpacked_files_are_read_whatever_their_names_say(tmp_path):
     images, labels = read(tmp_path, image_bytes(IMAGES), label_bytes(LABELS))
-    np.testing.assert_array_equal(images, IMAGES[..., None])
+    np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_array_equal(labels, LABELS)
-    assert idx.to_bytes(images, labels) == (image_bytes(IMAGES), label_bytes(LABELS))
+    assert idx.to_bytes(images[..., None], labels) == (image_bytes(IMAGES), label_bytes(LABELS))
 
 
 GOOD_IMAGES, GOOD_LABELS = pack(image_bytes(IMAGES)), pack(label_bytes(LABELS))
@@ -57,18 +57,17 @@ MANY = struct.pack(">4I", 0x0803, 2**32 - 1, 28, 28)
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (pack(image_bytes(IMAGES, 0x0801)), GOOD_LABELS, r"images\.gz has the magic"),
-        (GOOD_IMAGES, pack(label_bytes(LABELS, 0x0803)), r"labels\.gz has the magic"),
-        (pack(image_bytes(IMAGES[:, :14])), GOOD_LABELS, r"images\.gz holds images of"),
-        (pack(image_bytes(IMAGES)[:-1]), GOOD_LABELS, r"images\.gz is truncated"),
+        (pack(image_bytes(IMAGES, 0x0801)), GOOD_LABELS, r"images\.gz .*has the magic"),
+        (GOOD_IMAGES, pack(label_bytes(LABELS, 0x0803)), r"labels\.gz .*has the magic"),
+        (pack(image_bytes(IMAGES)[:-1]), GOOD_LABELS, r"images\.gz .*is truncated after 4 of 5"),
         (pack(image_bytes(IMAGES)[:9]), GOOD_LABELS, "truncated within its header"),
-        (GOOD_IMAGES[:-9], GOOD_LABELS, r"images\.gz is truncated"),
-        (pack(image_bytes(IMAGES) + b"x"), GOOD_LABELS, r"images\.gz has bytes after"),
-        (GOOD_IMAGES + b"xyz", GOOD_LABELS, r"images\.gz is not an intact gzip"),
-        (GOOD_IMAGES, pack(label_bytes(LABELS[:4])), "5 images and .* 4 labels"),
-        (GOOD_IMAGES, pack(label_bytes(LABELS + 1)), r"labels\.gz holds label 10"),
-        (image_bytes(IMAGES)[:-1], GOOD_LABELS, r"images\.gz is truncated"),
-        (b"", GOOD_LABELS, r"images\.gz is truncated"),
+        (GOOD_IMAGES[:-9], GOOD_LABELS, r"images\.gz is not an intact IDX file"),
+        (pack(image_bytes(IMAGES) + b"x"), GOOD_LABELS, r"images\.gz .*has bytes after"),
+        (GOOD_IMAGES + b"xyz", GOOD_LABELS, r"images\.gz is not an intact .*gzip"),
+        (GOOD_IMAGES, pack(label_bytes(LABELS)[:-1]), r"labels\.gz .*12 bytes|4 bytes of 5 labels"),
+        (GOOD_IMAGES, pack(label_bytes(LABELS) + b"x"), r"labels\.gz .*has bytes after"),
+        (image_bytes(IMAGES)[:-1], GOOD_LABELS, r"images\.gz .*is truncated"),
+        (b"", GOOD_LABELS, r"images\.gz .*is truncated"),
         (pack(MANY), GOOD_LABELS, "announces 4294967295 examples"),
     ],
 )
@@ -77,19 +76,9 @@ def test_damage_is_refused_with_the_files_name(tmp_path, images, labels, message
         read(tmp_path, images, labels)
 
 
-def test_other_shapes_are_read_where_they_are_expected(tmp_path):
-    images = np.ascontiguousarray(IMAGES[:, :14, :20])
-    (tmp_path / "images.gz").write_bytes(pack(image_bytes(images)))
-    (tmp_path / "labels.gz").write_bytes(GOOD_LABELS)
-    paths = tmp_path / "images.gz", tmp_path / "labels.gz"
-    np.testing.assert_array_equal(idx.read_examples(*paths, (14, 20, 1))[0], images[..., None])
-    with pytest.raises(UserError, match=r"holds images of \[14, 20\] pixels, expected \[28, 28\]"):
-        idx.read_examples(*paths, SHAPE)
-
-
 def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"images\.gz does not exist"):
-        idx.read_examples(tmp_path / "images.gz", tmp_path / "labels.gz", SHAPE)
+    with pytest.raises(UserError, match=r"images\.gz is not an intact IDX file .*No such file"):
+        list(idx.iterate_images(tmp_path / "images.gz"))
 
 
 def test_a_gzip_bomb_is_not_unpacked(tmp_path):
@@ -117,7 +106,7 @@ def test_any_damage_gives_the_documented_error_or_valid_arrays(tmp_path, data):
     except UserError as error:
         message = str(error)
     else:
-        assert images.shape == (5, 28, 28, 1)
+        assert images.nbytes + 16 == len(content)
         assert labels.shape == (5,)
         return
     assert "images.gz" in message

@@ -102,16 +102,16 @@ IMAGE = np.zeros((2, 28, 28), np.float32)
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((28, 27), np.uint8), r"shape \[28, 27\]; they take \[N, 28, 28\] or"),
+        (np.zeros((28, 27), np.uint8), r"shape \[28, 27\]; it takes \[28, 28\] or \[N, 28, 28\]"),
         (np.zeros((2, 1, 28, 28), np.uint8), r"shape \[2, 1, 28, 28\], which looks like channels"),
         (np.zeros((2, 32, 32), np.uint8), r"shape \[2, 32, 32\];.*28 x 28"),
         (np.zeros((2, 28, 28, 3), np.uint8), r"shape \[2, 28, 28, 3\]"),
-        (IMAGE.astype(np.int32), "images are int32; they take uint8, or floats"),
-        (IMAGE.astype(object), "images are object"),
-        (IMAGE + 1.5, r"lie in \[1.5, 1.5\]"),
-        (IMAGE - 0.1, r"lie in \[-0.1, -0.1\]"),
-        (IMAGE + np.nan, r"lie in \[nan, nan\]"),
-        (IMAGE + np.inf, r"lie in \[inf, inf\]"),
+        (IMAGE.astype(np.int32), "is of type int32; images take uint8, "),
+        (IMAGE.astype(object), "is of type object"),
+        (IMAGE + 1.5, r"floats in \[1.5, 1.5\]"),
+        (IMAGE - 0.1, r"floats in \[-0.1, -0.1\]"),
+        (IMAGE + np.nan, r"floats in \[nan, nan\]"),
+        (IMAGE + np.inf, r"floats in \[inf, inf\]"),
     ],
 )
 def test_other_images_are_refused(autoencoder, images, message):

@@ -22,7 +22,7 @@ from PIL import Image
 
 import cae_jax
 from cae_jax import cli
-from cae_jax.data import Split
+from cae_jax.data import Dataset
 from cae_jax.interop import keras as interop
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
@@ -578,7 +578,7 @@ def test_a_run_that_is_there_is_kept(imported, data_dir, monkeypatch, tmp_path):
 def photos(monkeypatch):
     """Color images of 9 x 7 pixels as the data of every config that names others than the three."""
     images = np.random.default_rng(0).integers(0, 256, (40, 9, 7, 3), np.uint8)
-    monkeypatch.setattr("cae_jax.data.load", lambda *_, **__: Split(images[:30], images[30:]))
+    monkeypatch.setattr("cae_jax.data.load", lambda *_, **__: Dataset(images[:30], images[30:]))
     monkeypatch.setattr("cae_jax.data.located", lambda config, **_: config)
     return images
 
@@ -600,7 +600,7 @@ def test_a_network_for_images_of_ones_own(photos, tmp_path):
         interop.import_run(weights, dataclasses.replace(SMALL, features=(3, 2)), tmp_path / "other")
     photos_of_one_channel = photos[..., :1]
     with pytest.MonkeyPatch.context() as patch:
-        gray = Split(photos_of_one_channel, photos_of_one_channel)
+        gray = Dataset(photos_of_one_channel, photos_of_one_channel)
         patch.setattr("cae_jax.data.load", lambda *_, **__: gray)
         with pytest.raises(cae_jax.UserError, match="those of photos are 9 x 7 x 1; give `data`"):
             interop.import_run(weights, config, tmp_path / "other")

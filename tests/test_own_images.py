@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import io
 import json
-import logging
 import os
 import shutil
 import struct
@@ -25,9 +24,11 @@ from pyarrow import parquet
 import cae_jax
 from cae_jax import TrainConfig, UserError, cli, data
 from cae_jax.config import RUN_MARK
-from cae_jax.data import decoded, own, source, store
-from cae_jax.data.arrays import ArrayFile
+from cae_jax.data import path as paths
+from cae_jax.data import sources
 from cae_jax.data.conversion import eight_bit_array
+from cae_jax.data.sources import folder
+from cae_jax.data.sources.arrays import ArrayFile
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), np.uint8)
@@ -157,7 +158,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
 
 def tfds_folder(folder, file_format="array_record"):
     builder = Photos(data_dir=str(folder))
-    store.write.__globals__["tfds"].disable_progress_bar()
+    tfds.disable_progress_bar()
     builder.download_and_prepare(file_format=file_format)
     return Path(builder.data_dir)
 
@@ -204,7 +205,7 @@ def test_each_kind_trains_and_is_read_again_without_its_files(write, tmp_path, m
     assert kept["image_shape"] == [8, 8, 3]
     assert result.autoencoder.reconstruct(IMAGES).shape == IMAGES.shape
     # A second start neither imports TFDS nor opens a file.
-    monkeypatch.setitem(sys.modules, "cae_jax.data.store", None)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     monkeypatch.chdir(tmp_path)
     again = result.autoencoder.config
     before, labels = data.load_split(again, "train")
@@ -275,9 +276,11 @@ def test_folders_of_splits(tmp_path, test):
 
 
 def test_the_first_images_are_of_all_classes(tmp_path):
-    (train, labels), (test, _) = splits(image_folder(tmp_path), limit=6, split=0.5)
-    assert len(train) == len(test) == 6
-    assert set(labels) == {0, 1}
+    path = image_folder(tmp_path)
+    for labels in (labels for _, labels in splits(path, split=0.5)):
+        assert set(labels[:6]) == {0, 1}
+    train, test, _ = data.load(config(path, train_examples=6, test_examples=5, split=0.5))
+    assert (len(train), len(test)) == (6, 5)
 
 
 def test_other_files_are_counted(tmp_path, caplog, prepared):
@@ -286,11 +289,11 @@ def test_other_files_are_counted(tmp_path, caplog, prepared):
         (path / name).write_bytes(b"x")
     splits(path)
     assert "left out: 2 .txt, 1 none, 1 hidden" in caplog.text
-    (record,) = prepared.glob("*/1.0.0/source.json")
+    (record,) = prepared.glob("*/source.json")
     kept = json.loads(record.read_text("utf-8"))
     assert kept["ignored"] == {".txt": 2, "none": 1, "hidden": 1}
     assert kept["data"] == str(path)
-    assert sum(kept["images"].values()) == 24
+    assert sum(kept["arrays"][f"{split}_images"][1][0] for split in ("train", "test")) == 24
     caplog.clear()
     (path / "notes.txt").write_bytes(b"longer")  # what is ignored does not count
     splits(path)
@@ -376,7 +379,7 @@ def test_unreadable_files(tmp_path, caplog, prepared):
     path = image_folder(tmp_path)
     whole = png(IMAGES[0])
     (path / "cat" / "cut.png").write_bytes(whole[:-100])
-    denied(path, r"cut\.png is no readable image .*`skip_unreadable=True`")
+    denied(path, r"cut\.png is not a readable image .*`skip_unreadable=True`")
     (path / "cat" / "text.jpg").write_bytes(b"text")
     (path / "cat" / "empty.gif").write_bytes(b"")
     for suffix in ("gif", "png"):  # with palettes, which are decoded to see whether they are gray
@@ -386,7 +389,7 @@ def test_unreadable_files(tmp_path, caplog, prepared):
     (train, _), (test, _) = splits(path, skip_unreadable=True)
     assert len(train) + len(test) == 24
     assert "left out: 5 unreadable" in caplog.text
-    (record,) = prepared.glob("*/1.0.0/source.json")
+    (record,) = prepared.glob("*/source.json")
     kept = json.loads(record.read_text("utf-8"))
     assert kept["skipped"] == 5
     assert sorted(Path(name).name for name in kept["skipped_files"]) == [
@@ -395,8 +398,6 @@ def test_unreadable_files(tmp_path, caplog, prepared):
     for file in path.rglob("*.PNG"):
         file.write_bytes(b"")
     denied(path, "gives no training images, 28 unreadable ones left out", skip_unreadable=True)
-    (path / "cat" / "cut.png").unlink()  # the one with a header
-    denied(path, "has no image that can be read", skip_unreadable=True)
 
 
 def test_no_test_images(tmp_path):
@@ -487,7 +488,7 @@ def test_nothing_is_unpickled(tmp_path):
     np.savez(tmp_path / "a.npz", images=values)
     np.save(tmp_path / "a.npy", values)
     for name in ("a.npz", "a.npy"):
-        denied(tmp_path / name, rf"{name} is no readable .*Python objects, which are never unpick")
+        denied(tmp_path / name, rf"{name} is not a readable .*Python objects")
     np.savez(tmp_path / "a.npz", images=IMAGES, meta=values)
     check_whole(tmp_path / "a.npz", with_labels=False)
 
@@ -521,7 +522,7 @@ def test_damaged_arrays(tmp_path):
         damages = [whole[:-500], b"", b"\x93NUMPY text"] + ([flipped] if name == "a.npz" else [])
         for damage in damages:
             (tmp_path / name).write_bytes(damage)
-            denied(tmp_path / name, rf"{name} is no readable {name[2:]} file .*save it again")
+            denied(tmp_path / name, rf"{name} is not a readable {name[2:]} file .*save it again")
 
 
 WHOLE = {name: io.BytesIO() for name in ("a.npy", "a.npz")}
@@ -559,8 +560,8 @@ def test_idx_files(tmp_path, prepared):
     np.testing.assert_array_equal(test, TEST_IMAGES[..., :1])
     np.testing.assert_array_equal(labels, LABELS)
     np.testing.assert_array_equal(test_labels, TEST_LABELS)
-    (record,) = prepared.glob("*/1.0.0/source.json")
-    sums = json.loads(record.read_text("utf-8"))["sha256"]
+    (record,) = prepared.glob("*/source.json")
+    sums = json.loads(record.read_text("utf-8"))["source_sha256"]
     assert sums == {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.iterdir()
     }
@@ -607,7 +608,7 @@ def test_damaged_idx_files(tmp_path):
     file = path / "train-images-idx3-ubyte.gz"
     whole = gzip.decompress(file.read_bytes())
     for content, message in (
-        (whole[:-1], "is truncated after 23 of the 24 images"),
+        (whole[:-1], "is truncated after 23 of 24 images"),
         (whole + b"x", "has bytes after"),
         (b"\x00\x00\x0d\x03" + whole[4:], "magic number"),
         (struct.pack(">4I", 0x0803, 2**31, 8, 8), "announces 2147483648 examples"),
@@ -655,13 +656,13 @@ def test_a_damaged_tfds_folder(tmp_path):
     path = tfds_folder(tmp_path / "theirs")
     (records,) = path.glob("*-test.*")
     records.rename(path / "elsewhere")
-    denied(path, rf"{path}: test\[0\] is no readable image .*No such file")
+    denied(path, rf"{path}: test\[0\] is not a readable image .*No such file")
     (path / "elsewhere").rename(records)
     info = json.loads((path / "dataset_info.json").read_text())
     (path / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
     denied(path, "holds tfrecord files, which only TensorFlow reads; .*array_record or parquet")
     (path / "features.json").write_text("{")
-    denied(path, "is no intact TFDS data set")
+    denied(path, "is not an intact TFDS data set")
 
 
 # Parquet files.
@@ -690,12 +691,12 @@ def test_parquet_files_that_are_refused(tmp_path, monkeypatch):
     parquet.write_table(pa.table({"text": ["a"], "label": [1]}), file)
     denied(path, r"train\.parquet has the columns text, label; it takes one of encoded images")
     file.write_bytes(b"PAR1 text")
-    denied(path, r"train\.parquet is no intact parquet file")
+    denied(path, r"train\.parquet is not an intact parquet file")
     whole = table(IMAGES, LABELS)
     column = whole["img"].to_pylist()
     column[3] = {"bytes": b"text", "path": None}
     parquet.write_table(whole.set_column(0, "img", pa.array(column, whole["img"].type)), file)
-    denied(path, r"train\.parquet\[3\] is no readable image")
+    denied(path, r"train\.parquet\[3\] is not a readable image")
     (train, _), (test, _) = splits(path, skip_unreadable=True)
     assert len(train) + len(test) == 23
     # A text is no image, not even if it is the path of one.
@@ -703,7 +704,7 @@ def test_parquet_files_that_are_refused(tmp_path, monkeypatch):
     texts = [{"bytes": str(path / "b.png")} for _ in range(9)]
     parquet.write_table(pa.table({"image": pa.array(texts)}), file)
     (path / "b.png").rename(tmp_path / "b.png")
-    denied(path, r"train\.parquet\[0\] is no readable image \(the row has no bytes\)")
+    denied(path, r"train\.parquet\[0\] is not a readable image \(the row has no bytes\)")
     parquet.write_table(pa.table({"other": [1]}), path / "train_2.parquet")
     parquet.write_table(whole, file)
     denied(path, r"train_2\.parquet has the columns other, and .*train\.parquet img and label once")
@@ -720,15 +721,13 @@ def test_parquet_files_that_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_named_data_set_is_converted(data_dir, test_images):
-    training = TrainConfig(image_size=(14,), channels=3, limit=5)
+    training = TrainConfig(image_size=(14,), channels=3)
     images, labels = data.load_split(training, "test", data_dir=data_dir)
-    assert images.shape == (5, 14, 14, 3)
+    assert images.shape == (10000, 14, 14, 3)
     expected = [Image.fromarray(image[..., 0]).resize((14, 14), 1) for image in test_images[:5]]
-    np.testing.assert_array_equal(images, np.stack(expected)[..., None].repeat(3, -1))
-    assert labels.tolist() == [9, 2, 1, 1, 6]
-    assert data.class_names(training)[9] == "Ankle boot"
-    images, _ = data.load_split(TrainConfig(limit=5, image_size=(28,)), "test", data_dir=data_dir)
-    np.testing.assert_array_equal(images, test_images[:5])
+    np.testing.assert_array_equal(images[:5], np.stack(expected)[..., None].repeat(3, -1))
+    assert labels[:5].tolist() == [9, 2, 1, 1, 6]
+    assert data.class_names(training, data_dir=data_dir)[9] == "Ankle boot"
 
 
 def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
@@ -743,8 +742,8 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
             data.located(config(path))
         denied(path, message)
     (tmp_path / "a.txt").write_text("x")
-    denied("a.txt", r"`data` is .*a\.txt, which is no folder; it takes a folder of images")
-    denied("/dev/null", "`data` is /dev/null, which is no folder; it takes")
+    denied("a.txt", r"`data` is .*a\.txt, which is not a folder; it takes a folder of images")
+    denied("/dev/null", "`data` is /dev/null, which is not a folder; it takes")
     image = next((tmp_path / "my photos" / "cat").rglob("*.PNG"))
     denied(image, f"`data` is the image {image}; give its folder, {image.parent}")
     denied("a\0b", "where nothing is")
@@ -758,8 +757,6 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     (tmp_path / "empty" / "a.zip").write_bytes(b"x")
     denied("empty", r"empty has no images, but 1 \.zip; it takes")
     denied("my photos::train", "names the part train of .*my photos, which takes none")
-    with pytest.raises(UserError, match="`archives` is for fashion_mnist, mnist, kmnist"):
-        data.load_split(config("my photos"), "train", archives=tmp_path)
 
 
 def test_located_paths_are_absolute(tmp_path, monkeypatch):
@@ -823,7 +820,9 @@ def test_images_of_a_run_that_cannot_be_read(command, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main([command, str(run), *page])
     error = capsys.readouterr().err
-    assert f"the images of {run} cannot be read: {path / 'cat' / 'cut.png'} is no readable" in error
+    assert (
+        f"the images of {run} cannot be read: {path / 'cat' / 'cut.png'} is not a readable" in error
+    )
     assert "; restore them as they were, or pass the --data-dir that has them" in error
     assert "skip" not in error
 
@@ -840,20 +839,85 @@ def test_images_that_changed_since_the_training(command, tmp_path, caplog):
     assert f"{run} was trained on other images than {path} has now" in caplog.text
 
 
-def test_a_damaged_copy_is_prepared_again(tmp_path, prepared):
-    path = image_folder(tmp_path)
-    (expected, _), _ = splits(path)
-    for file in prepared.glob("*/1.0.0/*train*"):
-        file.write_bytes(file.read_bytes()[:50])
-    (images, _), _ = splits(path)
-    np.testing.assert_array_equal(images, expected)
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
-def test_more_than_tfds_keeps_in_memory(tmp_path, monkeypatch):
-    # Above 1 GB its writer takes files, and TensorFlow for them.
-    monkeypatch.setattr(store.shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
-    check_own_splits(npz_file(tmp_path))
-    assert store.shuffle.MAX_MEM_BUFFER_SIZE == 1000
+@pytest.mark.parametrize("name", ["train_images.npy", "test_labels.npy", "source.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-3]),
+        lambda file: file.write_bytes(file.read_bytes() + b"x"),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(WHOLE["a.npy"].getvalue()),
+    ],
+    ids=["cut", "longer", "empty", "missing", "another"],
+)
+def test_a_damaged_copy_is_prepared_again(tmp_path, prepared, caplog, name, damage):
+    path = npz_file(tmp_path)
+    splits(path)
+    (folder,) = prepared.glob("*/")
+    whole = (folder / name).read_bytes()
+    damage(folder / name)
+    caplog.clear()
+    check_own_splits(path)
+    assert (folder / name).read_bytes() == whole
+    assert f"Preparing {path} in {folder} again, because it is damaged: " in caplog.text
+    assert sorted(each.name for each in prepared.iterdir()) == [".lock", folder.name]
+
+
+def test_a_flipped_bit_is_found_where_all_bytes_are_compared(tmp_path, prepared, caplog):
+    path = npz_file(tmp_path)
+    expected = np.array(data.load(config(path)).train)  # not the file that changes
+    (folder,) = prepared.glob("*/")
+    for name in ("train_images", "test_images", "train_labels"):
+        flip(folder / f"{name}.npy")
+        caplog.clear()
+        data.load(config(path))
+        assert not caplog.records
+        images = data.load(config(path), verify_data=True).train
+        kind = name.split("_")[1]
+        assert f"because it is damaged: the SHA-256 of the {kind} is " in caplog.text
+        np.testing.assert_array_equal(images, expected)
+    flip(folder / "train_images.npy")
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{folder} is damaged .* is gone; restore that"):
+        data.load(config(path), verify_data=True)
+
+
+def test_the_digest_is_that_of_the_images_which_are_used(tmp_path):
+    path = npz_file(tmp_path)
+    everything = hashlib.sha256(IMAGES.tobytes() + TEST_IMAGES.tobytes()).hexdigest()
+    assert data.load(config(path)).digest == everything
+    some = hashlib.sha256(IMAGES[:5].tobytes() + TEST_IMAGES.tobytes()).hexdigest()
+    assert data.load(config(path, train_examples=5, test_examples=9)).digest == some
+    images = (IMAGES, TEST_IMAGES)
+    assert data.of_arrays(TrainConfig(data="arrays", batch_size=4), images).digest == everything
+
+
+def test_gray_images_before_a_colored_one_become_rgb(tmp_path):
+    path = tmp_path / "own"
+    path.mkdir()
+    names = sources.mixed(f"{i}.png" for i in range(12))
+    for name in names[:-1]:
+        Image.new("L", (4, 4), 100).save(path / name)
+    Image.new("RGB", (4, 4), (9, 90, 200)).save(path / names[-1])
+    (train, _), (test, _) = splits(path, split=0.5)
+    images = np.concatenate([train, test])
+    assert images.shape == (12, 4, 4, 3)
+    assert sorted(map(tuple, images[:, 0, 0].tolist())) == [(9, 90, 200), *[(100, 100, 100)] * 11]
+
+
+def test_prepared_folders_of_the_earlier_form_are_named(tmp_path, prepared, caplog):
+    path = npz_file(tmp_path)
+    earlier = prepared / "a_npz-012345678901-012345678901" / "1.0.0"
+    earlier.mkdir(parents=True)
+    splits(path)
+    assert f"Earlier states are in {earlier.parent}, which may be removed" in caplog.text
 
 
 def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
@@ -873,26 +937,31 @@ def test_the_split_takes_both_forms_of_a_name():
     for i in range(50):
         name = f"dö{i}.png"
         forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
-        assert len({source.split_of(form, 0.5) for form in forms}) == 1
-    shares = [source.split_of(f"{i}", 0.9) == "train" for i in range(2000)]
+        assert len({sources.split_of(form, 0.5) for form in forms}) == 1
+    shares = [sources.split_of(f"{i}", 0.9) == "train" for i in range(2000)]
     assert 1740 < sum(shares) < 1860  # 1800, give or take 4.5 standard deviations
 
 
-def test_names_of_prepared_data_are_safe(tmp_path):
+def test_a_folder_is_walked_and_an_image_opened_once(tmp_path, monkeypatch):
+    path, calls = image_folder(tmp_path), []
+    for module, name in ((paths, "walk"), (folder, "open_image")):
+        original = getattr(module, name)
+
+        def counted(*arguments, name=name, original=original):
+            calls.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, counted)
+    data.load(data.located(config(path)))
+    assert calls == ["walk", *["open_image"] * 24]
+
+
+def test_names_of_prepared_data_are_safe(tmp_path, prepared):
     np.save(tmp_path / "Ein Bild: ünï 犬.npy", IMAGES)
-    found = own.find(str(tmp_path / "Ein Bild: ünï 犬.npy"))
-    name = own.prepared_name(config("x"), found, None)
-    assert name.startswith("ein_bild_n_npy-")
-    assert decoded.folder(name, None).is_absolute()
-    assert len(name) < 60
-
-
-def test_warnings_of_tfds_stay_away(tmp_path, capfd):
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    splits(npy_file(tmp_path))
-    output = capfd.readouterr()
-    assert output.out == ""
-    assert "custom data configuration" not in output.err
+    splits(tmp_path / "Ein Bild: ünï 犬.npy")
+    (folder,) = prepared.glob("*/")
+    assert folder.name.startswith("ein_bild_n_npy-")
+    assert len(folder.name) < 60
 
 
 # --- What lies beside images ---

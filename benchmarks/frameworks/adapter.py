@@ -122,7 +122,7 @@ def read_images(split: str) -> "np.ndarray":
     """Reads Fashion-MNIST, ``train`` or ``t10k``: float32 ``[N, 28, 28, 1]`` in [0, 1].
 
     Reads the IDX file as Keras and torchvision do: the other frameworks should not wait for the
-    imports of `cae_jax.data.store`.
+    imports of TensorFlow Datasets.
     """
     import numpy as np
 

@@ -29,9 +29,10 @@ class CaeJax:
         cache.use_compilation_cache()
         with watch("data"):
             if case.images is None:
-                train_images, test_images = data.load(config, data_dir=case.data_dir)
+                images = data.load(config, data_dir=case.data_dir)
             else:
-                train_images, test_images = data.of_arrays(config, split_file(case.images))
+                images = data.of_arrays(config, split_file(case.images))
+            train_images, test_images = images.train, images.test
         with watch("backend"):
             jax.devices()
         with watch("native"):  # compiles the native kernel if it is not cached

@@ -31,7 +31,7 @@ from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 if TYPE_CHECKING:
-    from cae_jax.data import Split
+    from cae_jax.data import Dataset
     from cae_jax.models.autoencoders import Model
     from cae_jax.models.inference import Autoencoder
     from cae_jax.ops.backend import Backend
@@ -187,7 +187,7 @@ def reach(
     return passed, seconds, loss
 
 
-def start(flags: Flags, phases: dict[str, float]) -> "Split":
+def start(flags: Flags, phases: dict[str, float]) -> "Dataset":
     """Imports what training needs, initialises the device and loads the images."""
     with timed(phases, "import"):
         import jax
@@ -201,7 +201,7 @@ def start(flags: Flags, phases: dict[str, float]) -> "Split":
 
 
 def build(
-    config: TrainConfig, backend: str, images: "Split"
+    config: TrainConfig, backend: str, images: "Dataset"
 ) -> tuple["Model", "Backend", "Trainer", "TrainState"]:
     """Builds and compiles as `cae_jax.fit` does."""
     from flax import nnx

@@ -130,10 +130,10 @@ class DataFlags:
     """Where the data set is read from."""
 
     data_dir: Path | None = None
-    """Where TFDS keeps images, else TFDS_DATA_DIR."""
+    """Directory of prepared images, else TFDS_DATA_DIR."""
 
-    archives: Path | None = None
-    """Folder with the IDX files of a named data set."""
+    verify_data: bool = False
+    """Verify all bytes of the prepared images."""
 
 
 @flags

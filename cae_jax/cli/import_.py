@@ -100,7 +100,6 @@ def train_command(flags: Flags, base: TrainConfig, config: TrainConfig) -> str:
             words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
         else:
             words += [f"--{name.replace('_', '-')}", *(value if type(value) is list else [value])]
-    for name, value in vars(flags.data).items():
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", value]
+    if flags.data.data_dir is not None:
+        words += ["--data-dir", flags.data.data_dir]
     return shlex.join(map(str, words))

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
@@ -49,8 +49,8 @@ class Flags:
     a folder keep the folders that they lie in."""
 
     resize: bool = False
-    """Accept other sizes, colours, transparency and 16 bits, and convert them: image files as those
-    of the training if it was on images of your own, else by stretching them."""
+    """Accept other sizes, colours, transparency and 16 bits, and convert them as a training would,
+    by the `resize` of the run's config."""
 
     invert: bool = False
     """Invert the images before use: for dark shapes on a light background."""
@@ -79,8 +79,8 @@ def run(flags: Flags) -> None:
 
 def find(flags: Flags) -> dict[Path, Path]:
     """The files to read, each with the name of its output without the suffix, in `out`."""
-    from cae_jax.data.files import walk
     from cae_jax.data.images import SUFFIXES
+    from cae_jax.data.path import walk
 
     found, out = {}, real(flags.out)
     for path in flags.files:
@@ -89,7 +89,7 @@ def find(flags: Flags) -> dict[Path, Path]:
             continue
         if real(path) == out:
             raise UserError(f"`out` {flags.out} is the folder of the images; give another `out`")
-        files = walk(path).of(SUFFIXES)
+        files = walk(path).with_suffix(SUFFIXES)
         # Not the outputs of the same command before.
         keys = [file.key for file in files if out not in real(path / file.key).parents]
         if not keys:
@@ -105,20 +105,16 @@ def real(path: Path) -> Path:
 
 def read(flags: Flags, files: dict[Path, Path]) -> tuple[list[str], np.ndarray]:
     """The name of each output and the images ``[N, *image_shape]``, uint8 or float32 in [0, 1]."""
-    from cae_jax.data.images import joined, of_training, read_images
+    from cae_jax.data.images import conversion_of, joined, read_images
     from cae_jax.models.topology import from_config
     from cae_jax.runs.folder import read_config
 
     config = read_config(flags.run)
-    image_shape = from_config(config).image_shape
-    background = flags.background or config.background
-    conversion = of_training(config, image_shape)
-    options: Any = {"resize": flags.resize, "background": background, "conversion": conversion}
-    if conversion is not None:
-        options["conversion"] = conversion._replace(background=background)
+    convert = conversion_of(config, from_config(config).image_shape)
+    convert = convert._replace(background=flags.background or config.background)
     names, parts = [], []
     for file, name in progress(list(files.items()), "Reading"):
-        images = read_images(file, image_shape, **options)
+        images = read_images(file, convert, resize=flags.resize)
         array = file.suffix.lower() == ".npy"
         names += [f"{name}-{i:04}" if array else f"{name}" for i in range(len(images))]
         parts.append(inverted(images) if flags.invert else images)
@@ -178,7 +174,7 @@ def psnr_of(reconstructions: np.ndarray, images: np.ndarray) -> np.ndarray:
     """PSNR in dB of each reconstruction: ``[N]``."""
     import jax.numpy as jnp
 
-    from cae_jax.data.images import scale
+    from cae_jax.models.autoencoders import scale
     from cae_jax.training import metrics
 
     return np.asarray(metrics.psnr(jnp.asarray(reconstructions), scale(jnp.asarray(images))))

@@ -1,4 +1,4 @@
-"""Brings any image to uint8 pixels of one size and number of channels, as a config says."""
+"""Converts images of any mode to uint8 with the configured size and channels."""
 
 import contextlib
 import io
@@ -12,37 +12,29 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cae_jax.config import LEAST_SIDE, MAX_PIXELS, Background, Shape, TrainConfig
-from cae_jax.errors import UserError
+from cae_jax.errors import UserError, naming
 
-# The file formats that are read, as Pillow calls them; PPM stands for PGM and PBM, too.
+# The file formats that are read, by Pillow's names; PPM includes PGM and PBM.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-# What the names of their files end in.
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
     *(".pgm", ".ppm", ".pbm", ".pnm"),
 )
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
-_TIFF_SIZE = (0x0100, 0x0101)  # the tags of width and height, as they are stored
+_TIFF_SIZE = (0x0100, 0x0101)  # the tags of the stored width and height
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "F"}
 
 
 class UnreadableError(UserError):
-    """A file that is no intact image; left out where a config skips such files."""
-
-    def __init__(self, name: str, problem: str, advice: str = "save it again") -> None:
-        self.problem = problem
-        super().__init__(
-            f"{name} is no readable image ({problem}); {advice}, remove it, or pass "
-            "`skip_unreadable=True`"
-        )
+    """A file is not an intact image; left out if the config skips such files."""
 
 
 class Conversion(NamedTuple):
-    """What images are brought to.
+    """What images are converted to.
 
     Attributes:
-        size: height and width; None leaves them.
+        size: height and width; None keeps them.
         resize, background: see `TrainConfig`.
         channels: 1, 3 or 4.
     """
@@ -56,32 +48,34 @@ class Conversion(NamedTuple):
         """Converts one image.
 
         Args:
-            image: of any size and mode; an array as `from_array` takes it.
+            image: of any size and mode; an array as of `eight_bit_array`.
             name: how an error names the image.
 
         Returns:
             uint8 ``[height, width, channels]``.
 
         Raises:
-            UnreadableError: damaged, or too large.
-            UserError: another size than `size`, where `resize` is ``"none"``.
+            UnreadableError: damaged.
+            UserError: another size than `size`, where `resize` is ``"none"``; an array of another
+                type or range.
         """
         if isinstance(image, np.ndarray):
             pixels = eight_bit_array(image, name)
             if pixels.shape[-1] == self.channels and self.size in (None, pixels.shape[:2]):
                 return pixels
             image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        with _reading(name):
+        with reading(name):
             if self.size is not None and self.resize != "none":
-                # A JPEG decodes at a fraction of its size; twice what is needed stays sharp.
+                # A JPEG decodes at a fraction of its size; twice the target stays sharp.
                 image.draft(None, (2 * max(self.size), 2 * max(self.size)))
-            image = eight_bits(upright(image))
-            border = background_of(image, self.background)
+            image = _eight_bits(upright(image))
+            border = _background_of(image, self.background)
             mode = MODES[self.channels]
-            image = image.convert(mode) if mode == "RGBA" else opaque(image, border).convert(mode)
-        return self._sized(image, border, name)
+            image = image if mode == "RGBA" else _opaque(image, border)
+            image = image if image.mode == mode else image.convert(mode)
+        return self._resized(image, border, name)
 
-    def _sized(self, image: Image.Image, border: str, name: str) -> np.ndarray:
+    def _resized(self, image: Image.Image, border: str, name: str) -> np.ndarray:
         """The pixels of an image that has the mode, in the size."""
         if self.size is not None and (image.height, image.width) != self.size:
             height, width = self.size
@@ -94,52 +88,75 @@ class Conversion(NamedTuple):
         return np.asarray(image).reshape(image.height, image.width, self.channels)
 
 
-def of_config(config: TrainConfig, shape: Shape) -> Conversion:
-    """The conversion that a config describes to images of a height, width and channels."""
+def from_config(config: TrainConfig, shape: Shape) -> Conversion:
+    """The conversion of a run's training images, of a height, width and channels."""
     return Conversion(shape[:2], config.resize, config.background, shape[2])
 
 
-def open_image(file: Path | bytes, name: str) -> Image.Image:
-    """Opens an image, of which only the header is read.
+def open_image(file: Path | bytes | Image.Image, name: str) -> Image.Image:
+    """Opens an image without decoding it.
+
+    Args:
+        file: path or content of a file; or an image in memory, which is loaded.
+        name: how an error names it.
 
     Raises:
-        UnreadableError: no image of the `FORMATS`, or one of more than `MAX_PIXELS`.
+        UnreadableError: not an image of the `FORMATS`, or one of more than `MAX_PIXELS`.
     """
-    with _reading(name):
-        source = io.BytesIO(file) if isinstance(file, bytes) else file
-        image: Any = Image.open(source, formats=FORMATS)
-        if image.format == "TIFF":
-            image.filename = ""  # Pillow 13 maps the file to memory with its sides exchanged
+    with reading(name):
+        if isinstance(file, Image.Image):
+            image: Any = file
+        else:
+            image = _opened(io.BytesIO(file) if isinstance(file, bytes) else file)
         if image.width * image.height > MAX_PIXELS:  # a PNG of a few kB can announce gigabytes
-            image.close()
+            if image is not file:
+                image.close()
             raise ValueError(
                 f"{image.height} x {image.width} pixels are more than the {MAX_PIXELS} allowed"
             )
+        if image is file:
+            image.load()  # a draft would shrink the caller's JPEG
         return image
 
 
+def _opened(source: Path | io.BytesIO) -> Image.Image:
+    try:
+        image: Any = Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"it begins as none of {', '.join(FORMATS)}") from None
+    if image.format == "TIFF":
+        image.filename = ""  # Pillow 13 maps the file to memory with its sides exchanged
+    return image
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns what Pillow raises into an `UnreadableError`; its warnings would add lines."""
+    with (
+        warnings.catch_warnings(action="ignore"),
+        naming(name, "a readable image", "save it again", raises=UnreadableError),
+    ):
+        yield
+
+
 def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int], bool]:
-    """Height and width as an image is seen, and whether it is gray; decodes palettes alone.
+    """Displayed height and width of an image, and whether it is gray; decodes palettes only.
 
     Raises:
         UnreadableError: damaged where that shows.
     """
-    with _reading(name):
-        return _header(image)
-
-
-def _header(image: Image.Image | np.ndarray) -> tuple[tuple[int, int], bool]:
     if isinstance(image, np.ndarray):
         return image.shape[:2], image.ndim == 2 or image.shape[2] == 1
-    height, width, orientation = image.height, image.width, None
-    # Pillow would decode a whole PNG to look for EXIF data behind the pixels.
-    if image.format != "PNG" or "exif" in image.info:
-        with contextlib.suppress(Exception):  # damaged metadata say nothing about the pixels
-            orientation = image.getexif().get(_ORIENTATION)
-            if image.format == "TIFF":  # whose size newer versions of Pillow exchange already
-                width, height = (image.getexif()[tag] for tag in _TIFF_SIZE)
-    size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
-    return size, _is_gray(image)
+    with reading(name):
+        height, width, orientation = image.height, image.width, None
+        # Pillow would decode a whole PNG to look for EXIF data behind the pixels.
+        if image.format != "PNG" or "exif" in image.info:
+            with contextlib.suppress(Exception):  # damaged metadata leave the pixels intact
+                orientation = image.getexif().get(_ORIENTATION)
+                if image.format == "TIFF":  # newer versions of Pillow exchange its size already
+                    width, height = (image.getexif()[tag] for tag in _TIFF_SIZE)
+        size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+        return size, _is_gray(image)
 
 
 def _is_gray(image: Image.Image) -> bool:
@@ -149,27 +166,10 @@ def _is_gray(image: Image.Image) -> bool:
     return image.mode in _GRAY_MODES or image.mode.startswith("I;")
 
 
-@contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Names the image in what Pillow raises, which depends on the damage."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    except UnreadableError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UnreadableError(name, f"it begins as none of {', '.join(FORMATS)}") from error
-    except PermissionError as error:
-        raise UnreadableError(name, "permission denied", "grant read permission") from error
-    except Exception as error:
-        problem = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UnreadableError(name, problem) from error
-
-
 def upright(image: Image.Image) -> Image.Image:
-    """Decodes an image, of several frames the first, and turns it by its EXIF orientation."""
+    """Decodes an image, the first of several frames, and applies its EXIF orientation."""
     image.load()
-    with contextlib.suppress(Exception):  # damaged metadata say nothing about the pixels
+    with contextlib.suppress(Exception):  # damaged metadata leave the pixels intact
         return ImageOps.exif_transpose(image)
     return image
 
@@ -179,13 +179,11 @@ def is_transparent(image: Image.Image) -> bool:
     return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """Divides a 16-bit gray image by 257, so that white stays white; others stay as they are.
-
-    Floats in [0, 1] are multiplied by 255.
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Divides 16-bit grays by 257 and multiplies floats by 255; other images stay.
 
     Raises:
-        ValueError: integers of more than 16 bits, or floats outside [0, 1].
+        ValueError: integers of more than 16 bits, floats outside [0, 1], or a 16-bit mask.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -194,6 +192,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
     low, high = values.min(initial=0), values.max(initial=0)
     if not (low >= 0 and high <= white):
         raise ValueError(f"its values lie in [{low:g}, {high:g}], not in [0, {white}]")
+    if high == 1 and white != 1:
+        raise ValueError(f"its values go up to 1, which is black for {values.dtype}")
     gray = Image.fromarray(np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8))
     if "transparency" in image.info:
         visible = values != image.info["transparency"]
@@ -201,8 +201,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return gray
 
 
-def background_of(image: Image.Image, background: Background) -> str:
-    """What shows behind an image: ``"auto"`` takes white behind dark transparent ones."""
+def _background_of(image: Image.Image, background: Background) -> str:
+    """The background of an image: ``"auto"`` takes white behind dark transparent ones."""
     if background != "auto":
         return background
     if not is_transparent(image):
@@ -213,8 +213,8 @@ def background_of(image: Image.Image, background: Background) -> str:
     return "white" if (light * weights).sum() < 0 else "black"
 
 
-def opaque(image: Image.Image, background: str) -> Image.Image:
-    """Composes a transparent image over black or white; others stay as they are."""
+def _opaque(image: Image.Image, background: str) -> Image.Image:
+    """Composes a transparent image over black or white; other images stay."""
     if not is_transparent(image):
         return image
     image = image.convert("RGBA")
@@ -223,7 +223,7 @@ def opaque(image: Image.Image, background: str) -> Image.Image:
 
 
 def _resized(image: Image.Image, size: tuple[int, int], resize: str, border: str) -> Image.Image:
-    """Resizes to a width and height by Lanczos's filter, which averages where it reduces."""
+    """Resizes to a width and height with Lanczos's filter, which averages where it reduces."""
     method = Image.Resampling.LANCZOS
     if resize == "stretch":
         return image.resize(size, method)
@@ -241,44 +241,54 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: str, border: str
     return fitted
 
 
-def eight_bit_array(values: np.ndarray, name: str) -> np.ndarray:
-    """An image as an array, ``[height, width]`` or ``[height, width, 1, 3 or 4]``, in uint8.
+def checked_array(values: np.ndarray, name: str) -> np.ndarray:
+    """Pixels as uint8, or as floats in [0, 1].
 
     Args:
         values: uint8, uint16 (divided by 257), bool (True is white) or floats in [0, 1].
-        name: how an error names the image.
-
-    Returns:
-        uint8 ``[height, width, channels]``.
+        name: how an error names the images.
 
     Raises:
-        UserError: another type, or values outside [0, 1] or not finite.
+        UserError: another type, or floats outside [0, 1] or not finite.
     """
+    if values.dtype == np.uint8:
+        return values
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
-        values = np.rint(values / 257).astype(np.uint8)
-    elif values.dtype == np.bool_:
-        values = values.astype(np.uint8) * np.uint8(255)
-    elif np.issubdtype(values.dtype, np.floating):
-        low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
-        if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
-            raise UserError(
-                f"{name} has floats in [{low:g}, {high:g}]; images take finite ones in [0, 1]: "
-                f"{float_advice(low)}, or save uint8"
-            )
-        values = np.rint(values.astype(np.float64) * 255).astype(np.uint8)
-    elif values.dtype != np.uint8:
+        return np.rint(values / 257).astype(np.uint8)
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    if not np.issubdtype(values.dtype, np.floating):
         raise UserError(
             f"{name} is of type {values.dtype}; images take uint8, uint16, bool, or floats in "
             "[0, 1]: divide it by the value of white"
         )
+    low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
+        if not (math.isfinite(low) and math.isfinite(high)):
+            advice = "replace those that are not finite"
+        else:
+            advice = "divide them by the value of white" if low >= 0 else "shift and scale them"
+        raise UserError(
+            f"{name} has floats in [{low:g}, {high:g}]; images take finite ones in [0, 1]: "
+            f"{advice}, or pass uint8"
+        )
+    return values
+
+
+def eight_bit_array(values: np.ndarray, name: str) -> np.ndarray:
+    """Pixels as uint8 ``[..., height, width, channels]``.
+
+    Args:
+        values: as of `checked_array`; a gray image also ``[height, width]``.
+        name: how an error names the images.
+
+    Raises:
+        UserError: see `checked_array`.
+    """
+    values = checked_array(values, name)
+    if values.dtype != np.uint8:
+        values = np.rint(values.astype(np.float64) * 255).astype(np.uint8)
     return values[..., None] if values.ndim == 2 else values
-
-
-def float_advice(low: float) -> str:
-    """What to do with floats outside [0, 1], or not finite, of which the least is `low`."""
-    if not math.isfinite(low):
-        return "replace those that are not finite"
-    return "divide them by the value of white" if low >= 0 else "shift and scale them"
 
 
 def check_shape(shape: tuple[int, ...], name: str) -> Shape:

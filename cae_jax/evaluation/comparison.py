@@ -14,11 +14,11 @@ import numpy as np
 
 from cae_jax import markdown
 from cae_jax.config import NOISES, check_level
-from cae_jax.data.images import scale
 from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines
 from cae_jax.evaluation.intervals import Interval, difference_interval, mean_interval
 from cae_jax.evaluation.quality import Quality, evaluate_images, evaluate_model
+from cae_jax.models.autoencoders import scale
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
 from cae_jax.runs.folder import read_config

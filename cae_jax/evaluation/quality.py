@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cae_jax.data.images import prepare_images, scale
+from cae_jax.data.images import prepare_images
+from cae_jax.models.autoencoders import scale
 from cae_jax.models.inference import Autoencoder
 from cae_jax.ops.backend import MATMUL, limit_batch
 from cae_jax.training import metrics

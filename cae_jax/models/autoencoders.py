@@ -16,12 +16,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from cae_jax.config import TrainConfig
-from cae_jax.data.images import scale
 from cae_jax.errors import UserError
 from cae_jax.models import topology
 from cae_jax.models.topology import IMAGE_SHAPE, Layer, Topology
 from cae_jax.ops import matmul
 from cae_jax.ops.backend import MATMUL, Backend
+
+
+def scale(images: jax.Array) -> jax.Array:
+    """Converts pixels to float32 in [0, 1]; uint8 is divided by 255."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
 class ConvAutoencoder(nnx.Module):

@@ -12,7 +12,7 @@ import PIL.Image
 from flax import nnx
 
 from cae_jax.config import TrainConfig
-from cae_jax.data.images import of_training, take_images
+from cae_jax.data.images import conversion_of, take_images
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, topology
 from cae_jax.ops.backend import MATMUL, Backend, choose
@@ -29,8 +29,8 @@ class Autoencoder:
     Images are arrays of uint8, bool (True is white), or floats in [0, 1], of shape ``[N, height,
     width, channels]``, gray ones also ``[N, height, width]``, with any N including 0; or a PIL
     image or the name of an image or .npy file; or a list of those. A single image gives an N of 1.
-    ``resize=True`` converts images of other sizes and colors, as those of the training were if they
-    were the user's own, else by stretching them.
+    ``resize=True`` converts images of other sizes and colors by the `resize` and `background` of
+    the config, as a training on them would.
 
     Results are float32 NumPy arrays. At most ``backend.max_batch`` images are sent to the
     device in one call; each batch size is compiled once. An autoencoder can be pickled; unpickling
@@ -138,8 +138,7 @@ class Autoencoder:
         return self._batched(self._passes.logits, self._taken(images, resize), self._image_shape)
 
     def _taken(self, images: Images, resize: bool) -> np.ndarray:
-        conversion = of_training(self.config, self._image_shape)
-        return take_images(images, self._image_shape, resize=resize, conversion=conversion)
+        return take_images(images, conversion_of(self.config, self._image_shape), resize=resize)
 
     def _batched(
         self, function: Callable, inputs: np.ndarray, shape: tuple[int, ...]

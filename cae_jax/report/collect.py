@@ -36,14 +36,14 @@ MAX_PARAMETERS = 5_000_000
 
 
 def collect(
-    runs: Sequence[Path], *, data_dir: Path | None = None, archives: Path | None = None
+    runs: Sequence[Path], *, data_dir: Path | None = None, verify_data: bool = False
 ) -> dict[str, Any]:
     """The report data of runs, finished or not, with the weights of their newest checkpoints.
 
     Args:
         runs: directories of runs and populations on one data set; a population is represented by
             its best, median and worst member.
-        data_dir, archives: location of the test images, as in `data.load_split`.
+        data_dir, verify_data: location of the test images, as in `data.load_split`.
 
     Raises:
         UserError: no runs, a directory that is not a run, a run without a checkpoint or with a
@@ -63,7 +63,7 @@ def collect(
             f"the runs have {parameters:,} parameters, a page takes at most {MAX_PARAMETERS:,}; "
             "pass fewer runs"
         )
-    where = {"data_dir": data_dir, "archives": archives}
+    where = {"data_dir": data_dir, "verify_data": verify_data}
     images, labels = environment.load_split(runs[0], configs[0], "test", **where)
     environment.warn_of_other_images(runs, configs, **where)
     images = images[:IMAGES]

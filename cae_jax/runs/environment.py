@@ -4,8 +4,6 @@ A run keeps its backend. Everything else is the user's to change; a change is lo
 result is then no longer the one that its config gives bit by bit.
 """
 
-import functools
-import hashlib
 import json
 import logging
 import os
@@ -14,13 +12,12 @@ import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jax
-import numpy as np
 
 from cae_jax import atomic, data
-from cae_jax.config import NAMED, TrainConfig
+from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models.topology import from_config
 from cae_jax.ops.backend import Backend, Name, check_device, choose, device_memory
@@ -101,19 +98,7 @@ def record(run: Path, backend: Backend, images: str = "", **more: str) -> None:
         atomic.write_json(run / "environment.json", now)
 
 
-def digest(config: TrainConfig, *images: np.ndarray) -> str:
-    """Identifies the images of a run whose config does not; "" for a data set with a name."""
-    if config.data in NAMED:
-        return ""
-    total = hashlib.sha256()
-    for each in images:
-        total.update(np.ascontiguousarray(each))
-    return total.hexdigest()
-
-
-def load_split(
-    run: Path, config: TrainConfig, split: str, **where: str | Path | None
-) -> data.Arrays:
+def load_split(run: Path, config: TrainConfig, split: str, **where: Any) -> data.Arrays:
     """The images of a run, as `cae_jax.data.load_split` reads them.
 
     Raises:
@@ -132,7 +117,7 @@ def load_split(
 
 
 def warn_of_other_images(
-    runs: Sequence[Path], configs: Sequence[TrainConfig], **where: str | Path | None
+    runs: Sequence[Path], configs: Sequence[TrainConfig], **where: Any
 ) -> None:
     """Warns of runs whose data have other images now than they were trained with.
 
@@ -145,17 +130,10 @@ def warn_of_other_images(
         UserError: see `cae_jax.data.load_split`.
     """
 
-    @functools.cache
-    def digest_now(train_examples: int | None, test_examples: int | None) -> str:
-        load = functools.partial(load_split, runs[0], configs[0], **where)
-        train, test = (load(split)[0] for split in data.SPLITS)
-        return digest(configs[0], train[:train_examples], test[:test_examples])
-
-    before = {run: images for run in runs if (images := _read(run).get("images"))}
     try:
         for run, config in zip(runs, configs, strict=True):
-            now = before.get(run) and digest_now(config.train_examples, config.test_examples)
-            if before.get(run) != now:
+            before = _read(run).get("images")
+            if before and data.load(config, **where).digest != before:
                 logger.warning("%s was trained on other images than %s has now", run, config.data)
     except UserError as error:  # of the training images, which nothing else needs
         logger.warning("Whether %s has changed is not known: %s", configs[0].data, error)

@@ -51,7 +51,7 @@ def fit(
     start_from: str | Path | None = None,
     images: tuple[np.ndarray, np.ndarray] | None = None,
     data_dir: str | Path | None = None,
-    archives: str | Path | None = None,
+    verify_data: bool = False,
     chunk_steps: int | None = None,
     backend: str = "auto",
     on_epoch: Callable[[list[Row]], None] | None = None,
@@ -68,7 +68,7 @@ def fit(
         overwrite: start again where a run exists; it is kept until the new one has a checkpoint.
         start_from: run of the same network, whose weights a new run begins with.
         images: training and test images in place of the data set, see `cae_jax.data.of_arrays`.
-        data_dir, archives: see `cae_jax.data.load_split`.
+        data_dir, verify_data: see `cae_jax.data.load_split`.
         chunk_steps: steps between two checks for signals, see `cae_jax.runs.epochs.Chunks`.
         backend: see `cae_jax.ops.backend.choose`; a run keeps its own unless another is named.
         on_epoch: called after each epoch with the history so far.
@@ -81,13 +81,15 @@ def fit(
     hooks = Hooks(on_epoch and (lambda rows: on_epoch(rows[0])), on_chunk)
     workdir = Path(workdir).expanduser()
     with Session(chunk_steps, hooks) as session:
-        where: Any = {"data_dir": data_dir, "archives": archives}
-        config, split, chosen = prepare(config, workdir, backend, images, session, **where)
+        where: Any = {"data_dir": data_dir, "verify_data": verify_data}
+        config, dataset, chosen = prepare(config, workdir, backend, images, session, **where)
         weights = None if start_from is None else _weights_of(config, start_from)
         session.check()
         with open_run(workdir, config, overwrite=overwrite) as folder:
-            job = Job.on_device(folder.config, chosen, split)
-            del split  # the reader's arrays, which would stay in memory beside those of the device
+            job = Job.on_device(folder.config, chosen, dataset)
+            del (
+                dataset
+            )  # the reader's arrays, which would stay in memory beside those of the device
             with Journal(folder, folder.config) as journal:
                 progress, stopped = train(job, [folder.config], journal, session, weights)
             params = jax.device_put(progress.state.params)

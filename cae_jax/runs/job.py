@@ -32,7 +32,7 @@ class Job:
         config: of one of the members, for what they have in common.
         backend: computes the network.
         train_images, test_images: uint8 ``[N, *image_shape]``, on the device.
-        digest: identifies the images, see `environment.digest`.
+        digest: identifies the images, see `data.Dataset`.
         fields: of the config, in which the members differ apart from the seed.
     """
 
@@ -46,12 +46,15 @@ class Job:
 
     @classmethod
     def on_device(
-        cls, config: TrainConfig, backend: Backend, split: data.Split, fields: Sequence[str] = ()
+        cls,
+        config: TrainConfig,
+        backend: Backend,
+        dataset: data.Dataset,
+        fields: Sequence[str] = (),
     ) -> "Job":
         """Puts the images on the device."""
-        digest = environment.digest(config, *split)
-        train, test = map(jax.device_put, split)
-        return cls(config, backend, train, test, digest, tuple(fields))
+        train, test = map(jax.device_put, dataset[:2])
+        return cls(config, backend, train, test, dataset.digest, tuple(fields))
 
     @functools.cached_property
     def model(self) -> autoencoders.Model:
@@ -114,7 +117,7 @@ def prepare(
     images: tuple[np.ndarray, np.ndarray] | None,
     interruption: Interruption,
     **where: Any,
-) -> tuple[TrainConfig, data.Split, Backend]:
+) -> tuple[TrainConfig, data.Dataset, Backend]:
     """The resolved config, images and backend of a training; arguments as of `fit`.
 
     Compiles the kernel and prepares the data, concurrently if the image shape is known in advance.
@@ -127,11 +130,11 @@ def prepare(
         choosing = interruption.start(environment.choose_backend, workdir, config, backend)
         return config, data.load(config, **where), choosing.result()
     if images is None:
-        split = data.load(config, **where)
+        dataset = data.load(config, **where)
     else:
         config = dataclasses.replace(config, data=ARRAYS, image_shape=None)
-        split = data.of_arrays(config, images)
-    config = resolved(config, split.image_shape)
+        dataset = data.of_arrays(config, images)
+    config = resolved(config, dataset.image_shape)
     environment.check_memory(config)
     chosen = interruption.call(environment.choose_backend, workdir, config, backend)
-    return config, split, chosen
+    return config, dataset, chosen

@@ -188,7 +188,7 @@ def open_population(
     workdir: Path,
     configs: Sequence[TrainConfig],
     backend: Backend,
-    split: data.Split,
+    dataset: data.Dataset,
     per_program: int | None,
     *,
     overwrite: bool,
@@ -198,7 +198,7 @@ def open_population(
     Args:
         workdir: the directory.
         configs: of the members.
-        backend, split: of the training.
+        backend, dataset: of the training.
         per_program: members of a group, see `cae_jax.fit_population`.
         overwrite: replace a run that is there.
 
@@ -214,7 +214,7 @@ def open_population(
         )
     if per_program is None and there is not None:
         per_program = there.per_program  # the groups on disk
-    now = Members(named, {}, _members_per_program(named, backend, split, per_program))
+    now = Members(named, {}, _members_per_program(named, backend, dataset, per_program))
     with open_folder(workdir, overwrite=overwrite) as folder:
         there = read(workdir)
         if (workdir / "config.json").exists():
@@ -234,7 +234,7 @@ def open_population(
 
 
 def _members_per_program(
-    members: dict[str, TrainConfig], backend: Backend, split: data.Split, asked: int | None
+    members: dict[str, TrainConfig], backend: Backend, dataset: data.Dataset, asked: int | None
 ) -> int:
     """Number of members that a program trains.
 
@@ -252,8 +252,8 @@ def _members_per_program(
         )
     config, there = next(iter(members.values())), device_memory()
     model = autoencoders.abstract(config)
-    held, more = programs.needed_bytes(config, model, len(split.train))
-    fit = max(1, (there - sum(images.nbytes for images in split)) // (held + more))
+    held, more = programs.needed_bytes(config, model, len(dataset.train))
+    fit = max(1, (there - sum(images.nbytes for images in dataset[:2])) // (held + more))
     if asked is not None and asked > fit:
         raise UserError(
             f"`members_per_program` is {asked}; {fit} fit: each takes about "

@@ -56,7 +56,7 @@ def fit_population(
     overwrite: bool = False,
     images: tuple[np.ndarray, np.ndarray] | None = None,
     data_dir: str | Path | None = None,
-    archives: str | Path | None = None,
+    verify_data: bool = False,
     chunk_steps: int | None = None,
     backend: str = "auto",
     members_per_program: int | None = None,
@@ -74,7 +74,7 @@ def fit_population(
         configs: of the members.
         workdir: directory of the population; `cae_jax.runs.members` lists its files.
         overwrite: start again where a run exists; a population with runs is never replaced.
-        images, data_dir, archives, chunk_steps, backend, on_chunk: as of `fit`.
+        images, data_dir, verify_data, chunk_steps, backend, on_chunk: as of `fit`.
         members_per_program: models trained by one compiled program. None takes 1 on a CPU, and
             otherwise as many as fit in memory. One at a time they have the bits of a training
             alone; several agree with it up to rounding.
@@ -86,16 +86,16 @@ def fit_population(
     programs.check_members(configs)
     workdir = Path(workdir).expanduser()
     with Session(chunk_steps, Hooks(on_chunk=on_chunk)) as session:
-        where: Any = {"data_dir": data_dir, "archives": archives}
-        config, split, chosen = prepare(configs[0], workdir, backend, images, session, **where)
+        where: Any = {"data_dir": data_dir, "verify_data": verify_data}
+        config, dataset, chosen = prepare(configs[0], workdir, backend, images, session, **where)
         shared = {name: getattr(config, name) for name in ("data", "image_shape", "features")}
         configs = [dataclasses.replace(each, **shared) for each in configs]
         session.check()
         with members.open_population(
-            workdir, configs, chosen, split, members_per_program, overwrite=overwrite
+            workdir, configs, chosen, dataset, members_per_program, overwrite=overwrite
         ) as there:
-            job = Job.on_device(config, chosen, split, programs.swept(configs))
-            del split
+            job = Job.on_device(config, chosen, dataset, programs.swept(configs))
+            del dataset
             with there.folder.writing():
                 job.record(workdir)
             return _train_groups(job, there, session)

@@ -161,7 +161,7 @@ def import_run(
     *,
     overwrite: bool = False,
     data_dir: str | Path | None = None,
-    archives: str | Path | None = None,
+    verify_data: bool = False,
 ) -> float:
     """Writes a run whose checkpoint of step 0 has the weights and a fresh optimizer.
 
@@ -172,7 +172,7 @@ def import_run(
             features and image shape also None.
         workdir: directory of the run.
         overwrite: replace an existing run.
-        data_dir, archives: see `cae_jax.data.load_split`.
+        data_dir, verify_data: see `cae_jax.data.load_split`.
 
     Returns:
         val_loss, by which the checkpoint ranks among those of the training that follows.
@@ -192,7 +192,7 @@ def import_run(
         raise UserError(f"{workdir} holds a run; give another directory")
     _check_config(config, weights)
     config = data.located(config, data_dir=data_dir)
-    images = data.load(config, data_dir=data_dir, archives=archives)
+    images = data.load(config, data_dir=data_dir, verify_data=verify_data)
     _check_images(weights, images.image_shape, config.data)
     config = resolved(matching(config, weights), images.image_shape)
     model = build_with(config, weights.params)

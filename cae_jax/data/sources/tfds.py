@@ -1,6 +1,5 @@
 """Reads image data sets that TensorFlow Datasets has prepared, without TensorFlow."""
 
-import contextlib
 import itertools
 import logging
 from collections.abc import Iterator
@@ -12,15 +11,14 @@ import numpy as np
 
 from cae_jax.config import Shape
 from cae_jax.data.conversion import UnreadableError, check_shape
-from cae_jax.data.files import SPLIT_NAMES, File, Listing
-from cae_jax.data.source import ALL, Item, splits_of
-from cae_jax.errors import UserError
+from cae_jax.data.sources import ALL, SPLIT_NAMES, File, Item, Listing, splits_of
+from cae_jax.errors import UserError, naming, reason_of
 
 logger = logging.getLogger(__name__)
 
 # The files that every prepared data set has, beside its records.
 MARKS = ("dataset_info.json", "features.json")
-_BLOCK = 200  # records that are read in one call
+_RECORDS = 200  # records that are read in one call
 
 
 class _Slice(NamedTuple):
@@ -32,7 +30,7 @@ class _Slice(NamedTuple):
 
 
 class TfdsFolder:
-    """The images of a prepared data set in their order; a `cae_jax.data.source.Source`.
+    """The images of a prepared data set in their order; a `cae_jax.data.sources.Source`.
 
     Args:
         folder: the one with ``dataset_info.json``.
@@ -48,7 +46,7 @@ class TfdsFolder:
         import tensorflow_datasets as tfds
 
         self._folder = folder
-        with _damage(folder):
+        with _naming(folder):
             self._builder: Any = tfds.builder_from_directory(folder)
         form = self._builder.info.file_format.value
         if form not in ("array_record", "parquet"):
@@ -98,7 +96,7 @@ class TfdsFolder:
         except Exception as error:  # of any type, too
             raise UserError(
                 f"{self._folder}::{chosen} names no part of the data set "
-                f"({' '.join(str(error).split())[:200]}); it has "
+                f"({reason_of(error)}); it has "
                 f"{', '.join(f'{name} ({count})' for name, count in counts.items())}: write "
                 "::train[:90%], or ::train[:90%],train[90%:] for training and test images"
             ) from error
@@ -119,11 +117,11 @@ class TfdsFolder:
     def items(self, split: str) -> Iterator[Item]:
         """The images of a split."""
         for part in self._parts[split]:
-            with _damage(self._folder):
+            with _naming(self._folder):
                 records = self._builder.as_data_source(part.split)
-            for start in range(part.first, part.last, _BLOCK):
-                block = range(start, min(start + _BLOCK, part.last))
-                for i, example in zip(block, self._read(records, block, part.split), strict=True):
+            for start in range(part.first, part.last, _RECORDS):
+                block = range(start, min(start + _RECORDS, part.last))
+                for i, example in zip(block, self._read(records, block), strict=True):
                     name = f"{self._folder}: {part.split}[{i}]"
                     yield Item(f"{part.split}[{i}]", name, *self._opened(example, name))
 
@@ -134,7 +132,7 @@ class TfdsFolder:
         label = None if self._label is None else int(example[self._label])
         return partial(np.asarray, example[self._image]), label
 
-    def _read(self, records: Any, block: range, split: str) -> list[Any]:
+    def _read(self, records: Any, block: range) -> list[Any]:
         """The examples of a block; an exception in place of one that cannot be read."""
         try:
             return records.__getitems__(block)
@@ -142,16 +140,8 @@ class TfdsFolder:
             return [_example(records, i) for i in block]
 
 
-@contextlib.contextmanager
-def _damage(folder: Path) -> Iterator[None]:
-    """Names the folder in what TFDS raises, which documents no exceptions."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{folder} is no intact TFDS data set ({reason}); prepare it again"
-        ) from error
+def _naming(folder: Path) -> Any:
+    return naming(folder, "an intact TFDS data set", "prepare it again")
 
 
 def _example(records: Any, i: int) -> Any:
@@ -162,7 +152,10 @@ def _example(records: Any, i: int) -> Any:
 
 
 def _fail(name: str, error: Exception) -> np.ndarray:
-    raise UnreadableError(name, " ".join(str(error).split())[:200]) from error
+    problem = reason_of(error)
+    raise UnreadableError(
+        f"{name} is not a readable image ({problem}); prepare the data set again"
+    ) from error
 
 
 def find_folder(listing: Listing) -> Path | None:

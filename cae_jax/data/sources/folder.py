@@ -1,4 +1,4 @@
-"""Reads the image files of a folder, with or without folders of splits and of classes."""
+"""Reads the image files of a folder, with optional folders of splits and of classes."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -6,26 +6,24 @@ from typing import Any
 
 from cae_jax.config import Shape
 from cae_jax.data.conversion import SUFFIXES, open_image
-from cae_jax.data.files import SPLIT_NAMES, File, Listing
-from cae_jax.data.source import ALL, Item, mixed
+from cae_jax.data.sources import ALL, SPLIT_NAMES, File, Item, Listing, mixed
 
 
 class ImageFolder:
-    """Image files in folders of any depth; a `cae_jax.data.source.Source`.
+    """Image files in folders of any depth; a `cae_jax.data.sources.Source`.
 
-    Where the first folders are train and test (or val), they are the splits. The names of the next
-    folders are the classes, where all images lie in one. Files come in the order of a hash, so
-    that the first ones are of all classes.
+    If the top folders are train and test (or val), they are the splits. The names of the next
+    folders are the classes if every image lies in one. Files come in the order of a hash, so that
+    any first images are of all classes.
     """
-
-    shape: Shape | None = None
 
     def __init__(self, listing: Listing) -> None:
         self._root = listing.root
-        images = listing.of(SUFFIXES)
+        self.shape: Shape | None = None
+        images = listing.with_suffix(SUFFIXES)
         self._depth, self._files = _by_split(images)
         used = [file for files in self._files.values() for file in files]
-        self.notes: dict[str, Any] = {"ignored": listing.others(used)}
+        self.notes: dict[str, Any] = {"ignored": listing.unused(used)}
         self.splits = tuple(self._files)
         self.classes = _classes(used, self._depth)
 
@@ -40,7 +38,7 @@ class ImageFolder:
 
 
 def _by_split(images: list[File]) -> tuple[int, dict[str, list[File]]]:
-    """The files of each split, and how many folders its name takes."""
+    """The files of each split, and the depth of the folders of classes."""
     found: dict[str, list[File]] = {}
     for file in images:
         name = file.parts[0].lower() if len(file.parts) > 1 else ""
@@ -54,7 +52,7 @@ def _by_split(images: list[File]) -> tuple[int, dict[str, list[File]]]:
 
 
 def _classes(files: list[File], depth: int) -> tuple[str, ...]:
-    """The names of the folders at a depth; () where a file lies in none there."""
+    """The names of the folders at a depth; () if a file lies in none there."""
     if any(len(file.parts) < depth + 2 for file in files):
         return ()
     return tuple(sorted({file.parts[depth] for file in files}))

@@ -8,18 +8,25 @@ from typing import Any
 
 from cae_jax.config import Shape
 from cae_jax.data.conversion import UnreadableError, open_image
-from cae_jax.data.files import SPLIT_NAMES, File, Listing
-from cae_jax.data.source import ALL, MOST_CLASSES, Item, splits_of
-from cae_jax.errors import UserError
+from cae_jax.data.sources import (
+    ALL,
+    MAX_CLASSES,
+    SPLIT_NAMES,
+    File,
+    Item,
+    Listing,
+    splits_of,
+)
+from cae_jax.errors import UserError, naming
 
 SUFFIX = ".parquet"
-_BLOCK = 64  # rows that are in memory at once
+_ROWS = 64  # rows that are in memory at once
 _IMAGES = ("image", "img", "pixel_values", "picture", "photo", "jpg", "png")
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 
 
 class ParquetFolder:
-    """The images of parquet files in their order; a `cae_jax.data.source.Source`.
+    """The images of parquet files in their order; a `cae_jax.data.sources.Source`.
 
     The splits are in the names: ``data/train-00000-of-00001.parquet``, ``test/0000.parquet``.
 
@@ -27,10 +34,9 @@ class ParquetFolder:
         UserError: pyarrow is missing, a damaged file, or no column of images.
     """
 
-    shape: Shape | None = None
-
     def __init__(self, listing: Listing) -> None:
         self._root = listing.root
+        self.shape: Shape | None = None
         self._files = _by_split(listing)
         self._names = splits_of(self._files, listing.root)
         self.splits = tuple(self._names)
@@ -42,7 +48,7 @@ class ParquetFolder:
         self._label = _column_of_labels(schema, features)
         self.classes = self._class_names(features)
         used = [file for files in self._files.values() for file in files]
-        self.notes: dict[str, Any] = {"ignored": listing.others(used)}
+        self.notes: dict[str, Any] = {"ignored": listing.unused(used)}
 
     def items(self, split: str) -> Iterator[Item]:
         """The images of a split."""
@@ -68,10 +74,8 @@ class ParquetFolder:
                 f"{self._root / file.key} has the columns {', '.join(names)}, and {self._path} "
                 f"{' and '.join(columns)} once; give files of one data set"
             )
-        try:
-            yield from opened.iter_batches(batch_size=_BLOCK, columns=columns)
-        except (OSError, ValueError) as error:  # pyarrow's own are of these types
-            raise self._damaged(file, error) from error
+        with self._naming(file):
+            yield from opened.iter_batches(batch_size=_ROWS, columns=columns)
 
     def _open(self, file: File) -> Any:
         try:
@@ -81,17 +85,12 @@ class ParquetFolder:
                 f"{self._root} holds parquet files, which take pyarrow; "
                 'pip install "cae-jax[parquet]"'
             ) from error
-        try:
+        with self._naming(file):
             return parquet.ParquetFile(self._root / file.key)
-        except (OSError, ValueError) as error:
-            raise self._damaged(file, error) from error
 
-    def _damaged(self, file: File, error: Exception) -> UserError:
-        reason = " ".join(str(error).split())[:200]
-        return UserError(
-            f"{self._root / file.key} is no intact parquet file ({reason}); get it again from its "
-            "source"
-        )
+    def _naming(self, file: File) -> Any:
+        path = self._root / file.key
+        return naming(path, "an intact parquet file", "get it again from its source")
 
     def _column_of_images(self, schema: Any, features: dict[str, Any]) -> str:
         """The name of the column of images: by its declared type, by its name, or by its form."""
@@ -130,7 +129,7 @@ class ParquetFolder:
             for value in batch.column(self._label).to_pylist()
         }
         whole = values and all(isinstance(value, int) for value in values)
-        if not whole or min(values) < 0 or max(values) >= MOST_CLASSES:
+        if not whole or min(values) < 0 or max(values) >= MAX_CLASSES:
             self._label = None
             return ()
         return tuple(map(str, range(max(values) + 1)))
@@ -140,7 +139,7 @@ def _read(image: Any, name: str) -> Any:
     """Opens an image: bytes, or a struct with them."""
     content = image.get("bytes") if isinstance(image, dict) else image
     if not content or not isinstance(content, bytes):  # a text would be opened as a path
-        raise UnreadableError(name, "the row has no bytes")
+        raise UnreadableError(f"{name} is not a readable image (the row has no bytes); add them")
     return open_image(content, name)
 
 
@@ -167,7 +166,7 @@ def _by_split(listing: Listing) -> dict[str, list[File]]:
     """The files of each split, of one data set."""
     found: dict[str, list[File]] = {}
     homes = set()
-    for file in listing.of([SUFFIX]):
+    for file in listing.with_suffix([SUFFIX]):
         *folders, name = [part.lower() for part in file.parts]
         word = re.split(r"[^a-z0-9]", name)[0]
         splits = [SPLIT_NAMES[part] for part in (*folders, word) if part in SPLIT_NAMES]

@@ -1,20 +1,24 @@
-"""Reads images from .npy and .npz files, one image at a time and never unpickled."""
+"""Reads images from .npy and .npz files, which are never unpickled."""
 
-import contextlib
-import math
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cae_jax.config import Shape
 from cae_jax.data.conversion import check_shape
-from cae_jax.data.files import SPLIT_NAMES
-from cae_jax.data.source import ALL, MOST_CLASSES, Item, splits_of
-from cae_jax.errors import UserError
+from cae_jax.data.sources import (
+    ALL,
+    MAX_CLASSES,
+    SPLIT_NAMES,
+    Item,
+    numbered_classes,
+    splits_of,
+)
+from cae_jax.errors import UserError, naming
 
 # Of several arrays of whole numbers, the one with such a name has the labels.
 _LABEL_NAMES = re.compile(r"label|target|class|(^|_)y(_|$)", re.IGNORECASE)
@@ -26,19 +30,18 @@ class _Array(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    fortran: bool
 
 
 class ArrayFile:
-    """The images of a .npy or .npz file in their order; a `cae_jax.data.source.Source`.
+    """The images of a .npy or .npz file in their order; a `cae_jax.data.sources.Source`.
 
-    Images are arrays of three or four dimensions, labels whole numbers with the same beginning:
-    ``train_images`` and ``train_labels``, ``x_test`` and ``y_test``, or one array alone.
+    Images are arrays of three or four dimensions, labels whole numbers with the same first axis:
+    ``train_images`` and ``train_labels``, ``x_test`` and ``y_test``, or a single array.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with _damage(path):
+        with self._naming():
             arrays = list(_headers(path))
             usable = [array for array in arrays if not array.dtype.hasobject]
             if arrays and not usable:
@@ -56,8 +59,7 @@ class ArrayFile:
             raise UserError(f"{path} has images of the shapes {sorted(shapes)}; it takes one shape")
         self.shape: Shape | None = shapes.pop()
         self._labels = self._read_labels(labels)
-        most = max((int(values.max()) for values in self._labels.values()), default=-1)
-        self.classes = tuple(map(str, range(most + 1)))
+        self.classes = numbered_classes(self._labels.values())
         used = {
             found[split].name
             for found in (self._images, labels)
@@ -71,12 +73,16 @@ class ArrayFile:
         """The images of a split."""
         array, labels = self._images[self._names[split]], self._labels.get(split)
         title = self._title(array)
-        for i, image in enumerate(self._stream(array)):
+        for i, image in enumerate(self._read(array)):
             label = None if labels is None else int(labels[i])
             yield Item(f"{array.name}[{i}]", f"{title}[{i}]", lambda image=image: image, label)
 
     def _title(self, array: _Array) -> str:
         return f"{self._path}: {array.name}" if array.name else str(self._path)
+
+    def _naming(self) -> Any:
+        kind = f"a readable {self._path.suffix[1:]} file"
+        return naming(self._path, kind, "save it again with numpy")
 
     def _chosen(self, arrays: list[_Array]) -> dict[str, _Array]:
         """The arrays of images by their splits."""
@@ -98,7 +104,7 @@ class ArrayFile:
         return found
 
     def _read_labels(self, arrays: dict[str, _Array]) -> dict[str, np.ndarray]:
-        """The labels of the splits; {} where a split has none or several for each image."""
+        """The labels of the splits; {} if a split has none or several for each image."""
         labels = {}
         for split, name in self._names.items():
             if name not in arrays:
@@ -109,32 +115,24 @@ class ArrayFile:
                     f"{self._path} has {images.shape[0]} images in {images.name} and "
                     f"{array.shape[0]} labels in {array.name}; save as many of both"
                 )
-            values = np.array(list(self._stream(array))).reshape(-1)
-            if values.min() < 0 or values.max() >= MOST_CLASSES:
+            values = self._read(array).reshape(-1)
+            if values.min() < 0 or values.max() >= MAX_CLASSES:
                 return {}
             labels[split] = values
         return labels
 
-    def _stream(self, array: _Array) -> Iterator[np.ndarray]:
-        """The elements of an array along its first axis."""
-        with _damage(self._path), _opened(self._path, array.name) as file:
-            count, *shape = array.shape
-            if array.fortran:
-                yield from np.lib.format.read_array(file, allow_pickle=False)
-                return
-            _header(file, array.name)
-            size = math.prod(shape) * array.dtype.itemsize
-            for i in range(count):
-                content = file.read(size)
-                if len(content) < size:
-                    raise EOFError(f"it is truncated after {i} of {count} images")
-                yield np.frombuffer(content, array.dtype).reshape(shape)
-            if file.read(1):  # where a .npz file verifies its CRC-32
-                raise EOFError(f"it goes on after {count} images")
+    def _read(self, array: _Array) -> np.ndarray:
+        """An array, mapped to memory; a member of a .npz file is read whole."""
+        with self._naming():
+            opened = np.load(self._path, mmap_mode="r", allow_pickle=False)
+            if isinstance(opened, np.ndarray):
+                return opened
+            with opened:
+                return opened[f"{array.name}.npy"]
 
 
 def _labels_by_split(arrays: list[_Array]) -> dict[str, _Array]:
-    """The labels of each split: of several arrays the one that is named so, else none."""
+    """The labels of each split: of several arrays the one with the name of labels, if any."""
     found: dict[str, list[_Array]] = {}
     for array in arrays:
         found.setdefault(_split_name(array.name), []).append(array)
@@ -152,57 +150,24 @@ def _is_label(array: _Array) -> bool:
 
 
 def _split_name(name: str) -> str:
-    """The split that the name of an array says: `all` where it says none."""
+    """The split in the name of an array; `all` if it has none."""
     words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[xy])_?(?=train|test|val)", "_", name.lower()))
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), ALL)
 
 
 def _headers(path: Path) -> Iterator[_Array]:
-    """What the headers in a file say; the arrays are not read."""
+    """Shapes and types of the arrays in a file, of which a .npz file is not read."""
     if path.suffix.lower() == ".npy":
-        with path.open("rb") as file:
-            yield _header(file, "")
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        yield _Array("", array.shape, array.dtype)
         return
     with zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
             if member.endswith(".npy"):
                 with archive.open(member) as file:
-                    yield _header(file, member.removesuffix(".npy"))
-
-
-def _header(file: IO[bytes], name: str) -> _Array:
-    version = np.lib.format.read_magic(file)
-    read: Any = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read is None:
-        raise ValueError(f"version {version} of the format is unknown")
-    shape, fortran, dtype = read(file)
-    return _Array(name, shape, dtype, fortran)
-
-
-@contextlib.contextmanager
-def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
-    if path.suffix.lower() == ".npy":
-        with path.open("rb") as file:
-            yield file
-    else:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-            yield file
-
-
-@contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Names the file in what NumPy and zipfile raise."""
-    try:
-        yield
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be read (permission denied); grant it") from error
-    except Exception as error:  # the type depends on the damage
-        reason = " ".join(str(error).split())[:200]  # NumPy quotes the header
-        raise UserError(
-            f"{path} is no readable {path.suffix[1:]} file ({reason}); save it again with numpy"
-        ) from error
+                    version = np.lib.format.read_magic(file)
+                    read: Any = np.lib.format.read_array_header_1_0
+                    if version > (1, 0):
+                        read = np.lib.format.read_array_header_2_0
+                    shape, _, dtype = read(file)
+                    yield _Array(member.removesuffix(".npy"), shape, dtype)

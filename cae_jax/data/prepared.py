@@ -1,0 +1,225 @@
+"""Prepares images once as .npy files, which later starts map to memory.
+
+A folder holds, for each split, ``SPLIT_images.npy``, uint8 ``[N, height, width, channels]``, and
+with labels ``SPLIT_labels.npy``, int32 ``[N]``; ``source.json`` describes them, with their SHA-256.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cae_jax import atomic
+from cae_jax.config import TrainConfig
+from cae_jax.data.path import PREPARED, Found, Location
+from cae_jax.data.preparation import write
+from cae_jax.data.sources import SPLITS, File
+from cae_jax.errors import UserError, reason_of
+
+try:
+    import fcntl
+except ImportError:  # Windows, where one process at a time has to prepare
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+Arrays = tuple[np.ndarray, np.ndarray | None]
+RECORD = "source.json"
+FORM = 2  # of the files; earlier forms are prepared again
+# The fields of a config that decide what is prepared from a source.
+_OPTIONS = ("image_size", "resize", "channels", "background", "split", "skip_unreadable")
+
+
+class Prepared(NamedTuple):
+    """Prepared images, mapped to memory and read-only.
+
+    Attributes:
+        train, test: images uint8 ``[N, height, width, channels]``, and labels int32 ``[N]`` or
+            None.
+        classes: names of the labels, in order; () without labels.
+        digest: SHA-256 of the training images followed by the test images.
+    """
+
+    train: Arrays
+    test: Arrays
+    classes: tuple[str, ...]
+    digest: str
+
+
+def load(
+    config: TrainConfig, location: Location, found: Found | None, root: Path, verify: bool
+) -> Prepared:
+    """Maps the images of a config to memory; prepares them if they are missing or damaged.
+
+    Args:
+        config: which images, and what they are converted to.
+        location: where the images are.
+        found: what lies there; None if the source is gone, so that its newest copy is read.
+        root: of all prepared data.
+        verify: compare all bytes with their SHA-256; otherwise sizes and headers.
+
+    Raises:
+        UserError: see `cae_jax.data.load_split`.
+    """
+    if found is None:
+        return _gone(location, newest_copy(config, location, root), verify)
+    folder = _folder(config, location, root, found.files)
+    prepared, damage = _try(folder, verify)
+    if prepared is not None:
+        return prepared
+    try:
+        with _locked(folder.parent):
+            prepared, damage = _try(folder, verify)  # another process may have been faster
+            if prepared is not None:
+                return prepared
+            when = f"again, because it is damaged: {damage}" if damage else "(once)"
+            # A warning, so that it goes to stderr: stdout holds the results of a command.
+            logger.warning("Preparing %s in %s %s", location.data, folder, when)
+            with _replacing(folder) as temporary:
+                record = write(temporary, found.open(), config, location.data)
+                atomic.write_json(temporary / RECORD, record)
+            _log_earlier(folder, _copies(config, location, root))
+            return _map(folder, verify=False)
+    except UserError as error:
+        what = f"{folder} is damaged ({damage}) and cannot be prepared again: " if damage else ""
+        raise UserError(f"{what}{error}") from error
+    except Exception as error:  # TFDS documents none; an `OSError` where the disk is full
+        raise UserError(
+            f"data set {location.data} cannot be prepared in {folder} ({reason_of(error)}); free "
+            "space, or pass a writable `data_dir`"
+        ) from error
+
+
+def newest_copy(config: TrainConfig, location: Location, root: Path) -> Path:
+    """The newest folder that was prepared from a location with the options of a config.
+
+    Raises:
+        UserError: there is none.
+    """
+    copies = _copies(config, location, root)
+    if not copies:
+        raise location.missing or FileNotFoundError(location.data)
+    return max(copies, key=lambda each: each.stat().st_mtime_ns)
+
+
+def _copies(config: TrainConfig, location: Location, root: Path) -> list[Path]:
+    """All folders that were prepared from a location with the options of a config."""
+    folder = _folder(config, location, root, [])
+    start = folder.name.rpartition("-")[0]
+    return [each.parent for each in folder.parent.glob(f"{start}-*/{RECORD}")]
+
+
+def _gone(location: Location, folder: Path, verify: bool) -> Prepared:
+    """The prepared copy of a source that is gone."""
+    logger.warning("%s is gone; reading its prepared copy in %s", location.data, folder)
+    prepared, damage = _try(folder, verify)
+    if prepared is None:
+        raise UserError(
+            f"{folder} is damaged ({damage}), and {location.data}, which it was prepared from, is "
+            "gone; restore that"
+        )
+    return prepared
+
+
+def _folder(config: TrainConfig, location: Location, root: Path, files: list[File]) -> Path:
+    """The folder of prepared data, named after the path, the options and the files."""
+    options = {name: getattr(config, name) for name in _OPTIONS}
+    name = location.path.name
+    if re.fullmatch(r"[\d.]+", name):  # the version of a TFDS data set
+        name = location.path.parent.name
+    slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:30] or "images"
+    state = "".join(f"{file.key}\0{file.size}\0{file.changed}\0" for file in files)
+    sums = _short_sum(repr((FORM, location.data, options))), _short_sum(state)
+    return root / PREPARED / "-".join([slug, *sums])
+
+
+def _short_sum(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+def _try(folder: Path, verify: bool) -> tuple[Prepared | None, str]:
+    """What is prepared in a folder, and what is wrong with it; neither if it is missing."""
+    if not folder.exists():
+        return None, ""
+    try:
+        return _map(folder, verify), ""
+    except PermissionError as error:
+        raise UserError(
+            f"data set in {folder} cannot be read ({error}); pass another `data_dir`"
+        ) from error
+    except Exception as error:  # the type depends on the damage
+        return None, reason_of(error)
+
+
+def _map(folder: Path, verify: bool) -> Prepared:
+    """Maps the files of a folder to memory; raises anything where they are damaged."""
+    record = json.loads((folder / RECORD).read_text("utf-8"))
+    arrays: dict[str, np.ndarray] = {}
+    for name, (dtype, shape) in record["arrays"].items():
+        file = folder / f"{name}.npy"
+        array: Any = np.load(file, mmap_mode="r", allow_pickle=False)
+        if (array.dtype.name, list(array.shape)) != (dtype, shape):
+            raise ValueError(f"{file.name} has the shape {list(array.shape)}, expected {shape}")
+        if file.stat().st_size != array.offset + array.nbytes:
+            raise ValueError(f"{file.name} has {file.stat().st_size} bytes")
+        arrays[name] = np.asarray(array)
+    for kind, expected in record["sha256"].items() if verify else ():
+        found = digest(*(array for name, array in arrays.items() if name.endswith(kind)))
+        if found != expected:
+            raise ValueError(f"the SHA-256 of the {kind} is {found}, expected {expected}")
+    train, test = ((arrays[f"{s}_images"], arrays.get(f"{s}_labels")) for s in SPLITS)
+    return Prepared(train, test, tuple(record["classes"]), record["sha256"]["images"])
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """The SHA-256 of the bytes of arrays, one after the other."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(np.ascontiguousarray(array))
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lets one process at a time prepare, and removes what killed processes left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+                for leftover in [*folder.glob("incomplete.*"), *folder.glob("*/incomplete.*")]:
+                    shutil.rmtree(leftover)
+        yield
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Yields a new folder that replaces `folder` on success; a damaged one is kept until then."""
+    temporary = folder.with_name(f"incomplete.{folder.name}")
+    aside = folder.with_name(f"{temporary.name}-damaged")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        atomic.sync_tree(temporary)
+        if folder.exists():
+            folder.rename(aside)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _log_earlier(folder: Path, copies: list[Path]) -> None:
+    """Names the folders of earlier files, or of an earlier form, which may be removed."""
+    # Not removed here: runs may have begun with those, and their files may be gone.
+    earlier = {each.parent for each in folder.parent.glob(f"{folder.name.split('-')[0]}-*/1.0.0")}
+    if others := sorted(map(str, {*copies, *earlier} - {folder})):
+        logger.warning("Earlier states are in %s, which may be removed", ", ".join(others))
