@@ -8,7 +8,7 @@ import pytest
 
 import cae_jax
 from cae_jax.ops import native
-from tests.conftest import BACKENDS
+from tests.conftest import needs_native
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,14 @@ def test_bool_images_are_black_and_white(autoencoder, test_images):
     np.testing.assert_allclose(autoencoder.reconstruct(mask), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "xla",
+        pytest.param("matmul", marks=pytest.mark.slow),  # takes long to compile
+        pytest.param("native", marks=needs_native),
+    ],
+)
 def test_it_can_be_pickled(run, test_images, backend):
     autoencoder = cae_jax.load(run, backend=backend)
     again = pickle.loads(pickle.dumps(autoencoder))
