@@ -147,7 +147,11 @@ def test_the_sums_of_unpacked_files_are_those_of_the_shipped_ones():
             assert (info.size, info.checksum) == (len(content), hashlib.sha256(content).hexdigest())
 
 
-@pytest.mark.parametrize("content", [b"", b"\x1f\x8bnot gzip", gzip.compress(b"\0\0\x08\x03")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x1f\x8bnot gzip", gzip.compress(b"\0\0\x08\x03")],
+    ids=["empty", "not gzip", "another"],  # the time of compression would be part of the name
+)
 def test_a_file_that_is_not_the_original_is_refused(tiny_mnist, tmp_path, content):
     (tiny_mnist / ARCHIVES["train"][0]).write_bytes(content)
     with pytest.raises(UserError, match=r"train-images.* is not the original IDX file; install"):
