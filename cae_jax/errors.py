@@ -10,7 +10,15 @@ class UserError(ValueError):
     The message is one line: the given value, the accepted ones, what to do next. Parameters stand
     in backticks, which the commands turn into flags. The commands print the message to stderr and
     exit with code 2; every other exception is a bug and keeps its traceback.
+
+    Args:
+        problem: what was given and what is accepted; or the whole message.
+        advice: what to do next, where a caller may know better.
     """
+
+    def __init__(self, problem: str, advice: str = "") -> None:
+        super().__init__(f"{problem}; {advice}" if advice else problem)
+        self.problem, self.advice = problem, advice
 
 
 @contextlib.contextmanager
@@ -34,7 +42,7 @@ def naming(
     except PermissionError as error:
         raise raises(f"{name} cannot be read (permission denied); grant read permission") from error
     except Exception as error:
-        raise raises(f"{name} is not {kind} ({reason_of(error)}); {advice}") from error
+        raise raises(f"{name} is not {kind} ({reason_of(error)})", advice) from error
 
 
 def reason_of(error: BaseException) -> str:

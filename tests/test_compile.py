@@ -189,7 +189,7 @@ def test_a_model_without_values_is_enough():
 
     model = autoencoders.abstract(SMALL)
     assert programs.noise(SMALL, model, 10) is None
-    state = programs.training(SMALL, model, MATMUL, 1000).arguments[0]
+    state = programs.training([SMALL], model, MATMUL, 1000).arguments[0]
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 4385
 
 

@@ -171,7 +171,7 @@ def test_a_second_signal_does_not_wait_for_the_chunk(run, data_dir, tmp_path, mo
 
     def two_signals(self, function, *arguments):
         calls.append(function)
-        if len(calls) == 3:  # compilation, first chunk, second chunk
+        if len(calls) == 4:  # imports, compilation, first chunk, second chunk
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("it goes on")

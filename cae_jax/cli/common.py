@@ -33,7 +33,7 @@ _CONFIG_HELP = f"A shipped config ({', '.join(config_names())}) or a Python file
 # The flags of a config by group. Training itself sets `image_shape` and `restarts`.
 _GROUPS = {
     "run": "epochs batch_size seed on_nan max_skips",
-    "data": "data image_size resize channels background split limit train_examples test_examples "
+    "data": "data image_size resize channels background split train_examples test_examples "
     "skip_unreadable",
     "network": "model features loss",
     "noise": "noise noise_level",

@@ -162,8 +162,9 @@ def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -
     """The prepared images; they need the shape of the config, if the config was trained."""
     if config.data == ARRAYS:
         raise UserError(
-            "the images were arrays, which no file holds; save them with numpy.savez(FILE, "
-            "train=..., test=...), and train with the file as `data`"
+            "the images were arrays, which no file holds",
+            "save them with numpy.savez(FILE, train=..., test=...), and train with the file as "
+            "`data`",
         )
     location, root = path.locate(config.data), path.data_root(data_dir)
     found = path.find(location, root)
@@ -172,7 +173,8 @@ def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -
     if config.image_shape not in (None, shape):
         raise UserError(
             f"`data` {config.data} has images of shape {list(shape)}, and the config's "
-            f"`image_shape` is {list(config.image_shape or ())}; give the images of the run"
+            f"`image_shape` is {list(config.image_shape or ())}",
+            "give the images of the run",
         )
     return images
 

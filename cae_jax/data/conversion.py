@@ -82,7 +82,8 @@ class Conversion(NamedTuple):
             if self.resize == "none":
                 raise UserError(
                     f"{name} has {image.height} x {image.width} pixels, and `image_size` is "
-                    f"{height} x {width}; choose a `resize` of fit, crop or stretch"
+                    f"{height} x {width}",
+                    "choose a `resize` of fit, crop or stretch",
                 )
             image = _resized(image, (width, height), self.resize, border)
         return np.asarray(image).reshape(image.height, image.width, self.channels)
@@ -323,5 +324,6 @@ def check_size(size: tuple[int, int], name: str) -> None:
     if min(size) < LEAST_SIDE or math.prod(size) > MAX_PIXELS:
         raise UserError(
             f"{name} has {size[0]} x {size[1]} pixels; images take at least {LEAST_SIDE} x "
-            f"{LEAST_SIDE} and at most {MAX_PIXELS} in all: pass `image_size=64`"
+            f"{LEAST_SIDE} and at most {MAX_PIXELS} in all",
+            "pass `image_size=64`",
         )

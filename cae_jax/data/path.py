@@ -83,9 +83,9 @@ def locate(data: str) -> Location:
         path = _absolute(head)
     if _exists(path) and not path.is_dir():
         if path.suffix.lower() in SUFFIXES:
-            raise UserError(f"`data` is the image {path}; give its folder, {path.parent}")
+            raise UserError(f"`data` is the image {path}", f"give its folder, {path.parent}")
         if not path.is_file() or path.suffix.lower() not in (".npz", ".npy", ".parquet"):
-            raise UserError(f"`data` is {path}, which is not a folder; it takes {ACCEPTED}")
+            raise UserError(f"`data` is {path}, which is not a folder", f"it takes {ACCEPTED}")
     return Location(path, part, None if _exists(path) else _missing(data, path))
 
 
@@ -109,8 +109,8 @@ def _missing(data: str, path: Path) -> UserError:
         near = near or [str(path.parent / each) for each in close]
     hint = f"; did you mean {near[0]}?" if near else ""
     return UserError(
-        f"`data` is {data!r}, where nothing is; it takes {', '.join(NAMED)}, or the path of "
-        f"{ACCEPTED}{hint}"
+        f"`data` is {data!r}, where nothing is",
+        f"it takes {', '.join(NAMED)}, or the path of {ACCEPTED}{hint}",
     )
 
 
@@ -163,8 +163,8 @@ def _refuse_mixture(path: Path, what: str, images: list[File]) -> None:
 def _refuse_part(location: Location) -> None:
     if location.part:
         raise UserError(
-            f"`data` names the part {location.part} of {location.path}, which takes none; parts "
-            "are of TFDS data sets and of IDX files"
+            f"`data` names the part {location.part} of {location.path}, which takes none",
+            "parts are of TFDS data sets and of IDX files",
         )
 
 

@@ -114,8 +114,8 @@ class _Preparation:
                     converted = self._conversion(image, item)(image, item.name)
             except UnreadableError as error:
                 if not self._config.skip_unreadable:
-                    advice = "remove it, or pass `skip_unreadable=True`"
-                    raise UnreadableError(f"{error}, {advice}") from error
+                    advice = f"{error.advice}, remove it, or pass `skip_unreadable=True`"
+                    raise UnreadableError(error.problem, advice) from error
                 self._skipped.append(item.name)
                 continue
             if item.label is not None and classes and not -1 <= item.label < classes:
@@ -142,8 +142,8 @@ class _Preparation:
             if self._ask_size and size != self._size:
                 raise UserError(
                     f"{self._first} has {self._size[0]} x {self._size[1]} pixels and {item.name} "
-                    f"{size[0]} x {size[1]}; bring all to one size with `image_size=64`, for "
-                    "example"
+                    f"{size[0]} x {size[1]}",
+                    "bring all to one size with `image_size=64`, for example",
                 )
             if self._channels is None:
                 self._channels = 1 if gray else 3
@@ -160,7 +160,7 @@ class _Preparation:
         advice = "give more images"
         if ALL in self._source.splits and self._config.split != 0.5:
             advice += ", or divide them by `split=0.5`"
-        return UserError(f"{self._title} gives no {name} images{left_out}; {advice}")
+        return UserError(f"{self._title} gives no {name} images{left_out}", advice)
 
 
 def _append(file: Any, images: Iterator[np.ndarray], digest: Any) -> tuple[int, ...]:

@@ -89,7 +89,7 @@ def load(
             return _map(folder, verify=False)
     except UserError as error:
         what = f"{folder} is damaged ({damage}) and cannot be prepared again: " if damage else ""
-        raise UserError(f"{what}{error}") from error
+        raise UserError(f"{what}{error.problem}", error.advice) from error
     except Exception as error:  # TFDS documents none; an `OSError` where the disk is full
         raise UserError(
             f"data set {location.data} cannot be prepared in {folder} ({reason_of(error)}); free "

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import platform
-import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -107,12 +106,11 @@ def load_split(run: Path, config: TrainConfig, split: str, **where: Any) -> data
     try:
         return data.load_split(config, split, **where)
     except UserError as error:
-        problem, _, advice = str(error).partition(";")
-        if not re.search(r"`(data|skip_unreadable|image_size|split|resize)\b", problem + advice):
+        if not error.advice:
             raise
         raise UserError(
-            f"the images of {run} cannot be read: {problem}; restore them as they were, or pass "
-            "the `data_dir` that has them"
+            f"the images of {run} cannot be read: {error.problem}",
+            "restore them as they were, or pass the `data_dir` that has them",
         ) from error
 
 
@@ -129,7 +127,6 @@ def warn_of_other_images(
     Raises:
         UserError: see `cae_jax.data.load_split`.
     """
-
     try:
         for run, config in zip(runs, configs, strict=True):
             before = _read(run).get("images")

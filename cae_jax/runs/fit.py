@@ -154,16 +154,20 @@ def _run(
     session.check()
     journal.begin(job)
     logger.info(f"Backend {job.backend.name}: {job.backend.reason}")
+    session.call(_import_writers)
     started = time.perf_counter()
     trainer = session.call(job.trainer, configs)
     details = {"compile_seconds": time.perf_counter() - started, "backend": job.backend.name}
     logger.info(f"Compiled in {details['compile_seconds']:.1f}s for {device_name()}")
-    with session.defer():  # what saves and plots
-        for name in ("cae_jax.runs.orbax_io", "cae_jax.runs.results", "tensorboardX"):
-            importlib.import_module(name)
     if journal.saved_step is not None:
         logger.info("%s resumes after step %d", journal.folder.path, journal.saved_step)
     run_epochs(progress, trainer, journal, session)
     journal.wait()
     session.check()
     journal.finish(job, trainer, progress.state, details, session.check)
+
+
+def _import_writers() -> None:
+    """Imports what saves and plots, which takes a second, before the first epoch."""
+    for name in ("cae_jax.runs.orbax_io", "cae_jax.runs.results", "tensorboardX"):
+        importlib.import_module(name)

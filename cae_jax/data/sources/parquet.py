@@ -139,7 +139,7 @@ def _read(image: Any, name: str) -> Any:
     """Opens an image: bytes, or a struct with them."""
     content = image.get("bytes") if isinstance(image, dict) else image
     if not content or not isinstance(content, bytes):  # a text would be opened as a path
-        raise UnreadableError(f"{name} is not a readable image (the row has no bytes); add them")
+        raise UnreadableError(f"{name} is not a readable image (the row has no bytes)", "add them")
     return open_image(content, name)
 
 

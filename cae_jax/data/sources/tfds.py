@@ -154,7 +154,7 @@ def _example(records: Any, i: int) -> Any:
 def _fail(name: str, error: Exception) -> np.ndarray:
     problem = reason_of(error)
     raise UnreadableError(
-        f"{name} is not a readable image ({problem}); prepare the data set again"
+        f"{name} is not a readable image ({problem})", "prepare the data set again"
     ) from error
 
 
