@@ -61,8 +61,8 @@ for optimizer in adam soap; do
     --optimizer "$optimizer" --members "${members[@]}" --timed 2 --json "$out/${device}_populations_$optimizer.json"
 done
 benchmark time_to --time-to "$target" --seeds 3
-XLA_PYTHON_CLIENT_PREALLOCATE=false try tests "$python" -m pytest -q -n 4 -p no:cacheprovider -p no:benchmark tests/test_ops.py tests/test_models.py \
-  tests/test_step.py tests/test_noise.py tests/test_soap.py tests/test_groups.py
+XLA_PYTHON_CLIENT_PREALLOCATE=false try tests "$python" -m pytest -q -n 4 -p no:cacheprovider -p no:benchmark tests/ops/test_ops.py tests/models/test_models.py \
+  tests/training/test_step.py tests/training/test_noise.py tests/training/test_soap.py tests/training/test_groups.py
 for batch in 512 4096; do
   for backend in matmul xla; do
     benchmark "adam_${backend}_$batch" --backend "$backend" --timed 4 --discard 1 --optimizer adam \

@@ -44,7 +44,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parent.parent
 ARCHIVES = Path(str(resources.files("cae_jax.data"))) / "archives" / "fashion_mnist"
-# Adam compiles in a third of the time of SOAP, which tests/test_soap.py tries.
+# Adam compiles in a third of the time of SOAP, which tests/training/test_soap.py tries.
 SMALL = cae_jax.TrainConfig(
     train_examples=1000,
     test_examples=300,

@@ -61,7 +61,7 @@ def test_tests_that_are_named_exist(page):
     pattern = r"\b(test_\w+\.py)(?:::(test_\w+))?|`::(test_\w+)"
     for name, *tests in re.findall(pattern, page.read_text("utf-8")):
         file = name or file  # `::test` is in the file named before
-        path = ROOT / "tests" / file
+        path = next((ROOT / "tests").rglob(file), ROOT / "tests" / file)
         test = "".join(tests)
         if not path.is_file() or (test and test not in functions(path)):
             missing.append(f"{file}::{test}")

@@ -27,7 +27,7 @@ from cae_jax.training import trainer
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state
 from tests.conftest import DENSE
-from tests.test_reliability import assert_same_end
+from tests.runs.test_reliability import assert_same_end
 
 
 def content(folder):

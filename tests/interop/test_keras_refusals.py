@@ -16,7 +16,7 @@ import cae_jax
 from cae_jax.interop import keras as interop
 from cae_jax.interop.keras import __main__
 from tests.conftest import SMALL
-from tests.test_keras import (
+from tests.interop.test_keras import (
     RELU,
     conv_layers,
     dense_layers,

@@ -20,7 +20,7 @@ from cae_jax.models import autoencoders, topology
 from cae_jax.ops import backend, native
 from cae_jax.ops.native import build
 from cae_jax.training import loss
-from tests.conftest import needs_native
+from tests.conftest import ROOT, needs_native
 from tests.helpers import numpy_decode, numpy_encode
 
 pytestmark = needs_native
@@ -366,7 +366,7 @@ def test_calls_at_the_same_time_do_not_meet(test_images):
 
 def digest(shape: str, features: str, *batches: int, **environment: str) -> subprocess.Popen:
     """Starts a process that prints a digest of what all entries give for batches of some sizes."""
-    program = Path(__file__).with_name("native_digest.py")
+    program = ROOT / "tests" / "native_digest.py"
     return subprocess.Popen(
         [sys.executable, str(program), shape, features, *map(str, batches)],
         env={**os.environ, **environment},

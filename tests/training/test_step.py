@@ -1,6 +1,6 @@
 """The compiled epoch against plain Python loops and NumPy.
 
-By the backend that compiles soonest; tests/test_backends.py compares the others with it.
+By the backend that compiles soonest; tests/ops/test_backends.py compares the others with it.
 """
 
 import dataclasses

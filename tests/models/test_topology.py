@@ -17,8 +17,7 @@ from flax import nnx
 
 from cae_jax.models import autoencoders, topology
 from cae_jax.ops import matmul, xla
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
 
 
 def sizes(height, width=None, stages=3):

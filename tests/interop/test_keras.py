@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import zipfile
-from pathlib import Path
 
 import h5py
 import jax
@@ -31,9 +30,9 @@ from cae_jax.ops.backend import XLA
 from cae_jax.runs import history
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.step import init_state, make_run_steps
-from tests.conftest import ARCHIVES, DENSE, SMALL
-from tests.test_cli import assert_fails_in_one_line
-from tests.test_export import draw_parameters, nested
+from tests.cli.test_cli import assert_fails_in_one_line
+from tests.conftest import ARCHIVES, DENSE, ROOT, SMALL
+from tests.interop.test_export import draw_parameters, nested
 
 # Read when Keras is imported; neither TensorFlow nor what a user has set in ~/.keras counts.
 os.environ["KERAS_BACKEND"] = "jax"
@@ -44,7 +43,7 @@ layers = keras.layers
 from cae_jax.interop.keras import worker  # noqa: E402
 
 read, run_process = interop.read, interop._run
-DATA = Path(__file__).parent / "data" / "keras"
+DATA = ROOT / "tests" / "saved" / "keras"
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -17,7 +17,7 @@ import cae_jax
 from cae_jax import atomic
 from cae_jax.config import resolved
 from tests.conftest import DENSE, SMALL
-from tests.test_reliability import TRAIN_SMALL, assert_same_end
+from tests.runs.test_reliability import TRAIN_SMALL, assert_same_end
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from cae_jax.runs import history
 from tests.conftest import ROOT
-from tests.test_reliability import TRAIN, finish, start, until
+from tests.runs.test_reliability import TRAIN, finish, start, until
 
 # A process of its own, because the system keeps one peak for all children of a process.
 PEAK = """

@@ -26,7 +26,7 @@ from cae_jax.report import collect, page
 from cae_jax.runs import history
 from tests.conftest import SMALL
 from tests.helpers import draw_parameters, nested, numpy_functions
-from tests.test_export import OTHER
+from tests.interop.test_export import OTHER
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(

@@ -18,7 +18,7 @@ from cae_jax.ops import backend, native
 from cae_jax.runs import history
 from cae_jax.training.optimizer import build_schedule
 from tests.conftest import DENSE, SMALL, needs_native
-from tests.test_reliability import assert_same_end
+from tests.runs.test_reliability import assert_same_end
 
 
 def parameters(autoencoder):

@@ -9,7 +9,7 @@ from cae_jax import cli
 from cae_jax.config import NOISES
 from cae_jax.training.noise import build_corruption
 from tests.conftest import SMALL
-from tests.test_reliability import assert_same_end
+from tests.runs.test_reliability import assert_same_end
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from cae_jax.config import NOISES
 from cae_jax.evaluation import baselines, comparison
 from cae_jax.runs import history
 from tests.conftest import SMALL
-from tests.test_baselines import InThisProcess
+from tests.evaluation.test_baselines import InThisProcess
 
 
 @pytest.fixture(scope="module")

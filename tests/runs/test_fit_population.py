@@ -22,7 +22,7 @@ from cae_jax.runs.members import Member
 from cae_jax.training.trainer import Trainer
 from cae_jax.training.validation import Validation
 from tests.conftest import DENSE, SMALL, needs_native, signal_in_chunk
-from tests.test_reliability import TRAIN, assert_same_end
+from tests.runs.test_reliability import TRAIN, assert_same_end
 
 CONFIGS = [dataclasses.replace(DENSE, seed=seed) for seed in (0, 4)]
 NAMES = ["seed=0", "seed=4"]

@@ -20,7 +20,7 @@ from cae_jax.runs.folder import open_run
 from cae_jax.training import step
 from cae_jax.training.step import epoch_batches, make_keys
 from tests.conftest import SMALL
-from tests.test_reliability import TRAIN_SMALL, assert_same_end, finish, start
+from tests.runs.test_reliability import TRAIN_SMALL, assert_same_end, finish, start
 
 SMALL_COMMAND = (*TRAIN_SMALL, "--epochs", 3)
 

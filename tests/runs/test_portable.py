@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,10 +17,10 @@ from cae_jax.runs import history, orbax_io
 from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.folder import read_config
 from tests.conftest import ROOT
-from tests.test_checkpoints import CONFIG, state_at
+from tests.runs.test_checkpoints import CONFIG, state_at
 
 # Written by tests/make_golden.py, and never again.
-FORMAT1 = Path(__file__).parent / "golden" / "format1"
+FORMAT1 = ROOT / "tests" / "golden" / "format1"
 
 
 class OlderApi:
@@ -90,7 +89,7 @@ import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cae_jax.runs.checkpoints import Checkpoints
-from tests.test_checkpoints import CONFIG, state_at
+from tests.runs.test_checkpoints import CONFIG, state_at
 
 def spread(state, count):
     mesh = Mesh(jax.devices()[:count], "data")
