@@ -1,0 +1,1 @@
+"""A run on disk; exports nothing, import `fit`, `population`, `load` and others."""

@@ -1,4 +1,4 @@
-"""Records what changes the numbers of a run without being part of its config.
+"""Records the software and hardware that a run's results depend on.
 
 A run keeps its backend. Everything else is the user's to change; a change is logged, because the
 result is then no longer the one that its config gives bit by bit.

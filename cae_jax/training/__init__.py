@@ -1,0 +1,1 @@
+"""Training as pure functions; exports nothing, import `trainer`, `programs`, `step` and others."""
