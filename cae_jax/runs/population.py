@@ -16,7 +16,7 @@ from flax import nnx
 from cae_jax.config import TrainConfig
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import members
-from cae_jax.runs.epochs import Hooks, NotFiniteError, Session
+from cae_jax.runs.epochs import Chunks, Hooks, NotFiniteError, Session
 from cae_jax.runs.fit import train
 from cae_jax.runs.folder import has_checkpoint, is_written, open_run
 from cae_jax.runs.job import Job, prepare
@@ -96,6 +96,8 @@ def fit_population(
         ) as there:
             job = Job.on_device(config, chosen, dataset, programs.swept(configs))
             del dataset
+            # A step of a group takes longer than one of a model.
+            session.chunks = Chunks(chunk_steps, begin=max(1, 67 // there.members.per_program))
             with there.folder.writing():
                 job.record(workdir)
             return _train_groups(job, there, session)
