@@ -12,7 +12,7 @@ class UserError(ValueError):
     exit with code 2; every other exception is a bug and keeps its traceback.
 
     Args:
-        problem: what was given and what is accepted; or the whole message.
+        problem: the given and the accepted values; or the whole message.
         advice: what to do next, where a caller may know better.
     """
 

@@ -124,11 +124,10 @@ class ArrayFile:
     def _read(self, array: _Array) -> np.ndarray:
         """An array, mapped to memory; a member of a .npz file is read whole."""
         with self._naming():
-            opened = np.load(self._path, mmap_mode="r", allow_pickle=False)
-            if isinstance(opened, np.ndarray):
-                return opened
-            with opened:
-                return opened[f"{array.name}.npy"]
+            if self._path.suffix.lower() == ".npy":
+                return _mapped(self._path)
+            with np.load(self._path, allow_pickle=False) as archive:
+                return archive[f"{array.name}.npy"]
 
 
 def _labels_by_split(arrays: list[_Array]) -> dict[str, _Array]:
@@ -155,10 +154,15 @@ def _split_name(name: str) -> str:
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), ALL)
 
 
+def _mapped(path: Path) -> np.ndarray:
+    """A .npy file as an array; `numpy.load` would leave one open that begins as a zip archive."""
+    return np.lib.format.open_memmap(path, mode="r")
+
+
 def _headers(path: Path) -> Iterator[_Array]:
     """Shapes and types of the arrays in a file, of which a .npz file is not read."""
     if path.suffix.lower() == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = _mapped(path)
         yield _Array("", array.shape, array.dtype)
         return
     with zipfile.ZipFile(path) as archive:
