@@ -81,7 +81,7 @@ def run(flags: Flags) -> None:
     else:
         result = cae_jax.fit(flags.train, workdir, start_from=flags.start_from, **options)
     if result.interrupted is not None:
-        # Without a step, the run replaced by --overwrite has been restored.
+        # Without a step, there is nothing that another --overwrite would lose.
         raise (common.Resumable if result.steps else Interrupted)(result.interrupted)
 
 

@@ -56,6 +56,7 @@ class Checkpoints:
         folder: directory of the checkpoints; created by the first save.
         config: of the run; checkpoints of another config are refused.
         check: called before each change; raises where the directory may not be written any more.
+        run: the directory that is marked; None takes the parent of `folder`.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Checkpoints:
         folder: str | Path,
         config: TrainConfig,
         check: Callable[[], None] = lambda: None,
+        run: Path | None = None,
     ):
         self.folder = Path(folder).absolute()
-        self.check = check
+        self.check, self._run = check, run or self.folder.parent
         self._config = to_dict(config)
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._saving: Future[None] | None = None
@@ -209,12 +211,11 @@ class Checkpoints:
 
     def _leave(self) -> None:
         """Removes what TensorStore has written to the old path of a directory that was moved."""
-        run = self.folder.parent
         for _ in range(10):  # writes that it abandons, since another one failed, may still end
-            if (run / RUN_MARK).exists():  # it is another run's by now
+            if (self._run / RUN_MARK).exists():  # it is another run's by now
                 return
             self.clean()
-            for folder in (self.folder, run):
+            for folder in (self.folder, self.folder.parent, self._run):
                 with contextlib.suppress(OSError):  # not empty: of others
                     folder.rmdir()
             time.sleep(0.1)

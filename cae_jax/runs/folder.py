@@ -160,7 +160,8 @@ def open_folder(run: Path, *, overwrite: bool) -> Iterator[OpenFolder]:
     try:
         yield folder
     finally:
-        with contextlib.closing(folder), contextlib.suppress(OSError):
+        with contextlib.closing(folder), contextlib.suppress(OSError, UserError):
+            folder.check()  # another run's directory is not ours to settle
             replacement.settle(run, has_checkpoint(run))
 
 

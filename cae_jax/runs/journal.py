@@ -56,8 +56,9 @@ class Journal:
         self.rows: list[list[Row]] = [[]]
         self.stopped: dict[int, int] = {}
         self.saved_step: int | None = None
+        self._loss_is_saved = False
         self._checkpoints = Checkpoints(
-            checkpoint_folder(place or folder.path), config, folder.check
+            checkpoint_folder(place or folder.path), config, folder.check, folder.path
         )
         self._least_seconds, self._saved_at = least_seconds, -math.inf
         self._events: tensorboard.Writer | None = None
@@ -84,7 +85,7 @@ class Journal:
         newest = newest_intact(self.folder, self._checkpoints)
         epochs, kept, state = 0, None, None
         if newest is not None:
-            state, self.saved_step = self._checkpoints.restore(newest.step, like()), newest.step
+            state = self._restore(newest, like)
             epochs, kept = epochs_before(newest, steps), self._checkpoints.rows(newest.step)
         elif (run / "result.json").exists():
             raise UserError(
@@ -103,6 +104,10 @@ class Journal:
         with self.folder.writing():
             history.replace(run / history.NAME, self.rows[0])
         return state
+
+    def _restore(self, newest: Checkpoint, like: Callable[[], TrainState]) -> TrainState:
+        self.saved_step, self._loss_is_saved = newest.step, newest.val_loss is not None
+        return self._checkpoints.restore(newest.step, like())
 
     def is_finished(self) -> bool:
         """Whether the run has all of its epochs and results."""
@@ -131,28 +136,38 @@ class Journal:
 
     def restate(self, state: TrainState, rows: list[Row]) -> None:
         """Writes the history and the checkpoint of a run that was trained in a group."""
-        for row in rows:
-            self._add([row])
+        self._checkpoints.clean()  # what a killed process left of an earlier attempt
+        self._write_rows(rows)
         ended = bool(rows) and rows[-1].step == int(state.step)
         self.save(state, rows[-1].val_loss if ended else None)
         self.wait()
 
     def _add(self, rows: Sequence[Row | None]) -> None:
-        [row], run = rows, self.folder.path
-        assert row is not None
+        self._write_rows([row for row in rows if row is not None])
+
+    def _write_rows(self, rows: Sequence[Row]) -> None:
+        """Adds rows to the history and to TensorBoard's events."""
+        run = self.folder.path
         if self._events is None:
-            self._events = tensorboard.Writer(run / "tensorboard", row.epoch)
+            self._events = tensorboard.Writer(run / "tensorboard", len(self.rows[0]) + 1)
         with self.folder.writing():
-            self.rows[0].append(row)
-            scalars = {name: getattr(row, name) for name in tensorboard.SCALARS}
-            self._events.add(row.epoch, scalars)
+            for row in rows:
+                scalars = {name: getattr(row, name) for name in tensorboard.SCALARS}
+                self._events.add(row.epoch, scalars)
+            self.rows[0] += rows
             history.replace(run / history.NAME, self.rows[0])
 
     def save(self, state: TrainState, val_loss: float | None = None) -> None:
-        """Starts to save the state, unless it is saved already."""
-        if int(state.step) != self.saved_step:
-            self._checkpoints.save(state, val_loss, self.rows[0])
-            self.saved_step = int(state.step)
+        """Starts to save the state, unless it is saved already, with the loss if there is one."""
+        step = int(state.step)
+        if step == self.saved_step and (val_loss is None or self._loss_is_saved):
+            return
+        rows = [row for rows in self.rows for row in rows]
+        self._checkpoints.save(self._to_save(state), val_loss, rows)
+        self.saved_step, self._loss_is_saved = step, val_loss is not None
+
+    def _to_save(self, state: TrainState) -> TrainState:
+        return state
 
     def wait(self) -> None:
         """Waits for the current save; raises a `UserError` if it failed."""

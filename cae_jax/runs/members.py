@@ -3,7 +3,7 @@
 .cae-jax            marks the directory; held locked by the training process
 members.json        the config of each member, by name; which are stopped
 environment.json    as of a run
-group-K/            the checkpoints of several members that are trained by one program, until each
+.cae-jax-group-K/   the checkpoints of several members that are trained by one program, until each
                     is a run
 damaged/            as of a run
 NAME/               the run of a member
@@ -247,8 +247,8 @@ def _members_per_program(
         return 1
     if backend.kernel is not None:
         raise UserError(
-            f"`members_per_program` is {asked}; the native kernel computes one member at a time: "
-            "leave it out, or set `backend='matmul'`"
+            f"`members_per_program` is {asked}; the native kernel computes one member at a time; "
+            "set `members_per_program=1` or `backend='matmul'`"
         )
     config, there = next(iter(members.values())), device_memory()
     model = autoencoders.abstract(config)

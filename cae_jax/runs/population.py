@@ -13,12 +13,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cae_jax.config import TrainConfig
+from cae_jax.config import RUN_MARK, TrainConfig
+from cae_jax.errors import UserError
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import members
 from cae_jax.runs.epochs import Chunks, Hooks, NotFiniteError, Session
 from cae_jax.runs.fit import train
 from cae_jax.runs.folder import has_checkpoint, is_written, open_run
+from cae_jax.runs.interruption import Interrupted
 from cae_jax.runs.job import Job, prepare
 from cae_jax.runs.journal import Journal, epochs_before, newest_intact
 from cae_jax.runs.load import load
@@ -39,7 +41,7 @@ class PopulationResult(NamedTuple):
         members: config, history, and the step at which a member was stopped.
         autoencoders: the models after the last step, of the members that have begun and were not
             stopped.
-        steps: of the members in this call, since the start of their training.
+        steps: since the start of training, the most of any member.
         interrupted: number of the signal that ended the training early; None without one.
     """
 
@@ -106,26 +108,46 @@ def fit_population(
 def _train_groups(job: Job, there: Population, session: Session) -> PopulationResult:
     """Trains the groups of a population, one after the other, that are not finished."""
     folder, named, stopped = there.folder.path, there.members.configs, there.members.stopped
-    params, steps, interrupted, trained = {}, 0, None, False
+    params, written, steps, interrupted, trained = {}, [], 0, None, False
     for first, group in there.groups():
         left = [name for name in group if not is_written(folder / name, group[name])]
+        written += [name for name in group if name not in {*left, *stopped}]
         if set(left) - stopped.keys() and interrupted is None:
             names = f"{left[0]} to {left[-1]}" if len(left) > 1 else left[0]
             logger.info("Training %s (%d of %d)", names, first + len(group), len(named))
-            found, reached, interrupted = _train_group(job, there, first, group, session)
+            try:
+                found, reached, interrupted = _train_group(job, there, first, group, session)
+            except Interrupted as stop:  # between two groups
+                session.ignore()
+                found, reached, interrupted = {}, 0, stop.signal
             steps, trained = max(steps, reached), True
             params |= found
-        else:
-            written = [name for name in group if name not in {*left, *stopped}]
-            params |= {name: load(folder / name).params for name in written}
+        if interrupted is None and len(group) > 1:  # all are runs by now, or stopped
+            there.folder.check()
+            shutil.rmtree(group_folder(folder, first), ignore_errors=True)
+    for name in [name for name in written if name not in params]:
+        try:
+            params[name] = load(folder / name).params
+        except UserError as error:
+            logger.warning("%s is left out of the result: %s", name, error)
     if interrupted is None:
         there.check_some_left()
         if not trained:
             logger.info(f"{folder} is finished after {job.config.epochs} epochs")
-    models = {name: job.autoencoder.with_params(named[name], params[name]) for name in params}
+    models = {
+        name: job.autoencoder.with_params(named[name], jax.device_put(params[name]))
+        for name in named
+        if name in params
+    }
     found = members.of_population(folder)
     assert found is not None
+    steps = max([steps, *(each.rows[-1].step for each in found.values() if each.rows)])
     return PopulationResult(found, models, steps, interrupted)
+
+
+def group_folder(population: Path, first: int) -> Path:
+    """The directory of the checkpoints of a group, by the index of its first member."""
+    return population / f"{RUN_MARK}-group-{first}"
 
 
 def _train_group(
@@ -152,9 +174,10 @@ def _train_group(
             if len(group) == 1:  # a group of several has stopped each of its members
                 there.stop(names[0], error.step)
             return {}, error.step, None
+    # On the host: those of all groups may be more than the device holds beside the next group.
     hosted = jax.tree.map(np.asarray, progress.state)
     params = {
-        name: jax.device_put(member(hosted, k, len(group)).params)
+        name: member(hosted, k, len(group)).params
         for k, name in enumerate(names)
         if k not in journal.stopped
     }
@@ -179,8 +202,8 @@ class GroupJournal(Journal):
     ) -> None:
         self._names, self._configs = [*group], [*group.values()]
         self._there, self._job = there, job
-        self._place = there.folder.path / f"group-{first}"
-        super().__init__(there.folder, self._configs[0], self._place, LEAST_SECONDS)
+        place = group_folder(there.folder.path, first)
+        super().__init__(there.folder, self._configs[0], place, LEAST_SECONDS)
         self.rows = [[] for _ in group]
         self._saved: TrainState | None = None
 
@@ -192,7 +215,7 @@ class GroupJournal(Journal):
         newest = newest_intact(self.folder, self._checkpoints)
         if newest is None:
             return None
-        state, self.saved_step = self._checkpoints.restore(newest.step, like()), newest.step
+        state = self._restore(newest, like)
         self._saved = jax.tree.map(np.asarray, state)
         for k, name in enumerate(self._names):
             if self._there.members.stopped.get(name, newest.step + 1) <= newest.step:
@@ -214,13 +237,9 @@ class GroupJournal(Journal):
         for each, row in zip(self.rows, rows, strict=True):
             each += [] if row is None else [row]
 
-    def save(self, state: TrainState, val_loss: float | None = None) -> None:
-        """Starts to save the state of all members, unless it is saved already."""
-        if int(state.step) != self.saved_step:
-            saved = self._saved = jax.tree.map(np.asarray, state)
-            rows = [row for rows in self.rows for row in rows]
-            self._checkpoints.save(saved, val_loss, rows)
-            self.saved_step = int(state.step)
+    def _to_save(self, state: TrainState) -> TrainState:
+        self._saved = saved = jax.tree.map(np.asarray, state)
+        return saved
 
     def stop(self, k: int, step: int) -> None:
         """Writes the last good state of a member as a run, and that it is stopped."""
@@ -236,7 +255,8 @@ class GroupJournal(Journal):
         state = member(self._saved, k, len(self._names))
         if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
             with self._run_of(k) as journal:
-                journal.restate(state, self.rows[k])
+                rows = [row for row in self.rows[k] if row.step <= int(state.step)]
+                journal.restate(state, rows)
 
     def finish(
         self,
@@ -261,7 +281,6 @@ class GroupJournal(Journal):
                 journal.restate(own, self.rows[k])
                 journal.finish(job, trainer, own, details, check, k)
         self.folder.check()
-        shutil.rmtree(self._place, ignore_errors=True)
 
     @contextlib.contextmanager
     def _run_of(self, k: int) -> Iterator[Journal]:

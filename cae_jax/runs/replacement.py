@@ -80,7 +80,8 @@ def settle(run: Path, has_checkpoint: bool) -> None:
 
 
 def _entries(run: Path) -> Iterator[Path]:
-    """The files and checkpoints of a run."""
+    """The files and checkpoints of a run, and the groups of a population."""
+    yield from run.glob(f"{RUN_MARK}-group-*")
     for name, pattern in FOLDERS.items():
         for path in (run / name).glob("*"):
             if re.fullmatch(pattern, path.name):

@@ -161,7 +161,7 @@ def test_an_interrupted_population_resumes_to_the_same_bits(
     if size > 1:  # the same program, undisturbed
         population = tmp_path / "undisturbed"
         cae_jax.fit_population(CONFIGS, population, **options)
-        assert not list(folder.glob("group-*"))
+        assert not list(folder.glob(".cae-jax-group-*"))
     for name in NAMES:
         assert_same_end(folder / name, population / name)
 
@@ -215,8 +215,15 @@ def test_a_group_that_broke_off_while_runs_were_written(data_dir, tmp_path, monk
         patch.setattr(journal.Journal, "restate", write_one)
         with pytest.raises(KeyboardInterrupt):
             cae_jax.fit_population(CONFIGS, tmp_path / "many", **options)
-    assert (tmp_path / "many" / "group-0").exists()
+    group = tmp_path / "many" / ".cae-jax-group-0"
+    assert group.exists()
+    # As after a kill while the second member's checkpoint was written.
+    (tmp_path / "many" / "seed=4" / "checkpoints" / "16.tmp" / "params").mkdir(parents=True)
     cae_jax.fit_population(CONFIGS, tmp_path / "many", **options)
+    assert not group.exists()
+    group.mkdir()  # as after a kill before the end
+    cae_jax.fit_population(CONFIGS, tmp_path / "many", **options)
+    assert not group.exists()
     for name in NAMES:
         assert_same_end(tmp_path / "many" / name, tmp_path / "whole" / name)
     with pytest.raises(cae_jax.UserError, match="`members_per_program`"):

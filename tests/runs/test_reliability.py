@@ -1,5 +1,6 @@
 """Kills and signals: what the same command makes of a training that was broken off."""
 
+import json
 import os
 import re
 import signal
@@ -15,8 +16,9 @@ from flax import nnx
 
 import cae_jax
 from benchmarks.kill_and_resume import final, stress
+from cae_jax.runs import history
 from cae_jax.runs.interruption import Interrupted, Interruption
-from tests.conftest import ROOT, SMALL, signal_in_chunk
+from tests.conftest import DENSE, ROOT, SMALL, signal_in_chunk
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
 # The config SMALL by flags.
@@ -184,6 +186,32 @@ def test_a_second_signal_does_not_wait_for_the_chunk(run, data_dir, tmp_path, mo
     monkeypatch.undo()
     cae_jax.fit(SMALL, folder, data_dir=data_dir)
     assert_same_end(folder, run)
+
+
+def test_an_interrupt_in_the_last_evaluation_loses_no_epoch(
+    dense_run, data_dir, tmp_path, monkeypatch
+):
+    """Its checkpoint is saved before the loss is known, and again with the loss."""
+    folder, evaluations = tmp_path / "run", []
+    call = Interruption.call
+
+    def two_signals(self, function, *arguments):
+        if function.__name__ == "evaluate":
+            evaluations.append(1)
+            if len(evaluations) == DENSE.epochs:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
+        return call(self, function, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruption, "call", two_signals)
+        result = cae_jax.fit(DENSE, folder, data_dir=data_dir)
+    assert (result.interrupted, result.steps, len(result.history)) == (signal.SIGTERM, 16, 1)
+    cae_jax.fit(DENSE, folder, data_dir=data_dir)
+    assert_same_end(folder, dense_run)
+    assert [row.epoch for row in history.of_run(folder)] == [1, 2]
+    manifest = json.loads((folder / "checkpoints" / "16" / "manifest.json").read_text())
+    assert manifest["val_loss"] is not None
 
 
 def test_an_interrupt_during_compilation_does_not_wait(data_dir, tmp_path, monkeypatch):
