@@ -43,6 +43,9 @@ class Flags:
     train_examples: int | None = None
     """Number of training images; None takes all."""
 
+    test_examples: int | None = None
+    """Number of test images; None takes all."""
+
     baselines: bool = True
     """Include the classical denoisers (pip install "cae-jax[baselines]")."""
 
@@ -76,6 +79,7 @@ def plan(flags: Flags) -> study.Plan:
             config,
             epochs=config.epochs if flags.epochs is None else flags.epochs,
             train_examples=flags.train_examples,
+            test_examples=flags.test_examples,
         )
 
     # Tuned for the first one of them; the others have the recipe of the network nearest in width.

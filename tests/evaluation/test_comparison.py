@@ -177,7 +177,7 @@ def test_the_page_of_a_small_study(tmp_path, data_dir, capsys):
     page = tmp_path / "page.md"
     study.run(plan, tmp_path / "runs", page, with_baselines=False, data_dir=data_dir)
     text = page.read_text()
-    assert "Members in turn: 1; compiled" in capsys.readouterr().out
+    assert "Training seed=0 (1 of 1)" in capsys.readouterr().out
     for figure in ("denoised", "worst", "robustness", "reconstructed", "frontier"):
         assert f"(page_{figure}.png)" in text
         assert (tmp_path / f"page_{figure}.png").stat().st_size > 5000
@@ -185,7 +185,7 @@ def test_the_page_of_a_small_study(tmp_path, data_dir, capsys):
     assert "| occlusion 12 |" in text
     # Once more: nothing is trained, and the page comes out the same.
     study.run(plan, tmp_path / "runs", page, with_baselines=False, data_dir=data_dir)
-    assert "Members in turn" not in capsys.readouterr().out
+    assert "Training seed" not in capsys.readouterr().out
     assert page.read_text() == text
     other = plan._replace(mix={"mixed": dataclasses.replace(noisy, noise="masking")})
     with pytest.raises(cae_jax.UserError, match="holds a population that differs in noise"):
