@@ -267,10 +267,7 @@ class GroupJournal(Journal):
         check: Callable[[], None] = lambda: None,
         k: int = 0,
     ) -> None:
-        """Writes the runs of the members that are not stopped; then the group is removed.
-
-        `check` is called before each.
-        """
+        """Writes the runs of the members that are not stopped; `check` is called before each."""
         hosted = jax.tree.map(np.asarray, state)
         for k, (name, config) in enumerate(zip(self._names, self._configs, strict=True)):
             if k in self.stopped or is_written(self.folder.path / name, config):
@@ -280,7 +277,6 @@ class GroupJournal(Journal):
             with self._run_of(k) as journal:
                 journal.restate(own, self.rows[k])
                 journal.finish(job, trainer, own, details, check, k)
-        self.folder.check()
 
     @contextlib.contextmanager
     def _run_of(self, k: int) -> Iterator[Journal]:
