@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -108,7 +109,10 @@ def _not_of_a_save(record: logging.LogRecord) -> bool:
     return f"{TEMPORARY}.orbax-checkpoint" not in record.getMessage()
 
 
-# Orbax logs a line per save. When one write of a save fails, it never awaits the others, and
-# asyncio logs "exception was never retrieved" for each of them.
+# Orbax logs a line per save. When one write of a save fails, it never awaits the others: asyncio
+# logs "exception was never retrieved" for those that have begun, and Python warns of the rest.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 logging.getLogger("asyncio").addFilter(_not_of_a_save)
+warnings.filterwarnings(
+    "ignore", r"coroutine '.*(_run_background|_background_\w+|_read_array)' was", RuntimeWarning
+)

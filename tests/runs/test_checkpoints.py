@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import hashlib
+import importlib
 import json
 import shutil
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -297,3 +299,22 @@ def test_of_all_writes_that_fail_one_is_told(tmp_path, monkeypatch, caplog):
     loop.close()
     (record,) = caplog.records
     assert "elsewhere" in record.getMessage()
+
+
+async def _background_serialize():
+    """Named as one of Orbax."""
+
+
+async def other():
+    """Not of Orbax."""
+
+
+def test_writes_that_never_begin_are_not_told():
+    """Orbax leaves their coroutines behind."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        importlib.reload(orbax_io)
+        _background_serialize()
+        other()
+        gc.collect()
+    assert [str(warning.message) for warning in told] == ["coroutine 'other' was never awaited"]
