@@ -172,8 +172,9 @@ def make_evaluate(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> jax.stag
         params: nnx.State, inputs_NxHxWxC: jax.Array, targets_NxHxWxC: jax.Array
     ) -> Losses:
         images = (inputs_NxHxWxC, targets_NxHxWxC)
-        whole = len(inputs_NxHxWxC) // EVAL_BATCH * EVAL_BATCH
-        batches = [x[:whole].reshape(-1, EVAL_BATCH, *x.shape[1:]) for x in images]
+        size = min(EVAL_BATCH, backend.max_batch)  # the activations of more take memory
+        whole = len(inputs_NxHxWxC) // size * size
+        batches = [x[:whole].reshape(-1, size, *x.shape[1:]) for x in images]
         most = jax.lax.map(lambda batch: losses(params, *batch), batches)
         rest = losses(params, *(x[whole:] for x in images))
         return jax.tree.map(lambda a, b: jnp.concatenate([a.reshape(-1), b]), most, rest)
