@@ -18,8 +18,7 @@ ARRAYS = "arrays"  # images that are given to `fit`
 LEAST_SIDE = 4  # pixels
 MAX_PIXELS = 50_000_000  # of an image
 RUN_MARK = ".cae-jax"  # a file in the directory of each run
-# Of what is written to disk; incremented whenever earlier versions cannot read it.
-FORMAT = 1
+FORMAT = 1  # of files on disk; incremented whenever earlier versions cannot read them
 Background = Literal["auto", "black", "white"]
 Loss = Literal["bce", "mse"]
 # Default features of the convolutional network up to each length of the longer side. By the PSNR of
@@ -67,8 +66,8 @@ MIX = "mix"  # one of the others for each image, at its default level
 class TrainConfig:
     """Everything that determines the result of a training run, and nothing else.
 
-    Values are checked on construction; vary a config with ``dataclasses.replace(config,
-    epochs=50)``. The defaults are those of ``configs/fashion_mnist.py``.
+    Vary a config with ``dataclasses.replace(config, epochs=50)``. The defaults are those of
+    ``configs/fashion_mnist.py``.
 
     Raises:
         UserError: a value outside its range or choices; names the field.
@@ -283,14 +282,10 @@ def known_shape(config: TrainConfig) -> Shape | None:
 
 
 def resolved(config: TrainConfig, image_shape: Shape | None = None) -> TrainConfig:
-    """The config with the shape of its images, and what follows from it.
-
-    Args:
-        config: any.
-        image_shape: of the images that were read; None where the config tells it.
+    """The config with the shape of its images and the features of its network.
 
     Raises:
-        UserError: it does not.
+        UserError: `image_shape`, of the images that were read, is missing and not in the config.
     """
     shape = image_shape or known_shape(config)
     if shape is None:
@@ -306,15 +301,12 @@ def resolved(config: TrainConfig, image_shape: Shape | None = None) -> TrainConf
 def check_level(
     noise: str, level: float | None, image_shape: tuple[int, ...] | None = None
 ) -> float:
-    """Checks the level of a noise and returns it.
+    """Returns the level of a noise; 0 for ``"none"`` and `MIX`.
 
     Args:
         noise: ``"none"``, `MIX` or a key of `NOISES`.
         level: None for the default; in pixels at most half of the images' shorter side.
         image_shape: ``(height, width, channels)``, which bounds a level in pixels, if known.
-
-    Returns:
-        the level; 0 for ``"none"`` and `MIX`.
 
     Raises:
         UserError: unknown noise, or a level outside its range.
@@ -349,8 +341,14 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys of `there` that differ in `now`, both from `to_dict`, with the two values."""
+    differing = [key for key in there if there[key] != now.get(key)]
+    return [f"{key} ({there[key]} there, {now.get(key)} now)" for key in differing]
+
+
 def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `to_dict` gave in an earlier version, or a part of that, by today's keys."""
+    """Renames the keys that `to_dict` had in earlier versions."""
     values = dict(values)
     if "dataset" in values:  # the name of `data` before there were other sizes than 28 x 28
         values |= {"data": values.pop("dataset"), "image_shape": [28, 28, 1]}

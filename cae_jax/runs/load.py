@@ -16,8 +16,7 @@ from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.folder import checkpoint_folder, read_config
 
 logger = logging.getLogger(__name__)
-# A training process may remove a checkpoint while it is read.
-_ATTEMPTS = 5
+_ATTEMPTS = 5  # a training process may remove a checkpoint while it is read
 
 
 def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoencoder:
@@ -26,7 +25,7 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
     Args:
         run: directory written by `cae_jax.fit`, such as ``runs/fashion_mnist``; or a model that
             ships with the package, such as ``pretrained/fashion_mnist``.
-        best: take the checkpoint of the lowest ``val_loss`` instead of the newest one.
+        best: load the checkpoint with the lowest ``val_loss`` instead of the newest one.
         backend: how the network is computed, see `cae_jax.ops.backend.choose`.
 
     Raises:
