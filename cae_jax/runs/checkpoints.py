@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import numpy as np
@@ -143,30 +143,33 @@ class Checkpoints:
             )
         return None, damage
 
-    def __contains__(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint still exists."""
-        return (self.folder / str(checkpoint.step)).exists()
-
     def rows(self, step: int) -> list[history.Row] | None:
         """The history up to an intact checkpoint; None if an earlier version wrote it."""
         path = self.folder / str(step) / history.NAME
         return history.read(path) if path.exists() else None
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """Restores the training state at a step, with the structure and devices of `like`.
+    def restore(self, step: int, like: _Like) -> _Like:
+        """Restores the training state at a step, or only its parameters.
+
+        Args:
+            step: of the checkpoint.
+            like: a training state or parameters of the same structure, on the devices to use.
 
         Raises:
             UserError: it cannot be restored, or has another structure.
+            FileNotFoundError: another process has just removed it.
         """
-        return self._restore(_orbax_io().read, step, like)
-
-    def restore_params(self, step: int, like: nnx.State) -> nnx.State:
-        """Restores the parameters at a step, with the structure and devices of `like`.
-
-        Raises:
-            UserError: they cannot be restored, or have another structure.
-        """
-        return self._restore(_orbax_io().read_params, step, like)
+        orbax_io, path = _orbax_io(), self.folder / str(step)
+        read: Any = orbax_io.read if isinstance(like, TrainState) else orbax_io.read_params
+        try:
+            return read(path, like)
+        except Exception as error:  # Orbax and TensorStore raise exceptions of many types
+            if not path.exists():
+                raise FileNotFoundError(path) from error
+            raise UserError(
+                f"checkpoint {path} does not fit this model ({orbax_io.reason(error)}); restore "
+                "the checkpoint and config.json of one run"
+            ) from error
 
     def set_aside(self, step: int, folder: Path) -> Path:
         """Moves a damaged checkpoint into `folder` and returns its new path."""
@@ -276,16 +279,6 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         shutil.rmtree(path.rename(path.with_suffix(f"{atomic.TEMPORARY}-removed")))
-
-    def _restore(self, read: Callable[[Path, _Like], _Like], step: int, like: _Like) -> _Like:
-        path = self.folder / str(step)
-        try:
-            return read(path, like)
-        except Exception as error:  # Orbax and TensorStore raise exceptions of many types
-            raise UserError(
-                f"checkpoint {path} does not fit this model ({_orbax_io().reason(error)}); restore "
-                "the checkpoint and config.json of one run"
-            ) from error
 
 
 def _orbax_io() -> ModuleType:

@@ -4,7 +4,7 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs.epochs import Progress, Session, run_epochs
-from cae_jax.runs.folder import open_run
+from cae_jax.runs.folder import OpenFolder, open_run
 from cae_jax.runs.history import Row
 from cae_jax.runs.interruption import Interrupted
 from cae_jax.runs.job import Job, prepare
@@ -79,25 +79,21 @@ def fit(
     """
     workdir = Path(workdir).expanduser()
     with Session(chunk_steps, on_epoch, on_chunk) as session:
-        config, dataset, chosen = prepare(
-            config,
-            workdir,
-            backend,
-            images,
-            session.start,
-            data_dir=data_dir,
-            verify_data=verify_data,
-        )
+        where: Any = {"data_dir": data_dir, "verify_data": verify_data}
+        config, dataset, chosen = prepare(config, workdir, backend, images, session.start, **where)
         weights = None if start_from is None else _weights_of(config, start_from)
-        session.check()
         with open_run(workdir, config, overwrite=overwrite) as folder:
             job = Job(folder.config, chosen, dataset)
-            del dataset  # those of the device remain
-            with Journal(folder, folder.config) as journal:
-                progress, stopped = train(job, [folder.config], journal, session, weights)
-            params = jax.device_put(progress.state.params)
-            autoencoder = job.autoencoder.with_params(folder.config, params)
-            return FitResult(autoencoder, journal.rows[0], progress.step, stopped)
+            del dataset  # those on the device remain
+            return _fit(job, folder, session, weights)
+
+
+def _fit(job: Job, folder: OpenFolder, session: Session, weights: nnx.State | None) -> FitResult:
+    with Journal(folder, job.config) as journal:
+        progress, stopped = train(job, [job.config], journal, session, weights)
+    params = jax.device_put(progress.state.params)
+    autoencoder = job.autoencoder.with_params(job.config, params)
+    return FitResult(autoencoder, journal.rows[0], progress.step, stopped)
 
 
 def _weights_of(config: TrainConfig, start_from: str | Path) -> nnx.State:

@@ -235,14 +235,12 @@ def check_ours(run: Path) -> None:
     if not run.is_dir():
         return
     mark, names = run / RUN_MARK, sorted(path.name for path in run.iterdir())
-    regular = mark.is_file() and not mark.is_symlink()
-    if not regular and RUN_MARK in names:
-        ours = False
-    elif set(names) <= {RUN_MARK}:
-        # New; an empty mark is that of a process killed in its first moment.
-        ours = not names or mark.stat().st_size == 0 or _is_marked(mark)
-    else:
-        ours = (regular and _is_marked(mark)) or _has_config(run)
+    is_file = mark.is_file() and not mark.is_symlink()
+    ours = is_file or RUN_MARK not in names
+    if ours and names:
+        content = mark.read_bytes() if is_file else b""
+        is_new = names == [RUN_MARK] and not content  # of a process killed in its first moment
+        ours = is_new or content.startswith(_MARK_LINE) or _has_config(run)
     if not ours:
         raise UserError(
             f"`workdir` {run} is not empty and not a run of cae-jax: it holds "
@@ -250,12 +248,8 @@ def check_ours(run: Path) -> None:
         )
 
 
-def _is_marked(mark: Path) -> bool:
-    return mark.read_bytes().startswith(_MARK_LINE)
-
-
 def _has_config(run: Path) -> bool:
-    """Whether it is a run of a version that had no marks, or one whose mark is damaged."""
+    """Whether it is a run of an earlier version, which has no mark, or its mark is damaged."""
     try:
         read_config(run)
     except UserError:

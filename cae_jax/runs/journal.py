@@ -120,7 +120,7 @@ class Journal:
         return len(self.rows[0]) == epochs and is_finished(self.folder.path, epochs)
 
     def begin(self, job: Job) -> None:
-        """Writes the files that a run has from its beginning."""
+        """Writes the first files of a run."""
         with self.folder.writing():
             job.describe(self.folder.path)
             (self.folder.path / "result.json").unlink(missing_ok=True)
@@ -157,7 +157,7 @@ class Journal:
             history.replace(run / history.NAME, self.rows[0])
 
     def save(self, state: TrainState, val_loss: float | None = None) -> None:
-        """Starts to save the state, unless it is saved already, with the loss if there is one."""
+        """Starts to save the state, with its validation loss if known, unless it is saved."""
         step = int(state.step)
         if step == self.saved_step and (val_loss is None or self._loss_is_saved):
             return
@@ -173,7 +173,7 @@ class Journal:
         self._checkpoints.wait()
 
     def stop(self, k: int, step: int) -> None:
-        """Notes the step at which the run became not finite; its checkpoints stay."""
+        """Records the step at which a member became non-finite; its checkpoints stay."""
         self.stopped[k] = step
 
     def finish(

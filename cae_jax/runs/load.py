@@ -6,7 +6,6 @@ from pathlib import Path
 
 from flax import nnx
 
-from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, topology
 from cae_jax.models.inference import Autoencoder
@@ -37,30 +36,17 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
     if (params := pretrained.read_params(run)) is not None:
         return Autoencoder(config, autoencoders.build_with(config, params), chosen)
     model = autoencoders.build(config, nnx.Rngs(0))
-    for _ in range(_ATTEMPTS):
-        with contextlib.suppress(FileNotFoundError):
-            nnx.update(model, _read_params(run, config, best, nnx.state(model, nnx.Param)))
-            return Autoencoder(config, model, chosen)
+    with Checkpoints(checkpoint_folder(run), config) as checkpoints:
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(FileNotFoundError):
+                found, damage = checkpoints.find(best=best)
+                if found is None:
+                    raise UserError(f"run {run} has no checkpoint yet; train it for an epoch")
+                for problem in damage.values():
+                    logger.warning("%s: taking step %d instead", problem, found.step)
+                params = checkpoints.restore(found.step, nnx.state(model, nnx.Param))
+                nnx.update(model, params)
+                return Autoencoder(config, model, chosen)
     raise UserError(
         f"the checkpoints of {run} are replaced faster than they can be read; wait and try again"
     )
-
-
-def _read_params(run: Path, config: TrainConfig, best: bool, like: nnx.State) -> nnx.State:
-    """Reads the parameters of the newest or best intact checkpoint.
-
-    Raises:
-        FileNotFoundError: it was removed in the meantime.
-    """
-    with Checkpoints(checkpoint_folder(run), config) as checkpoints:
-        found, damage = checkpoints.find(best=best)
-        if found is None:
-            raise UserError(f"run {run} has no checkpoint yet; train it for at least one epoch")
-        for problem in damage.values():
-            logger.warning("%s: taking step %d instead", problem, found.step)
-        try:
-            return checkpoints.restore_params(found.step, like)
-        except UserError:
-            if found in checkpoints:
-                raise
-            raise FileNotFoundError(found.step) from None

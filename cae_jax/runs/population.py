@@ -69,8 +69,7 @@ def fit_population(
     They may differ in the seed and in numbers of the optimizer, see
     `cae_jax.training.programs.VARYING`. Each becomes a run in ``workdir/NAME``: at once if it is
     trained alone, at the end if one program trains several. A member whose loss, gradient or
-    parameters become non-finite is stopped and keeps its last good checkpoint, if any; the others
-    continue.
+    parameters become non-finite is stopped and keeps its last good checkpoint, if any.
 
     Args:
         configs: of the members.
@@ -94,7 +93,6 @@ def fit_population(
         )
         shared = {name: getattr(config, name) for name in ("data", "image_shape", "features")}
         configs = [dataclasses.replace(each, **shared) for each in configs]
-        session.check()
         with members.open_population(
             workdir, configs, chosen, dataset, members_per_program, overwrite=overwrite
         ) as there:
@@ -102,8 +100,6 @@ def fit_population(
             del dataset
             # A step of a group takes longer than one of a model.
             session.chunks = Chunks(chunk_steps, begin=max(1, 67 // there.members.per_program))
-            with there.folder.writing():
-                job.record(workdir)
             return _train_groups(job, there, session)
 
 
@@ -111,6 +107,8 @@ def _train_groups(job: Job, there: Population, session: Session) -> PopulationRe
     """Trains the groups of a population that are not finished, one after the other."""
     folder, named, stopped = there.folder.path, there.members.configs, there.members.stopped
     params, steps, interrupted, trained = {}, 0, None, False
+    with there.folder.writing():
+        job.record(folder)
     for first, group in there.groups():
         left = [name for name in group if not is_written(folder / name, group[name])]
         if set(left) - stopped.keys():
@@ -230,11 +228,11 @@ class GroupJournal(Journal):
         return state
 
     def is_finished(self) -> bool:
-        """False: a group that is finished has runs and no checkpoints, and is not opened."""
+        """Returns False: a finished group consists of runs, and has no journal."""
         return False
 
     def begin(self, job: Job) -> None:
-        """Nothing: its runs are written at the end."""
+        """Does nothing: the runs are written at the end."""
 
     def _add(self, rows: Sequence[Any]) -> None:
         for each, row in zip(self.rows, rows, strict=True):
@@ -245,16 +243,16 @@ class GroupJournal(Journal):
         return saved
 
     def stop(self, k: int, step: int) -> None:
-        """Writes the last good state of a member as a run, and that it is stopped."""
+        """Writes the last good state of a member as a run, and records that it is stopped."""
         super().stop(k, step)
         self._keep_last_good(k)
         self._there.stop(self._names[k], step)
 
     def _keep_last_good(self, k: int) -> None:
-        """Writes the run of a member from the newest checkpoint, if that has a good state."""
+        """Writes the run of a member from the newest checkpoint, if its state there is finite."""
         self.folder.check()
         if self._saved is None or has_checkpoint(self.folder.path / self._names[k]):
-            return  # in the second case by a process that was interrupted since
+            return  # the checkpoint is of a process that was interrupted since
         state = member(self._saved, k, len(self._names))
         if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
             with self._run_of(k) as journal:
@@ -278,7 +276,7 @@ class GroupJournal(Journal):
 
     @contextlib.contextmanager
     def _run_of(self, k: int) -> Iterator[Journal]:
-        """The journal of a new run of a member."""
+        """Creates the run of a member, and yields its journal."""
         path = self.folder.path / self._names[k]
         with (
             open_run(path, self._configs[k], overwrite=False) as run,

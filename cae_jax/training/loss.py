@@ -40,7 +40,7 @@ def select_loss(losses: Losses, kind: Loss) -> jax.Array:
 def make_loss(
     graphdef: nnx.GraphDef, backend: Backend = MATMUL, kind: Loss = "bce"
 ) -> Callable[..., jax.Array]:
-    """Makes ``loss(params, inputs, targets, weights_N)``, the weighted mean of one of the losses."""
+    """Makes ``loss(params, inputs, targets, weights_N)``, a weighted mean over the images."""
     losses = make_losses(graphdef, backend)
 
     def loss(

@@ -1,6 +1,5 @@
 """Whole runs: files, output, resumption, refusals."""
 
-import csv
 import dataclasses
 import json
 import shutil
@@ -9,7 +8,6 @@ from unittest.mock import Mock
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 import cae_jax
@@ -19,33 +17,9 @@ from cae_jax.runs.folder import read_config
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.step import make_keys
 from tests.conftest import DENSE, ROOT, SMALL
+from tests.runs.test_reliability import assert_same_end
 
 GOLDEN = ROOT / "tests" / "golden" / "format1"
-
-
-def parameters(result):
-    return nnx.state(result.autoencoder.model, nnx.Param)
-
-
-def assert_same_run(ours, folder, expected, expected_folder):
-    """Bitwise equal parameters, equal history but for the clock, same checkpoints."""
-    jax.tree.map(np.testing.assert_array_equal, parameters(ours), parameters(expected))
-    rows, wanted = (
-        [row[:7] for row in csv.reader((path / "history.csv").read_text().splitlines())]
-        for path in (folder, expected_folder)
-    )
-    assert rows == wanted
-    names, wanted = (
-        sorted(path.name for path in (path / "checkpoints").iterdir())
-        for path in (folder, expected_folder)
-    )
-    assert names == wanted
-
-
-@pytest.fixture(scope="module")
-def finished(run, data_dir):
-    """What `fit` gives for the finished run SMALL."""
-    return cae_jax.fit(SMALL, run, data_dir=data_dir)
 
 
 def test_a_run_leaves_its_files(run):
@@ -92,9 +66,9 @@ def test_val_loss_is_that_of_the_saved_parameters(run, test_images):
     assert row.val_psnr_input is None
 
 
-def test_same_config_same_bits_whatever_the_chunks(run, finished, data_dir, tmp_path):
-    again = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
-    assert_same_run(again, tmp_path / "run", finished, run)
+def test_same_config_same_bits_whatever_the_chunks(run, data_dir, tmp_path):
+    cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
+    assert_same_end(tmp_path / "run", run)
 
 
 def test_chunks_take_a_tenth_of_a_second_to_one(monkeypatch):
@@ -146,12 +120,12 @@ def test_training_with_noise(data_dir, tmp_path, test_images):
 
 def test_a_noisy_run_that_broke_off_resumes_exactly(data_dir, tmp_path):
     config = dataclasses.replace(DENSE, noise="gaussian")
-    expected = cae_jax.fit(config, tmp_path / "whole", data_dir=data_dir)
+    cae_jax.fit(config, tmp_path / "whole", data_dir=data_dir)
     break_off = Mock(side_effect=KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, on_epoch=break_off)
-    resumed = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
-    assert_same_run(resumed, tmp_path / "run", expected, tmp_path / "whole")
+    cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
 def test_another_seed_gives_another_model(dense_run, data_dir, tmp_path):
@@ -160,9 +134,7 @@ def test_another_seed_gives_another_model(dense_run, data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["save", "wait"])
-def test_a_run_that_broke_off_resumes_exactly(
-    run, finished, data_dir, tmp_path, monkeypatch, method
-):
+def test_a_run_that_broke_off_resumes_exactly(run, data_dir, tmp_path, monkeypatch, method):
     """After the history was written; and before the next save waits for the one before."""
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -180,7 +152,7 @@ def test_a_run_that_broke_off_resumes_exactly(
             cae_jax.fit(SMALL, folder, data_dir=data_dir)
     assert not (folder / "result.json").exists()
     resumed = cae_jax.fit(SMALL, folder, data_dir=data_dir)
-    assert_same_run(resumed, folder, finished, run)
+    assert_same_end(folder, run)
     assert [row.epoch for row in resumed.history] == [1, 2, 3]
 
 
@@ -216,18 +188,15 @@ def test_a_history_that_lost_rows_is_refused_where_no_checkpoint_keeps_them(tmp_
             cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, backend="matmul")
 
 
-def test_a_finished_run_that_lost_its_last_checkpoint_is_completed(
-    run, finished, data_dir, tmp_path
-):
-    shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "24")
-    again = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
-    assert_same_run(again, tmp_path / "run", finished, run)
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+def test_a_finished_run_that_lost_its_last_checkpoint_is_completed(copied, dense_run, data_dir):
+    shutil.rmtree(copied / "checkpoints" / "16")
+    again = cae_jax.fit(DENSE, copied, data_dir=data_dir)
+    assert_same_end(copied, dense_run)
+    result = json.loads((copied / "result.json").read_text())
     assert result["final"]["epoch_seconds"] == again.history[-1].epoch_seconds
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.rmtree(copied / "checkpoints")
     with pytest.raises(cae_jax.UserError, match="its checkpoints are gone"):
-        cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+        cae_jax.fit(DENSE, copied, data_dir=data_dir)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(data_dir, tmp_path):
