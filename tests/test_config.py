@@ -158,6 +158,8 @@ def test_unknown_key_names_its_neighbour():
         ("1 / 0", "raised ZeroDivisionError"),
         ("def", "raised SyntaxError"),
         ("raise SystemExit(0)", "raised SystemExit: 0"),
+        ("def get_config(): raise KeyboardInterrupt", "raised KeyboardInterrupt"),
+        ("def get_config(): raise RecursionError", "raised RecursionError"),
         ("raise ValueError('two\\nlines')", "raised ValueError: two lines"),
         (
             "from cae_jax import TrainConfig\ndef get_config(): return TrainConfig(epochs=0)",

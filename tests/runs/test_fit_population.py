@@ -440,9 +440,6 @@ def test_damaged_members_are_refused(damage, tmp_path):
     (tmp_path / "members.json").write_bytes(damage)
     with pytest.raises(cae_jax.UserError, match=r"members.json cannot be used .*restore it"):
         members.read(tmp_path)
-
-
-def test_members_of_a_later_version_are_refused(tmp_path):
     (tmp_path / "members.json").write_text('{"format": 2, "people": {}}')
     with pytest.raises(cae_jax.UserError, match="update cae-jax"):
         members.read(tmp_path)
