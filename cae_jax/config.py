@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from cae_jax.errors import UserError
@@ -18,24 +18,13 @@ ARRAYS = "arrays"  # images that are given to `fit`
 LEAST_SIDE = 4  # pixels
 MAX_PIXELS = 50_000_000  # of an image
 RUN_MARK = ".cae-jax"  # a file in the directory of each run
-# Of what is written to disk; incremented whenever earlier versions cannot read it.
-FORMAT = 1
+FORMAT = 1  # of files on disk; incremented whenever earlier versions cannot read them
 Background = Literal["auto", "black", "white"]
 Loss = Literal["bce", "mse"]
-# The fields of a config that say which images it takes, and how they are brought to one shape.
-DATA_FIELDS = (
-    "data",
-    "image_size",
-    "resize",
-    "channels",
-    "background",
-    "split",
-    "skip_unreadable",
-    "image_shape",
-)
-# Features of the convolutional network up to each length of the longer side.
-_FEATURES = {16: (16, 8), 47: (16, 8, 8), 95: (32, 16, 16, 8)}
-_WIDE_FEATURES = (32, 32, 16, 16, 8)
+# Default features of the convolutional network up to each length of the longer side. By the PSNR of
+# held-out photographs with codes of 4 x 4 x 8, at 64 pixels 32, 16, 16, 8 is 0.7 dB above
+# 16, 8, 8, 8 and 0.3 below 32, 32, 16, 8, which is slower. docs/own-images.md has all results.
+_FEATURES = {16: (16, 8), 47: (16, 8, 8), 95: (32, 16, 16, 8), math.inf: (32, 32, 16, 16, 8)}
 
 Noise = Literal[
     "none", "gaussian", "salt_and_pepper", "masking", "speckle", "poisson", "occlusion", "mix"
@@ -77,8 +66,8 @@ MIX = "mix"  # one of the others for each image, at its default level
 class TrainConfig:
     """Everything that determines the result of a training run, and nothing else.
 
-    Values are checked on construction; vary a config with ``dataclasses.replace(config,
-    epochs=50)``. The defaults are those of ``configs/fashion_mnist.py``.
+    Vary a config with ``dataclasses.replace(config, epochs=50)``. The defaults are those of
+    ``configs/fashion_mnist.py``.
 
     Raises:
         UserError: a value outside its range or choices; names the field.
@@ -194,45 +183,38 @@ class TrainConfig:
 def _check_types(config: TrainConfig) -> None:
     for name, hint in typing.get_type_hints(TrainConfig).items():
         value: Any = getattr(config, name)
-        if typing.get_origin(hint) is Literal:
-            choices = typing.get_args(hint)
-            if value not in choices:
-                raise UserError(f"`{name}` is {value!r}; it takes {', '.join(map(str, choices))}")
-        elif hint in (int, int | None):
-            if type(value) is not int and not (value is None and hint is not int):
-                raise UserError(f"`{name}` is {_short(value)}; it takes a whole number")
-            if value is not None and abs(value) >= 2**32:  # steps and seeds are of 32 bits
-                raise UserError(f"`{name}` is {_short(value)}; it takes at most 4294967295")
-        elif hint in (float, float | None):
-            if value is None and hint is not float:
+        choices = typing.get_args(hint)
+        if type(None) in choices:
+            if value is None:
                 continue
-            if not _is_float32(value):
-                raise UserError(
-                    f"`{name}` is {_short(value)}; it takes a finite number: 0, or {_TINY} to "
-                    f"{_HUGE} in size, which float32 can hold"
-                )
-            object.__setattr__(
-                config, name, float(typing.cast(float, value))
-            )  # 1 and 1.0 are the same config
-        elif hint is str and isinstance(value, os.PathLike):
-            object.__setattr__(config, name, os.fspath(value))
-        elif hint in (str, bool):
-            if type(value) is not hint or value == "":
-                takes = "True or False" if hint is bool else "a name or a path"
-                raise UserError(f"`{name}` is {value!r}; it takes {takes}")
-        elif value is not None or name == "restarts":
+            hint = choices[0]
+        if typing.get_origin(hint) is Literal:
+            accepted, takes = value in choices, ", ".join(map(str, choices))
+        elif hint is int:
+            accepted = type(value) is int and abs(value) < 2**32  # steps and seeds are of 32 bits
+            takes = "a whole number of at most 4294967295"
+        elif hint is float:
+            accepted = type(value) in (int, float) and (value == 0 or _TINY <= abs(value) <= _HUGE)
+            value = float(value) if accepted else value  # 1 and 1.0 are the same config
+            takes = f"a finite number: 0, or {_TINY} to {_HUGE} in size, which float32 can hold"
+        elif hint is bool:
+            accepted, takes = type(value) is bool, "True or False"
+        elif hint is str:
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            accepted, takes = type(value) is str and value != "", "a name or a path"
+        else:
             lengths, least, takes = _TUPLES[name]
-            if name == "image_size" and type(value) is int:
-                value = (value,)
-            if (
-                not isinstance(value, (tuple, list))
-                or not all(type(n) is int and n >= least for n in value)
-                or (lengths and len(value) not in lengths)
-            ):
-                given = (isinstance(value, tuple) and " ".join(map(str, value))) or repr(value)
-                raise UserError(f"`{name}` is {given}; it takes {takes}")
-            value = tuple(value) * 2 if name == "image_size" and len(value) == 1 else tuple(value)
-            object.__setattr__(config, name, value)
+            value = (value,) if name == "image_size" and type(value) is int else value
+            accepted = (
+                isinstance(value, (tuple, list))
+                and all(type(n) is int and n >= least for n in value)
+                and (not lengths or len(value) in lengths)
+            )
+            if accepted:
+                value = tuple(value) * (2 if name == "image_size" and len(value) == 1 else 1)
+        if not accepted:
+            raise UserError(f"`{name}` is {_short(value)}; it takes {takes}")
+        object.__setattr__(config, name, value)
 
 
 # Lengths and least value of the fields that are tuples, and what they take, in words.
@@ -244,107 +226,66 @@ _TUPLES = {
 }
 
 
-def _is_float32(value: Any) -> bool:
-    return type(value) in (int, float) and (value == 0 or _TINY <= abs(value) <= _HUGE)
-
-
 def _short(value: Any) -> str:
-    """A value as an error shows it: a whole number of hundreds of digits would fill the screen."""
+    """A value as the user gave it, in at most 100 characters."""
+    if isinstance(value, tuple) and value:
+        return " ".join(map(str, value))
+    # Python refuses to print a whole number of thousands of digits.
     text = repr(value) if type(value) is not int or abs(value) < 10**20 else "a larger number"
     return text if len(text) < 100 else f"{text[:97]}..."
 
 
 def _check_ranges(config: TrainConfig) -> None:
-    def check(name: str, accepted: bool, takes: str) -> None:
-        if not accepted:
-            raise UserError(f"`{name}` is {getattr(config, name)!r}; it takes {takes}")
-
-    for name in ("batch_size", "epochs"):
-        check(name, getattr(config, name) >= 1, "a whole number of at least 1")
-    for name in ("train_examples", "test_examples"):
-        value = getattr(config, name)
-        check(name, value is None or value >= 1, "None or a whole number of at least 1")
-    for name in ("b1", "b2", "rho", "momentum"):
-        check(name, 0 <= getattr(config, name) < 1, "a number from 0 to below 1")
+    for names, is_accepted, takes in _RANGES:
+        for name in names.split():
+            value = getattr(config, name)
+            if value is not None and not is_accepted(value):
+                raise UserError(f"`{name}` is {value!r}; it takes {takes}")
     check_level(config.noise, config.noise_level, known_shape(config))
-    check(
+    phases = (0, *config.restarts, config.epochs)
+    if any(a >= b for a, b in itertools.pairwise(phases)):
+        raise UserError(f"`restarts` is {config.restarts}; it takes rising epochs below `epochs`")
+    if config.batch_size > (config.train_examples or math.inf):
+        raise UserError(f"`batch_size` is {config.batch_size}; it takes at most `train_examples`")
+
+
+# Fields, the values that they accept, and the same in words. None is always accepted.
+_RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
+    (
+        "batch_size epochs train_examples test_examples",
+        lambda n: n >= 1,
+        "a whole number of at least 1",
+    ),
+    ("warmup_steps max_skips", lambda n: n >= 0, "a whole number of at least 0"),
+    ("seed", lambda n: n >= 0, "a whole number from 0 to 4294967295"),
+    ("b1 b2 rho momentum", lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+    ("learning_rate eps clip_norm", lambda x: x > 0, "a positive number"),
+    ("weight_decay", lambda x: x >= 0, "a number of at least 0"),
+    ("split", lambda x: 0 < x < 1, "a number between 0 and 1"),
+    ("image_size", lambda size: math.prod(size) <= MAX_PIXELS, f"at most {MAX_PIXELS} pixels"),
+    (
         "image_shape",
-        config.image_shape is None or is_shape(config.image_shape),
-        f"at least {LEAST_SIDE} x {LEAST_SIDE} pixels and 1, 3 or 4 channels",
-    )
-    size = config.image_size
-    check(
-        "image_size",
-        size is None or math.prod(size) <= MAX_PIXELS,
-        f"at most {MAX_PIXELS} pixels in all",
-    )
-    check("split", 0 < config.split < 1, "a number between 0 and 1")
-    check("learning_rate", config.learning_rate > 0, "a positive number")
-    check("eps", config.eps > 0, "a positive number")
-    for name in ("warmup_steps", "max_skips"):
-        check(name, getattr(config, name) >= 0, "a whole number of at least 0")
-    phases = [0, *config.restarts, config.epochs]
-    check(
-        "restarts",
-        all(a < b for a, b in itertools.pairwise(phases)),
-        "rising epochs below `epochs`",
-    )
-    check("weight_decay", config.weight_decay >= 0, "a number of at least 0")
-    check(
-        "clip_norm", config.clip_norm is None or config.clip_norm > 0, "None or a positive number"
-    )
-    check("seed", 0 <= config.seed < 2**32, "a whole number from 0 to 4294967295")
-    if config.train_examples is not None:
-        check("batch_size", config.batch_size <= config.train_examples, "at most `train_examples`")
-
-
-def is_shape(shape: tuple[int, ...]) -> bool:
-    """Whether images of a height, width and channels can be trained on."""
-    return len(shape) == 3 and min(shape[:2]) >= LEAST_SIDE and shape[2] in (1, 3, 4)
-
-
-def is_original(config: TrainConfig) -> bool:
-    """Whether a config takes a data set that has a name, in the size and channels that it has."""
-    shape = NAMED.get(config.data)
-    return (
-        shape is not None
-        and config.image_size in (None, shape[:2])
-        and config.channels in ("auto", shape[2])
-    )
+        lambda s: min(s[:2]) >= LEAST_SIDE and s[2] in (1, 3, 4),
+        f"at least {LEAST_SIDE} x {LEAST_SIDE} pixels, 1, 3 or 4 channels",
+    ),
+]
 
 
 def known_shape(config: TrainConfig) -> Shape | None:
     """Height, width and channels of a config's images; None before they are read."""
     if config.image_shape is not None:
         return config.image_shape
-    if is_original(config):
-        return NAMED[config.data]
-    if config.image_size is None or config.channels == "auto":
-        return None
-    height, width = config.image_size
-    return height, width, config.channels
-
-
-def default_features(image_shape: Shape) -> tuple[int, ...]:
-    """The features of the convolutional network where a config names none, by the longer side.
-
-    Tried with codes of 4 x 4 x 8 on patches of photographs, by the PSNR on held-out ones: of 64
-    pixels 32, 16, 16, 8 is 0.7 dB above 16, 8, 8, 8 and 0.3 below 32, 32, 16, 8, which is slower;
-    of 128 pixels 32, 32, 16, 16, 8 was the best. docs/own-images.md has the others.
-    """
-    side = max(image_shape[:2])
-    return next((widths for most, widths in _FEATURES.items() if side <= most), _WIDE_FEATURES)
+    named, size, channels = NAMED.get(config.data), config.image_size, config.channels
+    if named and size in (None, named[:2]) and channels in ("auto", named[2]):
+        return named
+    return None if size is None or channels == "auto" else (size[0], size[1], channels)
 
 
 def resolved(config: TrainConfig, image_shape: Shape | None = None) -> TrainConfig:
-    """The config with the shape of its images, and what follows from it.
-
-    Args:
-        config: any.
-        image_shape: of the images that were read; None where the config tells it.
+    """The config with the shape of its images and the features of its network.
 
     Raises:
-        UserError: it does not.
+        UserError: `image_shape`, of the images that were read, is missing and not in the config.
     """
     shape = image_shape or known_shape(config)
     if shape is None:
@@ -352,38 +293,20 @@ def resolved(config: TrainConfig, image_shape: Shape | None = None) -> TrainConf
             f"the images of `data` {config.data} have a shape that is not known before they are "
             "read; give `image_size` and `channels`"
         )
-    features = config.features or default_features(shape)
-    return dataclasses.replace(config, image_shape=shape, features=features)
-
-
-def check_same_images(configs: Sequence[TrainConfig]) -> None:
-    """Refuses configs that take different images.
-
-    Raises:
-        UserError: names the first difference.
-    """
-    for name in DATA_FIELDS:
-        values = sorted({str(getattr(config, name)) for config in configs})
-        if len(values) > 1:
-            raise UserError(
-                f"the runs were trained with {name} {' and '.join(values)}; give runs of one data "
-                "set"
-            )
+    side = max(shape[:2])
+    usual = next(features for most, features in _FEATURES.items() if side <= most)
+    return dataclasses.replace(config, image_shape=shape, features=config.features or usual)
 
 
 def check_level(
     noise: str, level: float | None, image_shape: tuple[int, ...] | None = None
 ) -> float:
-    """Checks the level of a noise and returns it.
+    """Returns the level of a noise; 0 for ``"none"`` and `MIX`.
 
     Args:
         noise: ``"none"``, `MIX` or a key of `NOISES`.
         level: None for the default; in pixels at most half of the images' shorter side.
-        image_shape: ``(height, width, channels)``, which bounds a level in pixels; None where it is
-            not known.
-
-    Returns:
-        The level; 0 for ``"none"`` and `MIX`.
+        image_shape: ``(height, width, channels)``, which bounds a level in pixels, if known.
 
     Raises:
         UserError: unknown noise, or a level outside its range.
@@ -397,16 +320,13 @@ def check_level(
     levels = NOISES[noise]
     most = min(image_shape[:2]) if levels.whole and image_shape else levels.most
     if level is None:
-        half = max(most // 2, levels.least) if levels.whole else most
-        level = min(levels.default, half)
+        level = min(levels.default, max(most // 2, levels.least) if levels.whole else most)
     in_range = levels.least <= level <= most  # false for NaN
     if not in_range or (levels.whole and not float(level).is_integer()):
         number = "whole number" if levels.whole else "number"
-        bounds = (
-            f"from {levels.least:g} to {most:g}"
-            if most < math.inf
-            else f"of at least {levels.least:g}"
-        )
+        bounds = f"from {levels.least:g} to {most:g}"
+        if most == math.inf:
+            bounds = f"of at least {levels.least:g}"
         raise UserError(
             f"`noise_level` is {level!r}; noise {noise} takes a {number} {bounds}: {levels.meaning}"
         )
@@ -421,12 +341,18 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys of `there` that differ in `now`, both from `to_dict`, with the two values."""
+    differing = [key for key in there if there[key] != now.get(key)]
+    return [f"{key} ({there[key]} there, {now.get(key)} now)" for key in differing]
+
+
 def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `to_dict` gave in an earlier version, or a part of that, by today's keys."""
+    """Renames the keys that `to_dict` had in earlier versions."""
     values = dict(values)
     if "dataset" in values:  # the name of `data` before there were other sizes than 28 x 28
         values |= {"data": values.pop("dataset"), "image_shape": [28, 28, 1]}
-    if (limit := values.pop("limit", None)) is not None:  # bounded both numbers of images
+    if limit := values.pop("limit", None):  # bounded both numbers of images
         for name in ("train_examples", "test_examples"):
             values[name] = min(limit, values.get(name) or limit)
     return values

@@ -12,12 +12,10 @@ from flax import nnx
 import cae_jax
 from cae_jax.cli.configs import load_config
 from cae_jax.config import (
-    DATA_FIELDS,
     MIX,
     NOISES,
     TrainConfig,
     check_level,
-    check_same_images,
     from_dict,
     resolved,
     to_dict,
@@ -38,15 +36,12 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
         ({"data": ""}, "`data` is ''; it takes a name or a path"),
         ({"image_size": (3,)}, "`image_size` is 3; it takes one or two whole numbers of at"),
         ({"image_size": (28, 28, 1)}, "`image_size` is"),
-        ({"image_size": (10000, 5001)}, "it takes at most 50000000 pixels in all"),
+        ({"image_size": (10000, 5001)}, "it takes at most 50000000 pixels"),
         ({"resize": "pad"}, "`resize` is 'pad'; it takes fit, crop, stretch, none"),
         ({"channels": 2}, "`channels` is 2; it takes auto, 1, 3, 4"),
         ({"split": 1.0}, r"`split` is 1\.0; it takes a number between 0 and 1"),
         ({"test_examples": 0}, "`test_examples` is 0"),
-        (
-            {"image_shape": (2, 28, 1)},
-            "`image_shape` is .* it takes at least 4 x 4 pixels and 1, 3",
-        ),
+        ({"image_shape": (2, 28, 1)}, "`image_shape` is .* it takes at least 4 x 4 pixels"),
         ({"image_shape": (28, 28, 2)}, "`image_shape` is"),
         ({"skip_unreadable": 1}, "`skip_unreadable` is 1; it takes True or False"),
         ({"loss": "l1"}, "`loss` is 'l1'; it takes bce, mse"),
@@ -77,18 +72,9 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
         ({"features": (16, 8.0, 8)}, "features"),
         ({"noise": "salt"}, "`noise` is 'salt'; it takes none, gaussian, salt_and_pepper"),
         ({"noise_level": 0.5}, r"`noise_level` is 0\.5; noise none takes none"),
-        (
-            {"noise": "masking", "noise_level": 2},
-            r"_level` is 2\.0; .* from 0 to 1: fraction",
-        ),
-        (
-            {"noise": "occlusion", "noise_level": 29},
-            r"is 29\.0; .* whole number from 1 to 28: side",
-        ),
-        (
-            {"noise": "occlusion", "noise_level": 2.5},
-            r"is 2\.5; .* whole number from 1 to 28: side",
-        ),
+        ({"noise": "masking", "noise_level": 2}, r"_level` is 2\.0; .* from 0 to 1: fraction"),
+        ({"noise": "occlusion", "noise_level": 29}, r"is 29\.0; .* from 1 to 28: side"),
+        ({"noise": "occlusion", "noise_level": 2.5}, r"is 2\.5; .* whole number from 1 to 28"),
     ],
 )
 def test_bad_values_are_refused_by_name(values, message):
@@ -143,16 +129,6 @@ def test_configs_of_earlier_versions_are_read():
     assert from_dict({"limit": 500}) == TrainConfig(train_examples=500, test_examples=500)
 
 
-@pytest.mark.parametrize("name", DATA_FIELDS)
-def test_runs_of_other_images_are_not_compared(name):
-    values = {"image_size": (8, 8), "channels": 3, "image_shape": (8, 8, 1)}
-    values |= {"data": "mnist", "resize": "fit", "background": "white", "split": 0.5}
-    other = TrainConfig(**{name: values.get(name, True)})
-    check_same_images([TrainConfig(), TrainConfig(seed=1, noise="mix")])
-    with pytest.raises(cae_jax.UserError, match=f"were trained with {name} "):
-        check_same_images([TrainConfig(), other])
-
-
 def test_the_images_bound_a_level_in_pixels():
     assert check_level("occlusion", 28) == check_level("occlusion", 28, (28, 30, 3)) == 28
     assert check_level("gaussian", 40, (28, 28, 1)) == 40
@@ -182,6 +158,8 @@ def test_unknown_key_names_its_neighbour():
         ("1 / 0", "raised ZeroDivisionError"),
         ("def", "raised SyntaxError"),
         ("raise SystemExit(0)", "raised SystemExit: 0"),
+        ("def get_config(): raise KeyboardInterrupt", "raised KeyboardInterrupt"),
+        ("def get_config(): raise RecursionError", "raised RecursionError"),
         ("raise ValueError('two\\nlines')", "raised ValueError: two lines"),
         (
             "from cae_jax import TrainConfig\ndef get_config(): return TrainConfig(epochs=0)",

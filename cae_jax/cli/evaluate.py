@@ -16,7 +16,7 @@ import tyro
 
 from cae_jax import atomic
 from cae_jax.cli import common
-from cae_jax.config import NOISES, Noise, TrainConfig, check_level, check_same_images, known_shape
+from cae_jax.config import NOISES, Noise, TrainConfig, check_level, known_shape
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -69,6 +69,7 @@ def run(flags: Flags) -> None:
 
     cache.use_compilation_cache()
     configs = [read_config(each) for each in flags.runs]
+    comparison.check_same_images(configs)
     noise, level = conditions(flags, configs)
 
     def load(split: str) -> np.ndarray:
@@ -106,7 +107,7 @@ def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float |
     """Noise and its level: from the flags, otherwise those shared by all runs.
 
     Raises:
-        UserError: the runs differ in noise, level or images.
+        UserError: the runs differ in noise or level.
     """
     if not 0 <= flags.noise_seed < 2**32 - 1:
         raise UserError(
@@ -119,7 +120,6 @@ def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float |
             raise UserError(f"the runs were trained with {name} {texts}; give equal ones{hint}")
         return values[0]
 
-    check_same_images(configs)
     noise, level = flags.noise, flags.noise_level
     if noise is None:
         noise = shared("noise", [config.noise for config in configs], ", or --noise")

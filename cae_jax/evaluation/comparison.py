@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cae_jax import markdown
-from cae_jax.config import NOISES, check_level
+from cae_jax.config import NOISES, TrainConfig, check_level
 from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines
 from cae_jax.evaluation.intervals import Interval, difference_interval, mean_interval
@@ -32,9 +32,25 @@ from cae_jax.training.step import make_keys
 _RELATIVE_LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 # Rows of tables and figures that are not runs.
 _LABELS = ("clean", "noisy image", *baselines.DENOISERS)
+# Fields of a config that determine the images.
+DATA_FIELDS = (
+    *("data", "image_size", "resize", "channels", "background", "split"),
+    *("skip_unreadable", "image_shape"),
+)
 _FORMATS = {"bce": ".4f", "mse": ".5f", "psnr": ".2f", "ssim": ".4f"}
 _FORMATS |= {"parameters": ",", "seconds": ".0f"}
 _TITLES = {"label": "", "bce": "BCE", "mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM"}
+
+
+def check_same_images(configs: Sequence[TrainConfig]) -> None:
+    """Raises a `UserError` if configs take different images; it names the first difference."""
+    for name in DATA_FIELDS:
+        values = sorted({str(getattr(config, name)) for config in configs})
+        if len(values) > 1:
+            raise UserError(
+                f"the runs were trained with {name} {' and '.join(values)}; give runs of one data "
+                "set"
+            )
 
 
 class Entry(NamedTuple):

@@ -16,7 +16,6 @@ from cae_jax.config import (
     NOISES,
     TrainConfig,
     check_level,
-    check_same_images,
     resolved,
     to_dict,
 )
@@ -55,7 +54,7 @@ def collect(
     populations = {run: found for run in runs if (found := of_population(run)) is not None}
     runs = [each for run in runs for each in _shown(run, populations.get(run))]
     configs = [read_config(run) for run in runs]
-    check_same_images(configs)
+    comparison.check_same_images(configs)
     autoencoders = [load(run) for run in runs]
     parameters = sum(autoencoder.parameters for autoencoder in autoencoders)
     if parameters > MAX_PARAMETERS:

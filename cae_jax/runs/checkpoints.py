@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 
 from cae_jax import atomic
-from cae_jax.config import RUN_MARK, TrainConfig, to_dict, upgraded
+from cae_jax.config import RUN_MARK, TrainConfig, differences, to_dict, upgraded
 from cae_jax.errors import UserError
 from cae_jax.runs import history, manifest
 from cae_jax.training.step import TrainState
@@ -49,14 +49,14 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run: the newest three at ends of epochs and the one of lowest loss.
 
-    A context manager: leaving it waits for the last save. Saving is asynchronous and atomic. One
-    process may write to a directory while any number read it.
+    A context manager, which waits for the last save. Saving is asynchronous and atomic. One process
+    may write to a directory while others read it.
 
     Args:
         folder: directory of the checkpoints; created by the first save.
         config: of the run; checkpoints of another config are refused.
-        check: called before each change; raises where the directory may not be written any more.
-        run: the directory that is marked; None takes the parent of `folder`.
+        check: called before each change; raises if the directory may no longer be written.
+        run: directory of the run; by default the parent of `folder`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Checkpoints:
             self._pool.shutdown()
 
     def clean(self) -> None:
-        """Removes checkpoints that a killed process left half-written or half-removed."""
+        """Removes checkpoints that a killed process had half written or half removed."""
         for path in self.folder.glob(f"*{atomic.TEMPORARY}*"):
             if path.name.split(".")[0].isdecimal():  # of a step
                 shutil.rmtree(path, ignore_errors=True)
@@ -101,8 +101,7 @@ class Checkpoints:
             UserError: the previous save failed.
         """
         self.wait()
-        # A copy: on the CPU the saving thread would read the very buffers that the next step
-        # writes to.
+        # A copy, because on a CPU the next step may write to the same buffers.
         state = jax.tree.map(np.array, state)
         self._saving = self._pool.submit(self._save, state, val_loss, list(rows))
 
@@ -123,8 +122,8 @@ class Checkpoints:
             best: find the one of lowest ``val_loss`` instead.
 
         Returns:
-            the checkpoint, or None if there is none at all; and the damage of each checkpoint that
-            was passed over, by step.
+            the checkpoint, or None if there is none; and the damage of newer or better ones, by
+            step.
 
         Raises:
             UserError: all are damaged, or the first intact one is of another config or of a later
@@ -144,30 +143,33 @@ class Checkpoints:
             )
         return None, damage
 
-    def __contains__(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint still exists."""
-        return (self.folder / str(checkpoint.step)).exists()
-
     def rows(self, step: int) -> list[history.Row] | None:
-        """The history up to an intact checkpoint; None in one of a version that kept none."""
+        """The history up to an intact checkpoint; None if an earlier version wrote it."""
         path = self.folder / str(step) / history.NAME
         return history.read(path) if path.exists() else None
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """Restores the training state at a step, with the structure and devices of `like`.
+    def restore(self, step: int, like: _Like) -> _Like:
+        """Restores the training state at a step, or only its parameters.
+
+        Args:
+            step: of the checkpoint.
+            like: a training state or parameters of the same structure, on the devices to use.
 
         Raises:
             UserError: it cannot be restored, or has another structure.
+            FileNotFoundError: another process has just removed it.
         """
-        return self._restore(_orbax_io().read, step, like)
-
-    def restore_params(self, step: int, like: nnx.State) -> nnx.State:
-        """Restores the parameters at a step, with the structure and devices of `like`.
-
-        Raises:
-            UserError: they cannot be restored, or have another structure.
-        """
-        return self._restore(_orbax_io().read_params, step, like)
+        orbax_io, path = _orbax_io(), self.folder / str(step)
+        read: Any = orbax_io.read if isinstance(like, TrainState) else orbax_io.read_params
+        try:
+            return read(path, like)
+        except Exception as error:  # Orbax and TensorStore raise exceptions of many types
+            if not path.exists():
+                raise FileNotFoundError(path) from error
+            raise UserError(
+                f"checkpoint {path} does not fit this model ({orbax_io.reason(error)}); restore "
+                "the checkpoint and config.json of one run"
+            ) from error
 
     def set_aside(self, step: int, folder: Path) -> Path:
         """Moves a damaged checkpoint into `folder` and returns its new path."""
@@ -211,12 +213,12 @@ class Checkpoints:
 
     def _leave(self) -> None:
         """Removes what TensorStore has written to the old path of a directory that was moved."""
-        for _ in range(10):  # writes that it abandons, since another one failed, may still end
-            if (self._run / RUN_MARK).exists():  # it is another run's by now
+        for _ in range(10):  # abandoned writes may still be running
+            if (self._run / RUN_MARK).exists():  # of another run
                 return
             self.clean()
             for folder in (self.folder, self.folder.parent, self._run):
-                with contextlib.suppress(OSError):  # not empty: of others
+                with contextlib.suppress(OSError):  # not empty
                     folder.rmdir()
             time.sleep(0.1)
 
@@ -236,43 +238,36 @@ class Checkpoints:
             raise
         if metadata["step"] != step:
             raise manifest.DamagedError(f"{folder} holds step {metadata['step']}")
-        there = upgraded(metadata["config"])  # later versions may have more keys
-        differing = [
-            f"{key} ({value} there, {self._config.get(key)} now)"
-            for key, value in there.items()
-            if self._config.get(key) != value
-            # written before the run was given more epochs
-            and not (key == "epochs" and value in self._config["restarts"])
-            and not (key == "restarts" and value == self._config["restarts"][: len(value)])
-        ]
+        there, now = upgraded(metadata["config"]), self._config  # there may be more keys
+        # A run that was given more epochs has checkpoints from before.
+        if there.get("epochs") in now["restarts"]:
+            del there["epochs"]
+        if there.get("restarts") == now["restarts"][: len(there.get("restarts", ()))]:
+            del there["restarts"]
+        differing = differences(there, now)
         if differing:
             raise UserError(
-                f"checkpoint {folder} was trained with another config than the run's config.json "
-                f"describes now: {', '.join(differing)}; restore config.json"
+                f"checkpoint {folder} has another config than config.json: {', '.join(differing)}; "
+                "restore config.json"
             )
         return Checkpoint(metadata["step"], metadata["val_loss"])
 
     def _steps(self) -> list[int]:
-        """Lists the steps of all checkpoints in ascending order, damaged ones included.
-
-        Raises:
-            UserError: the directory is a link to nothing.
-        """
+        """Lists the steps of all checkpoints in ascending order, including damaged ones."""
         if self.folder.is_symlink() and not self.folder.exists():
-            raise UserError(f"{self.folder} is a link to nothing; mount the disk that it leads to")
+            raise UserError(f"{self.folder} is a link to nothing; mount the disk of its target")
         paths = self.folder.iterdir() if self.folder.is_dir() else []
         return sorted(int(path.name) for path in paths if path.name.isdecimal())
 
     def _best_first(self) -> list[int]:
         """Lists the steps of all checkpoints at ends of epochs by loss, unknown losses last."""
 
-        def loss(step: int) -> float | None:
+        losses: dict[int, float | None] = {}
+        for step in self._steps():
             try:
-                return manifest.read(self.folder / str(step))["val_loss"]
+                losses[step] = manifest.read(self.folder / str(step))["val_loss"]
             except manifest.DamagedError:
-                return math.inf
-
-        losses = {step: loss(step) for step in self._steps()}
+                losses[step] = math.inf
         known = {step: loss for step, loss in losses.items() if loss is not None}
         return sorted(known, key=known.__getitem__)
 
@@ -284,16 +279,6 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         shutil.rmtree(path.rename(path.with_suffix(f"{atomic.TEMPORARY}-removed")))
-
-    def _restore(self, read: Callable[[Path, _Like], _Like], step: int, like: _Like) -> _Like:
-        path = self.folder / str(step)
-        try:
-            return read(path, like)
-        except Exception as error:  # Orbax and TensorStore raise exceptions of many types
-            raise UserError(
-                f"checkpoint {path} does not fit this model ({_orbax_io().reason(error)}); restore "
-                "the checkpoint and config.json of one run"
-            ) from error
 
 
 def _orbax_io() -> ModuleType:

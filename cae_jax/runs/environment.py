@@ -1,7 +1,7 @@
 """Records the software and hardware that a run's results depend on.
 
-A run keeps its backend. Everything else is the user's to change; a change is logged, because the
-result is then no longer the one that its config gives bit by bit.
+A run keeps its backend. Users may change everything else; a change is logged, because the results
+may then differ in the last digits.
 """
 
 import json
@@ -37,24 +37,20 @@ def choose_backend(run: Path, config: TrainConfig, name: str) -> Backend:
     Raises:
         UserError: the backend is unknown or unavailable.
     """
-    recorded = _read(run).get("backend")
-    if name != "auto" or recorded is None:
-        return choose(from_config(config), name)
+    recorded = _read(run).get("backend") if name == "auto" else None
     try:
-        return choose(from_config(config), recorded)
+        return choose(from_config(config), recorded or name)
     except UserError as error:
+        if recorded is None:
+            raise
         raise UserError(
             f"{run} was trained by the backend {recorded} so far: {error}; or name another "
-            "`backend`, which gives numbers that differ in the last digits"
+            "`backend`, which changes the last digits"
         ) from error
 
 
 def check_memory(config: TrainConfig) -> None:
-    """Refuses a training that this machine cannot hold, before anything is allocated.
-
-    Raises:
-        UserError: with the estimate and the memory of this machine; or it has no such device.
-    """
+    """Raises a `UserError` if the device does not exist, or has too little memory for a config."""
     check_device()
     there = device_memory()
     needed = from_config(config).training_bytes(config.batch_size)
@@ -65,43 +61,39 @@ def check_memory(config: TrainConfig) -> None:
         )
 
 
-def record(run: Path, backend: Backend, images: str = "", **more: str) -> None:
-    """Writes the environment of a run, and logs how it differs from the one before.
+def record(run: Path, backend: Backend, images: str) -> None:
+    """Writes the environment of a run, and logs how it differs from the previous one.
 
     Args:
         run: directory of the run.
         backend: in use.
-        images: digest of images that the config does not name; "" where it does.
-        more: what else changes the numbers.
+        images: digest of the images; "" if the config identifies them.
 
     Raises:
         UserError: the run began with other images.
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
-    before, now = _read(run), {**_current(backend), "images": images, **more}
+    before, now = _read(run), {**_current(backend), "images": images}
     if before.get("images", images) != images:
         raise UserError(
-            f"{run} began with other images than those that are given now; restore them, or pass "
-            "another `workdir`"
+            f"{run} began with other images than now; restore them, or pass another `workdir`"
         )
     changes = [
         f"{key} {before[key]} -> {now[key]}" for key in now if before.get(key, now[key]) != now[key]
     ]
     if changes:
         logger.warning(
-            "%s continues in another environment (%s): the last digits of its numbers may differ",
-            run,
-            ", ".join(changes),
+            f"{run} continues in another environment ({', '.join(changes)}): the last digits of "
+            "its results may differ"
         )
     if before != now:
         atomic.write_json(run / "environment.json", now)
 
 
 def load_split(run: Path, config: TrainConfig, split: str, **where: Any) -> data.Arrays:
-    """The images of a run, as `cae_jax.data.load_split` reads them.
+    """Reads the images of a run as `cae_jax.data.load_split` does.
 
-    Raises:
-        UserError: as there; what would change the training is not advised.
+    Its errors advise changes of the config, which a trained run does not accept.
     """
     try:
         return data.load_split(config, split, **where)
@@ -117,15 +109,12 @@ def load_split(run: Path, config: TrainConfig, split: str, **where: Any) -> data
 def warn_of_other_images(
     runs: Sequence[Path], configs: Sequence[TrainConfig], **where: Any
 ) -> None:
-    """Warns of runs whose data have other images now than they were trained with.
+    """Warns of runs that were trained on other images than their data set has now.
 
     Args:
         runs: their directories.
-        configs: their configs, all of the same data.
+        configs: their configs, all of the same data set.
         where: see `cae_jax.data.load_split`.
-
-    Raises:
-        UserError: see `cae_jax.data.load_split`.
     """
     try:
         for run, config in zip(runs, configs, strict=True):
@@ -133,7 +122,7 @@ def warn_of_other_images(
             if before and data.load(config, **where).digest != before:
                 logger.warning("%s was trained on other images than %s has now", run, config.data)
     except UserError as error:  # of the training images, which nothing else needs
-        logger.warning("Whether %s has changed is not known: %s", configs[0].data, error)
+        logger.warning("It is not known whether %s has changed: %s", configs[0].data, error)
 
 
 def _current(backend: Backend) -> dict[str, str]:

@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -21,15 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class NotFiniteError(UserError):
-    """All members of a group have a loss, gradient or parameter that is not finite.
-
-    Attributes:
-        step: the step since the start of training at which the last one became so.
-    """
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
+    """All members of a group have a loss, gradient or parameter that is not finite."""
 
 
 class Chunks:
@@ -66,31 +57,13 @@ class Chunks:
 
 @dataclasses.dataclass
 class Progress:
-    """The progress of a group.
-
-    Attributes:
-        state: after the last chunk of steps, on the device.
-        epochs: number of epochs that are trained and evaluated.
-    """
+    """The state of a group after its last chunk of steps, on the device."""
 
     state: TrainState
-    epochs: int
 
     @property
     def step(self) -> int:
         return int(self.state.step)
-
-
-class Hooks(NamedTuple):
-    """Functions that `run_epochs` calls.
-
-    Attributes:
-        on_epoch: after each epoch, with the history of each member so far.
-        on_chunk: after each chunk of steps, with the number of steps since the start of training.
-    """
-
-    on_epoch: Callable[[list[list[Row]]], None] | None = None
-    on_chunk: Callable[[int], None] | None = None
 
 
 class Session(Interruption):
@@ -98,60 +71,62 @@ class Session(Interruption):
 
     Args:
         chunk_steps: see `Chunks`.
-        hooks: for all epochs.
+        on_epoch: called after each epoch with the history of the first member so far.
+        on_chunk: called after each chunk of steps with the steps since the start of training.
     """
 
-    def __init__(self, chunk_steps: int | None, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        chunk_steps: int | None,
+        on_epoch: Callable[[list[Row]], None] | None = None,
+        on_chunk: Callable[[int], None] | None = None,
+    ) -> None:
         super().__init__()
-        self.chunks, self.hooks = Chunks(chunk_steps), hooks
+        self.chunks = Chunks(chunk_steps)
+        self.on_epoch, self.on_chunk = on_epoch, on_chunk
 
 
 def run_epochs(progress: Progress, trainer: Trainer, journal: Journal, session: Session) -> None:
     """Trains the remaining epochs.
 
-    A first signal takes effect after the current chunk, or at the end of the epoch after its last
-    chunk; a second one at once.
+    A first signal takes effect after the current chunk, in the last chunk of an epoch after its
+    evaluation; a second one at once.
 
     Raises:
-        Interrupted: on a signal; `progress` is that after the last chunk.
+        Interrupted: on a signal; `progress` has the state after the last chunk.
         NotFiniteError: no member is left that is finite.
         UserError: the directory was moved or removed, or a file cannot be written.
     """
     epochs = trainer.members[0].epochs
     with session.defer(1):
-        for epoch in range(progress.epochs + 1, epochs + 1):
+        for epoch in range(max(map(len, journal.rows)) + 1, epochs + 1):
             rows = _run_epoch(progress, trainer, journal, epoch, session)
             with session.defer():
                 journal.record(progress.state, rows)
-                progress.epochs = epoch
                 logger.info(f"Epoch {epoch}/{epochs} - {_line(rows)}")
-            if session.hooks.on_epoch is not None:
-                session.hooks.on_epoch([list(each) for each in journal.rows])
+            if session.on_epoch is not None:
+                session.on_epoch([*journal.rows[0]])
             session.check()
 
 
 def _run_epoch(
     progress: Progress, trainer: Trainer, journal: Journal, epoch: int, session: Session
 ) -> list[Row | None]:
-    """Trains the remaining steps of an epoch and evaluates.
-
-    Returns:
-        a row for each member, None for those that are stopped.
-    """
+    """Trains the remaining steps of an epoch; returns a row for each member that is not stopped."""
     before, losses_MxS = (epoch - 1) * trainer.steps, trainer.losses(progress.state)
     first, started = progress.step - before, time.perf_counter()
     batches = trainer.order(epoch)
-    # disable=None: silent where the output is no terminal
+    # disable=None: silent unless the output is a terminal
     with tqdm(total=trainer.steps, initial=first, unit="step", leave=False, disable=None) as bar:
         bar.set_description(f"Epoch {epoch}/{trainer.members[0].epochs}")
         for start, stop in session.chunks.between(first, trainer.steps):
             chunk = session.call(trainer.run, progress.state, batches, start, stop)
             losses_MxS = chunk.losses_MxS
             with session.defer():  # a member is stopped as a whole
-                _keep_finite(trainer, journal, chunk, before, stop)
+                _stop(trainer, journal, _not_finite(trainer, chunk, before, stop))
                 progress.state = chunk.state
-            if session.hooks.on_chunk is not None:
-                session.hooks.on_chunk(progress.step)
+            if session.on_chunk is not None:
+                session.on_chunk(progress.step)
             journal.folder.check()
             bar.update(stop - start)
             if stop < trainer.steps:
@@ -178,66 +153,48 @@ def _run_epoch(
     ]
 
 
-def _keep_finite(trainer: Trainer, journal: Journal, chunk: Chunk, before: int, stop: int) -> None:
-    """Stops the members with a loss, gradient or parameter that is not finite after a chunk.
-
-    With ``on_nan="skip"`` the parameters stay finite until `max_skips` is exceeded.
-    """
+def _not_finite(trainer: Trainer, chunk: Chunk, before: int, stop: int) -> dict[int, int]:
+    """The members that are not finite after a chunk, with the step at which they became so."""
     finite_MxS = np.isfinite(chunk.losses_MxS[:, :stop])
-    skips = trainer.members[0].on_nan == "skip"
-    good_M = chunk.finite_M & (finite_MxS.all(axis=1) | skips)
-    steps = {}
-    for k in np.flatnonzero(~good_M).tolist():
-        found = [] if skips else np.flatnonzero(~finite_MxS[k])
-        steps[k] = before + (int(found[0]) + 1 if len(found) else stop)
-    _stop(trainer, journal, steps)
+    if trainer.members[0].on_nan == "skip":  # parameters are finite until `max_skips` is exceeded
+        finite_MxS[:] = True
+    bad_M = ~(chunk.finite_M & finite_MxS.all(axis=1))
+    # argmin: the first False. Where all losses are finite, the last step of the chunk.
+    firsts_M = np.where(finite_MxS.all(axis=1), stop, finite_MxS.argmin(axis=1) + 1)
+    return {k: before + int(firsts_M[k]) for k in np.flatnonzero(bad_M).tolist()}
 
 
 def _stop(trainer: Trainer, journal: Journal, steps: dict[int, int]) -> None:
-    """Stops members; their arrays are ignored afterwards.
-
-    Args:
-        trainer, journal: of the group.
-        steps: index of a member to the step at which it became not finite.
-
-    Raises:
-        NotFiniteError: no member is left.
-    """
+    """Stops members at steps, by their index; raises `NotFiniteError` if none is left."""
     for k in sorted(steps.keys() - journal.stopped.keys()):
         journal.stop(k, steps[k])
     if len(journal.stopped) < len(trainer.members):
         return
-    config, step, advice = trainer.members[0], max(journal.stopped.values()), ""
-    problem = f"by step {step} more than {config.max_skips} in a row have"
-    if config.on_nan == "stop":
+    config, step = trainer.members[0], max(journal.stopped.values())
+    if config.on_nan == "skip":
+        problem, advice = f"by step {step} more than {config.max_skips} in a row have", ""
+    else:
         problem, advice = f"step {step} is the first to have", ", or set `on_nan='skip'`"
     kept, where = "", "with `overwrite=True`"
-    if journal.saved_step is not None:
-        workdir = journal.folder.path
-        kept = f" {workdir} keeps its last good checkpoint, step {journal.saved_step};"
+    if (saved := journal.saved_step) is not None:
+        kept = f" {journal.folder.path} keeps its last good checkpoint, step {saved};"
         where = "in another `workdir`"
     raise NotFiniteError(
         f"epoch {(step - 1) // trainer.steps + 1}: {problem} a loss or gradient that is not "
-        f"finite;{kept} lower `learning_rate`, set `clip_norm`{advice}, and train {where}",
-        step,
+        f"finite;{kept} lower `learning_rate`, set `clip_norm`{advice}, and train {where}"
     )
 
 
 def _line(rows: list[Row | None]) -> str:
-    """What an epoch reached, for the log: of one member, or of the best, median and worst."""
+    """Describes an epoch for the log: of one member, or of the best, median and worst."""
     good = [row for row in rows if row is not None]
-    seconds = sum(row.epoch_seconds for row in good) / len(good) * len(rows)
-    line = f"{seconds:.1f}s - {good[0].images_per_second:.0f} images/s"
-    if len(rows) > 1:
-        losses = [row.val_loss for row in good]
-        stopped = len(rows) - len(good)
-        return (
-            f"{line} - val_loss: best {min(losses):.4f}, median {np.median(losses):.4f}, worst "
-            f"{max(losses):.4f}" + (f" - stopped: {stopped}" if stopped else "")
-        )
-    [row] = good
-    skipped = f" - skipped: {row.skipped}" if row.skipped else ""
-    return (
-        f"{line} - loss: {row.loss:.4f} - val_loss: {row.val_loss:.4f} - "
-        f"val_psnr: {row.val_psnr:.2f}{skipped}"
-    )
+    first = good[0]
+    line = f"{first.epoch_seconds * len(rows):.1f}s - {first.images_per_second:.0f} images/s - "
+    if len(rows) == 1:
+        skipped = f" - skipped: {first.skipped}" if first.skipped else ""
+        losses = f"loss: {first.loss:.4f} - val_loss: {first.val_loss:.4f}"
+        return f"{line}{losses} - val_psnr: {first.val_psnr:.2f}{skipped}"
+    losses = [row.val_loss for row in good]
+    best, median, worst = (f"{f(losses):.4f}" for f in (min, np.median, max))
+    stopped = f" - stopped: {len(rows) - len(good)}" if len(good) < len(rows) else ""
+    return f"{line}val_loss: best {best}, median {median}, worst {worst}{stopped}"

@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +14,8 @@ from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
-from cae_jax.runs.epochs import Hooks, Progress, Session, run_epochs
-from cae_jax.runs.folder import open_run
+from cae_jax.runs.epochs import Progress, Session, run_epochs
+from cae_jax.runs.folder import OpenFolder, open_run
 from cae_jax.runs.history import Row
 from cae_jax.runs.interruption import Interrupted
 from cae_jax.runs.job import Job, prepare
@@ -65,12 +64,12 @@ def fit(
     Args:
         config: the training.
         workdir: directory of the run; `cae_jax.runs.folder` lists its files.
-        overwrite: start again where a run exists; it is kept until the new one has a checkpoint.
+        overwrite: replace the run in `workdir`, which is kept until the new one has a checkpoint.
         start_from: run of the same network, whose weights a new run begins with.
         images: training and test images in place of the data set, see `cae_jax.data.of_arrays`.
         data_dir, verify_data: see `cae_jax.data.load_split`.
         chunk_steps: steps between two checks for signals, see `cae_jax.runs.epochs.Chunks`.
-        backend: see `cae_jax.ops.backend.choose`; a run keeps its own unless another is named.
+        backend: see `cae_jax.ops.backend.choose`; a run keeps its backend unless another is named.
         on_epoch: called after each epoch with the history so far.
         on_chunk: called after each chunk of steps with the steps since the start of training.
 
@@ -78,23 +77,23 @@ def fit(
         UserError: unusable data or directory, a run of another config, a number not finite.
         Interrupted: a signal came before there was a model.
     """
-    hooks = Hooks(on_epoch and (lambda rows: on_epoch(rows[0])), on_chunk)
     workdir = Path(workdir).expanduser()
-    with Session(chunk_steps, hooks) as session:
+    with Session(chunk_steps, on_epoch, on_chunk) as session:
         where: Any = {"data_dir": data_dir, "verify_data": verify_data}
-        config, dataset, chosen = prepare(config, workdir, backend, images, session, **where)
+        config, dataset, chosen = prepare(config, workdir, backend, images, session.start, **where)
         weights = None if start_from is None else _weights_of(config, start_from)
-        session.check()
         with open_run(workdir, config, overwrite=overwrite) as folder:
-            job = Job.on_device(folder.config, chosen, dataset)
-            del (
-                dataset
-            )  # the reader's arrays, which would stay in memory beside those of the device
-            with Journal(folder, folder.config) as journal:
-                progress, stopped = train(job, [folder.config], journal, session, weights)
-            params = jax.device_put(progress.state.params)
-            autoencoder = job.autoencoder.with_params(folder.config, params)
-            return FitResult(autoencoder, journal.rows[0], progress.step, stopped)
+            job = Job(folder.config, chosen, dataset)
+            del dataset  # those on the device remain
+            return _fit(job, folder, session, weights)
+
+
+def _fit(job: Job, folder: OpenFolder, session: Session, weights: nnx.State | None) -> FitResult:
+    with Journal(folder, job.config) as journal:
+        progress, stopped = train(job, [job.config], journal, session, weights)
+    params = jax.device_put(progress.state.params)
+    autoencoder = job.autoencoder.with_params(job.config, params)
+    return FitResult(autoencoder, journal.rows[0], progress.step, stopped)
 
 
 def _weights_of(config: TrainConfig, start_from: str | Path) -> nnx.State:
@@ -103,8 +102,7 @@ def _weights_of(config: TrainConfig, start_from: str | Path) -> nnx.State:
     if source.topology != autoencoders.abstract(config).topology:
         raise UserError(
             f"`start_from` {start_from} has the model {source.config.model} with features "
-            f"{source.config.features}, and the config describes {config.model} with features "
-            f"{config.features}; they must be equal"
+            f"{source.config.features}; give a run of {config.model} with {config.features}"
         )
     return nnx.state(source.model, nnx.Param)
 
@@ -118,16 +116,13 @@ def train(
 ) -> tuple[Progress, int | None]:
     """Resumes a group, runs its remaining epochs and writes the results.
 
-    Returns:
-        the progress, and the number of a signal that ended the training early.
+    Returns the progress, and the number of a signal that ended the training early.
     """
+    epochs, workdir = configs[0].epochs, journal.folder.path
     state = journal.resume(lambda: job.empty_state(configs), job.steps)
-    begins, epochs, workdir = state is None, configs[0].epochs, journal.folder.path
-    if state is None:
-        state = job.initial_state(configs, weights)
-    progress = Progress(state, max(map(len, journal.rows)))
-    if begins and weights is not None:
-        journal.save(state)  # whoever resumes the run need not name its origin
+    progress = Progress(job.initial_state(configs, weights) if state is None else state)
+    if state is None and weights is not None:
+        journal.save(progress.state)  # whoever resumes the run need not name its origin
     if journal.is_finished():
         logger.info(f"{workdir} is finished after {epochs} epochs; more epochs continue it")
         return progress, None
@@ -154,20 +149,14 @@ def _run(
     session.check()
     journal.begin(job)
     logger.info(f"Backend {job.backend.name}: {job.backend.reason}")
-    session.call(_import_writers)
-    started = time.perf_counter()
+    # What saves and plots takes a second to import.
+    for name in ("cae_jax.runs.orbax_io", "cae_jax.figures", "tensorboardX"):
+        session.call(importlib.import_module, name)
     trainer = session.call(job.trainer, configs)
-    details = {"compile_seconds": time.perf_counter() - started, "backend": job.backend.name}
-    logger.info(f"Compiled in {details['compile_seconds']:.1f}s for {device_name()}")
+    logger.info(f"Compiled in {job.compile_seconds:.1f}s for {device_name()}")
     if journal.saved_step is not None:
         logger.info("%s resumes after step %d", journal.folder.path, journal.saved_step)
     run_epochs(progress, trainer, journal, session)
     journal.wait()
     session.check()
-    journal.finish(job, trainer, progress.state, details, session.check)
-
-
-def _import_writers() -> None:
-    """Imports what saves and plots, which takes a second, before the first epoch."""
-    for name in ("cae_jax.runs.orbax_io", "cae_jax.runs.results", "tensorboardX"):
-        importlib.import_module(name)
+    journal.finish(job, trainer, progress.state, session.check)

@@ -20,11 +20,21 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from cae_jax import atomic
-from cae_jax.config import FORMAT, RUN_MARK, TrainConfig, from_dict, known_shape, resolved, to_dict
+from cae_jax.config import (
+    FORMAT,
+    RUN_MARK,
+    TrainConfig,
+    differences,
+    from_dict,
+    known_shape,
+    resolved,
+    to_dict,
+)
 from cae_jax.errors import UserError
 from cae_jax.runs import pretrained, replacement
 
@@ -36,6 +46,7 @@ except ImportError:  # Windows, where runs can be read
 logger = logging.getLogger(__name__)
 MEMBERS = "members.json"  # of a population, see `cae_jax.runs.members`
 _MARK_LINE = b"cae-jax run 1\n"
+_Parsed = TypeVar("_Parsed")
 
 
 def checkpoint_folder(run: Path) -> Path:
@@ -54,29 +65,40 @@ def read_config(run: Path) -> TrainConfig:
     path = pretrained.locate(run) / "config.json"
     if not path.is_file() and (run / MEMBERS).is_file():
         raise UserError(
-            f"{run} is a population; pass one of its members, a directory in it, once its training "
-            "has ended"
+            f"{run} is a population; pass one of its members, a directory in it, after its training"
         )
     if not path.is_file():
         raise UserError(
             f"{run} is not a run directory: config.json is missing; pass a directory written by "
             "cae-jax train"
         )
+
+    def parse(values: dict[str, Any]) -> TrainConfig:
+        config = from_dict(values)
+        return resolved(config) if known_shape(config) else config
+
+    return read_json(path, parse)
+
+
+def read_json(path: Path, parse: Callable[[dict[str, Any]], _Parsed]) -> _Parsed:
+    """Parses the content of a JSON file that has a format.
+
+    Raises:
+        UserError: it is damaged, does not parse, or is of a later version.
+    """
     try:
         values = json.loads(path.read_bytes())
-        if not isinstance(values, dict) or type(values.get("format")) is not int:
-            raise ValueError("it holds no JSON object with a format")
-        if values["format"] <= FORMAT:
-            config = from_dict({key: values[key] for key in values if key != "format"})
-            return resolved(config) if known_shape(config) else config
-    # ValueError comes from JSON, Unicode and TrainConfig, RecursionError from nested brackets.
-    except (OSError, ValueError, RecursionError) as error:
+        number = values.pop("format")
+        if number <= FORMAT:
+            return parse(values)
+    # RecursionError comes from nested brackets; AttributeError and TypeError from other JSON.
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be used ({error}); restore it from a copy, or train in another "
             "`workdir`"
         ) from error
     raise UserError(
-        f"{run} has format {values['format']} and this version reads up to {FORMAT}; update cae-jax"
+        f"{path.parent} has format {number} and this version reads up to {FORMAT}; update cae-jax"
     )
 
 
@@ -105,12 +127,12 @@ class OpenFolder:
             return
         raise UserError(
             f"`workdir` {self.path} was moved, replaced or removed during the training, which ends "
-            "here; continue where it is now, or train in a directory that stays"
+            "here; continue it in its new place"
         )
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Checks the directory before it is written; a file that cannot be is a `UserError`."""
+        """Checks the directory; turns an `OSError` while it is written into a `UserError`."""
         self.check()
         with _writing(self.path):
             yield
@@ -118,13 +140,12 @@ class OpenFolder:
 
 @contextlib.contextmanager
 def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> Iterator[OpenFolder]:
-    """Opens a directory for training, new or of a run with the same config; locks it.
+    """Opens and locks a directory for training, new or of a run with the same config.
 
-    A finished run takes more epochs: its config then has a restart after those that it had.
+    If a finished run gets more epochs, its config gets a restart after those that it had.
 
     Raises:
-        UserError: see `open_folder`; or it holds a run of another config, and the message names
-            the keys that differ.
+        UserError: see `open_folder`; or it holds a run of another config.
     """
     with _writing(run):
         if (run / MEMBERS).exists():
@@ -147,8 +168,7 @@ def open_folder(run: Path, *, overwrite: bool) -> Iterator[OpenFolder]:
         overwrite: replace the run that is there, see `cae_jax.runs.replacement`.
 
     Raises:
-        UserError: it holds other files than a run's; another process trains there; or it cannot be
-            written.
+        UserError: it holds other files, another process trains there, or it cannot be written.
     """
     if fcntl is None:
         raise UserError("training needs Linux or macOS, such as WSL; here runs can only be read")
@@ -211,18 +231,16 @@ def _writing(run: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def check_ours(run: Path) -> None:
-    """Refuses a directory with files of others: nothing in it may be touched."""
+    """Refuses a directory with other files than a run's."""
     if not run.is_dir():
         return
     mark, names = run / RUN_MARK, sorted(path.name for path in run.iterdir())
-    regular = mark.is_file() and not mark.is_symlink()
-    if not regular and RUN_MARK in names:
-        ours = False
-    elif set(names) <= {RUN_MARK}:
-        # New; an empty mark is that of a process killed in its first moment.
-        ours = not names or mark.stat().st_size == 0 or _is_marked(mark)
-    else:
-        ours = (regular and _is_marked(mark)) or _has_config(run)
+    is_file = mark.is_file() and not mark.is_symlink()
+    ours = is_file or RUN_MARK not in names
+    if ours and names:
+        content = mark.read_bytes() if is_file else b""
+        is_new = names == [RUN_MARK] and not content  # of a process killed in its first moment
+        ours = is_new or content.startswith(_MARK_LINE) or _has_config(run)
     if not ours:
         raise UserError(
             f"`workdir` {run} is not empty and not a run of cae-jax: it holds "
@@ -230,12 +248,8 @@ def check_ours(run: Path) -> None:
         )
 
 
-def _is_marked(mark: Path) -> bool:
-    return mark.read_bytes().startswith(_MARK_LINE)
-
-
 def _has_config(run: Path) -> bool:
-    """Whether it is a run of a version that had no marks, or one whose mark is damaged."""
+    """Whether it is a run of an earlier version, which has no mark, or its mark is damaged."""
     try:
         read_config(run)
     except UserError:
@@ -287,8 +301,7 @@ def _agreed(run: Path, there: TrainConfig, now: TrainConfig) -> TrainConfig:
         )
         if longer == dataclasses.replace(now, restarts=longer.restarts):
             return longer
-    old, new = to_dict(there), to_dict(now)
-    differing = [f"{key} ({old[key]} there, {new[key]} now)" for key in new if old[key] != new[key]]
+    differing = differences(to_dict(there), to_dict(now))
     more = "" if finished else " once it is finished"
     raise UserError(
         f"`workdir` {run} holds a run that differs in {', '.join(differing)}; choose another "

@@ -1,11 +1,12 @@
-"""Writes and reads ``history.csv``, one row per epoch.
+"""Writes and reads the history of a run: ``history.csv`` and TensorBoard's events.
 
-Each checkpoint has a copy. That of the newest checkpoint counts; the file of a run is written from
-it. Floats keep their exact value.
+A row is an epoch. Each checkpoint has a copy of all rows; that of the newest checkpoint counts, and
+the file of the run is written from it. Floats keep their exact value.
 """
 
 import contextlib
 import csv
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from cae_jax.errors import UserError
 from cae_jax.runs import manifest, pretrained
 
 NAME = "history.csv"
+# Columns that are written for TensorBoard.
+_SCALARS = ("loss", "val_loss", "val_psnr", "images_per_second")
 
 
 class Row(NamedTuple):
@@ -50,15 +53,15 @@ def read(path: Path) -> list[Row]:
     Raises:
         UserError: a line is malformed.
     """
-    if not path.exists():
-        return []
-    rows = []
     try:
         text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); restore it from a copy"
         ) from error
+    rows = []
     for line in text.splitlines(keepends=True):
         if line.endswith("\n") and line.rstrip() != ",".join(Row._fields):
             try:
@@ -74,10 +77,10 @@ def read(path: Path) -> list[Row]:
 def _parse(line: str) -> Row:
     cells: dict[str, Any] = dict(zip(Row._fields, line.rstrip().split(","), strict=True))
     for name, text in cells.items():
-        if name == "val_psnr_input" and not text:
-            cells[name] = None
+        if name in ("epoch", "step", "skipped"):
+            cells[name] = int(text)
         else:
-            cells[name] = int(text) if name in ("epoch", "step", "skipped") else float(text)
+            cells[name] = None if name == "val_psnr_input" and not text else float(text)
     return Row(**cells)
 
 
@@ -111,3 +114,40 @@ def of_run(run: Path) -> list[Row]:
                 break  # of a version that kept no copies
             return read(path / NAME)
     return read(run / NAME)
+
+
+class Events:
+    """Writes the history for TensorBoard, to an event file that the first row creates.
+
+    tensorboardX's ``SummaryWriter`` writes in a thread, which hangs once a full disk has ended it.
+
+    Args:
+        folder: directory of the event file; created.
+        first_epoch: values of this and later epochs in earlier event files are superseded.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int):
+        self._folder, self._first_epoch = folder, first_epoch
+        self._events: Any = None
+
+    def add(self, row: Row) -> None:
+        """Writes a row; raises an `OSError` if the file cannot be written."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        proto: Any = event_pb2  # its classes are created at import
+        if self._events is None:
+            self._folder.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(self._folder / "events"))
+            start = proto.SessionLog(status=proto.SessionLog.START)
+            self._events.write_event(proto.Event(step=self._first_epoch, session_log=start))
+        for name in _SCALARS:
+            summary = scalar(name, getattr(row, name))
+            event = proto.Event(wall_time=time.time(), step=row.epoch, summary=summary)
+            self._events.write_event(event)
+        self._events.flush()
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()

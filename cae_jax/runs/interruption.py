@@ -29,9 +29,9 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """Handles SIGINT and SIGTERM within a ``with`` statement, in the main thread.
 
-    A signal raises `Interrupted`, at once unless a `defer` defers it. If Python ignores that
-    exception, as in a destructor, the next `check` or `defer` raises it again. In other threads,
-    which receive no signals, this class does nothing.
+    A signal raises `Interrupted`, at once unless it is deferred. If Python ignores that exception,
+    as in a destructor, the next `check` or `defer` raises it again. Other threads receive no
+    signals; there, this class does nothing.
     """
 
     def __init__(self) -> None:
@@ -40,13 +40,10 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            previous: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
-            if not any(
-                getattr(handler, "__func__", None) is Interruption._handle
-                for handler in previous.values()
-            ):
+            self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
+            handlers = [getattr(each, "__func__", None) for each in self._previous.values()]
+            if Interruption._handle not in handlers:  # the outermost one
                 _received.clear()
-            self._previous = previous
             for number in _SIGNALS:
                 signal.signal(number, self._handle)
             self.check()
@@ -77,17 +74,16 @@ class Interruption:
         self._deferred = math.inf
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Calls a function that may block for long, such that a signal can end the wait.
+        """Calls a function in a thread, so that a signal can end the wait for it.
 
-        Python handles signals between its own instructions only, and compilation and computation
-        are single calls outside of Python. They run in a thread for which the main thread waits. If
-        `Interrupted` ends the wait, the thread continues and its result is lost.
+        Python handles signals only between its own instructions, and a compilation is a single call
+        outside of Python. After `Interrupted` the thread continues, and its result is lost.
         """
         return self.start(function, *arguments).result() if self._previous else function(*arguments)
 
     @staticmethod
     def start(function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Starts a function in a thread that ends with the process at the latest."""
+        """Starts a function in a daemon thread."""
         future: Future[Result] = Future()
 
         def run() -> None:

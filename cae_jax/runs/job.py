@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +20,37 @@ from cae_jax.models.inference import Autoencoder
 from cae_jax.models.summary import layer_table
 from cae_jax.ops.backend import Backend
 from cae_jax.runs import environment
-from cae_jax.runs.interruption import Interruption
 from cae_jax.training import programs
 from cae_jax.training.step import TrainState, make_keys
 from cae_jax.training.trainer import Trainer, initial_state, stack
 
 
-@dataclasses.dataclass(frozen=True)
 class Job:
-    """What the groups of a training share.
+    """What the groups of a training share; puts the images on the device.
 
-    Attributes:
+    Args:
         config: of one of the members, for what they have in common.
         backend: computes the network.
-        train_images, test_images: uint8 ``[N, *image_shape]``, on the device.
-        digest: identifies the images, see `data.Dataset`.
+        dataset: the images.
         fields: of the config, in which the members differ apart from the seed.
+
+    Attributes:
+        config, backend: as given.
+        compile_seconds: the time that the last group took to compile.
     """
 
-    config: TrainConfig
-    backend: Backend
-    train_images: jax.Array
-    test_images: jax.Array
-    digest: str
-    fields: tuple[str, ...] = ()
-    _trainers: dict[object, Trainer] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def on_device(
-        cls,
+    def __init__(
+        self,
         config: TrainConfig,
         backend: Backend,
         dataset: data.Dataset,
         fields: Sequence[str] = (),
-    ) -> "Job":
-        """Puts the images on the device."""
-        train, test = map(jax.device_put, dataset[:2])
-        return cls(config, backend, train, test, dataset.digest, tuple(fields))
+    ) -> None:
+        self.config, self.backend, self._fields = config, backend, tuple(fields)
+        self._images = jax.device_put(dataset.train), jax.device_put(dataset.test)
+        self._digest = dataset.digest
+        self._trainers: dict[object, Trainer] = {}
+        self.compile_seconds = 0.0
 
     @functools.cached_property
     def model(self) -> autoencoders.Model:
@@ -67,19 +63,26 @@ class Job:
         return Autoencoder(self.config, self.model, self.backend)
 
     @property
+    def examples(self) -> int:
+        """Number of training images."""
+        return len(self._images[0])
+
+    @property
     def steps(self) -> int:
         """Steps per epoch."""
-        return programs.steps_per_epoch(self.config, len(self.train_images))
+        return programs.steps_per_epoch(self.config, self.examples)
 
     def trainer(self, members: Sequence[TrainConfig]) -> Trainer:
-        """A trainer of a group; groups share programs where they can."""
+        """A trainer of a group; groups share programs if they can."""
+        started = time.perf_counter()
         alone = dataclasses.replace(members[0], seed=0)  # a program does not depend on the seed
         key = alone if len(members) == 1 else len(members)
-        if key in self._trainers:
-            return self._trainers[key].with_members(members)
-        images = self.train_images, self.test_images
-        trainer = Trainer(members, self.model, self.backend, *images, self.fields)
-        self._trainers[key] = trainer
+        if key not in self._trainers:
+            self._trainers[key] = Trainer(
+                members, self.model, self.backend, *self._images, self._fields
+            )
+        trainer = self._trainers[key].with_members(members)
+        self.compile_seconds = time.perf_counter() - started
         return trainer
 
     def initial_state(
@@ -91,18 +94,17 @@ class Job:
             model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
             if weights is not None:
                 nnx.update(model, weights)
-            states.append(initial_state(config, model, len(self.train_images)))
+            states.append(initial_state(config, model, self.examples))
         return jax.device_put(stack(states))
 
     def empty_state(self, members: Sequence[TrainConfig]) -> TrainState:
         """A state of a group that has the structure and shapes of any other, all zeros."""
-        examples = len(self.train_images)
-        shapes = programs.training(members, self.model, self.backend, examples).arguments[0]
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        program = programs.training(members, self.model, self.backend, self.examples)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), program.arguments[0])
 
     def record(self, folder: Path) -> None:
         """Writes the environment to the directory of a run or population."""
-        environment.record(folder, self.backend, self.digest)
+        environment.record(folder, self.backend, self._digest)
 
     def describe(self, run: Path) -> None:
         """Writes the environment and the layers of the model to the directory of a run."""
@@ -115,26 +117,30 @@ def prepare(
     workdir: Path,
     backend: str,
     images: tuple[np.ndarray, np.ndarray] | None,
-    interruption: Interruption,
+    start: Callable[..., Future[Backend]],
     **where: Any,
 ) -> tuple[TrainConfig, data.Dataset, Backend]:
     """The resolved config, images and backend of a training; arguments as of `fit`.
 
     Compiles the kernel and prepares the data, concurrently if the image shape is known in advance.
+
+    Args:
+        start: starts a function in a thread, so that a signal can end the wait for it.
     """
-    if images is None:
-        config = data.located(config, data_dir=where["data_dir"])
-    if images is None and known_shape(config) is not None:
-        config = resolved(config)
+
+    def choose(config: TrainConfig) -> Future[Backend]:
         environment.check_memory(config)
-        choosing = interruption.start(environment.choose_backend, workdir, config, backend)
-        return config, data.load(config, **where), choosing.result()
-    if images is None:
-        dataset = data.load(config, **where)
-    else:
+        return start(environment.choose_backend, workdir, config, backend)
+
+    if images is not None:
         config = dataclasses.replace(config, data=ARRAYS, image_shape=None)
         dataset = data.of_arrays(config, images)
+    else:
+        config = data.located(config, data_dir=where["data_dir"])
+        if known_shape(config) is not None:
+            config = resolved(config)
+            choosing = choose(config)
+            return config, data.load(config, **where), choosing.result()
+        dataset = data.load(config, **where)
     config = resolved(config, dataset.image_shape)
-    environment.check_memory(config)
-    chosen = interruption.call(environment.choose_backend, workdir, config, backend)
-    return config, dataset, chosen
+    return config, dataset, choose(config).result()

@@ -1,46 +1,51 @@
 """Writes what a training reaches: checkpoints, history, TensorBoard's events and results.
 
-A `Journal` is that of a run, in the directory of the run; that of a group of several models is in
+A `Journal` belongs to a run; the journal of a group of several models is in
 `cae_jax.runs.population`.
 """
 
+import contextlib
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
 
-from cae_jax.config import TrainConfig
+from cae_jax import atomic
+from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 from cae_jax.models.autoencoders import scale
-from cae_jax.runs import history, tensorboard
+from cae_jax.runs import history
 from cae_jax.runs.checkpoints import Checkpoint, Checkpoints
 from cae_jax.runs.folder import OpenFolder, checkpoint_folder, is_finished
 from cae_jax.runs.history import Row
 from cae_jax.runs.job import Job
 from cae_jax.training.step import TrainState
-from cae_jax.training.trainer import Trainer
+from cae_jax.training.trainer import Trainer, device_name
 
 logger = logging.getLogger(__name__)
+_PICTURES = 10  # test images in the figure
+_PACKAGES = ("cae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Journal:
     """The journal of a run; a context manager, which waits for the last save.
 
     Args:
-        folder: directory of the run, open; or that of its population.
-        config: of the run, or of one of the members of the group.
-        place: directory that has the checkpoints, if it is another one.
-        least_seconds: between two saves at ends of epochs, apart from the last epoch; a run that is
-            killed loses as much.
+        folder: directory of the run or population, open.
+        config: of the run, or of a member of the group.
+        place: directory of the checkpoints, if it is another one.
+        least_seconds: between two saves at ends of epochs, apart from the last epoch; the most that
+            a killed run loses.
 
     Attributes:
         folder: as given.
-        rows: the history of each member of the group; here of the run alone.
+        rows: the history of each member of the group.
         stopped: index of a member to the step at which it became not finite.
         saved_step: step of the newest checkpoint; None if there is none.
     """
@@ -61,7 +66,7 @@ class Journal:
             checkpoint_folder(place or folder.path), config, folder.check, folder.path
         )
         self._least_seconds, self._saved_at = least_seconds, -math.inf
-        self._events: tensorboard.Writer | None = None
+        self._events: history.Events | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +80,7 @@ class Journal:
         """Restores the newest intact checkpoint and its history; None if there is none.
 
         Args:
-            like: gives a state of the same structure.
+            like: returns a state of the same structure.
             steps: steps per epoch.
 
         Raises:
@@ -83,18 +88,18 @@ class Journal:
         """
         run = self.folder.path
         newest = newest_intact(self.folder, self._checkpoints)
-        epochs, kept, state = 0, None, None
+        epochs, kept, state = 0, [], None
         if newest is not None:
-            state = self._restore(newest, like)
-            epochs, kept = epochs_before(newest, steps), self._checkpoints.rows(newest.step)
+            state, epochs = self._restore(newest, like), epochs_before(newest, steps)
+            kept = self._checkpoints.rows(newest.step)
+            if kept is None:  # a checkpoint of an earlier version
+                kept = history.read(run / history.NAME)
         elif (run / "result.json").exists():
             raise UserError(
                 f"{run} is finished but its checkpoints are gone; restore them from a copy, or "
                 "start again with `overwrite=True`"
             )
-        if kept is None and epochs:  # a checkpoint of an earlier version has no copy
-            kept = history.read(run / history.NAME)
-        self.rows = [(kept or [])[:epochs]]
+        self.rows = [kept[:epochs]]
         there = [row.epoch for row in self.rows[0]]
         if there != list(range(1, epochs + 1)):
             raise UserError(
@@ -115,18 +120,13 @@ class Journal:
         return len(self.rows[0]) == epochs and is_finished(self.folder.path, epochs)
 
     def begin(self, job: Job) -> None:
-        """Writes the files that a run has from its beginning."""
+        """Writes the first files of a run."""
         with self.folder.writing():
             job.describe(self.folder.path)
             (self.folder.path / "result.json").unlink(missing_ok=True)
 
     def record(self, state: TrainState, rows: Sequence[Row | None]) -> None:
-        """Adds the rows of an epoch to the histories; saves, unless the last save was just now.
-
-        Args:
-            state: after the epoch.
-            rows: one for each member, None for those that are stopped.
-        """
+        """Adds the rows of an epoch, None for stopped members; saves unless it just has."""
         good = [row for row in rows if row is not None]
         self._add(rows)
         last = good[0].epoch == self._config.epochs
@@ -149,16 +149,15 @@ class Journal:
         """Adds rows to the history and to TensorBoard's events."""
         run = self.folder.path
         if self._events is None:
-            self._events = tensorboard.Writer(run / "tensorboard", len(self.rows[0]) + 1)
+            self._events = history.Events(run / "tensorboard", len(self.rows[0]) + 1)
         with self.folder.writing():
             for row in rows:
-                scalars = {name: getattr(row, name) for name in tensorboard.SCALARS}
-                self._events.add(row.epoch, scalars)
+                self._events.add(row)
             self.rows[0] += rows
             history.replace(run / history.NAME, self.rows[0])
 
     def save(self, state: TrainState, val_loss: float | None = None) -> None:
-        """Starts to save the state, unless it is saved already, with the loss if there is one."""
+        """Starts to save the state, with its validation loss if known, unless it is saved."""
         step = int(state.step)
         if step == self.saved_step and (val_loss is None or self._loss_is_saved):
             return
@@ -174,17 +173,11 @@ class Journal:
         self._checkpoints.wait()
 
     def stop(self, k: int, step: int) -> None:
-        """Notes the step at which the run became not finite; its checkpoints stay."""
+        """Records the step at which a member became non-finite; its checkpoints stay."""
         self.stopped[k] = step
 
     def finish(
-        self,
-        job: Job,
-        trainer: Trainer,
-        state: TrainState,
-        details: dict[str, Any],
-        check: Callable[[], None] = lambda: None,
-        k: int = 0,
+        self, job: Job, trainer: Trainer, state: TrainState, check: Callable[[], None], k: int = 0
     ) -> None:
         """Writes the results of a run that has all of its epochs.
 
@@ -192,18 +185,39 @@ class Journal:
             job: of the training.
             trainer: of the group of the run.
             state: after the last epoch.
-            details: further entries of ``result.json``.
-            check: see `GroupJournal.finish`.
+            check: raises `Interrupted` after a signal; called between the members of a group.
             k: index of the run in its group.
         """
-        from cae_jax.runs import results  # Matplotlib takes a second to import
+        from cae_jax import figures  # Matplotlib takes a second to import
 
-        check()
-        images = trainer.validation.images, trainer.validation.inputs(k)
-        originals, inputs = (np.asarray(scale(each[: results.PICTURES])) for each in images)
-        autoencoder = job.autoencoder.with_params(self._config, jax.device_put(state.params))
+        run, rows, config = self.folder.path, self.rows[0], self._config
+        originals, inputs = (
+            np.asarray(scale(each[:_PICTURES]))
+            for each in (trainer.validation.images, trainer.validation.inputs(k))
+        )
+        autoencoder = job.autoencoder.with_params(config, jax.device_put(state.params))
+        noisy = {} if config.noise == "none" else {"noisy": inputs}
+        images = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}
+        columns = {name: [getattr(row, name) for row in rows] for name in Row._fields}
+        versions = {}
+        for name in _PACKAGES:
+            with contextlib.suppress(metadata.PackageNotFoundError):  # a clone, not installed
+                versions[name] = metadata.version(name)
+        result = {
+            "final": rows[-1]._asdict(),
+            "best": min(rows, key=lambda row: row.val_loss)._asdict(),
+            "epoch_seconds_median": float(np.median(columns["epoch_seconds"])),
+            "compile_seconds": job.compile_seconds,
+            "backend": job.backend.name,
+            "device": device_name(),
+            "versions": versions,
+            "config": to_dict(config),
+        }
         with self.folder.writing():
-            results.write(self.folder.path, autoencoder, self.rows[0], originals, inputs, details)
+            figures.save_rows(run / "reconstructions.png", images)
+            curves = {run.absolute().name: columns}
+            figures.save_curves(run / "history.png", curves, loss=config.loss)
+            atomic.write_json(run / "result.json", result)  # last: it marks the run as finished
 
 
 def newest_intact(folder: OpenFolder, checkpoints: Checkpoints) -> Checkpoint | None:
@@ -223,7 +237,6 @@ def newest_intact(folder: OpenFolder, checkpoints: Checkpoints) -> Checkpoint | 
 
 
 def epochs_before(checkpoint: Checkpoint, steps: int) -> int:
-    """Epochs of `steps` steps that a checkpoint follows, evaluated ones."""
-    # Without a loss, the last epoch has yet to be evaluated at least.
-    known = checkpoint.val_loss is not None
-    return (checkpoint.step if known else max(checkpoint.step - 1, 0)) // steps
+    """The number of evaluated epochs, of `steps` steps each, that a checkpoint follows."""
+    # Without a loss, at least the last epoch has yet to be evaluated.
+    return max(checkpoint.step - (checkpoint.val_loss is None), 0) // steps

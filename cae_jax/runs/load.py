@@ -6,7 +6,6 @@ from pathlib import Path
 
 from flax import nnx
 
-from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, topology
 from cae_jax.models.inference import Autoencoder
@@ -16,8 +15,7 @@ from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.folder import checkpoint_folder, read_config
 
 logger = logging.getLogger(__name__)
-# A training process may remove a checkpoint while it is read.
-_ATTEMPTS = 5
+_ATTEMPTS = 5  # a training process may remove a checkpoint while it is read
 
 
 def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoencoder:
@@ -26,7 +24,7 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
     Args:
         run: directory written by `cae_jax.fit`, such as ``runs/fashion_mnist``; or a model that
             ships with the package, such as ``pretrained/fashion_mnist``.
-        best: take the checkpoint of the lowest ``val_loss`` instead of the newest one.
+        best: load the checkpoint with the lowest ``val_loss`` instead of the newest one.
         backend: how the network is computed, see `cae_jax.ops.backend.choose`.
 
     Raises:
@@ -38,30 +36,17 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
     if (params := pretrained.read_params(run)) is not None:
         return Autoencoder(config, autoencoders.build_with(config, params), chosen)
     model = autoencoders.build(config, nnx.Rngs(0))
-    for _ in range(_ATTEMPTS):
-        with contextlib.suppress(FileNotFoundError):
-            nnx.update(model, _read_params(run, config, best, nnx.state(model, nnx.Param)))
-            return Autoencoder(config, model, chosen)
+    with Checkpoints(checkpoint_folder(run), config) as checkpoints:
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(FileNotFoundError):
+                found, damage = checkpoints.find(best=best)
+                if found is None:
+                    raise UserError(f"run {run} has no checkpoint yet; train it for an epoch")
+                for problem in damage.values():
+                    logger.warning("%s: taking step %d instead", problem, found.step)
+                params = checkpoints.restore(found.step, nnx.state(model, nnx.Param))
+                nnx.update(model, params)
+                return Autoencoder(config, model, chosen)
     raise UserError(
         f"the checkpoints of {run} are replaced faster than they can be read; wait and try again"
     )
-
-
-def _read_params(run: Path, config: TrainConfig, best: bool, like: nnx.State) -> nnx.State:
-    """Reads the parameters of the newest or best intact checkpoint.
-
-    Raises:
-        FileNotFoundError: it was removed in the meantime.
-    """
-    with Checkpoints(checkpoint_folder(run), config) as checkpoints:
-        found, damage = checkpoints.find(best=best)
-        if found is None:
-            raise UserError(f"run {run} has no checkpoint yet; train it for at least one epoch")
-        for problem in damage.values():
-            logger.warning("%s: taking step %d instead", problem, found.step)
-        try:
-            return checkpoints.restore_params(found.step, like)
-        except UserError:
-            if found in checkpoints:
-                raise
-            raise FileNotFoundError(found.step) from None

@@ -23,11 +23,11 @@ class NewerError(Exception):
 
 
 def write(folder: Path, metadata: dict[str, Any]) -> None:
-    """Writes the manifest of all files below a directory; then the directory is on the disk.
+    """Writes the manifest of all files below a directory, and syncs the directory to the disk.
 
     Args:
         folder: directory without a manifest.
-        metadata: JSON values to store with the checksums.
+        metadata: JSON values that it also holds.
     """
     files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _files(folder)}
     (folder / NAME).write_bytes(_encode({"format": FORMAT, **metadata, "files": files}))
@@ -67,7 +67,7 @@ def read(folder: Path) -> dict[str, Any]:
 def verify(folder: Path) -> dict[str, Any]:
     """Reads the manifest of a directory and checks every file that it lists.
 
-    Other files do not count: file managers, backups and network file systems leave theirs.
+    Ignores other files, such as those of file managers, backups and network file systems.
 
     Raises:
         DamagedError: a file was changed or is missing; see also `read`.
@@ -90,6 +90,6 @@ def _encode(metadata: dict[str, Any]) -> bytes:
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
-    """Lists the files and links below a directory, except the manifest, by relative name."""
+    """Lists the files and links below a directory by relative name, without the manifest."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
     return [(path.relative_to(folder).as_posix(), path) for path in paths if path != folder / NAME]

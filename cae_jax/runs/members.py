@@ -13,17 +13,17 @@ members.md, .png    the members in comparison, see `cae_jax.evaluation.members`
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from cae_jax import atomic, data
-from cae_jax.config import FORMAT, TrainConfig, from_dict, to_dict
+from cae_jax.config import FORMAT, TrainConfig, differences, from_dict, to_dict
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.ops.backend import Backend, device_memory
@@ -35,6 +35,7 @@ from cae_jax.runs.folder import (
     has_checkpoint,
     open_folder,
     read_config,
+    read_json,
 )
 from cae_jax.training import programs
 
@@ -46,9 +47,8 @@ class Member(NamedTuple):
 
     Attributes:
         config: of the member.
-        rows: one for each epoch that it completed.
-        stopped_at: the step since the start of training at which it became not finite; None if it
-            did not.
+        rows: one for each completed epoch.
+        stopped_at: the step since the start of training at which it became non-finite, if any.
     """
 
     config: TrainConfig
@@ -57,7 +57,7 @@ class Member(NamedTuple):
 
     @property
     def val_loss(self) -> float:
-        """The last one; NaN where there is none."""
+        """Of the last epoch; NaN without one, or if the member is stopped."""
         return self.rows[-1].val_loss if self.rows and self.stopped_at is None else math.nan
 
 
@@ -66,7 +66,7 @@ class Members(NamedTuple):
 
     Attributes:
         configs: by name, in the order of the groups.
-        stopped: name of a stopped member to the step at which it became not finite.
+        stopped: by name of a stopped member, the step at which it became non-finite.
         per_program: number of members of a group.
     """
 
@@ -91,18 +91,15 @@ class Population:
             yield first, dict(named[first:last])
 
     def stop(self, name: str, step: int) -> None:
-        """Notes that a member is stopped, and logs it."""
+        """Records that a member is stopped, and logs it."""
         self.members.stopped[name] = step
         with self.folder.writing():
             write(self.folder.path, self.members)
         run = self.folder.path / name
         kept = f"{run} keeps its last good" if has_checkpoint(run) else "it has no"
         logger.warning(
-            "%s is stopped: step %d has a loss, gradient or parameter that is not finite; %s "
-            "checkpoint",
-            name,
-            step,
-            kept,
+            f"{name} is stopped: step {step} has a loss, gradient or parameter that is not finite; "
+            f"{kept} checkpoint"
         )
 
     def check_some_left(self) -> None:
@@ -137,27 +134,18 @@ def read(folder: Path) -> Members | None:
         UserError: the file is damaged or of a later version.
     """
     path = folder / MEMBERS
-    try:
-        values = json.loads(path.read_bytes())
-        if values["format"] <= FORMAT:
-            configs = {name: from_dict(config) for name, config in values["members"].items()}
-            stopped = {name: int(step) for name, step in values["stopped"].items()}
-            per_program = int(values.get("per_program", 1))  # earlier versions have none
-            if not configs or not configs.keys() >= stopped.keys() or per_program < 1:
-                raise ValueError("it has no members, or others that are stopped")
-            return Members(configs, stopped, per_program)
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.lexists(path):
         return None
-    # ValueError comes from JSON and TrainConfig, RecursionError from nested brackets.
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} cannot be used ({error}); restore it from a copy, or train in another "
-            "`workdir`"
-        ) from error
-    raise UserError(
-        f"{folder} has format {values['format']} and this version reads up to {FORMAT}; "
-        "update cae-jax"
-    )
+
+    def parse(values: dict[str, Any]) -> Members:
+        configs = {name: from_dict(config) for name, config in values["members"].items()}
+        stopped = {name: int(step) for name, step in values["stopped"].items()}
+        per_program = int(values.get("per_program", 1))  # earlier versions have none
+        if not configs or not configs.keys() >= stopped.keys() or per_program < 1:
+            raise ValueError("it has no members, or others that are stopped")
+        return Members(configs, stopped, per_program)
+
+    return read_json(path, parse)
 
 
 def write(folder: Path, members: Members) -> None:
@@ -200,7 +188,7 @@ def open_population(
         configs: of the members.
         backend, dataset: of the training.
         per_program: members of a group, see `cae_jax.fit_population`.
-        overwrite: replace a run that is there.
+        overwrite: replace a run in the directory.
 
     Raises:
         UserError: it has other members, or something else where a member's run goes; or too many
@@ -236,11 +224,7 @@ def open_population(
 def _members_per_program(
     members: dict[str, TrainConfig], backend: Backend, dataset: data.Dataset, asked: int | None
 ) -> int:
-    """Number of members that a program trains.
-
-    Raises:
-        UserError: more than the memory holds, or the native kernel.
-    """
+    """The number of members that a program trains; refuses more than fit."""
     if asked is not None and asked < 1:
         raise UserError(f"`members_per_program` is {asked}; it takes a whole number of at least 1")
     if asked == 1 or (asked is None and jax.default_backend() == "cpu"):
@@ -248,7 +232,7 @@ def _members_per_program(
     if backend.kernel is not None:
         raise UserError(
             f"`members_per_program` is {asked}; the native kernel computes one member at a time; "
-            "set `members_per_program=1` or `backend='matmul'`"
+            "pass 1, or `backend='matmul'`"
         )
     config, there = next(iter(members.values())), device_memory()
     model = autoencoders.abstract(config)
@@ -257,25 +241,24 @@ def _members_per_program(
     if asked is not None and asked > fit:
         raise UserError(
             f"`members_per_program` is {asked}; {fit} fit: each takes about "
-            f"{(held + more) / 1e6:,.0f} MB and {there / 1e6:,.0f} MB are there"
+            f"{(held + more) / 1e6:,.0f} MB of {there / 1e6:,.0f} MB; pass at most {fit}"
         )
     return min(asked or fit, len(members))
 
 
 def _difference(there: Members, now: Members) -> str:
     """The first difference between two populations; "" without one."""
-    for name in (*there.configs, *now.configs):
-        if name not in there.configs or name not in now.configs:
-            counts = f"{len(there.configs)} there, {len(now.configs)} now"
-            return f"its members ({counts}; such as {name})"
-    for name in there.configs:
-        old, new = to_dict(there.configs[name]), to_dict(now.configs[name])
-        for key in new:
-            if old[key] != new[key]:
-                return f"{key} ({old[key]} there, {new[key]} now)"
+    if others := there.configs.keys() ^ now.configs.keys():
+        counts = f"{len(there.configs)} there, {len(now.configs)} now"
+        return f"its members ({counts}; such as {min(others)})"
+    found = [
+        difference
+        for name, config in now.configs.items()
+        for difference in differences(to_dict(there.configs[name]), to_dict(config))
+    ]
     if there.per_program != now.per_program:
-        return f"`members_per_program` ({there.per_program} there, {now.per_program} now)"
-    return ""
+        found.append(f"`members_per_program` ({there.per_program} there, {now.per_program} now)")
+    return next(iter(found), "")
 
 
 def _check_place(path: Path, config: TrainConfig) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 def run_names(runs: Sequence[Path], taken: Iterable[str] = ()) -> list[str]:
     """Names each run by the shortest end of its path that no other run shares.
 
-    ``runs/lr0.01`` is ``lr0.01``; next to ``b/trial``, ``a/trial`` keeps its folder. One path given
-    twice has one name.
+    ``runs/lr0.01`` is ``lr0.01``; next to ``b/trial``, ``a/trial`` keeps its folder. A path that is
+    given twice has one name.
 
     Args:
-        runs: paths of the runs, or of files that stand for runs.
-        taken: names that mean something else beside them.
+        runs: paths of runs, or of files of runs.
+        taken: names of other rows or curves.
     """
     # Not resolved: a link keeps the name by which the user knows the run.
     paths = [Path(os.path.abspath(run)).parts for run in runs]  # noqa: PTH100

@@ -17,7 +17,7 @@ from cae_jax.config import RUN_MARK, TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import members
-from cae_jax.runs.epochs import Chunks, Hooks, NotFiniteError, Session
+from cae_jax.runs.epochs import Chunks, NotFiniteError, Session
 from cae_jax.runs.fit import train
 from cae_jax.runs.folder import has_checkpoint, is_written, open_run
 from cae_jax.runs.interruption import Interrupted
@@ -38,10 +38,10 @@ class PopulationResult(NamedTuple):
     """The result of `fit_population`, by name of the member.
 
     Attributes:
-        members: config, history, and the step at which a member was stopped.
-        autoencoders: the models after the last step, of the members that have begun and were not
+        members: their configs and histories, and the steps at which they were stopped.
+        autoencoders: the models after the last step of the members that have begun and were not
             stopped.
-        steps: since the start of training, the most of any member.
+        steps: the most steps of any member since the start of training.
         interrupted: number of the signal that ended the training early; None without one.
     """
 
@@ -66,20 +66,19 @@ def fit_population(
 ) -> PopulationResult:
     """Trains many autoencoders; called again with the same directory, it resumes.
 
-    They may differ in their seed and in numbers of the optimizer, see
-    `cae_jax.training.programs.VARYING`. Each becomes a run in ``workdir/NAME``: members that are
-    trained one at a time are runs from the beginning, those of one program at its end. A member
-    with a loss, gradient or parameter that is not finite is stopped, and keeps its last good
-    checkpoint, if it has one; the others go on.
+    They may differ in the seed and in numbers of the optimizer, see
+    `cae_jax.training.programs.VARYING`. Each becomes a run in ``workdir/NAME``: at once if it is
+    trained alone, at the end if one program trains several. A member whose loss, gradient or
+    parameters become non-finite is stopped and keeps its last good checkpoint, if any.
 
     Args:
         configs: of the members.
         workdir: directory of the population; `cae_jax.runs.members` lists its files.
-        overwrite: start again where a run exists; a population with runs is never replaced.
+        overwrite: replace a run in `workdir`; a population with runs is never replaced.
         images, data_dir, verify_data, chunk_steps, backend, on_chunk: as of `fit`.
         members_per_program: models trained by one compiled program. None takes 1 on a CPU, and
-            otherwise as many as fit in memory. One at a time they have the bits of a training
-            alone; several agree with it up to rounding.
+            otherwise as many as fit in memory. One at a time, the results equal those of `fit` bit
+            by bit; several together agree with them up to rounding.
 
     Raises:
         UserError: members that cannot share a program, and as `fit`; or all are stopped.
@@ -87,32 +86,32 @@ def fit_population(
     """
     programs.check_members(configs)
     workdir = Path(workdir).expanduser()
-    with Session(chunk_steps, Hooks(on_chunk=on_chunk)) as session:
+    with Session(chunk_steps, on_chunk=on_chunk) as session:
         where: Any = {"data_dir": data_dir, "verify_data": verify_data}
-        config, dataset, chosen = prepare(configs[0], workdir, backend, images, session, **where)
+        config, dataset, chosen = prepare(
+            configs[0], workdir, backend, images, session.start, **where
+        )
         shared = {name: getattr(config, name) for name in ("data", "image_shape", "features")}
         configs = [dataclasses.replace(each, **shared) for each in configs]
-        session.check()
         with members.open_population(
             workdir, configs, chosen, dataset, members_per_program, overwrite=overwrite
         ) as there:
-            job = Job.on_device(config, chosen, dataset, programs.swept(configs))
+            job = Job(config, chosen, dataset, programs.swept(configs))
             del dataset
             # A step of a group takes longer than one of a model.
             session.chunks = Chunks(chunk_steps, begin=max(1, 67 // there.members.per_program))
-            with there.folder.writing():
-                job.record(workdir)
             return _train_groups(job, there, session)
 
 
 def _train_groups(job: Job, there: Population, session: Session) -> PopulationResult:
-    """Trains the groups of a population, one after the other, that are not finished."""
+    """Trains the groups of a population that are not finished, one after the other."""
     folder, named, stopped = there.folder.path, there.members.configs, there.members.stopped
-    params, written, steps, interrupted, trained = {}, [], 0, None, False
+    params, steps, interrupted, trained = {}, 0, None, False
+    with there.folder.writing():
+        job.record(folder)
     for first, group in there.groups():
         left = [name for name in group if not is_written(folder / name, group[name])]
-        written += [name for name in group if name not in {*left, *stopped}]
-        if set(left) - stopped.keys() and interrupted is None:
+        if set(left) - stopped.keys():
             names = f"{left[0]} to {left[-1]}" if len(left) > 1 else left[0]
             logger.info("Training %s (%d of %d)", names, first + len(group), len(named))
             try:
@@ -120,29 +119,31 @@ def _train_groups(job: Job, there: Population, session: Session) -> PopulationRe
             except Interrupted as stop:  # between two groups
                 session.ignore()
                 found, reached, interrupted = {}, 0, stop.signal
-            steps, trained = max(steps, reached), True
-            params |= found
-        if interrupted is None and len(group) > 1:  # all are runs by now, or stopped
+            steps, trained, params = max(steps, reached), True, params | found
+            if interrupted is not None:
+                break
+        if len(group) > 1:  # all are runs by now, or stopped
             there.folder.check()
             shutil.rmtree(group_folder(folder, first), ignore_errors=True)
-    for name in [name for name in written if name not in params]:
-        try:
-            params[name] = load(folder / name).params
-        except UserError as error:
-            logger.warning("%s is left out of the result: %s", name, error)
-    if interrupted is None:
+    else:
         there.check_some_left()
         if not trained:
             logger.info(f"{folder} is finished after {job.config.epochs} epochs")
+    for name in named.keys() - params.keys() - stopped.keys():
+        if is_written(folder / name, named[name]):
+            try:
+                params[name] = load(folder / name).params
+            except UserError as error:
+                logger.warning("%s is left out of the result: %s", name, error)
     models = {
-        name: job.autoencoder.with_params(named[name], jax.device_put(params[name]))
-        for name in named
+        name: job.autoencoder.with_params(config, jax.device_put(params[name]))
+        for name, config in named.items()
         if name in params
     }
-    found = members.of_population(folder)
-    assert found is not None
-    steps = max([steps, *(each.rows[-1].step for each in found.values() if each.rows)])
-    return PopulationResult(found, models, steps, interrupted)
+    result = members.of_population(folder)
+    assert result is not None
+    steps = max([steps, *(each.rows[-1].step for each in result.values() if each.rows)])
+    return PopulationResult(result, models, steps, interrupted)
 
 
 def group_folder(population: Path, first: int) -> Path:
@@ -156,7 +157,7 @@ def _train_group(
     """Trains the members of a group.
 
     Returns:
-        the parameters of the members that are not stopped; the steps since the start of training;
+        the parameters of the members that are not stopped, the steps since the start of training,
         and the number of a signal that ended the training early.
     """
     names, configs = [*group], [*group.values()]
@@ -170,11 +171,11 @@ def _train_group(
         stack.enter_context(journal)
         try:
             progress, interrupted = train(job, configs, journal, session)
-        except NotFiniteError as error:
+        except NotFiniteError:
             if len(group) == 1:  # a group of several has stopped each of its members
-                there.stop(names[0], error.step)
-            return {}, error.step, None
-    # On the host: those of all groups may be more than the device holds beside the next group.
+                there.stop(names[0], journal.stopped[0])
+            return {}, max(journal.stopped.values()), None
+    # On the host: the device may not hold those of all groups besides the next group.
     hosted = jax.tree.map(np.asarray, progress.state)
     params = {
         name: member(hosted, k, len(group)).params
@@ -185,9 +186,9 @@ def _train_group(
 
 
 class GroupJournal(Journal):
-    """The journal of a group of several models that are trained by one program.
+    """The journal of a group of several models that one program trains.
 
-    While they train they have one checkpoint, whose arrays have a first axis for the members; at
+    While they train they share a checkpoint, whose arrays have a first axis for the members. At
     the end each becomes a run.
 
     Args:
@@ -227,11 +228,11 @@ class GroupJournal(Journal):
         return state
 
     def is_finished(self) -> bool:
-        """False: a group that is finished has runs and no checkpoints, and is not opened."""
+        """Returns False: a finished group consists of runs, and has no journal."""
         return False
 
     def begin(self, job: Job) -> None:
-        """Nothing: its runs are written at the end."""
+        """Does nothing: the runs are written at the end."""
 
     def _add(self, rows: Sequence[Any]) -> None:
         for each, row in zip(self.rows, rows, strict=True):
@@ -242,16 +243,16 @@ class GroupJournal(Journal):
         return saved
 
     def stop(self, k: int, step: int) -> None:
-        """Writes the last good state of a member as a run, and that it is stopped."""
+        """Writes the last good state of a member as a run, and records that it is stopped."""
         super().stop(k, step)
         self._keep_last_good(k)
         self._there.stop(self._names[k], step)
 
     def _keep_last_good(self, k: int) -> None:
-        """Writes the run of a member from the newest checkpoint, if that has a good state."""
+        """Writes the run of a member from the newest checkpoint, if its state there is finite."""
         self.folder.check()
         if self._saved is None or has_checkpoint(self.folder.path / self._names[k]):
-            return  # in the second case by a process that was interrupted since
+            return  # the checkpoint is of a process that was interrupted since
         state = member(self._saved, k, len(self._names))
         if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
             with self._run_of(k) as journal:
@@ -259,28 +260,23 @@ class GroupJournal(Journal):
                 journal.restate(state, rows)
 
     def finish(
-        self,
-        job: Job,
-        trainer: Trainer,
-        state: TrainState,
-        details: dict[str, Any],
-        check: Callable[[], None] = lambda: None,
-        k: int = 0,
+        self, job: Job, trainer: Trainer, state: TrainState, check: Callable[[], None], k: int = 0
     ) -> None:
-        """Writes the runs of the members that are not stopped; `check` is called before each."""
+        """Writes the runs of the members that are not stopped."""
         hosted = jax.tree.map(np.asarray, state)
         for k, (name, config) in enumerate(zip(self._names, self._configs, strict=True)):
             if k in self.stopped or is_written(self.folder.path / name, config):
                 continue
+            check()
             self.folder.check()
             own = member(hosted, k, len(self._names))
             with self._run_of(k) as journal:
                 journal.restate(own, self.rows[k])
-                journal.finish(job, trainer, own, details, check, k)
+                journal.finish(job, trainer, own, check, k)
 
     @contextlib.contextmanager
     def _run_of(self, k: int) -> Iterator[Journal]:
-        """The journal of a new run of a member."""
+        """Creates the run of a member, and yields its journal."""
         path = self.folder.path / self._names[k]
         with (
             open_run(path, self._configs[k], overwrite=False) as run,

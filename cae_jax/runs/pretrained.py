@@ -17,7 +17,7 @@ WEIGHTS = "weights.safetensors"
 
 
 def locate(run: str | Path) -> Path:
-    """The directory of a run; that of a shipped model where ``pretrained/NAME`` is not a path here.
+    """The directory of a run, or of a shipped model if ``pretrained/NAME`` does not exist here.
 
     Raises:
         UserError: no model of that name ships with the package.

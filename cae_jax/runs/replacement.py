@@ -1,7 +1,7 @@
 """Replaces a run: its directory is renamed, and removed when the new run has a checkpoint.
 
-The old run becomes ``NAME.replaced``, beside the new one. Where the new one ends without a
-checkpoint it stays there. A file in it says that it may be removed; training in it takes that away.
+The old run becomes ``NAME.replaced``, next to the new one, and stays there if the new one ends
+without a checkpoint. A file in it marks it as removable; training in it removes the mark.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ FOLDERS = {
 
 
 def place(run: Path) -> Path:
-    """The directory of the run that another one in `run` replaces."""
+    """The new path of the run that another one in `run` replaces."""
     run = run.resolve()  # a link keeps leading to the new run
     return run.with_name(f"{run.name}.replaced")
 
 
 def set_aside(run: Path) -> bool:
-    """Renames the directory of a run; whether there was a run.
+    """Renames the directory of a run; returns whether there was one.
 
     Raises:
         UserError: something else has the new name.
@@ -45,7 +45,7 @@ def set_aside(run: Path) -> bool:
     aside = place(run)
     if not any(True for _ in _entries(run)):
         return False
-    if (aside / _MARK).exists():  # whose replacement, this run, came to nothing
+    if (aside / _MARK).exists():  # this run was to replace it, and has no checkpoint
         _remove_entries(run)
         return False
     if aside.exists() and not (aside.is_dir() and not any(aside.iterdir())):
@@ -56,9 +56,9 @@ def set_aside(run: Path) -> bool:
 
 
 def settle(run: Path, has_checkpoint: bool) -> None:
-    """Removes the run that another one replaces, if that has a checkpoint; else says where it is.
+    """Removes the replaced run once the new one has a checkpoint; otherwise logs where it is.
 
-    Files of others move to the new run; those that cannot, or are within folders, stay.
+    Other files than a run's move to the new run; those within folders of the old run stay.
     """
     (run / _MARK).unlink(missing_ok=True)
     aside = place(run)
@@ -76,11 +76,11 @@ def settle(run: Path, has_checkpoint: bool) -> None:
     with contextlib.suppress(OSError):  # files of others
         aside.rmdir()
     if aside.exists():
-        logger.warning("%s keeps the files of %s that are not a run's", aside, run)
+        logger.warning("%s keeps the other files of %s", aside, run)
 
 
 def _entries(run: Path) -> Iterator[Path]:
-    """The files and checkpoints of a run, and the groups of a population."""
+    """The files and checkpoints of a run or population."""
     yield from run.glob(f"{RUN_MARK}-group-*")
     for name, pattern in FOLDERS.items():
         for path in (run / name).glob("*"):

@@ -1,4 +1,4 @@
-"""The loss that training minimises: how far a model's reconstructions are from their targets.
+"""The loss that training minimises.
 
 Inputs and targets are uint8, or float32 in [0, 1]: ``[N, *image_shape]``.
 """
@@ -17,11 +17,10 @@ Losses = tuple[jax.Array, jax.Array]
 
 
 def make_losses(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> Callable[..., Losses]:
-    """Makes ``losses(params, inputs, targets)``, the losses of each image.
+    """Makes ``losses(params, inputs, targets)``, which returns ``(bce_N, mse_N)``.
 
-    Returns:
-        a function that returns ``(bce_N, mse_N)``: binary cross-entropy in nats and mean squared
-        error, means over the pixels.
+    They are the binary cross-entropy in nats and the mean squared error of each image, means over
+    the pixels.
     """
 
     def reference(params: nnx.State, inputs: jax.Array, targets: jax.Array) -> Losses:
@@ -33,7 +32,7 @@ def make_losses(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> Callable[.
 
 
 def select_loss(losses: Losses, kind: Loss) -> jax.Array:
-    """Which of the losses of images training minimises."""
+    """The losses that training minimises."""
     bce, mse = losses
     return bce if kind == "bce" else mse
 
@@ -41,13 +40,7 @@ def select_loss(losses: Losses, kind: Loss) -> jax.Array:
 def make_loss(
     graphdef: nnx.GraphDef, backend: Backend = MATMUL, kind: Loss = "bce"
 ) -> Callable[..., jax.Array]:
-    """Makes ``loss(params, inputs, targets, weights_N)``, the weighted mean of the images' losses.
-
-    Args:
-        graphdef: of the model.
-        backend: computes the network.
-        kind: which loss, see `make_losses`.
-    """
+    """Makes ``loss(params, inputs, targets, weights_N)``, a weighted mean over the images."""
     losses = make_losses(graphdef, backend)
 
     def loss(

@@ -17,8 +17,7 @@ _SSIM_SIDE, _SSIM_SIGMA = 11, 1.5
 def bce(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the binary cross-entropy from logits in nats, averaged over the pixels: ``[N]``.
 
-    Finite for every finite logit. Its minimum is the mean entropy of the target pixels, above 0
-    for gray ones.
+    Finite for every finite logit. Its minimum is the mean entropy of the target pixels.
     """
     # -t log(sigmoid(z)) - (1 - t) log(1 - sigmoid(z)) with one logarithm instead of two
     return _pixel_mean(jax.nn.softplus(logits) - logits * targets)
@@ -37,9 +36,8 @@ def psnr(images: jax.Array, targets: jax.Array) -> jax.Array:
 def psnr_of_mse(mse: jax.Array) -> jax.Array:
     """Returns the peak signal-to-noise ratio of mean squared errors, as `psnr`.
 
-    Equal images have an infinite ratio, and noise can leave an image unchanged (multiplicative
-    noise a black one). The cap of 100 dB, far above the resolution of 8-bit pixels, keeps means
-    finite.
+    Noise can leave an image unchanged, whose ratio is infinite. The cap of 100 dB, far above the
+    resolution of 8-bit pixels, keeps means finite.
     """
     return -10 * jnp.log10(jnp.maximum(mse, 1e-10))
 
@@ -47,9 +45,8 @@ def psnr_of_mse(mse: jax.Array) -> jax.Array:
 def ssim(images: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the structural similarity, at most 1, the mean over pixels and channels: ``[N]``.
 
-    Wang et al. 2004, with the 11 x 11 Gaussian window of standard deviation 1.5 of the paper.
-    Images with a side below 11 take the largest odd window that fits, with a standard deviation in
-    the same proportion.
+    Wang et al. 2004, with the paper's 11 x 11 Gaussian window of standard deviation 1.5. For images
+    with a side below 11, the largest odd window that fits, scaled in proportion.
     """
     side = min(*images.shape[1:3], _SSIM_SIDE)
     side -= 1 - side % 2
@@ -58,8 +55,8 @@ def ssim(images: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def _pixel_mean(values: jax.Array) -> jax.Array:
-    # On a CPU as a product with ones: XLA's reduction there adds the pixels of an image
-    # sequentially, which takes longer than a layer.
+    # On a CPU a product with ones: XLA's reduction there adds the pixels of an image sequentially,
+    # which takes longer than a layer.
     pixels = math.prod(values.shape[1:])
     values = values.reshape(len(values), pixels)
     return (
@@ -75,8 +72,7 @@ def _pixel_mean(values: jax.Array) -> jax.Array:
 def epoch_loss(losses_S: np.ndarray, examples: int, batch_size: int) -> float:
     """The training loss of an epoch as Keras reports it: the mean over its examples.
 
-    Each example counts with the loss of its own step. Steps whose loss is not finite are left out;
-    NaN if no other is left.
+    Steps with a loss that is not finite are left out; NaN if none is left.
     """
     weights_S = np.full(len(losses_S), batch_size)
     weights_S[-1] = examples - batch_size * (len(losses_S) - 1)

@@ -1,9 +1,9 @@
 """Draws noise on the device, within the compiled programs.
 
 Clean and noisy images are float32 ``[N, height, width, channels]`` in [0, 1]; values outside that
-range are clipped. Every pixel of every image is drawn independently. Noise of a sensor (gaussian,
-speckle, poisson) is drawn for each channel; what replaces pixels (salt_and_pepper, masking,
-occlusion) replaces all channels of one, transparency among them.
+range are clipped. The noise of each pixel is independent. Sensor noise (gaussian, speckle, poisson)
+is drawn for each channel; noise that replaces pixels (salt_and_pepper, masking, occlusion) replaces
+all channels, including transparency.
 """
 
 import math
@@ -26,7 +26,7 @@ def build_corruption(noise: str, level: float | None = None) -> Corruption | Non
     Args:
         noise: ``"none"``, a key of `cae_jax.config.NOISES`, or ``"mix"``, which draws one of them
             for each image, at its default level.
-        level: see `cae_jax.config.NOISES`; None takes the default, of the images' size.
+        level: see `cae_jax.config.check_level`.
 
     Raises:
         UserError: unknown noise, or a level outside its range; ``corrupt`` raises it for a level
@@ -71,9 +71,9 @@ def _poisson(key: jax.Array, images: jax.Array, photons: float) -> jax.Array:
     rates = images * photons
     if photons > _FEW_PHOTONS:
         return _clip(jax.random.poisson(key, rates, dtype=jnp.int32).astype(jnp.float32) / photons)
-    # By inversion (Devroye 1986, X.3.3): the number of values of the distribution function that
-    # lie below a uniform number. JAX's sampler loops until the last pixel has its photons and takes
-    # twenty times as long. The truncated tail has a probability below 1e-9.
+    # By inversion (Devroye 1986, X.3.3): the number of values of the distribution function below a
+    # uniform number. JAX's sampler loops until all pixels are done, which takes twenty times as
+    # long. The truncated tail has a probability below 1e-9.
     uniform = jax.random.uniform(key, images.shape, jnp.float32)
     term = below = jnp.exp(-rates)
     count = jnp.zeros_like(rates)
@@ -85,7 +85,7 @@ def _poisson(key: jax.Array, images: jax.Array, photons: float) -> jax.Array:
 
 
 def _occlusion(key: jax.Array, images: jax.Array, side: float) -> jax.Array:
-    """Blackens a square that lies within the image, every position equally likely."""
+    """Blackens a square within the image; all positions are equally likely."""
     count, height, width, _ = images.shape
     corners = [int(size - side) + 1 for size in (height, width)]
     top, left = (

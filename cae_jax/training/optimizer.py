@@ -17,9 +17,8 @@ def build_optimizer(
 
     Args:
         config: names the optimizer, its hyperparameters and the schedule.
-        total_steps: steps of the whole training, after which a cosine schedule reaches 0.
-        numbers: hyperparameters by field that take the place of the config's, such as arrays that
-            a compiled program takes as arguments.
+        total_steps: steps of the training, after which a cosine schedule reaches 0.
+        numbers: hyperparameters by field in place of the config's, such as traced arrays.
     """
     values = {**vars(config), **(numbers or {})}
     rate = build_schedule(config, total_steps, values["learning_rate"])
@@ -40,8 +39,8 @@ def build_optimizer(
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if config.on_nan == "skip":
         optimizer = optax.apply_if_finite(optimizer, config.max_skips)
-    # One vector of all parameters instead of an array per layer: fewer, larger kernels per step.
-    # SOAP needs to see the layers, and groups them itself.
+    # One vector of all parameters takes fewer, larger kernels per step than an array per layer.
+    # SOAP needs the layers, and groups them itself.
     return optimizer if config.optimizer == "soap" else optax.flatten(optimizer)
 
 
@@ -62,7 +61,7 @@ def build_schedule(config: TrainConfig, total_steps: int, rate: Any = None) -> o
 
 
 def _phase(config: TrainConfig, rate: Any, steps: int) -> optax.Schedule:
-    """A warm-up and what follows it."""
+    """A warm-up, and the schedule after it."""
     warmup_steps = min(config.warmup_steps, steps // 2)  # short runs warm up too
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(rate, steps - warmup_steps)

@@ -1,12 +1,11 @@
 """The programs that train and evaluate models, ready to be compiled without any array.
 
-`Trainer` and `Validation` compile them for the device that is there, and ``cae-jax compile`` for
-one that is not.
+`Trainer` and `Validation` compile them for the default device, ``cae-jax compile`` for others.
 
-A group of models that differ in their seed and in numbers of the optimizer is trained by one
-program, since a small network leaves most of a GPU or TPU idle: `jax.vmap` over the states of the
-members. The state of a group is a `TrainState` whose arrays have a first axis for the members, M;
-they share its ``step``. A group of one has no such axis: its programs are those of a single model.
+One program trains a group of models that differ in their seed and in numbers of the optimizer,
+since a small network leaves most of a GPU or TPU idle: `jax.vmap` over the states of the members.
+The state of a group is a `TrainState` whose arrays have a first axis for the members, M; they share
+its ``step``. A group of one has no such axis: its programs are those of a single model.
 """
 
 import dataclasses
@@ -60,16 +59,12 @@ class Program(NamedTuple):
 
 
 def steps_per_epoch(config: TrainConfig, examples: int) -> int:
-    """Number of steps in which an epoch takes each of the examples once."""
+    """Number of steps in an epoch."""
     return -(-examples // config.batch_size)
 
 
 def all_steps(config: TrainConfig, examples: int) -> int:
-    """Number of steps of a training.
-
-    Raises:
-        UserError: there are more than an int32 counts.
-    """
+    """Number of steps of a training; raises a `UserError` if it exceeds an int32."""
     steps = steps_per_epoch(config, examples)
     if steps * config.epochs >= 2**31:
         raise UserError(f"`epochs` is {config.epochs}; it takes at most {(2**31 - 1) // steps}")
@@ -111,7 +106,7 @@ def order(members: Sequence[TrainConfig], examples: int) -> Program:
     """The batches of an epoch.
 
     Returns:
-        ``order(key, epoch)``, see `step.epoch_batches`; of several members
+        ``order(key, epoch)``, see `step.epoch_batches`; for several members
         ``order(keys_M, epoch)``, with a first axis for the members.
     """
     batches = partial(step.epoch_batches, examples=examples, batch_size=members[0].batch_size)
@@ -135,16 +130,16 @@ def training(
 
     Args:
         members: at least one, see `check_members`.
-        model: the model, whose structure counts.
+        model: the model; only its structure is used.
         backend: computes the network.
         examples: N, number of training images.
         fields: of the config, in which several members may differ.
 
     Returns:
         ``run_chunk(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which returns
-        the state after the steps and whether all parameters are finite. Of several members the
-        batches, keys and results have a first axis M, and ``numbers`` follows the keys: an array
-        ``[M]`` by name for each of `fields`.
+        the state after the steps and whether all parameters are finite. For several members the
+        batches, keys and results have a first axis M, and after the keys comes ``numbers``: an
+        array ``[M]`` by name for each of `fields`.
     """
     config, count = members[0], len(members)
     steps = steps_per_epoch(config, examples)
@@ -202,10 +197,9 @@ def evaluation(
     """The losses of test images.
 
     Returns:
-        ``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, see `step.make_evaluate`; of several
-        members ``evaluate(params, keys_M, images_NxHxWxC)``, which draws the noise of each and
-        returns ``(bce_MxN, mse_MxN, mse_inputs_MxN)``. The noisy images of all members would take
-        more memory than everything else.
+        ``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, see `step.make_evaluate`; for several
+        members ``evaluate(params, keys_M, images_NxHxWxC)``, which draws the noise of each, to save
+        memory, and returns ``(bce_MxN, mse_MxN, mse_inputs_MxN)``.
     """
     config, count = members[0], len(members)
     graphdef, params = nnx.split(model, nnx.Param)
@@ -234,9 +228,8 @@ def needed_bytes(config: TrainConfig, model: Model, examples: int) -> tuple[int,
     """Estimates the device memory that a member of a group takes.
 
     Returns:
-        bytes at any time (the state before and after a chunk, and the order of the images), and
-        further bytes while steps are computed (the state once more, and what
-        `Topology.training_bytes` counts).
+        permanent bytes (the state before and after a chunk, and the order of the images), and
+        further bytes while steps are computed (the state, and `Topology.training_bytes`).
     """
     state, _, batches, *_ = training([config], model, MATMUL, examples).arguments
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))

@@ -1,9 +1,9 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioners.
 
 Vyas et al. 2024, arXiv:2409.11321, algorithm 3, for tensors of any rank: a kernel
-``[3, 3, in, out]`` is taken as ``[9, in, out]``, with a preconditioner and a basis for each side;
-vectors (biases) take Adam's update. All convolutions are computed together, padded to the largest:
-a step has few operations however many layers there are.
+``[3, 3, in, out]`` becomes ``[9, in, out]``, with a preconditioner and a basis for each side;
+vectors (biases) get Adam's update. All convolutions are computed together, padded to the largest,
+so that the number of operations does not depend on the number of layers.
 """
 
 import math
@@ -106,7 +106,7 @@ def _refresh_if(
 
 @_refresh_if.def_vmap
 def _refresh_any(size: int, batched: Any, *arguments: Any) -> tuple[Any, Any]:
-    """Several models at once: `jax.vmap` of a branch would refresh in each step, of all models."""
+    """Several models at once: `jax.vmap` of a branch would refresh all models in each step."""
     due, *old = jax.tree.map(
         lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape)),
         arguments,
@@ -130,7 +130,7 @@ def _refresh(mean: Groups, bases: Matrices, factors: Matrices) -> tuple[Groups, 
 
 
 def _outer_products(x: jax.Array, factors: list[jax.Array | None]) -> list[jax.Array | None]:
-    """For each side that has a factor, G G' of the gradient as a matrix of this side's rows."""
+    """For each side with a factor, G G' of the gradient as a matrix with the rows of this side."""
     products: list[jax.Array | None] = []
     for side, factor in enumerate(factors):
         others = [axis for axis in range(len(factors)) if axis != side]

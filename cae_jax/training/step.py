@@ -37,8 +37,8 @@ class TrainState(NamedTuple):
         params: parameters of the model, an `nnx.State`.
         opt_state: state of the optimizer.
         step: int32 scalar, steps since the start of training.
-        losses_S: loss of each step of the current epoch; of the previous epoch for the steps that
-            are still to come. Not finite where loss or gradient was not.
+        losses_S: loss of each step of the current epoch, of the previous epoch for steps to come;
+            not finite where loss or gradient was not.
     """
 
     params: nnx.State
@@ -53,10 +53,8 @@ class Keys(NamedTuple):
     Attributes:
         init: initialises the parameters.
         order: shuffles the images; folded with the epoch.
-        noise: draws the training noise; folded with the step, so that each step has fresh noise,
-            independent of chunks and resumption.
-        test_noise: draws the noise on the test images once: equal for all epochs, and for all
-            models of one seed.
+        noise: draws the training noise; folded with the step, whatever the chunks.
+        test_noise: draws the noise on the test images, once for all epochs and models of a seed.
     """
 
     init: jax.Array
@@ -67,7 +65,7 @@ class Keys(NamedTuple):
 
 def make_keys(*seeds: int) -> Keys:
     """Splits a seed into the root keys of a run; several seeds give keys with a first axis."""
-    # Whatever generator the user has set as JAX's default: a run is reproduced by its config.
+    # Not JAX's default generator, which users can set: a run is reproduced by its config.
     roots = [jax.random.key(seed, impl="threefry2x32") for seed in seeds]
     keys = [jax.random.split(root, len(Keys._fields)) for root in roots]
     return Keys(*keys[0]) if len(keys) == 1 else Keys(*map(jnp.stack, zip(*keys, strict=True)))
@@ -108,9 +106,9 @@ def make_run_steps(
     backend: Backend = MATMUL,
     kind: Loss = "bce",
 ) -> jax.stages.Wrapped:
-    """Makes the compiled loop over training steps; `corrupt` adds noise to the inputs only.
+    """Makes the compiled loop over training steps that minimise the loss `kind`.
 
-    `kind` is the loss that they minimise, see `cae_jax.training.loss`.
+    `corrupt` adds noise to the inputs only.
 
     Returns:
         ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
@@ -160,10 +158,9 @@ def make_run_steps(
 
 
 def make_evaluate(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> jax.stages.Wrapped:
-    """``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, compiled.
+    """Makes the compiled ``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``.
 
-    Returns:
-        a function that gives ``(bce_N, mse_N)``, see `cae_jax.training.loss.make_losses`.
+    It returns ``(bce_N, mse_N)``, see `cae_jax.training.loss.make_losses`.
     """
     losses = make_losses(graphdef, backend)
 

@@ -23,7 +23,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         state: after the steps, on the device.
-        losses_MxS: loss of each step of each member, on the host, see `TrainState.losses_S`.
+        losses_MxS: losses of the members on the host, see `TrainState.losses_S`.
         finite_M: whether all parameters of a member are finite.
     """
 
@@ -39,7 +39,7 @@ def initial_state(config: TrainConfig, model: Model, examples: int) -> TrainStat
 
 
 def stack(states: Sequence[TrainState]) -> TrainState:
-    """The state of a group, on the host, from those of its members at the same step."""
+    """The state of a group, on the host, from the states of its members at the same step."""
     if len(states) == 1:
         return states[0]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
@@ -59,14 +59,13 @@ class Trainer:
 
     Args:
         members: configs of the group, at least one; see `programs.check_members`.
-        model: the model, whose structure counts; the parameters are part of the state.
+        model: the model; only its structure is used.
         backend: computes the network.
         train_images, test_images: uint8 ``[N, *image_shape]``; those on the device stay there.
-        fields: of the config, in which members of this group, or of others that take its programs
-            (`with_members`), differ.
+        fields: of the config, in which members of this or later groups (`with_members`) differ.
 
     Attributes:
-        members: their configs.
+        members: as given.
         steps: steps in an epoch.
         examples: number of training images.
         validation: evaluates the members on the test images.
@@ -99,15 +98,11 @@ class Trainer:
         self._keys = step.make_keys(*(config.seed for config in members))
         self._varying: tuple[Any, ...] = (self._keys.noise,)
         if len(members) > 1:
-            self._varying += (
-                {
-                    name: jnp.array([getattr(each, name) for each in members], jnp.float32)
-                    for name in self._fields
-                },
-            )
+            columns = {name: [getattr(each, name) for each in members] for name in self._fields}
+            self._varying += ({k: jnp.array(v, jnp.float32) for k, v in columns.items()},)
 
     def with_members(self, members: Sequence[TrainConfig]) -> "Trainer":
-        """The same programs for as many other members; a single one differs in its seed only."""
+        """The same programs for as many other members; a single one may differ in its seed only."""
         other = copy.copy(self)
         other._take(members)
         other.validation = self.validation.with_members(members)
@@ -118,10 +113,7 @@ class Trainer:
         return self._order(self._keys.order, np.int32(epoch))
 
     def run(self, state: TrainState, batches: jax.Array, start: int, stop: int) -> Chunk:
-        """Takes the steps ``start <= i < stop`` of an epoch and waits for them.
-
-        `state` stays valid; `batches` are those of `order`.
-        """
+        """Takes the steps ``start <= i < stop`` of an epoch; `batches` are those of `order`."""
         bounds = np.int32(start), np.int32(stop)
         state, finite = self._run_chunk(state, self.train_images, batches, *self._varying, *bounds)
         return Chunk(state, self.losses(state), np.array(finite).reshape(-1))

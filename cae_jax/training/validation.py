@@ -35,7 +35,7 @@ class Validation:
 
     Args:
         members: configs of the group, see `programs.check_members`.
-        model: the model, whose structure counts.
+        model: the model; only its structure is used.
         backend: computes the network.
         test_images: uint8 ``[N, *image_shape]``.
     """
@@ -61,10 +61,8 @@ class Validation:
         return other
 
     def inputs(self, k: int = 0) -> jax.Array:
-        """The test images as member `k` sees them: with the noise of its seed, if there is any."""
-        if len(self._members) == 1:
-            return self._inputs
-        return self._noisy(self._members[k])
+        """The test images with the noise of member `k`, if any."""
+        return self._inputs if len(self._members) == 1 else self._noisy(self._members[k])
 
     @functools.cached_property
     def _inputs(self) -> jax.Array:
@@ -82,7 +80,7 @@ class Validation:
         return self._noise.function(step.make_keys(config.seed).test_noise, scale(self.images))
 
     def evaluate(self, params: nnx.State) -> list[Score]:
-        """The quality of each member; `params` are those of the group's state."""
+        """The quality of each member of a group with these parameters."""
         kind = self._members[0].loss
         if len(self._members) == 1:
             losses = self._evaluate(params, self._inputs, self.images)
@@ -90,17 +88,12 @@ class Validation:
             return [Score(_mean(select_loss(losses, kind)), psnr, self._psnr_input)]
         keys = step.make_keys(*(config.seed for config in self._members))
         bce_MxN, mse_MxN, noisy_MxN = self._evaluate(params, keys.test_noise, self.images)
-        losses_M, psnr_M, psnr_input_M = (
-            list(map(_mean, np.asarray(column)))
-            for column in (
-                select_loss((bce_MxN, mse_MxN), kind),
-                metrics.psnr_of_mse(mse_MxN),
-                metrics.psnr_of_mse(noisy_MxN),
-            )
-        )
+        losses_MxN = select_loss((bce_MxN, mse_MxN), kind)
+        columns = (losses_MxN, *map(metrics.psnr_of_mse, (mse_MxN, noisy_MxN)))
+        scores = [Score(*map(_mean, row)) for row in zip(*map(np.asarray, columns), strict=True)]
         if self._noise is None:
-            psnr_input_M = [None] * len(losses_M)
-        return list(map(Score, losses_M, psnr_M, psnr_input_M))
+            scores = [score._replace(val_psnr_input=None) for score in scores]
+        return scores
 
 
 def _mean(values: jax.Array | np.ndarray) -> float:

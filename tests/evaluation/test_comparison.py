@@ -219,3 +219,13 @@ def test_colors(tmp_path, monkeypatch):
     assert median.outputs.shape == test.shape
     figures.save_rows(tmp_path / "a.png", comparison.first_rows([entry, median], test))
     figures.save_rows(tmp_path / "b.png", comparison.worst_rows([entry], test, inputs))
+
+
+@pytest.mark.parametrize("name", comparison.DATA_FIELDS)
+def test_runs_of_other_images_are_not_compared(name):
+    values = {"image_size": (8, 8), "channels": 3, "image_shape": (8, 8, 1)}
+    values |= {"data": "mnist", "resize": "fit", "background": "white", "split": 0.5}
+    other = cae_jax.TrainConfig(**{name: values.get(name, True)})
+    comparison.check_same_images([cae_jax.TrainConfig(), cae_jax.TrainConfig(seed=1, noise="mix")])
+    with pytest.raises(cae_jax.UserError, match=f"were trained with {name} "):
+        comparison.check_same_images([cae_jax.TrainConfig(), other])

@@ -71,7 +71,7 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
     save(tmp_path, {7: 0.5})
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         restored = checkpoints.restore(7, like)
-        params = checkpoints.restore_params(7, like.params)
+        params = checkpoints.restore(7, like.params)
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     for ours, wanted in zip(
         jax.tree.leaves((restored, params)), jax.tree.leaves((saved, saved.params)), strict=True
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         ):
             like = nnx.state(autoencoders.build(config, nnx.Rngs(0)), nnx.Param)
             with pytest.raises(cae_jax.UserError, match=r"checkpoint .*/1 does not fit this model"):
-                checkpoints.restore_params(1, like)
+                checkpoints.restore(1, like)
 
 
 def test_a_checkpoint_of_another_config_is_refused(tmp_path):

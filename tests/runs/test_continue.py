@@ -9,21 +9,14 @@ import jax
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import cae_jax
 import cae_jax.data
 from cae_jax.config import resolved
 from cae_jax.ops import backend, native
-from cae_jax.runs import history
 from cae_jax.training.optimizer import build_schedule
 from tests.conftest import DENSE, SMALL, needs_native
 from tests.runs.test_reliability import assert_same_end
-
-
-def parameters(autoencoder):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(autoencoder.model, nnx.Param))]
-
 
 # More epochs
 
@@ -36,14 +29,7 @@ def test_a_constant_schedule_goes_on_as_if_the_epochs_had_been_there(data_dir, t
         for config in configs:
             result = cae_jax.fit(config, tmp_path / folder, data_dir=data_dir)
     assert result.autoencoder.config.restarts == (2,)
-    whole = cae_jax.load(tmp_path / "whole")
-    for ours, expected in zip(parameters(result.autoencoder), parameters(whole), strict=True):
-        assert ours.tobytes() == expected.tobytes()
-    losses, expected = (
-        [row.val_loss for row in history.read(tmp_path / name / "history.csv")]
-        for name in ("in two", "whole")
-    )
-    assert losses == expected
+    assert_same_end(tmp_path / "in two", tmp_path / "whole")
     assert json.loads((tmp_path / "in two" / "result.json").read_text())["final"]["epoch"] == 4
 
 
@@ -54,7 +40,7 @@ def test_a_cosine_starts_again_and_the_run_says_so(copied, data_dir):
     config = json.loads((copied / "config.json").read_text())
     assert (config["epochs"], config["restarts"]) == (3, [2])
     assert cae_jax.load(copied).config == resolved(dataclasses.replace(longer, restarts=(2,)))
-    for more, restarts in ((3, (2,)), (5, (2, 3))):  # again, and more once more
+    for more, restarts in ((3, (2,)), (4, (2, 3))):  # again, and more once more
         again = dataclasses.replace(DENSE, epochs=more)
         assert cae_jax.fit(again, copied, data_dir=data_dir).autoencoder.config.restarts == restarts
 
@@ -109,10 +95,8 @@ def test_an_unfinished_run_and_other_changes_are_refused_with_the_ways(copied, d
 def test_a_run_begins_with_the_weights_of_another(dense_run, data_dir, tmp_path):
     config = dataclasses.replace(DENSE, optimizer="sgd", learning_rate=1e-12, epochs=1, seed=7)
     result = cae_jax.fit(config, tmp_path / "run", start_from=dense_run, data_dir=data_dir)
-    for ours, expected in zip(
-        parameters(result.autoencoder), parameters(cae_jax.load(dense_run)), strict=True
-    ):
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9)
+    parameters = (each.params for each in (result.autoencoder, cae_jax.load(dense_run)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), *parameters)
     assert [row.epoch for row in result.history] == [1]
 
 
@@ -129,9 +113,7 @@ def test_whoever_resumes_need_not_name_the_origin(dense_run, data_dir, tmp_path,
 
 def test_weights_of_another_network_are_refused(dense_run, data_dir, tmp_path):
     config = dataclasses.replace(DENSE, model="deep")
-    with pytest.raises(
-        cae_jax.UserError, match=r"has the model simple .* the config describes deep"
-    ):
+    with pytest.raises(cae_jax.UserError, match=r"has the model simple .* give a run of deep"):
         cae_jax.fit(config, tmp_path / "run", start_from=dense_run, data_dir=data_dir)
     assert not (tmp_path / "run").exists()
 
@@ -154,11 +136,9 @@ def test_a_run_keeps_its_backend(data_dir, tmp_path, monkeypatch, capsys):
     cae_jax.fit(longer, tmp_path / "whole", data_dir=data_dir)
     cae_jax.fit(short, folder, data_dir=data_dir)
     monkeypatch.setattr(backend.native, "Kernel", original)
-    result = cae_jax.fit(longer, folder, data_dir=data_dir)
+    cae_jax.fit(longer, folder, data_dir=data_dir)
     assert capsys.readouterr().err == ""
-    whole = cae_jax.load(tmp_path / "whole")
-    for ours, expected in zip(parameters(result.autoencoder), parameters(whole), strict=True):
-        assert ours.tobytes() == expected.tobytes()
+    assert_same_end(folder, tmp_path / "whole")
     # By name it is changed, with a word; then the other one is kept, and missed where it is gone.
     more = dataclasses.replace(longer, epochs=3)
     cae_jax.fit(more, folder, data_dir=data_dir, backend="native")
@@ -201,10 +181,7 @@ def test_arrays_are_trained_on(data_dir, tmp_path, dense_run):
     folder = tmp_path / "run"
     config = dataclasses.replace(DENSE, train_examples=None, test_examples=None)
     result = cae_jax.fit(config, folder, images=(train[:1000], test[:300]))
-    for ours, expected in zip(
-        parameters(result.autoencoder), parameters(cae_jax.load(dense_run)), strict=True
-    ):
-        assert ours.tobytes() == expected.tobytes()
+    assert_same_end(folder, dense_run)
     cae_jax.fit(config, folder, images=(train[:1000], test[:300]))
     more = dataclasses.replace(config, epochs=3)
     with pytest.raises(cae_jax.UserError, match="began with other images than"):

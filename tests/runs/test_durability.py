@@ -48,7 +48,7 @@ def test_what_a_checkpoint_needs_is_on_the_disk_before_an_older_one_goes(
     traced, data_dir, tmp_path
 ):
     run = tmp_path.resolve() / "run"
-    config = dataclasses.replace(DENSE, epochs=6)
+    config = dataclasses.replace(DENSE, epochs=5)
     cae_jax.fit(config, run, data_dir=data_dir)
     folder = run / "checkpoints"
     removals = [i for i, call in enumerate(traced) if call[-1].endswith(".tmp-removed")]
@@ -68,7 +68,7 @@ def test_what_a_checkpoint_needs_is_on_the_disk_before_an_older_one_goes(
         later = [j for j in removals if j > i]
         if later:
             assert ("fsync", str(folder)) in traced[i : later[0]]
-    assert commits == 6
+    assert commits == 5
 
 
 @needs_proc

@@ -1,6 +1,5 @@
 """Whole runs: files, output, resumption, refusals."""
 
-import csv
 import dataclasses
 import json
 import shutil
@@ -9,7 +8,6 @@ from unittest.mock import Mock
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 import cae_jax
@@ -18,37 +16,10 @@ from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.folder import read_config
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.step import make_keys
-from tests.conftest import ROOT, SMALL
+from tests.conftest import DENSE, ROOT, SMALL
+from tests.runs.test_reliability import assert_same_end
 
 GOLDEN = ROOT / "tests" / "golden" / "format1"
-
-
-def parameters(result):
-    return nnx.state(result.autoencoder.model, nnx.Param)
-
-
-def assert_same_run(ours, folder, expected, expected_folder):
-    """Bitwise equal parameters, equal history but for the clock, same checkpoints."""
-    for x, y in zip(
-        jax.tree.leaves(parameters(ours)), jax.tree.leaves(parameters(expected)), strict=True
-    ):
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
-    rows, wanted = (
-        [row[:7] for row in csv.reader((path / "history.csv").read_text().splitlines())]
-        for path in (folder, expected_folder)
-    )
-    assert rows == wanted
-    names, wanted = (
-        sorted(path.name for path in (path / "checkpoints").iterdir())
-        for path in (folder, expected_folder)
-    )
-    assert names == wanted
-
-
-@pytest.fixture(scope="module")
-def finished(run, data_dir):
-    """What `fit` gives for the finished run SMALL."""
-    return cae_jax.fit(SMALL, run, data_dir=data_dir)
 
 
 def test_a_run_leaves_its_files(run):
@@ -95,9 +66,9 @@ def test_val_loss_is_that_of_the_saved_parameters(run, test_images):
     assert row.val_psnr_input is None
 
 
-def test_same_config_same_bits_whatever_the_chunks(run, finished, data_dir, tmp_path):
-    again = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
-    assert_same_run(again, tmp_path / "run", finished, run)
+def test_same_config_same_bits_whatever_the_chunks(run, data_dir, tmp_path):
+    cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
+    assert_same_end(tmp_path / "run", run)
 
 
 def test_chunks_take_a_tenth_of_a_second_to_one(monkeypatch):
@@ -148,25 +119,22 @@ def test_training_with_noise(data_dir, tmp_path, test_images):
 
 
 def test_a_noisy_run_that_broke_off_resumes_exactly(data_dir, tmp_path):
-    config = dataclasses.replace(SMALL, noise="mix")
-    expected = cae_jax.fit(config, tmp_path / "whole", data_dir=data_dir)
-    break_off = Mock(side_effect=[None, KeyboardInterrupt])
+    config = dataclasses.replace(DENSE, noise="gaussian")
+    cae_jax.fit(config, tmp_path / "whole", data_dir=data_dir)
+    break_off = Mock(side_effect=KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, on_epoch=break_off)
-    resumed = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
-    assert_same_run(resumed, tmp_path / "run", expected, tmp_path / "whole")
+    cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, chunk_steps=3)
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
-def test_another_seed_gives_another_model(finished, data_dir, tmp_path):
-    config = dataclasses.replace(SMALL, seed=1, epochs=1)
-    other = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
-    assert other.history[0].loss != finished.history[0].loss
+def test_another_seed_gives_another_model(dense_run, data_dir, tmp_path):
+    other = cae_jax.fit(dataclasses.replace(DENSE, seed=1), tmp_path / "run", data_dir=data_dir)
+    assert other.history[0].loss != history.of_run(dense_run)[0].loss
 
 
 @pytest.mark.parametrize("method", ["save", "wait"])
-def test_a_run_that_broke_off_resumes_exactly(
-    run, finished, data_dir, tmp_path, monkeypatch, method
-):
+def test_a_run_that_broke_off_resumes_exactly(run, data_dir, tmp_path, monkeypatch, method):
     """After the history was written; and before the next save waits for the one before."""
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -184,7 +152,7 @@ def test_a_run_that_broke_off_resumes_exactly(
             cae_jax.fit(SMALL, folder, data_dir=data_dir)
     assert not (folder / "result.json").exists()
     resumed = cae_jax.fit(SMALL, folder, data_dir=data_dir)
-    assert_same_run(resumed, folder, finished, run)
+    assert_same_end(folder, run)
     assert [row.epoch for row in resumed.history] == [1, 2, 3]
 
 
@@ -206,17 +174,6 @@ def test_another_config_is_refused_naming_the_keys(run, data_dir):
     assert "overwrite" not in str(error.value)  # the checkpoints are intact
 
 
-def test_overwrite_starts_anew_and_spares_other_files(run, data_dir, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(run, folder)
-    (folder / "notes.txt").write_text("mine")
-    config = dataclasses.replace(SMALL, epochs=1)
-    rows = cae_jax.fit(config, folder, data_dir=data_dir, overwrite=True).history
-    assert len(rows) == 1
-    assert (folder / "notes.txt").read_text() == "mine"
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["8"]
-
-
 def test_a_history_that_lost_rows_is_refused_where_no_checkpoint_keeps_them(tmp_path, data_dir):
     """As in the runs of earlier versions."""
     shutil.copytree(GOLDEN, tmp_path / "run")
@@ -231,18 +188,15 @@ def test_a_history_that_lost_rows_is_refused_where_no_checkpoint_keeps_them(tmp_
             cae_jax.fit(config, tmp_path / "run", data_dir=data_dir, backend="matmul")
 
 
-def test_a_finished_run_that_lost_its_last_checkpoint_is_completed(
-    run, finished, data_dir, tmp_path
-):
-    shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "24")
-    again = cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
-    assert_same_run(again, tmp_path / "run", finished, run)
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+def test_a_finished_run_that_lost_its_last_checkpoint_is_completed(copied, dense_run, data_dir):
+    shutil.rmtree(copied / "checkpoints" / "16")
+    again = cae_jax.fit(DENSE, copied, data_dir=data_dir)
+    assert_same_end(copied, dense_run)
+    result = json.loads((copied / "result.json").read_text())
     assert result["final"]["epoch_seconds"] == again.history[-1].epoch_seconds
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.rmtree(copied / "checkpoints")
     with pytest.raises(cae_jax.UserError, match="its checkpoints are gone"):
-        cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
+        cae_jax.fit(DENSE, copied, data_dir=data_dir)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(data_dir, tmp_path):

@@ -67,23 +67,22 @@ def gradients_of(shape: tuple[int, ...], steps: int) -> list[np.ndarray]:
     return [rng.normal(size=shape) * scale + scale for _ in range(steps)]
 
 
-@pytest.mark.parametrize("steps", [1, 10, 11, 35])
-def test_updates_are_those_of_the_paper(steps):
-    gradients = {name: gradients_of(shape, steps) for name, shape in SHAPES.items()}
+def test_updates_are_those_of_the_paper():
+    gradients = {name: gradients_of(shape, 35) for name, shape in SHAPES.items()}
     optimizer = soap.scale_by_soap(B1, B2, EPS)
     state = optimizer.init({name: jnp.zeros(shape) for name, shape in SHAPES.items()})
-    update, updates = jax.jit(optimizer.update), {}
-    for step in range(steps):
-        grads = {name: jnp.asarray(each[step], jnp.float32) for name, each in gradients.items()}
+    update = jax.jit(optimizer.update)
+    for step in range(1, 36):
+        grads = {name: jnp.asarray(each[step - 1], jnp.float32) for name, each in gradients.items()}
         updates, state = update(grads, state)
-    for name, shape in SHAPES.items():
-        # Of a bias, SOAP without bases is Adam.
-        sides = (9, *shape[2:]) if len(shape) == 4 else shape
-        limit = soap.LIMIT if len(shape) > 1 else 0
-        expected = soap_by_hand([g.reshape(sides) for g in gradients[name]], limit)
-        np.testing.assert_allclose(
-            updates[name], expected.reshape(shape), rtol=2e-3, atol=2e-3, err_msg=name
-        )
+        for name, shape in SHAPES.items() if step in (1, 10, 11, 35) else ():
+            # Of a bias, SOAP without bases is Adam.
+            sides = (9, *shape[2:]) if len(shape) == 4 else shape
+            limit = soap.LIMIT if len(shape) > 1 else 0
+            expected = soap_by_hand([g.reshape(sides) for g in gradients[name][:step]], limit)
+            np.testing.assert_allclose(
+                updates[name], expected.reshape(shape), rtol=2e-3, atol=2e-3, err_msg=name
+            )
 
 
 def test_a_valley_across_the_axes_is_followed():
@@ -101,13 +100,12 @@ def test_a_valley_across_the_axes_is_followed():
         chain = optax.chain(optimizer, optax.scale_by_learning_rate(rate))
         state = chain.init(params)
 
-        @jax.jit
-        def step(params, state):
+        def step(carry, _):
+            params, state = carry
             updates, state = chain.update(jax.grad(loss)(params), state)
-            return optax.apply_updates(params, updates), state
+            return (optax.apply_updates(params, updates), state), None
 
-        for _ in range(1000):
-            params, state = step(params, state)
+        (params, _), _ = jax.lax.scan(step, (params, state), length=1000)
         return float(loss(params))
 
     assert after(soap.scale_by_soap(B1, B2)) < 0.1 * after(optax.scale_by_adam(B1, B2))
