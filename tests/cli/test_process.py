@@ -239,7 +239,6 @@ def test_a_device_that_is_not_there_is_told_in_one_line(launch, tmp_path):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("cae-jax evaluate: error: JAX_PLATFORMS is quantum, and JAX has no such ")
-    assert "; there is " in err
     assert len(err.splitlines()) == 1
 
 

@@ -406,11 +406,9 @@ def test_two_processes_compile_at_once(tmp_path):
 def fresh(monkeypatch, tmp_path):
     """An empty cache folder, and nothing remembered of libraries loaded before."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for function in (build.target, build._register):
-        function.cache_clear()
+    build.register.cache_clear()
     yield monkeypatch
-    for function in (build.target, build._register):
-        function.cache_clear()
+    build.register.cache_clear()
 
 
 @pytest.mark.parametrize(
