@@ -112,10 +112,7 @@ def _grouped(info: StructTypeInfo) -> StructConstructorSpec | None:
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 _REGISTRY.struct_rule(_grouped)
 # Options of tyro for all commands.
-STYLE: dict[str, Any] = {
-    "registry": _REGISTRY,
-    "config": (tyro.conf.FlagCreatePairsOff,),
-}
+STYLE: dict[str, Any] = {"registry": _REGISTRY, "config": (tyro.conf.FlagCreatePairsOff,)}
 
 
 @flags
@@ -162,7 +159,7 @@ def parse(flags: type[Flags], arguments: Sequence[str] | None = None, **options:
         missing = {
             field.name: tyro.MISSING
             for field in dataclasses.fields(flags)
-            if field.default is dataclasses.MISSING
+            if field.default is field.default_factory is dataclasses.MISSING
         }
         options["default"] = flags(train=load_config(_config_of(arguments)), **missing)
     stderr = io.StringIO()

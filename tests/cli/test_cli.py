@@ -89,9 +89,8 @@ def test_bad_flags(refuse, tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_bad_flag_is_told_in_any_encoding(script, monkeypatch, encoding):
-    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+def test_a_bad_flag_is_told_in_ascii_too(script, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     process = script("train", "--optimizer", "lion")
     assert_fails_in_one_line(process, "cae-jax train: error: invalid choice 'lion'")
     assert "adadelta" in process.stderr

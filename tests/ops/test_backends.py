@@ -89,29 +89,23 @@ def test_a_cpu_takes_the_native_kernel():
     assert chosen(cae_jax.TrainConfig()) == ("native", "a CPU with a C++ compiler")
 
 
-def test_choices():
-    conv = cae_jax.TrainConfig()
-    deep = cae_jax.TrainConfig(model="deep")
+def test_choices(monkeypatch):
+    conv, deep = cae_jax.TrainConfig(), cae_jax.TrainConfig(model="deep")
+    gpu = "native is unavailable: it is for the CPU, and the device is a gpu"
     assert chosen(conv, "xla") == ("xla", "requested")
     assert chosen(conv, "auto", "tpu") == ("xla", "a TPU has units for convolutions")
-    assert chosen(conv, "auto", "gpu") == (
-        "matmul",
-        "native is unavailable: it is for the CPU, and the device is a gpu",
-    )
+    assert chosen(conv, "auto", "gpu") == ("matmul", gpu)
     assert chosen(deep) == ("matmul", "every layer of the model deep is a matmul")
-    with pytest.raises(cae_jax.UserError, match="takes auto, xla, matmul, native"):
-        chosen(conv, "winograd")
-    for name in ("xla", "native"):
-        with pytest.raises(cae_jax.UserError, match="model deep takes auto or matmul"):
-            chosen(deep, name)
-
-
-def test_a_gpu_takes_matmul(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    reason = "native is unavailable: it is for the CPU, and the device is a gpu"
-    assert chosen(cae_jax.TrainConfig()) == ("matmul", reason)
-    with pytest.raises(cae_jax.UserError, match="for the CPU, and the device is a gpu"):
-        chosen(cae_jax.TrainConfig(), "native")
+    assert chosen(conv) == ("matmul", gpu)
+    for config, name, message in (
+        (conv, "winograd", "takes auto, xla, matmul, native"),
+        (conv, "native", "for the CPU, and the device is a gpu"),
+        (deep, "xla", "model deep takes auto or matmul"),
+        (deep, "native", "model deep takes auto or matmul"),
+    ):
+        with pytest.raises(cae_jax.UserError, match=message):
+            chosen(config, name)
 
 
 def test_a_call_on_a_cpu_takes_fewer_images_where_they_are_larger():

@@ -11,6 +11,7 @@ import cae_jax
 from cae_jax import cli
 from cae_jax.ops import hlo, targets
 from tests.conftest import SMALL
+from tests.helpers import assert_fails_in_one_line
 
 # A loop as XLA writes it for a GPU: a fused loop, a matmul of cuBLAS and one of Triton, a
 # reduction, a convolution of cuDNN, a copy in a call, a conditional and an inner loop of 3
@@ -201,13 +202,10 @@ def test_other_targets_are_refused(name):
 
 
 @pytest.mark.parametrize(("name", "extra"), [("t4", "cuda13"), ("v5e", "tpu")])
-def test_a_missing_compiler_is_named(name, extra, monkeypatch, capsys):
+def test_a_missing_compiler_is_named(name, extra, monkeypatch, refuse):
     monkeypatch.setattr(targets.util, "find_spec", lambda module: None)
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["compile", "--target", name])
-    assert stop.value.code == 2
     error = f'compiler for --target {name} is missing: pip install "cae-jax[{extra}]"'
-    assert error in capsys.readouterr().err
+    assert_fails_in_one_line(refuse("compile", "--target", name), error)
 
 
 def test_descriptions_have_what_xla_needs():
