@@ -172,7 +172,9 @@ class Passes(NamedTuple):
 
     Attributes:
         encode: images to codes.
-        decode: codes to images in [0, 1]; `reconstruct` images to images, `logits` to logits.
+        decode: codes to images in [0, 1].
+        reconstruct: images to images in [0, 1].
+        logits: images to logits.
     """
 
     encode: Pass
