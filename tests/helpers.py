@@ -1,9 +1,15 @@
 """What several test files share: networks in NumPy, drawn parameters, and checks."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+
+ROOT = Path(__file__).parent.parent
 
 
 def assert_fails_in_one_line(process, message):
@@ -12,6 +18,20 @@ def assert_fails_in_one_line(process, message):
     assert process.stdout == ""
     assert len(process.stderr.strip().splitlines()) == 1
     assert message in process.stderr
+
+
+def in_process(code: str, *arguments: object, cwd=ROOT, returncode=0, env=()):
+    """Runs Python code in a new process, which has to end with an exit code."""
+    process = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **dict(env)},
+        timeout=300,
+    )
+    assert process.returncode == returncode, process.stderr
+    return process
 
 
 # --- Networks in float64, by hand ---

@@ -1,6 +1,7 @@
 """The lesson in notebooks/: what is stored of it, and runs of it in real kernels."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import os
@@ -22,7 +23,7 @@ from PIL import Image
 
 import cae_jax
 from cae_jax.training.trainer import device_name
-from tests.conftest import ROOT, SMALL
+from tests.conftest import DENSE, ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "convolutional_autoencoders.ipynb"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -105,15 +106,8 @@ def assert_consistent(notebook, test_images):
     table = text_of(notebook, "compare")
     for row in (r"conv +4,385 +128 ", r"simple +50,992 +32 ", r"deep +222,384 +32 "):
         assert len(re.findall(row, table)) == 2
-    assert (
-        min(
-            map(
-                float,
-                re.findall(r"([\d.,]+) images/s", text_of(notebook, "speed").replace(",", "")),
-            )
-        )
-        > 0
-    )
+    rates = re.findall(r"([\d.,]+) images/s", text_of(notebook, "speed"))
+    assert min(float(rate.replace(",", "")) for rate in rates) > 0
     assert text_of(notebook, "load").endswith(": True\n")
     assert "is finished after" in text_of(notebook, "resume")
     assert "holds a run that differs in learning_rate" in text_of(notebook, "resume")
@@ -248,17 +242,17 @@ subprocess.run = run
 
 
 def test_on_epoch_sees_all_rows_so_far_and_what_it_raises_ends_the_training(data_dir, tmp_path):
-    seen = []
+    seen, config = [], dataclasses.replace(DENSE, epochs=3)
 
     def stop(rows):
         raise RuntimeError(rows[-1].epoch)
 
     with pytest.raises(RuntimeError, match="1"):
-        cae_jax.fit(SMALL, tmp_path, data_dir=data_dir, on_epoch=stop)
+        cae_jax.fit(config, tmp_path, data_dir=data_dir, on_epoch=stop)
     assert len(cae_jax.load(tmp_path).encode(np.zeros((1, 28, 28)))) == 1  # it was saved before
-    result = cae_jax.fit(SMALL, tmp_path, data_dir=data_dir, on_epoch=seen.append)
+    result = cae_jax.fit(config, tmp_path, data_dir=data_dir, on_epoch=seen.append)
     assert seen == [result.history[:2], result.history[:3]]
-    cae_jax.fit(SMALL, tmp_path, data_dir=data_dir, on_epoch=stop)  # nothing is left to train
+    cae_jax.fit(config, tmp_path, data_dir=data_dir, on_epoch=stop)  # nothing is left to train
 
 
 FIT = """

@@ -16,13 +16,12 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 
 from cae_jax import atomic
 from cae_jax.cli import common
@@ -32,9 +31,9 @@ from cae_jax.ops import cache
 
 if TYPE_CHECKING:
     from cae_jax.data import Dataset
-    from cae_jax.models.autoencoders import Model
     from cae_jax.models.inference import Autoencoder
     from cae_jax.ops.backend import Backend
+    from cae_jax.runs.job import Job
     from cae_jax.training.step import TrainState
     from cae_jax.training.trainer import Trainer
 
@@ -64,9 +63,7 @@ class Flags(common.ConfigFlags):
     json: Path | None = None
     """Write the measurements to this file too."""
 
-    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
-        default_factory=common.DataFlags
-    )
+    data: common.Data = common.DataFlags()
 
 
 def run(flags: Flags) -> None:
@@ -86,21 +83,17 @@ def run(flags: Flags) -> None:
         **measured,
         "peak_memory_bytes": peak_memory(),
     }
-    for name, value in results.items():
-        print(f"{name.replace('_', ' '):<26} {text(value)}")
-    if flags.json:
-        with atomic.output_file(flags.json) as file:
-            atomic.write_json(file, results)
+    common.print_values(results)
+    common.write_json(flags.json, results)
 
 
 def time_epochs(flags: Flags) -> dict[str, Any]:
     """Measures epochs, evaluation and inference; as JSON types."""
     phases: dict[str, float] = {}
     images = start(flags, phases)
-    config = resolved(flags.train, images.image_shape)
-    config = dataclasses.replace(config, epochs=1 + flags.discard + flags.timed)
+    config = dataclasses.replace(flags.train, epochs=1 + flags.discard + flags.timed)
     with timed(phases, "build_and_compile"):
-        model, backend, trainer, state = build(config, flags.backend, images)
+        job, trainer, state = build(config, flags.backend, images)
     epochs, evaluations, val_loss = [], [], 0.0
     for epoch in range(1, config.epochs + 1):
         began = time.perf_counter()
@@ -109,14 +102,9 @@ def time_epochs(flags: Flags) -> dict[str, Any]:
         val_loss = trainer.validation.evaluate(state.params)[0].val_loss
         epochs.append(trained - began)
         evaluations.append(time.perf_counter() - trained)
-    from flax import nnx
-
-    from cae_jax.models.inference import Autoencoder
-
-    nnx.update(model, state.params)
     counted = epochs[1 + flags.discard :]
     return {
-        **device_and_backend(backend),
+        **device_and_backend(job.backend),
         "images": {"train": len(images.train), "test": len(images.test)},
         "startup_seconds": phases,
         "first_epoch_seconds": epochs[0],
@@ -124,7 +112,7 @@ def time_epochs(flags: Flags) -> dict[str, Any]:
         "train_images_per_second": len(images.train) / statistics.median(counted),
         "evaluation_seconds": spread(evaluations[1 + flags.discard :]),
         "val_loss": val_loss,
-        **time_inference(Autoencoder(config, model, backend), images.test),
+        **time_inference(job.autoencoder.with_params(job.config, state.params), images.test),
     }
 
 
@@ -135,32 +123,29 @@ def time_to(flags: Flags, target: float) -> dict[str, Any]:
     compilation and the evaluations.
     """
     phases: dict[str, float] = {}
-    images = start(flags, phases)
-    base = resolved(flags.train, images.image_shape)
-    seconds, whole, epochs, losses, backend = [], [], [], [], None
+    images, described, reached, whole = start(flags, phases), {}, [], []
     for seed in range(flags.train.seed, flags.train.seed + flags.seeds):
-        config = dataclasses.replace(base, seed=seed)
+        config = dataclasses.replace(flags.train, seed=seed)
         began = time.perf_counter()
-        _, backend, trainer, state = build(config, flags.backend, images)
-        passed, trained, loss = reach(trainer, state, config.epochs, target)
+        job, trainer, state = build(config, flags.backend, images)
+        reached.append(reach(trainer, state, config.epochs, target))
+        loss = reached[-1][-1]
         if loss > target:
             raise UserError(
                 f"with seed {seed} the validation loss is {loss:.4f} after {config.epochs} epochs; "
                 f"`time_to` {target} takes a higher value, or more `epochs`"
             )
         whole.append(sum(phases.values()) + time.perf_counter() - began)
-        seconds.append(trained)
-        epochs.append(passed)
-        losses.append(loss)
-    assert backend is not None
+        described = device_and_backend(job.backend)
+    epochs, seconds, losses = zip(*reached, strict=True)
     return {
-        **device_and_backend(backend),
+        **described,
         "time_to": target,
         "seconds": spread(seconds),
         "whole_seconds": spread(whole),
         "epochs": spread(epochs),
         "startup_seconds": phases,
-        "val_losses": losses,
+        "val_losses": list(losses),
     }
 
 
@@ -193,7 +178,7 @@ def start(flags: Flags, phases: dict[str, float]) -> "Dataset":
         import jax
 
         from cae_jax import data
-        from cae_jax.training import trainer  # noqa: F401 - everything that training imports
+        from cae_jax.runs import job  # noqa: F401 - everything that training imports
     with timed(phases, "device"):
         jax.devices()
     with timed(phases, "data"):
@@ -202,20 +187,15 @@ def start(flags: Flags, phases: dict[str, float]) -> "Dataset":
 
 def build(
     config: TrainConfig, backend: str, images: "Dataset"
-) -> tuple["Model", "Backend", "Trainer", "TrainState"]:
+) -> tuple["Job", "Trainer", "TrainState"]:
     """Builds and compiles as `cae_jax.fit` does."""
-    from flax import nnx
-
-    from cae_jax.models import autoencoders
     from cae_jax.models.topology import from_config
     from cae_jax.ops.backend import choose
-    from cae_jax.training.step import make_keys
-    from cae_jax.training.trainer import Trainer, initial_state
+    from cae_jax.runs.job import Job
 
-    chosen = choose(from_config(config), backend)
-    model = autoencoders.build(config, nnx.Rngs(params=make_keys(config.seed).init))
-    state = initial_state(config, model, len(images.train))
-    return model, chosen, Trainer([config], model, chosen, images.train, images.test), state
+    config = resolved(config, images.image_shape)
+    job = Job.on_device(config, choose(from_config(config), backend), images)
+    return job, job.trainer([config]), job.initial_state([config])
 
 
 def device_and_backend(backend: "Backend") -> dict[str, str]:
@@ -264,19 +244,10 @@ def peak_memory() -> dict[str, int | None]:
     return {"host": host, "device": device.get("peak_bytes_in_use")}
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
+def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Median, minimum, maximum and number of times."""
     low, high = min(seconds), max(seconds)
     return {"median": statistics.median(seconds), "min": low, "max": high, "n": len(seconds)}
-
-
-def text(value: Any) -> str:
-    """Formats a measurement."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {text(each)}" for name, each in value.items())
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else "not reported" if value is None else value
 
 
 @contextlib.contextmanager

@@ -9,15 +9,15 @@ import io
 import itertools
 import re
 import sys
-import textwrap
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from cae_jax import atomic
 from cae_jax.cli import process
 from cae_jax.cli.configs import config_names, load_config
 from cae_jax.config import TrainConfig
@@ -81,15 +81,8 @@ def _default(text: str) -> str:
 
 def _field_docs(cls: type) -> dict[str, str]:
     """The docstring below each field of a dataclass."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    return {
-        field.target.id: " ".join(str(doc.value.value).split())
-        for field, doc in itertools.pairwise(typing.cast(ast.ClassDef, definition).body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(doc, ast.Expr)
-        and isinstance(doc.value, ast.Constant)
-    }
+    fields = re.findall(r'^    (\w+): .*\n    """([^"]*)"""', inspect.getsource(cls), re.MULTILINE)
+    return {name: " ".join(doc.split()) for name, doc in fields}
 
 
 def _grouped(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -119,10 +112,7 @@ def _grouped(info: StructTypeInfo) -> StructConstructorSpec | None:
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 _REGISTRY.struct_rule(_grouped)
 # Options of tyro for all commands.
-STYLE: dict[str, Any] = {
-    "registry": _REGISTRY,
-    "config": (tyro.conf.FlagCreatePairsOff,),
-}
+STYLE: dict[str, Any] = {"registry": _REGISTRY, "config": (tyro.conf.FlagCreatePairsOff,)}
 
 
 @flags
@@ -142,7 +132,10 @@ class ConfigFlags:
 
     config: Annotated[str, tyro.conf.arg(help=_CONFIG_HELP)] = DEFAULT_CONFIG
 
-    train: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
+    train: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig()
+
+
+Data = tyro.conf.OmitArgPrefixes[DataFlags]
 
 
 class Resumable(Interrupted):
@@ -201,23 +194,22 @@ def user_errors(program: str | None = None, flags: type | None = None) -> Iterat
 
 @contextlib.contextmanager
 def interruptible(command: Sequence[str] = ()) -> Iterator[None]:
-    """Ends the process at SIGINT or SIGTERM with exit code 128 + signal.
+    """Ends the process with exit code 128 + signal if a signal interrupts a training.
 
     Args:
         command: command line that continues, which is printed. Default: that of this process.
     """
-    command = [*(command or ["python", *sys.argv])]
-    with process.ending(command):
+    try:
         try:
-            try:
-                yield
-            except ImportError:  # raised by an extension for a signal during its import
-                Interruption().check()
-                raise
-        except Interrupted as stop:  # raised by a training, which has saved its state
-            if isinstance(stop, Resumable):
-                command = [word for word in command if word != "--overwrite"]
-            process.end(stop.signal, command)
+            yield
+        except ImportError:  # raised by an extension for a signal during its import
+            Interruption().check()
+            raise
+    except Interrupted as stop:  # raised by a training, which has saved its state
+        words = [*(command or ["python", *sys.argv])]
+        if isinstance(stop, Resumable):
+            words = [word for word in words if word != "--overwrite"]
+        process.end(stop.signal, words)
 
 
 def fail(message: str, program: str | None = None) -> NoReturn:
@@ -228,6 +220,30 @@ def fail(message: str, program: str | None = None) -> NoReturn:
     raise SystemExit(2)
 
 
+def print_values(values: Mapping[str, Any]) -> None:
+    """Prints named values, one line each."""
+    for name, value in values.items():
+        print(f"{name.replace('_', ' '):<26} {_shown(value)}", flush=True)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        parts = (f"{name.replace('_', ' ')} {_shown(each)}" for name, each in value.items())
+        return ", ".join(parts) or "none"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    if value is None:
+        return "not reported"
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def write_json(path: Path | None, values: dict[str, Any]) -> None:
+    """Writes the file of ``--json``, if that flag is given."""
+    if path is not None:
+        with atomic.output_file(path) as file:
+            atomic.write_json(file, values)
+
+
 def as_flags(message: str, flags: type | None = None) -> str:
     """Turns the parameters in backticks of a library message into flags.
 
@@ -236,18 +252,13 @@ def as_flags(message: str, flags: type | None = None) -> str:
         flags: dataclass whose positional fields are written as in the help: "RUNS" for `runs`.
     """
     hints = typing.get_type_hints(flags, include_extras=True) if flags else {}
-    positional = {
-        name
-        for name, hint in hints.items()
-        if tyro.conf.Positional in getattr(hint, "__metadata__", ())
-    }
-
+    metadata = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     not_flags = fields - set(" ".join(_GROUPS.values()).split())
 
     def flag(match: re.Match[str]) -> str:
         name, value = match.groups()
-        if name in positional:
+        if tyro.conf.Positional in metadata.get(name, ()):
             return name.upper()
         if name in not_flags:
             return name
@@ -259,12 +270,17 @@ def as_flags(message: str, flags: type | None = None) -> str:
     return re.sub(r"`([a-z][a-z0-9_]*)(?:=([^`]+))?`", flag, message)
 
 
-def _words(literal: str) -> str:
-    """A Python literal as written on a command line: no quotes, a tuple as several words."""
+def literal(text: str) -> Any:
+    """The value of a Python literal; other text stays."""
     try:
-        value = ast.literal_eval(literal)
+        return ast.literal_eval(text)
     except (SyntaxError, ValueError):
-        return literal
+        return text
+
+
+def _words(text: str) -> str:
+    """A Python literal as written on a command line: no quotes, a tuple as several words."""
+    value = literal(text)
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -72,14 +72,14 @@ def run(flags: Flags) -> None:
         "members": flags.members,
         "programs": {},
     }
-    for name in ("device", "jax", "backend", "batch_size"):
-        print(f"{name.replace('_', ' '):<12} {results[name]}")
+    common.print_values(
+        {name: results[name] for name in ("device", "jax", "backend", "batch_size")}
+    )
     for name, program in programs(flags, backend).items():
         results["programs"][name] = described = describe(program, target)
-        print(f"{name:<12} {text(described)}", flush=True)
-    if flags.json:
-        with atomic.output_file(flags.json) as file:
-            atomic.write_json(file, results)
+        print(f"\n{name}")
+        common.print_values(described)
+    common.write_json(flags.json, results)
 
 
 def programs(flags: Flags, backend: "Backend") -> "dict[str, Program]":
@@ -132,37 +132,3 @@ def describe(program: "Program", target: "Target") -> dict[str, Any]:
         "fits": needed <= target.memory,
         "compile_seconds": seconds,
     }
-
-
-def text(described: dict[str, Any]) -> str:
-    """Formats the result of `describe` in a few lines."""
-    kinds = _listed(described["kinds"])
-    lines = [f"{described['kernels']} kernels a step: {kinds}"]
-    if described["kernels_in_branches"]:
-        lines.append(f"{described['kernels_in_branches']} more in a branch of some steps")
-    if described["graph_breaks"] is not None:
-        lines.append(f"breaks a CUDA graph: {_listed(described['graph_breaks']) or 'nothing'}")
-    if described["host_transfers"]:
-        lines.append(f"exchanges data with the host: {', '.join(described['host_transfers'])}")
-    if described["float64"]:
-        lines.append("computes with float64")
-    if described["flops"]:
-        seconds = described["estimated_seconds"]
-        lines.append(
-            f"by the compiler's model, loops once: {described['flops'] / 1e6:,.0f} MFLOP, "
-            f"{described['bytes_accessed'] / 1e6:,.1f} MB"
-            + (f", {1e3 * seconds:.3f} ms" if seconds and seconds > 0 else "")
-        )
-    argument, temporary, there = (
-        described[f"{name}_bytes"] / 1e6 for name in ("argument", "temporary", "device")
-    )
-    fits = "fits" if described["fits"] else "DOES NOT FIT"
-    lines.append(
-        f"memory: {argument:,.1f} MB of arguments, {temporary:,.1f} MB of temporaries; "
-        f"{fits} in {there:,.0f} MB"
-    )
-    return f"\n{' ' * 13}".join(lines)
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in counts.items())

@@ -35,25 +35,21 @@ def load_config(config: str | Path) -> TrainConfig:
     path = _config_path(config)
     try:
         with _beside(path):
-            loaded = runpy.run_path(str(path))["get_config"]()
-    except KeyError as error:
-        if error.args != ("get_config",):
-            raise UserError(f"config {path} raised KeyError: {error}") from error
-        raise UserError(
-            f"config {path} has no get_config(); define one that returns a TrainConfig"
-        ) from None
+            names = runpy.run_path(str(path))
+            if "get_config" not in names:
+                raise UserError("it has no get_config(); define one that returns a TrainConfig")
+            loaded = names["get_config"]()
+        if not isinstance(loaded, TrainConfig):
+            kind = type(loaded).__name__
+            raise UserError(f"get_config() returned a {kind}; return a TrainConfig")
+        return loaded
+    except Interrupted:  # a signal, not the file
+        raise
     except UserError as error:
         raise UserError(f"config {path}: {error}") from error
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        if isinstance(error, Interrupted):  # a signal, not the file
-            raise
         text = " ".join(str(error).split())
         raise UserError(f"config {path} raised {type(error).__name__}: {text}") from error
-    if not isinstance(loaded, TrainConfig):
-        raise UserError(
-            f"config {path}: get_config() returned a {type(loaded).__name__}; return a TrainConfig"
-        )
-    return loaded
 
 
 @contextlib.contextmanager

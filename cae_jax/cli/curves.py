@@ -8,7 +8,7 @@ Prints one row per epoch with loss / val_loss of each.
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -33,12 +33,16 @@ class Flags:
 
 def run(flags: Flags) -> None:
     if not flags.runs:
-        raise UserError(
-            "no RUNS given; give run directories written by cae-jax train, or CSV files"
-        )
+        raise UserError("no RUNS given; give run directories written by cae-jax train or CSV files")
     atomic.check_output(flags.figure)
     curves = dict(zip(names(flags.runs), map(read_curve, flags.runs), strict=True))
-    rows = [dict(zip(curve["epoch"], lines(curve), strict=True)) for curve in curves.values()]
+    rows = [
+        {
+            epoch: f"{loss:.4f} / {val_loss:.4f}"
+            for epoch, loss, val_loss in zip(*curve.values(), strict=True)
+        }
+        for curve in curves.values()
+    ]
     epochs = sorted(set().union(*rows))
     cells = [[f"{epoch:.0f}", *(row.get(epoch, "") for row in rows)] for epoch in epochs]
     print(markdown.table(["epoch", *curves], cells, aligned=False))
@@ -68,29 +72,22 @@ def names(paths: Sequence[Path]) -> list[str]:
     return run_names(bare if len(set(bare)) == len(set(paths)) else paths)
 
 
-def lines(curve: dict[str, list[float]]) -> list[str]:
-    """One text per epoch: loss / val_loss."""
-    return [
-        f"{loss:.4f} / {val_loss:.4f}"
-        for loss, val_loss in zip(curve["loss"], curve["val_loss"], strict=True)
-    ]
-
-
 def read_curve(path: Path) -> dict[str, list[float]]:
-    """Reads the columns of a run's history or of a CSV file."""
+    """Reads the columns of a run's history or of a CSV file.
+
+    Raises:
+        UserError: the file cannot be read, or a column is missing or not numeric.
+    """
     path = pretrained.locate(path)
-    if path.is_dir() and (path / "config.json").exists():
-        rows = [row._asdict() for row in history.of_run(path)]
-        return {name: [row[name] for row in rows] for name in COLUMNS}
-    file = path / "history.csv" if path.is_dir() else path
     try:
-        rows = list(csv.DictReader(file.read_text().splitlines()))
+        if (path / "config.json").exists():
+            rows: list[dict[str, Any]] = [row._asdict() for row in history.of_run(path)]
+        else:
+            path = path / "history.csv" if path.is_dir() else path
+            rows = list(csv.DictReader(path.read_text().splitlines()))
         return {name: [float(row[name]) for row in rows] for name in COLUMNS}
     except OSError as error:
-        raise UserError(
-            f"{file} cannot be read ({error.strerror}); give runs or CSV files"
-        ) from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{file} lacks the numeric columns {', '.join(COLUMNS)}; give runs or CSV files"
-        ) from error
+        problem = f"cannot be read ({error.strerror})"
+    except (KeyError, TypeError, ValueError):
+        problem = f"lacks the numeric columns {', '.join(COLUMNS)}"
+    raise UserError(f"{path} {problem}; give runs or CSV files")

@@ -7,7 +7,6 @@ differ only in their seed share a row. A second table shows the differences betw
 rows, paired by image.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,15 +53,17 @@ class Flags:
     robustness: Path | None = None
     """Draw the PSNR of each model over the noise level."""
 
-    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
-        default_factory=common.DataFlags
-    )
+    data: common.Data = common.DataFlags()
 
 
 def run(flags: Flags) -> None:
     if not flags.runs:
         raise UserError("no RUNS given; give run directories written by cae-jax train")
-    check_outputs(flags)
+    for path in (flags.json, flags.figure, flags.worst, flags.robustness):
+        atomic.check_output(path)
+    if flags.baselines:
+        with atomic.writing(flags.baselines, "give another directory for `baselines`"):
+            flags.baselines.mkdir(parents=True, exist_ok=True)
     from cae_jax.evaluation import comparison
     from cae_jax.runs import environment
     from cae_jax.runs.folder import read_config
@@ -78,10 +79,8 @@ def run(flags: Flags) -> None:
     images = load("test")
     environment.warn_of_other_images(flags.runs, configs, **vars(flags.data))
     inputs = comparison.noisy_images(images, noise, level, flags.noise_seed)
-    trained = [
-        comparison.open_runs(label, runs)
-        for label, runs in comparison.group_runs(flags.runs).items()
-    ]
+    groups = comparison.group_runs(flags.runs)
+    trained = [comparison.open_runs(label, runs) for label, runs in groups.items()]
     others = []
     if noise != "none":
         others.append(comparison.untrained_entry("noisy image", inputs, images))
@@ -92,15 +91,6 @@ def run(flags: Flags) -> None:
     metadata = {"dataset": configs[0].data, "noise": noise, "noise_seed": flags.noise_seed}
     metadata["level"] = check_level(noise, level, images.shape[1:])
     report(flags, metadata, trained, others, images, inputs)
-
-
-def check_outputs(flags: Flags) -> None:
-    """Refuses outputs that cannot be written, before the work starts."""
-    for path in (flags.json, flags.figure, flags.worst, flags.robustness):
-        atomic.check_output(path)
-    if flags.baselines:
-        with atomic.writing(flags.baselines, "give another directory for `baselines`"):
-            flags.baselines.mkdir(parents=True, exist_ok=True)
 
 
 def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float | None]:
@@ -114,24 +104,25 @@ def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float |
             f"`noise_seed` is {flags.noise_seed}; it takes a number from 0 to 4294967294"
         )
 
-    def shared(name: str, values: list, hint: str = "") -> Any:
+    def shared(name: str, values: list, advice: str) -> Any:
         if len(set(values)) > 1:
             texts = " and ".join(sorted(map(str, set(values))))
-            raise UserError(f"the runs were trained with {name} {texts}; give equal ones{hint}")
+            raise UserError(
+                f"the runs were trained with {name} {texts}; give equal ones, or {advice}"
+            )
         return values[0]
 
     noise, level = flags.noise, flags.noise_level
     if noise is None:
-        noise = shared("noise", [config.noise for config in configs], ", or --noise")
+        noise = shared("noise", [config.noise for config in configs], "`noise`")
         if level is None:
             levels = [check_level(config.noise, config.noise_level) for config in configs]
-            shared("noise_level", levels, ", or --noise-level")
+            shared("noise_level", levels, "`noise_level`")
             level = configs[0].noise_level
     check_level(noise, level, known_shape(configs[0]))
     if flags.robustness and noise not in NOISES:
         raise UserError(
-            f"noise is {noise}, which has no level for --robustness; give --noise, one of "
-            f"{', '.join(NOISES)}"
+            f"noise {noise} has no level for `robustness`; give `noise`, one of {', '.join(NOISES)}"
         )
     return noise, level
 
@@ -154,10 +145,7 @@ def report(
     print(comparison.metrics_table(rows))
     if differences:
         print(f"\n{comparison.metrics_table(differences, signed=True)}")
-    if flags.json:
-        tables = {**metadata, "rows": rows, "differences": differences}
-        with atomic.output_file(flags.json) as file:
-            atomic.write_json(file, tables)
+    common.write_json(flags.json, {**metadata, "rows": rows, "differences": differences})
     if flags.figure:
         figures.save_rows(flags.figure, comparison.first_rows(entries, images))
     if flags.worst:

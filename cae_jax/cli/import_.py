@@ -11,7 +11,7 @@ when training continues.
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -36,9 +36,7 @@ class Flags(common.ConfigFlags):
     overwrite: bool = False
     """Replace an existing run."""
 
-    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
-        default_factory=common.DataFlags
-    )
+    data: common.Data = common.DataFlags()
 
 
 def run(flags: Flags) -> None:
@@ -51,34 +49,6 @@ def run(flags: Flags) -> None:
     val_loss = keras.import_run(
         weights, config, flags.out, overwrite=flags.overwrite, **vars(flags.data)
     )
-    report(flags, base, weights, config, val_loss)
-
-
-def with_images(flags: Flags, base: TrainConfig, weights: "Weights") -> TrainConfig:
-    """The config of the flags with the features of the file, unless the flags override them, and
-    the size and the channels of its images, where data have no own."""
-    config = flags.train
-    if weights.features and config.features == base.features:
-        config = dataclasses.replace(config, features=weights.features)
-    if known_shape(config) is not None or weights.image_shape is None:
-        return config
-    *size, channels = weights.image_shape
-    if config.image_size not in (None, tuple(size)) or config.channels not in ("auto", channels):
-        raise UserError(
-            f"{flags.file} is of {weights.images}; leave --image-size and --channels out"
-        )
-    channels = cast(Any, channels)
-    return dataclasses.replace(config, image_size=tuple(size), channels=channels)
-
-
-def report(
-    flags: Flags,
-    base: TrainConfig,
-    weights: "Weights",
-    config: TrainConfig,
-    val_loss: float,
-) -> None:
-    """Prints the imported network, missing settings, and the command that continues."""
     features = f" with features {config.features}" if weights.model == "conv" else ""
     parameters = sum(array.size for layer in weights.params.values() for array in layer.values())
     print(f"{flags.out}: {weights.model}{features}, {parameters:,} parameters from {flags.file}")
@@ -88,18 +58,39 @@ def report(
     print(f"To continue training with a fresh optimizer, run {train_command(flags, base, config)}")
 
 
+def with_images(flags: Flags, base: TrainConfig, weights: "Weights") -> TrainConfig:
+    """The config of the flags, with the features and the image shape of the file.
+
+    Raises:
+        UserError: the flags ask for images of another size or other channels.
+    """
+    config = flags.train
+    if weights.features and config.features == base.features:
+        config = dataclasses.replace(config, features=weights.features)
+    if known_shape(config) is not None or weights.image_shape is None:
+        return config
+    *size, channels = weights.image_shape
+    if config.image_size not in (None, tuple(size)) or config.channels not in ("auto", channels):
+        raise UserError(
+            f"{flags.file} is of {weights.images}; leave `image_size` and `channels` out"
+        )
+    values: dict[str, Any] = {"image_size": tuple(size), "channels": channels}
+    return dataclasses.replace(config, **values)
+
+
 def train_command(flags: Flags, base: TrainConfig, config: TrainConfig) -> str:
     """The command line that continues training the run."""
     words: list[Any] = ["cae-jax", "train", "--workdir", flags.out]
     if flags.config != common.DEFAULT_CONFIG:
         words += ["--config", flags.config]
-    for name, value in to_dict(config).items():
-        if value == to_dict(base)[name]:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
-        else:
-            words += [f"--{name.replace('_', '-')}", *(value if type(value) is list else [value])]
+    before = to_dict(base)
+    changed = {name: value for name, value in to_dict(config).items() if value != before[name]}
     if flags.data.data_dir is not None:
-        words += ["--data-dir", flags.data.data_dir]
+        changed["data_dir"] = flags.data.data_dir
+    for name, value in changed.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(value if isinstance(value, list) else [value])]
     return shlex.join(map(str, words))

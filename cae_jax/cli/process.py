@@ -12,10 +12,8 @@ import os
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from cae_jax import atomic
 
@@ -28,7 +26,8 @@ def start(command: Sequence[str]) -> None:
     Args:
         command: the command line to print on a signal.
     """
-    _handle_signals(command)
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, _: end(number, command))
     sys.unraisablehook = _report_unless_interrupted
     _open_streams()
 
@@ -37,21 +36,6 @@ def finish() -> None:
     """Ignores signals once the work is done; the interpreter would exit silently."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def ending(command: Sequence[str]) -> Iterator[None]:
-    """Ends the process at SIGINT and SIGTERM within a ``with`` statement in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
-    _handle_signals(command)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def end(number: int, command: Sequence[str]) -> NoReturn:
@@ -84,14 +68,6 @@ def checked_output() -> Iterator[None]:
         _flush("\n")  # fails again if stdout is the reason
         raise
     _flush()
-
-
-def _handle_signals(command: Sequence[str]) -> None:
-    def handle(number: int, frame: FrameType | None) -> None:
-        end(number, command)
-
-    for number in _SIGNALS:
-        signal.signal(number, handle)
 
 
 def _report_unless_interrupted(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -6,7 +6,6 @@ The page shows configs, curves, tables and images. Its networks run in the brows
 interpolates between two images, and noise is added and removed.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +24,7 @@ class Flags:
     out: Path = Path("report.html")
     """The page."""
 
-    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
-        default_factory=common.DataFlags
-    )
+    data: common.Data = common.DataFlags()
 
 
 def run(flags: Flags) -> None:

@@ -6,7 +6,6 @@
 Defaults are in brackets; a config sets them, and a flag overrides the config.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,9 +47,7 @@ class Flags(common.ConfigFlags):
     backend: common.Backend = "auto"
     """xla, matmul, native (C++, for CPUs) or auto."""
 
-    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
-        default_factory=common.DataFlags
-    )
+    data: common.Data = common.DataFlags()
 
 
 def run(flags: Flags) -> None:
@@ -109,13 +106,4 @@ def _axis(part: str) -> tuple[str, list[Any]]:
     name, _, values = part.partition("=")
     if not name or not values:
         raise UserError(f"`sweep` has {part!r}; it takes FIELD=VALUE,VALUE such as b2=0.95,0.99")
-    return name.replace("-", "_"), [_value(text) for text in values.split(",")]
-
-
-def _value(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+    return name.replace("-", "_"), [common.literal(text) for text in values.split(",")]

@@ -6,6 +6,7 @@ reconstruction. The modules hold the parameters. Each call is passed the impleme
 layers: a module such as `cae_jax.ops.xla`, which equals the others up to rounding.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -73,13 +74,11 @@ class ConvAutoencoder(nnx.Module):
         """The weights of some layers, as prepared by `ops`."""
         depth = len(self.features)
         functions = ["conv_pool"] * depth + ["conv"] + ["upsample_conv"] * depth
-        modules = [getattr(self, layer.name) for layer in self.topology.weighted]
-        return ops.prepare(
-            [
-                (function, module.kernel[...], module.bias[...])
-                for function, module in zip(functions, modules, strict=True)
-            ][part]
-        )
+        layers = []
+        for function, layer in zip(functions, self.topology.weighted, strict=True):
+            module = getattr(self, layer.name)
+            layers.append((function, module.kernel[...], module.bias[...]))
+        return ops.prepare(layers[part])
 
     def _encode(self, x: jax.Array, weights: list[Any], ops: Any) -> jax.Array:
         _check_shape(x, self.image_shape)
@@ -109,11 +108,7 @@ class DenseAutoencoder(nnx.Module):
     """
 
     def __init__(
-        self,
-        model: str,
-        image_shape: tuple[int, int, int] = IMAGE_SHAPE,
-        *,
-        rngs: nnx.Rngs,
+        self, model: str, image_shape: tuple[int, int, int] = IMAGE_SHAPE, *, rngs: nnx.Rngs
     ) -> None:
         self.model, self.image_shape = model, image_shape
         for layer in self.topology.weighted:
@@ -191,26 +186,18 @@ class Passes(NamedTuple):
 def make_passes(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> Passes:
     """Makes the functions of a model on a backend."""
 
-    def encoder(params: nnx.State, x: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, params).encode(x, backend.layers)
+    def part(entry: str, params: nnx.State, x: jax.Array) -> jax.Array:
+        def reference(params: nnx.State, x: jax.Array) -> jax.Array:
+            return getattr(nnx.merge(graphdef, params), entry)(x, backend.layers)
 
-    def decoder(params: nnx.State, code: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, params).decode(code, backend.layers)
+        return backend.call(entry, reference, params, x)
 
-    def encode(params: nnx.State, x: jax.Array) -> jax.Array:
-        return backend.call("encode", encoder, params, x)
-
-    def decode(params: nnx.State, code: jax.Array) -> jax.Array:
-        return backend.call("decode", decoder, params, code)
-
-    def logits(params: nnx.State, x: jax.Array) -> jax.Array:
-        return decode(params, encode(params, x))
-
+    encode, decode = functools.partial(part, "encode"), functools.partial(part, "decode")
     return Passes(
         encode,
-        lambda params, code: nnx.sigmoid(decode(params, code)),
-        lambda params, x: nnx.sigmoid(logits(params, x)),
-        logits,
+        decode=lambda params, code: nnx.sigmoid(decode(params, code)),
+        reconstruct=lambda params, x: nnx.sigmoid(decode(params, encode(params, x))),
+        logits=lambda params, x: decode(params, encode(params, x)),
     )
 
 
@@ -230,10 +217,8 @@ def _initialised(layer: Layer, rngs: nnx.Rngs) -> nnx.Conv | nnx.Linear:
     """Builds and initialises a layer; biases are 0, as in Keras."""
     assert layer.kernel is not None
     *window, n_in, n_out = layer.kernel
-    if window:
-        size = tuple(window)
-        return nnx.Conv(n_in, n_out, kernel_size=size, kernel_init=_draw_kernel, rngs=rngs)
-    return nnx.Linear(n_in, n_out, kernel_init=_draw_kernel, rngs=rngs)
+    make = functools.partial(nnx.Conv, kernel_size=tuple(window)) if window else nnx.Linear
+    return make(n_in, n_out, kernel_init=_draw_kernel, rngs=rngs)
 
 
 def _check_shape(x: jax.Array, image_shape: tuple[int, int, int]) -> None:

@@ -71,11 +71,10 @@ class Autoencoder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         config, name = state["config"], state["backend"]
         model = autoencoders.build_with(config, state["params"])
-        network = topology.from_config(config)
         try:
-            backend = choose(network, name)
+            backend = choose(model.topology, name)
         except UserError:  # pickled on another machine
-            backend = choose(network)
+            backend = choose(model.topology)
             taken = f"{backend.name}: {backend.reason}"
             logger.warning("Pickled with %s, loaded with %s", name, taken)
         self.__init__(config, model, backend)
@@ -126,8 +125,8 @@ class Autoencoder:
         Raises:
             UserError: see `encode`.
         """
-        taken = self._taken(images, resize)
-        return self._batched(self._passes.reconstruct, taken, self._image_shape)
+        images = self._taken(images, resize)
+        return self._batched(self._passes.reconstruct, images, self._image_shape)
 
     def logits(self, images: Images, *, resize: bool = False) -> np.ndarray:
         """The output of `reconstruct` before the sigmoid: ``[N, *image_shape]``, unbounded.

@@ -23,13 +23,8 @@ def layer_table(topology: Topology) -> str:
         title = f"{layer.name} ({KERAS_TYPES[layer.kind]})"
         lines += [_line(title, shape, str(layer.parameters)), rule]
     lines[-1] = "=" * sum(_COLUMNS)
-    lines += [
-        f"Total params: {topology.parameters:,}",
-        f"Trainable params: {topology.parameters:,}",
-        "Non-trainable params: 0",
-        rule,
-    ]
-    return "\n".join(lines)
+    lines += [f"{kind} params: {topology.parameters:,}" for kind in ("Total", "Trainable")]
+    return "\n".join([*lines, "Non-trainable params: 0", rule])
 
 
 def _line(*cells: str) -> str:

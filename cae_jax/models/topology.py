@@ -123,16 +123,12 @@ class Topology(NamedTuple):
         """
         if self.model != "conv":
             return None
-        encoder = [layer.shape for layer in self.layers if layer.kind in ("input", "pool")]
-        decoder = [layer.shape for layer in self.weighted[len(self.features) :]]
-        sizes = {
-            "CHANNELS": self.image_shape[2:],
-            "FEATURES": self.features,
-            "ENCODER_ROWS": [shape[0] for shape in encoder],
-            "ENCODER_COLUMNS": [shape[1] for shape in encoder],
-            "DECODER_ROWS": [shape[0] for shape in decoder],
-            "DECODER_COLUMNS": [shape[1] for shape in decoder],
-        }
+        sizes = {"CHANNELS": self.image_shape[2:], "FEATURES": self.features}
+        encoder = [layer for layer in self.layers if layer.kind in ("input", "pool")]
+        decoder = self.weighted[len(self.features) :]
+        for part, layers in (("ENCODER", encoder), ("DECODER", decoder)):
+            rows, columns, _ = zip(*(layer.shape for layer in layers), strict=True)
+            sizes |= {f"{part}_ROWS": rows, f"{part}_COLUMNS": columns}
         return tuple((name, ",".join(map(str, values))) for name, values in sizes.items())
 
 
@@ -167,11 +163,9 @@ def convolutional(image_shape: tuple[int, int, int], features: Sequence[int]) ->
         *rows_columns, n_in = layers[-1].shape
         upsampled = tuple(2 * n for n in rows_columns)
         layers.append(Layer(f"upsample{i}", "upsample", (*upsampled, n_in)))
-        padding = tuple(
-            "valid" if up - aim >= 2 else "same"
-            for up, aim in zip(upsampled, mirrored, strict=True)
-        )
-        shape = tuple(n - 2 * (p == "valid") for n, p in zip(upsampled, padding, strict=True))
+        valid = [up - aim >= 2 for up, aim in zip(upsampled, mirrored, strict=True)]
+        shape = tuple(up - 2 * each for up, each in zip(upsampled, valid, strict=True))
+        padding = tuple("valid" if each else "same" for each in valid)
         layers.append(_conv(f"conv{depth + 1 + i}", layers[-1], shape, width, padding))
     layers[-1] = layers[-1]._replace(activation="sigmoid")
     if layers[-1].shape != image_shape:

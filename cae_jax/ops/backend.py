@@ -5,33 +5,18 @@ and optionally a kernel that computes the whole network in one call. To add one,
 folder and a line to `choose`.
 """
 
-import contextlib
 import math
 import os
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
-from jax.extend.backend import clear_backends
 
 from cae_jax.config import NAMED, Loss
 from cae_jax.errors import UserError
 from cae_jax.ops import matmul, native, tpu, xla
 
 Name = Literal["xla", "matmul", "native"]
-
-
-class Network(Protocol):
-    """The attributes of `cae_jax.models.topology.Topology` that the choice depends on."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def image_shape(self) -> tuple[int, ...]: ...
-    @property
-    def code_shape(self) -> tuple[int, ...]: ...
-    @property
-    def native_sizes(self) -> native.Sizes | None: ...
 
 
 class Backend(NamedTuple):
@@ -101,11 +86,11 @@ _GROUPED = MATMUL._replace(layers=matmul.grouped)
 _TPU = XLA._replace(layers=tpu)
 
 
-def choose(network: Network, name: str = "auto", platform: str | None = None) -> Backend:
+def choose(network: Any, name: str = "auto", platform: str | None = None) -> Backend:
     """Chooses the backend that computes a network.
 
     Args:
-        network: its topology.
+        network: its `cae_jax.models.topology.Topology`.
         name: a `Name`, or ``"auto"``: on a CPU the native kernel if available, on a TPU xla,
             otherwise matmul; docs/performance.md has the counts behind this choice.
         platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``. Default: that of the default device.
@@ -135,7 +120,9 @@ def choose(network: Network, name: str = "auto", platform: str | None = None) ->
     if name == "auto" and platform == "tpu":
         return by_xla._replace(reason="a TPU has units for convolutions")
     try:
-        kernel = _native_kernel(network, platform)
+        if platform != "cpu":
+            raise native.UnavailableError(f"it is for the CPU, and the device is a {platform}")
+        kernel = native.Kernel(network.native_sizes, network.image_shape, network.code_shape)
     except native.UnavailableError as error:
         if name == "native":
             raise UserError(
@@ -184,22 +171,8 @@ def check_device() -> None:
         asked = jax.config.values["jax_platforms"]
         if not asked:
             raise
-        found = "none other is found"
-        with contextlib.suppress(AssertionError, RuntimeError):
-            jax.config.update("jax_platforms", None)
-            found = f"there is {', '.join(sorted({device.platform for device in jax.devices()}))}"
-        jax.config.update("jax_platforms", asked)
-        clear_backends()  # the next call must not compute on another device than was asked for
         reason = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
         raise UserError(
-            f"JAX_PLATFORMS is {asked}, and JAX has no such device here{reason}; {found}: leave "
-            "JAX_PLATFORMS out, or install the package of the device, such as "
-            '`pip install "cae-jax[cuda13]"`'
+            f"JAX_PLATFORMS is {asked}, and JAX has no such device here{reason}; leave it out, or "
+            'install the package of the device, such as `pip install "cae-jax[cuda13]"`'
         ) from error
-
-
-def _native_kernel(network: Network, platform: str) -> native.Kernel:
-    if platform != "cpu":
-        raise native.UnavailableError(f"it is for the CPU, and the device is a {platform}")
-    assert network.native_sizes is not None
-    return native.Kernel(network.native_sizes, network.image_shape, network.code_shape)

@@ -18,16 +18,11 @@ def cache_folder() -> Path:
     except RuntimeError as error:  # as in a container whose user has no name
         raise FileNotFoundError("there is no home directory") from error
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Not on Windows, where the folder has the rights of the user's profile.
-    if hasattr(os, "getuid"):
-        _check_private(folder)
-    return folder
-
-
-def _check_private(folder: Path) -> None:
     status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+    # Not on Windows, where the folder has the rights of the user's profile.
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
         raise PermissionError(f"{folder} belongs to or can be written by others; chmod 700 it")
+    return folder
 
 
 def use_compilation_cache() -> None:
@@ -56,10 +51,8 @@ def _replace_damaged_entries(folder: Path) -> None:
 
     JAX compiles such a program and writes it to the cache only if it has no entry.
     """
-    show, damaged = (
-        warnings.showwarning,
-        r"Error \w+ persistent compilation cache entry for '(.+?)'",
-    )
+    show = warnings.showwarning
+    damaged = r"Error \w+ persistent compilation cache entry for '(.+?)'"
 
     def handle(message: Warning | str, *arguments: Any, **options: Any) -> None:
         if match := re.match(damaged, str(message)):

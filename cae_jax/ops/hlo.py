@@ -22,7 +22,7 @@ class Instruction(NamedTuple):
     Attributes:
         opcode: such as ``fusion``.
         text: the whole line, from its type on.
-        calls: names of the computations that it calls.
+        calls: names of the computations that it calls; of a loop, its body.
     """
 
     opcode: str
@@ -90,7 +90,7 @@ class Program(NamedTuple):
                 for each in instruction.calls:
                     kernels += self._count(each, branches, loops=loops)
             elif instruction.opcode == "while" and loops:
-                iteration = self._count(_body(instruction), branches)
+                iteration = self._count(instruction.calls[0], branches)
                 times = _iterations(instruction)
                 kernels += Counter({kind: n * times for kind, n in iteration.items()})
                 kernels["while"] += 1
@@ -107,7 +107,7 @@ class Program(NamedTuple):
         bodies = []
         for instruction in self.computations[name]:
             if instruction.opcode == "while":
-                bodies.append(_body(instruction))
+                bodies += instruction.calls
             elif instruction.opcode in _CALLS:
                 for each in instruction.calls:
                     bodies += self._outer_loops(each)
@@ -155,7 +155,7 @@ def parse(text: str) -> Program:
 def _instruction(line: str) -> Instruction | None:
     _, _, right = line.partition(" = ")
     right = re.sub(r"/\*.*?\*/", "", right)
-    match = re.match(r"([a-z][\w\-]*)\(", right[_end_of_type(right) :].lstrip())
+    match = re.search(r" ([a-z][\w\-]*)\(", right)  # after the type
     if match is None:
         return None
     called = re.findall(
@@ -164,22 +164,6 @@ def _instruction(line: str) -> Instruction | None:
     for names in re.findall(r"(?:branch_computations|called_computations)=\{(.*?)\}", right):
         called += re.findall(r"[\w.\-]+", names)
     return Instruction(match[1], right, tuple(called))
-
-
-def _end_of_type(right: str) -> int:
-    """Where the type of an instruction ends: a word, or words in parentheses."""
-    depth = 0
-    for i, character in enumerate(right):
-        depth += (character in "({") - (character in ")}")
-        if character == " " and depth == 0:
-            return i
-    return len(right)
-
-
-def _body(loop: Instruction) -> str:
-    match = re.search(r"body=%?([\w.\-]+)", loop.text)
-    assert match is not None
-    return match[1]
 
 
 def _iterations(loop: Instruction) -> int:

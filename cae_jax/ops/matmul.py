@@ -83,25 +83,17 @@ def _bias_row(name: str, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 def conv(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
     """Convolves with 'same' padding and adds the bias: ``[B, H, W, C] -> [B, H, W, F]``."""
-    return _add(_multiply(_windows(_pad(x_BxHxWxC, 1, 1), 3, stride=1), weights), weights)
-
-
-def _conv_matrix(kernel: jax.Array) -> jax.Array:
-    return kernel.reshape(-1, kernel.shape[-1])
+    return _add(_multiply(_windows(_pad(x_BxHxWxC), 3, stride=1), weights), weights)
 
 
 def conv_pool(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
-    """Convolves with 'same' padding, adds the bias and max-pools 2x2 windows with 'same' padding.
+    """Convolves and max-pools: ``[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), F]``.
 
     For an odd size the last window is partial (7 -> 4). A ReLU commutes with the maximum, so it
     may be applied to the result.
-
-    Returns:
-        ``[B, ceil(H / 2), ceil(W / 2), F]``.
     """
     odd = x_BxHxWxC.shape[1] % 2, x_BxHxWxC.shape[2] % 2
-    # Padding of 1 for the convolution, and 1 more at the end of an odd size.
-    x = _pad(x_BxHxWxC, 1, (1 + odd[0], 1 + odd[1]))
+    x = _pad(x_BxHxWxC, more=odd)
     return _add(max_of_phases(_multiply(_windows(x, 4, stride=2), weights), *odd), weights)
 
 
@@ -133,26 +125,10 @@ def max_of_phases(y_BxHxWx4F: jax.Array, odd_rows: int, odd_columns: int) -> jax
     return _first_max(_first_max(y00, y01), _first_max(y10, y11))
 
 
-def _conv_pool_matrix(kernel: jax.Array) -> jax.Array:
-    return phase_kernel(kernel).reshape(-1, 4 * kernel.shape[-1])
-
-
 def upsample_conv(
     x_BxHxWxC: jax.Array, weights: Weights, *, padding: str | tuple[str, str] = "same"
 ) -> jax.Array:
-    """Upsamples by two (nearest neighbour), convolves and adds the bias.
-
-    Args:
-        x_BxHxWxC: low-resolution input.
-        weights: kernel and bias of the convolution.
-        padding: of the convolution, ``"same"`` or ``"valid"``, or a pair for rows and columns.
-
-    Returns:
-        ``[B, 2 H, 2 W, F]`` for ``"same"``, ``[B, 2 H - 2, 2 W - 2, F]`` for ``"valid"``.
-
-    Raises:
-        ValueError: another padding.
-    """
+    """Upsamples and convolves; arguments, shapes and errors of `cae_jax.ops.xla.upsample_conv`."""
     edges = same_edges(padding)
     if _windows_are_smaller(x_BxHxWxC.shape[-1], weights.features):
         return _add(_upsample_conv_windows(x_BxHxWxC, weights, edges), weights)
@@ -189,8 +165,8 @@ def _upsample_conv_matrix(kernel: jax.Array) -> jax.Array:
 
 
 _MATRICES = {
-    "conv": _conv_matrix,
-    "conv_pool": _conv_pool_matrix,
+    "conv": lambda kernel: kernel.reshape(-1, kernel.shape[-1]),
+    "conv_pool": lambda kernel: phase_kernel(kernel).reshape(-1, 4 * kernel.shape[-1]),
     "upsample_conv": _upsample_conv_matrix,
 }
 
@@ -283,10 +259,9 @@ def _windows(x: jax.Array, size: int, *, stride: int) -> jax.Array:
     return jnp.concatenate(pixels, axis=-1)
 
 
-def _pad(x: jax.Array, before: int, after: int | tuple[int, int]) -> jax.Array:
-    """Pads with zeros; `after` may differ between rows and columns."""
-    rows, columns = after if isinstance(after, tuple) else (after, after)
-    return jnp.pad(x, ((0, 0), (before, rows), (before, columns), (0, 0)))
+def _pad(x: jax.Array, more: tuple[int, int] = (0, 0)) -> jax.Array:
+    """Pads each side with a pixel for the convolution; the last row and column with `more`."""
+    return jnp.pad(x, ((0, 0), (1, 1 + more[0]), (1, 1 + more[1]), (0, 0)))
 
 
 def _depth_to_space(x: jax.Array) -> jax.Array:

@@ -47,23 +47,19 @@ class Target(NamedTuple):
     sharding: jax.sharding.Sharding
 
 
-def names() -> list[str]:
-    """The names that `find` accepts; a TPU may be followed by a topology, as in ``v5e:2x4``."""
-    return list(_table())
-
-
 def find(name: str) -> Target:
-    """Finds a device by its name.
+    """Finds a device by its name; a TPU's may be followed by a topology, as in ``v5e:2x4``.
 
     Raises:
         UserError: an unknown name or topology, or XLA's compiler for it is not installed.
     """
     kind, _, topology = name.partition(":")
-    entry = _table().get(kind)
+    table = _table()
+    entry = table.get(kind)
     if entry is None or (topology and "gpu" in entry):
         raise UserError(
-            f"`target` is {name}; it takes one of {', '.join(names())}, a TPU with a topology if "
-            "you like, such as v5e:2x4"
+            f"`target` is {name}; it takes one of {', '.join(table)}, a TPU also with a topology "
+            "such as v5e:2x4"
         )
     if "gpu" in entry:
         _require(kind, "jax_plugins.xla_cuda13", "cuda13")

@@ -25,11 +25,7 @@ def conv(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
 
 
 def conv_pool(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
-    """Convolves with 'same' padding, adds the bias and max-pools 2x2 windows with 'same' padding.
-
-    Returns:
-        ``[B, ceil(H / 2), ceil(W / 2), F]``.
-    """
+    """Convolves and max-pools: ``[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), F]``."""
     odd = x_BxHxWxC.shape[1] % 2, x_BxHxWxC.shape[2] % 2
     edges = (1, 1 + odd[0]), (1, 1 + odd[1])
     y = _convolve(x_BxHxWxC, phase_kernel(weights.kernel), edges, stride=2)
@@ -39,10 +35,7 @@ def conv_pool(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
 def upsample_conv(
     x_BxHxWxC: jax.Array, weights: Weights, *, padding: str | tuple[str, str] = "same"
 ) -> jax.Array:
-    """Upsamples by two (nearest neighbour), convolves and adds the bias.
-
-    Args and errors as of `cae_jax.ops.xla.upsample_conv`.
-    """
+    """Upsamples and convolves; arguments, shapes and errors of `cae_jax.ops.xla.upsample_conv`."""
     corners = [
         jnp.pad(weights.kernel, ((a, 1 - a), (b, 1 - b), (0, 0), (0, 0)))
         for a in (0, 1)

@@ -192,12 +192,14 @@ def test_a_missing_framework_is_skipped(monkeypatch, capsys):
     )
 
 
+def cases(*batch_sizes, examples=512):
+    return sweep.build_cases(ROOT / "configs", ["conv"], ["auto"], batch_sizes, [examples], None)
+
+
 def test_frameworks_share_everything_but_the_library():
-    ours = sweep.build_cases(ROOT / "configs", ["conv"], ["auto"], [64, 128], [512], None)
-    both = sweep.add_frameworks(ours, ["flax", "torch"])
+    both = sweep.add_frameworks(cases(64, 128), ["flax", "torch"])
     assert [(s.framework, s.config["batch_size"]) for s in both] == [
-        *(("auto", 64), ("flax", 64), ("torch", 64)),
-        *(("auto", 128), ("flax", 128), ("torch", 128)),
+        (framework, size) for size in (64, 128) for framework in ("auto", "flax", "torch")
     ]
     for one in both:
         config = cae_jax.TrainConfig(**one.config)
@@ -207,7 +209,7 @@ def test_frameworks_share_everything_but_the_library():
 
 def test_frameworks_share_the_images_of_a_file(tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((100, 32, 32, 3), np.uint8))
-    ours = sweep.build_cases(ROOT / "configs", ["conv"], ["auto"], [64], [60000], None)
+    ours = cases(64, examples=60000)
     both = sweep.add_frameworks(sweep.on_images(ours, tmp_path / "images.npy"), ["torch"])
     assert {one.images for one in both} == {str(tmp_path / "images.npy")}
     for one in both:
@@ -220,12 +222,10 @@ def test_frameworks_share_the_images_of_a_file(tmp_path):
 
 
 def test_frameworks_share_the_features():
-    ours = sweep.build_cases(ROOT / "configs", ["conv"], ["auto"], [64], [512], None)
-    both = sweep.add_frameworks(sweep.with_features(ours, (32, 16, 8)), ["torch"])
-    for one in both:
+    for one in sweep.add_frameworks(sweep.with_features(cases(64), (32, 16, 8)), ["torch"]):
         assert adapter.network_of(from_dict(one.config)) == ((28, 28, 1), (32, 16, 8))
     with pytest.raises(cae_jax.UserError, match="features"):
-        sweep.with_features(ours, (0,))
+        sweep.with_features(cases(64), (0,))
 
 
 def test_the_way_back_by_hand():

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from cae_jax import cli
 from tests.conftest import ROOT
+from tests.helpers import in_process
 
 RUN_ARGUMENTS = {
     "train": ("--workdir", "new", "--train-examples", 1000, "--epochs", 500),
@@ -23,11 +25,13 @@ RUN_ARGUMENTS = {
 
 
 @pytest.fixture
-def launch(run, data_dir, tmp_path):
-    """Starts a command in an empty folder; RUN stands for the small run."""
+def launch(dense_run, data_dir, tmp_path):
+    """Starts a command in an empty folder; RUN stands for a finished run."""
 
     def start(name, *arguments, **options):
-        words = [run if word == "RUN" else word for word in (*RUN_ARGUMENTS[name], *arguments)]
+        words = [
+            dense_run if word == "RUN" else word for word in (*RUN_ARGUMENTS[name], *arguments)
+        ]
         # JAX may leave half an entry in its cache, which the tests share.
         environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}
         environment |= {"PYTHONPATH": str(ROOT), "TFDS_DATA_DIR": str(data_dir)}
@@ -97,12 +101,6 @@ def test_a_signal_ends_a_command_at_any_moment(launch, tmp_path, name, number):
     assert sum(outcomes) > 3  # a fast machine is done with the others
 
 
-def in_process(code, **options):
-    """Runs Python code in a new process."""
-    options = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 60} | options
-    return subprocess.run([sys.executable, "-c", code], **options)
-
-
 def test_a_signal_removes_temporary_files_and_keeps_what_was_printed(tmp_path):
     code = f"""
 import signal
@@ -114,9 +112,8 @@ with atomic.output_file({str(tmp_path / "page 1")!r}) as file:
     file.write_text("half of")
     signal.raise_signal(signal.SIGTERM)
 """
-    process = in_process(code)
-    assert process.returncode == 128 + 15, process.stderr
-    assert process.stdout == ("a table\nSIGTERM: to continue, run cae-jax report --out 'page 1'\n")
+    process = in_process(code, returncode=128 + 15)
+    assert process.stdout == "a table\nSIGTERM: to continue, run cae-jax report --out 'page 1'\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,18 +142,23 @@ assert not {"tyro", "numpy", "jax", "dataclasses"} & set(sys.modules)
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 """
-    assert in_process(code).returncode == 0
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    in_process(code)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     cli.main(["summary"])
     assert "4,385" in capsys.readouterr().out
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def ended(process):
+    """The exit code, and what a process wrote to stdout and stderr."""
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
 
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 
 
-# Each in a process that imports JAX, or tyro: the others are slow.
 @needs_full
 @pytest.mark.parametrize(
     ("arguments", "buffering"),
@@ -170,13 +172,9 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 def test_a_stdout_that_cannot_be_written_is_told_in_one_line(launch, arguments, buffering):
     with FULL.open("w") as full:
         environment = {"PYTHONUNBUFFERED": buffering}
-        process = launch("summary", *arguments, stdout=full, env=environment)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (
-        2,
-        "cae-jax: error: stdout cannot be written (No space left on device); free space, or "
-        "redirect it elsewhere\n",
-    )
+        code, _, err = ended(launch("summary", *arguments, stdout=full, env=environment))
+    assert code == 2
+    assert re.fullmatch("cae-jax: error: stdout cannot be written .*No space left.*\n", err)
 
 
 @pytest.mark.parametrize("buffering", ["", pytest.param("1", marks=pytest.mark.slow)])
@@ -185,16 +183,13 @@ def test_a_pipe_that_nobody_reads_ends_a_command_like_sigpipe(launch, buffering)
     os.close(reader)
     process = launch("summary", stdout=writer, env={"PYTHONUNBUFFERED": buffering})
     os.close(writer)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (128 + 13, "")
+    assert ended(process) == (128 + 13, None, "")
 
 
 @needs_full
 def test_an_error_that_cannot_be_printed_keeps_its_code(launch):
     with FULL.open("w") as full:
-        process = launch("summary", "--epochs", "many", stderr=full)
-    process.communicate(timeout=60)
-    assert process.returncode == 2
+        assert ended(launch("summary", "--epochs", "many", stderr=full)) == (2, "", None)
 
 
 def test_closed_streams_are_not_taken_for_files(tmp_path):
@@ -214,9 +209,8 @@ with process.checked_output(), Path({str(tmp_path / "a")!r}).open("w") as file:
 
 def test_any_name_is_shown_in_any_encoding(launch):
     arguments = ("--config", "schön.py")
-    process = launch("summary", *arguments, env={"PYTHONIOENCODING": "ascii"})
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
+    code, _, err = ended(launch("summary", *arguments, env={"PYTHONIOENCODING": "ascii"}))
+    assert code == 2
     assert err.startswith("cae-jax summary: error: config sch\\xf6n.py is not a file; give one of ")
 
 
@@ -234,19 +228,17 @@ def test_a_message_that_cannot_be_shown_raises_nothing(monkeypatch):
     assert ascii_only.buffer.getvalue() == b"Training in sch\\xf6n\n"
 
 
-def test_a_device_that_is_not_there_is_told_in_one_line(launch, tmp_path):
-    process = launch("evaluate", env={"JAX_PLATFORMS": "quantum"})
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
+def test_a_device_that_is_not_there_is_told_in_one_line(launch):
+    code, out, err = ended(launch("evaluate", env={"JAX_PLATFORMS": "quantum"}))
+    assert (code, out) == (2, "")
     assert err.startswith("cae-jax evaluate: error: JAX_PLATFORMS is quantum, and JAX has no such ")
-    assert "; there is " in err
     assert len(err.splitlines()) == 1
 
 
 def test_without_the_modules_of_unix_runs_can_be_read_and_training_says_what_it_needs(
-    run, data_dir, tmp_path
+    dense_run, tmp_path
 ):
-    code = f"""
+    code = """
 import os, sys
 sys.modules.update(dict.fromkeys(("fcntl", "resource", "termios")))
 del os.getuid
@@ -254,17 +246,14 @@ import cae_jax
 from cae_jax import cli
 from cae_jax.ops import cache
 assert cache.cache_folder().is_dir()
-codes = cae_jax.load({str(run)!r}, backend="matmul").encode([[[0.5] * 28] * 28])
-assert codes.shape == (1, 4, 4, 8)
-cli.main(["curves", {str(run)!r}])
-cli.main(["train", "--workdir", {str(tmp_path / "new")!r}, "--data-dir", {str(data_dir)!r}])
+run, workdir = sys.argv[1:]
+assert cae_jax.load(run).encode([[[0.5] * 28] * 28]).shape == (1, 32)
+cli.main(["curves", run])
+cli.main(["train", "--workdir", workdir])
 """
-    process = in_process(code)
-    assert process.returncode == 2, process.stderr
-    assert process.stdout.startswith("| epoch | small |")
+    process = in_process(code, dense_run, tmp_path / "new", returncode=2)
+    assert process.stdout.startswith("| epoch | dense |")
     assert "Traceback" not in process.stderr
-    assert process.stderr.splitlines()[-1] == (
-        "cae-jax train: error: training needs Linux or macOS, such as WSL; here runs can only be "
-        "read"
-    )
+    line = process.stderr.splitlines()[-1]
+    assert re.search("^cae-jax train: error: training needs Linux or macOS.* only be read", line)
     assert not (tmp_path / "new").exists()

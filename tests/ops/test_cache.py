@@ -5,17 +5,11 @@ import pwd
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from cae_jax.ops import cache
 from tests.conftest import ROOT
-
-SHOW = """
-import jax
-from cae_jax.ops import cache
-cache.use_compilation_cache()
-print(jax.config.jax_compilation_cache_dir)
-"""
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
@@ -55,16 +49,20 @@ def test_training_is_bitwise_the_same_from_the_cache(data_dir, tmp_path):
     assert any(name.startswith("jit_run_chunk") for name in names)
 
 
-def test_a_folder_of_the_users_own_is_kept(tmp_path):
-    process = run("-c", SHOW, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
-    assert process.stdout.strip() == str(tmp_path)
-
-
-def test_no_folder_no_cache():
-    process = run("-c", SHOW, XDG_CACHE_HOME="/dev/null")
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.strip() == "None"
-    assert process.stderr == ""
+@pytest.mark.parametrize(
+    ("before", "cache_home", "after"), [("own", "home", "own"), (None, "/dev/null", None)]
+)
+def test_a_folder_of_the_users_own_is_kept_and_none_is_needed(
+    monkeypatch, before, cache_home, after
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", cache_home)
+    shared = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", before)
+        cache.use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == after
+    finally:
+        jax.config.update("jax_compilation_cache_dir", shared)
 
 
 def test_without_a_home_directory_there_is_no_cache(monkeypatch):

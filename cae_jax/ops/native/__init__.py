@@ -5,6 +5,7 @@ foreign function interface. Results do not depend on the number of threads, bit 
 differentiate the calls; `cae_jax.ops.backend` defines their derivative.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cae_jax.ops.native.build import Sizes, UnavailableError, target
+from cae_jax.ops.native.build import Sizes, UnavailableError, register
 
 __all__ = ["MAX_LANES", "Kernel", "Sizes", "UnavailableError"]
 
@@ -40,26 +41,25 @@ class Kernel:
         self, sizes: Sizes, image_shape: tuple[int, ...], code_shape: tuple[int, ...]
     ) -> None:
         self._sizes, self._image_shape, self._code_shape = sizes, image_shape, code_shape
-        target("losses", sizes)  # compiles
+        register(sizes)  # compiles
 
-    def bce_and_grad(
-        self, params: nnx.State, inputs: jax.Array, targets: jax.Array, weights_N: jax.Array
+    def _value_and_grad(
+        self,
+        entry: str,
+        params: nnx.State,
+        inputs: jax.Array,
+        targets: jax.Array,
+        weights_N: jax.Array,
     ) -> tuple[jax.Array, nnx.State]:
-        """The mean binary cross-entropy weighted by `weights_N`, and its gradient by `params`."""
-        return self._value_and_grad("bce_and_grad", params, inputs, targets, weights_N)
-
-    def mse_and_grad(
-        self, params: nnx.State, inputs: jax.Array, targets: jax.Array, weights_N: jax.Array
-    ) -> tuple[jax.Array, nnx.State]:
-        """The mean squared error weighted by `weights_N`, and its gradient by `params`."""
-        return self._value_and_grad("mse_and_grad", params, inputs, targets, weights_N)
-
-    def _value_and_grad(self, entry: str, params: nnx.State, inputs, targets, weights_N):
+        """The mean loss of the images weighted by `weights_N`, and its gradient by `params`."""
         _check(self._image_shape, inputs, targets)
         flat, unravel = _ravel(params)
         results = (_floats(()), _floats(flat.shape))
         value, gradient = self._call(entry, results, flat, _rows(inputs), _rows(targets), weights_N)
         return value, unravel(gradient)
+
+    bce_and_grad = functools.partialmethod(_value_and_grad, "bce_and_grad")
+    mse_and_grad = functools.partialmethod(_value_and_grad, "mse_and_grad")
 
     def losses(
         self, params: nnx.State, inputs: jax.Array, targets: jax.Array
@@ -87,7 +87,7 @@ class Kernel:
 
     def _call(self, entry: str, results, *arrays: jax.Array):
         # vmap over models runs them one after another; each call keeps all threads busy.
-        name = target(entry, self._sizes)
+        name = f"{register(self._sizes)}_{entry}"
         return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*arrays)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 
+from cae_jax import atomic
 from cae_jax.ops.cache import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,6 @@ SOURCES = [Path(__file__).with_name(name) for name in ("ffi.cc", "network.h", "c
 # last three flags: fused multiply-adds, and no errno and floating-point traps, which nobody reads.
 FLAGS = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-# Suffix of the folder of a compilation, in the cache folder.
-_TEMPORARY = ".tmp"
 ENTRIES = ("bce_and_grad", "mse_and_grad", "losses", "encode", "decode")
 
 # Compile-time constants of the kernel: names of macros and their values.
@@ -40,18 +39,16 @@ class UnavailableError(RuntimeError):
 
 
 @functools.cache
-def target(entry: str, sizes: Sizes) -> str:
-    """Compiles and registers the kernel if necessary; returns JAX's name of one of its `ENTRIES`.
+def register(sizes: Sizes) -> str:
+    """Compiles the kernel if necessary, and registers its `ENTRIES` with JAX as ``NAME_ENTRY``.
+
+    Returns:
+        NAME.
 
     Raises:
         UnavailableError: the kernel is disabled, or the platform unsupported, or the compiler
             missing or failing.
     """
-    return f"{_register(sizes)}_{entry}"
-
-
-@functools.cache
-def _register(sizes: Sizes) -> str:
     library, key = _load(sizes)
     name = f"cae_jax_{key}"
     for entry in ENTRIES:
@@ -117,25 +114,22 @@ def _cpu() -> str:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Lets one process at a time compile, and removes the files of killed ones."""
+    """Lets one process at a time compile."""
     import fcntl  # deferred: not on Windows, where this is not reached
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            for left in folder.glob(f"*{_TEMPORARY}"):
-                shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         os.close(descriptor)
 
 
 def _compile(command: list[str], path: Path) -> None:
-    """Compiles to a private folder and moves the library, with its SHA-256, to its place."""
+    """Writes the library, followed by its SHA-256."""
     logger.info("Compiling the native kernel (once, some seconds)")
-    # In the cache folder, on the same disk as the library's place.
-    with tempfile.TemporaryDirectory(suffix=_TEMPORARY, dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / path.name
         result = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
         if result.returncode != 0 or not output.exists():
@@ -143,8 +137,7 @@ def _compile(command: list[str], path: Path) -> None:
             message = " ".join((lines or ["no message"])[0].split())
             raise UnavailableError(f"{command[0]} fails: {message}")
         content = output.read_bytes()
-        output.write_bytes(content + hashlib.sha256(content).digest())
-        output.replace(path)
+    atomic.write_bytes(path, content + hashlib.sha256(content).digest())
 
 
 def _is_whole(path: Path) -> bool:
