@@ -194,7 +194,7 @@ def build(
     from cae_jax.runs.job import Job
 
     config = resolved(config, images.image_shape)
-    job = Job.on_device(config, choose(from_config(config), backend), images)
+    job = Job(config, choose(from_config(config), backend), images)
     return job, job.trainer([config]), job.initial_state([config])
 
 

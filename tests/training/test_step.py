@@ -141,6 +141,7 @@ def test_places_without_an_image_weigh_nothing(setup):
 @pytest.mark.parametrize(("count", "max_batch"), [(250, 256), (300, 256), (300, 16)])
 def test_evaluation_gives_each_image_its_own_losses(setup, count, max_batch, test_images):
     model, images = setup[0], test_images[:300]
+    evaluate = make_evaluate(nnx.graphdef(model), XLA._replace(max_batch=max_batch))
     inputs = jax.random.uniform(jax.random.key(0), (count, 28, 28, 1))
     bce_N, mse_N = evaluate(nnx.state(model, nnx.Param), inputs, images[:count])
     x = np.asarray(images[:count], np.float64) / 255
