@@ -68,10 +68,8 @@ class Conversion(NamedTuple):
             if self.size is not None and self.resize != "none":
                 # A JPEG decodes at a fraction of its size; twice the target stays sharp.
                 image.draft(None, (2 * max(self.size), 2 * max(self.size)))
-            image = _eight_bits(upright(image))
-            border = _background_of(image, self.background)
             mode = MODES[self.channels]
-            image = image if mode == "RGBA" else _opaque(image, border)
+            image, border = _flat(_eight_bits(upright(image)), self.background, mode == "RGBA")
             image = image if image.mode == mode else image.convert(mode)
         return self._resized(image, border, name)
 
@@ -140,14 +138,18 @@ def reading(name: str) -> Iterator[None]:
         yield
 
 
-def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int], bool]:
-    """Displayed height and width of an image, and whether it is gray; decodes palettes only.
+def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int], int]:
+    """Displayed height and width of an image, and channels that show its colors.
+
+    Transparency counts as a channel in arrays only. Decodes palettes only.
 
     Raises:
         UnreadableError: damaged where that shows.
+        UserError: an array of another shape.
     """
     if isinstance(image, np.ndarray):
-        return image.shape[:2], image.ndim == 2 or image.shape[2] == 1
+        height, width, channels = check_shape((1, *image.shape), name)
+        return (height, width), channels
     with reading(name):
         height, width, orientation = image.height, image.width, None
         # Pillow would decode a whole PNG to look for EXIF data behind the pixels.
@@ -157,7 +159,7 @@ def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int],
                 if image.format == "TIFF":  # newer versions of Pillow exchange its size already
                     width, height = (image.getexif()[tag] for tag in _TIFF_SIZE)
         size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
-        return size, _is_gray(image)
+        return size, 1 if _is_gray(image) else 3
 
 
 def _is_gray(image: Image.Image) -> bool:
@@ -202,25 +204,22 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return gray
 
 
-def _background_of(image: Image.Image, background: Background) -> str:
-    """The background of an image: ``"auto"`` takes white behind dark transparent ones."""
-    if background != "auto":
-        return background
-    if not is_transparent(image):
-        return "black"
-    image = image.convert("RGBA")
-    weights = np.asarray(image.getchannel("A"), np.float64)
-    light = np.asarray(image.convert("RGB").convert("L")) / 255 - 0.5
-    return "white" if (light * weights).sum() < 0 else "black"
+def _flat(image: Image.Image, background: Background, keep: bool) -> tuple[Image.Image, str]:
+    """Composes a transparent image over its background, unless it keeps its transparency.
 
-
-def _opaque(image: Image.Image, background: str) -> Image.Image:
-    """Composes a transparent image over black or white; other images stay."""
+    Returns:
+        the image, and its background: ``"auto"`` is white behind dark images, else black.
+    """
     if not is_transparent(image):
-        return image
+        return image, "white" if background == "white" else "black"
     image = image.convert("RGBA")
-    colors = image.convert("RGB")
-    return Image.composite(colors, Image.new("RGB", image.size, background), image.getchannel("A"))
+    colors, alpha = image.convert("RGB"), image.getchannel("A")
+    if background == "auto":
+        light = np.asarray(colors.convert("L")) / 255 - 0.5
+        background = "white" if (light * np.asarray(alpha, np.float64)).sum() < 0 else "black"
+    if not keep:
+        image = Image.composite(colors, Image.new("RGB", image.size, background), alpha)
+    return image, background
 
 
 def _resized(image: Image.Image, size: tuple[int, int], resize: str, border: str) -> Image.Image:

@@ -126,29 +126,29 @@ def find(location: Location, root: Path) -> Found | None:
     """
     path, part = location.path, location.part
     if location.data in NAMED:
-        from cae_jax.data.sources.named import NamedImages  # TFDS takes half a second to import
+        from cae_jax.data.sources.named import open_named  # TFDS takes half a second to import
 
-        return Found([], partial(NamedImages, location.data, root))
+        return Found([], partial(open_named, location.data, root))
     if location.missing:
         return None
     listing = walk(path)
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         _refuse_part(location)
-        return Found(listing.files, partial(arrays.ArrayFile, path))
+        return Found(listing.files, partial(arrays.open_file, path))
     tables, images = listing.with_suffix([parquet.SUFFIX]), listing.with_suffix(SUFFIXES)
     if (prepared := tfds.find_folder(listing)) is not None:
         if prepared != listing.root:
             _refuse_mixture(path, f"a TFDS data set in {prepared}", images)
-        return Found(tfds.files(listing), partial(tfds.TfdsFolder, prepared, part))
+        return Found(tfds.files(listing), partial(tfds.open_folder, prepared, part))
     if idx_files := idx.files(listing):
         _refuse_mixture(path, f"{len(idx_files)} IDX files", images)
-        return Found(idx_files, partial(idx.IdxFolder, listing, part))
+        return Found(idx_files, partial(idx.open_folder, listing, part))
     _refuse_part(location)
     if tables:
         _refuse_mixture(path, f"{len(tables)} parquet files", images)
-        return Found(tables, partial(parquet.ParquetFolder, listing))
+        return Found(tables, partial(parquet.open_folder, listing))
     if images:
-        return Found(images, partial(folder.ImageFolder, listing))
+        return Found(images, partial(folder.open_folder, listing))
     others = ", ".join(f"{count} {name}" for name, count in listing.unused([]).items())
     raise UserError(
         f"{path} has no images{f', but {others}' if others else ''}; it takes {ACCEPTED}"

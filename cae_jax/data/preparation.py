@@ -5,7 +5,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +13,7 @@ from PIL import Image
 from cae_jax.config import TrainConfig
 from cae_jax.data import conversion
 from cae_jax.data.conversion import UnreadableError
-from cae_jax.data.sources import ALL, SPLITS, Item, Source, items_of
+from cae_jax.data.sources import ALL, SPLITS, Item, Source, split_of
 from cae_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,9 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
             split without images; or images that are black because their white is 1.
     """
     try:
-        preparation = _Preparation(source, config, title)
-        record = preparation.write(folder)
+        record = _Preparation(source, config, title, config.channels).write(folder)
     except _ColorError:  # rare: gray images come first, and all of them become RGB
-        preparation = _Preparation(source, config, title, channels=3)
-        record = preparation.write(folder)
+        record = _Preparation(source, config, title, 3).write(folder)
     skipped, ignored = record["skipped"], source.notes.get("ignored", {})
     left_out = [f"{skipped} unreadable"] if skipped else []
     left_out += [f"{count} {name}" for name, count in ignored.items()]
@@ -60,22 +58,18 @@ class _ColorError(Exception):
 
 
 class _Preparation:
-    """One pass over the images of a source; arguments as of `write`."""
+    """One pass over the images of a source; arguments as of `write`.
+
+    Without a size or channels in the config the first image decides, and the others have to agree.
+    """
 
     def __init__(
-        self, source: Source, config: TrainConfig, title: str, channels: int | None = None
+        self, source: Source, config: TrainConfig, title: str, channels: int | str
     ) -> None:
         self._config, self._source, self._title = config, source, title
         self._size, self._first = config.image_size, title
-        self._channels = channels or (None if config.channels == "auto" else config.channels)
-        if source.shape is not None:
-            if self._size is None:
-                conversion.check_size(source.shape[:2], title)
-                self._size = source.shape[:2]
-            self._channels = self._channels or (1 if source.shape[2] == 1 else 3)
-        # Otherwise the first image decides, and the others have to agree.
-        self._ask_size = self._size is None
-        self._ask_color = self._channels is None
+        self._channels = None if channels == "auto" else int(channels)
+        self._ask = self._size is None, self._channels is None
         self._skipped: list[str] = []
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -85,7 +79,7 @@ class _Preparation:
         for split in SPLITS:
             found: list[int | None] = []
             with (folder / f"{split}_images.npy").open("wb") as file:
-                shape = _append(file, self._converted(split, found), images)
+                shape = _write(file, self._converted(split, found), images)
             if not found:
                 raise self._empty(split)
             arrays[f"{split}_images"] = "uint8", shape
@@ -107,7 +101,10 @@ class _Preparation:
     def _converted(self, split: str, labels: list[int | None]) -> Iterator[np.ndarray]:
         """The converted images of a split, whose labels it appends."""
         lightest, classes = 0, len(self._source.classes)
-        for item in items_of(self._source, split, self._config.split):
+        whole, fraction = ALL in self._source.items, self._config.split
+        for item in self._source.items[ALL if whole else split]():
+            if whole and split_of(item.key, fraction) != split:
+                continue
             try:
                 image = item.read()
                 with image if isinstance(image, Image.Image) else contextlib.nullcontext():
@@ -134,20 +131,20 @@ class _Preparation:
 
     def _conversion(self, image: Image.Image | np.ndarray, item: Item) -> conversion.Conversion:
         """What an image is converted to."""
-        if self._ask_size or self._ask_color:
-            size, gray = conversion.header(image, item.name)
+        ask_size, ask_channels = self._ask
+        if ask_size or ask_channels:
+            size, channels = conversion.header(image, item.name)
             if self._size is None:
                 conversion.check_size(size, item.name)
                 self._size, self._first = size, item.name
-            if self._ask_size and size != self._size:
+            if ask_size and size != self._size:
                 raise UserError(
                     f"{self._first} has {self._size[0]} x {self._size[1]} pixels and {item.name} "
                     f"{size[0]} x {size[1]}",
                     "bring all to one size with `image_size=64`, for example",
                 )
-            if self._channels is None:
-                self._channels = 1 if gray else 3
-            if self._ask_color and self._channels == 1 and not gray:
+            self._channels = self._channels or channels
+            if ask_channels and self._channels == 1 < channels:
                 raise _ColorError
         assert self._size is not None
         assert self._channels is not None
@@ -158,34 +155,30 @@ class _Preparation:
         name = {"train": "training", "test": "test"}[split]
         left_out = f", {len(self._skipped)} unreadable ones left out" if self._skipped else ""
         advice = "give more images"
-        if ALL in self._source.splits and self._config.split != 0.5:
+        if ALL in self._source.items and self._config.split != 0.5:
             advice += ", or divide them by `split=0.5`"
         return UserError(f"{self._title} gives no {name} images{left_out}", advice)
 
 
-def _append(file: Any, images: Iterator[np.ndarray], digest: Any) -> tuple[int, ...]:
+def _write(file: IO[bytes], images: Iterator[np.ndarray], digest: Any) -> tuple[int, ...]:
     """Writes images to a .npy file one after the other, and updates a digest.
 
     Returns:
         the shape of the array, ``(0,)`` without images.
     """
-    shape, start = (0,), 0
-    for image in images:
-        if not start:
-            shape = (0, *image.shape)
-            start = _write_header(file, shape)
-        shape = (shape[0] + 1, *shape[1:])
-        file.write(np.ascontiguousarray(image))
-        digest.update(np.ascontiguousarray(image))
-    file.seek(0)
-    # NumPy pads headers so that the first axis may grow.
-    if start and _write_header(file, shape) != start:
-        raise OSError(f"the header of shape {shape} does not fit")
+    shape: tuple[int, ...] = (0,)
+    for i, image in enumerate(images):
+        shape = (i + 1, *image.shape)
+        if not i:
+            _write_header(file, shape)
+        content = image.tobytes()
+        file.write(content)
+        digest.update(content)
+    file.seek(0)  # NumPy pads headers so that the first axis may grow
+    _write_header(file, shape)
     return shape
 
 
-def _write_header(file: Any, shape: tuple[int, ...]) -> int:
-    """Writes the header of a uint8 array; returns where its data begin."""
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     values = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, values)
-    return file.tell()

@@ -15,10 +15,9 @@ from urllib.parse import urlparse
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cae_jax.config import NAMED, Shape
-from cae_jax.data.sources import SPLITS, Item, idx
-from cae_jax.data.sources.tfds import MARKS, TfdsFolder
-from cae_jax.errors import UserError
+from cae_jax.config import NAMED
+from cae_jax.data.sources import Images, Source, idx, of_arrays
+from cae_jax.errors import UserError, naming, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,6 @@ ARCHIVES = {
 }
 # Folders of the IDX files that are part of the package.
 SHIPPED = {"fashion_mnist": resources.files("cae_jax.data") / "archives" / "fashion_mnist"}
-Arrays = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -112,15 +110,13 @@ class CaeImages(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, images: Path, labels: Path) -> Iterator[tuple[int, dict]]:
-        pairs = zip(idx.iterate_images(images), idx.read_labels(labels), strict=True)
+        pairs = zip(idx.read_images(images), idx.read_labels(labels), strict=True)
         for index, (image, label) in enumerate(pairs):
             yield index, {"image": image[..., None], "label": int(label)}
 
 
-class NamedImages:
-    """The images of a named data set; a `cae_jax.data.sources.Source`.
-
-    Its records are prepared if they are missing, and again if they are damaged.
+def open_named(name: str, root: Path) -> Source:
+    """The images of a named data set, whose records are prepared if they are missing or damaged.
 
     Args:
         name: of the data set.
@@ -129,100 +125,87 @@ class NamedImages:
     Raises:
         UserError: the host is unreachable, or a downloaded file is not the original one.
     """
-
-    def __init__(self, name: str, root: Path) -> None:
-        self._name = name
-        self._config: Any = CaeImages.builder_configs[name]
-        self.classes: tuple[str, ...] = self._config.classes
-        self.splits: tuple[str, ...] = SPLITS
-        self.notes: dict[str, Any] = {}
-        self.shape: Shape | None = NAMED[name]
-        self._arrays = self._load(root)
-
-    def items(self, split: str) -> Iterator[Item]:
-        """The images of a split."""
-        for i, (image, label) in enumerate(zip(*self._arrays[split], strict=True)):
-            name = f"{self._name}: {split}[{i}]"
-            yield Item(f"{split}[{i}]", name, lambda image=image: image, int(label))
-
-    def _load(self, root: Path) -> dict[str, Arrays]:
-        """The images and labels of each split; damaged records are kept until there are others."""
-        folder = root / CaeImages.name / self._name / str(CaeImages.VERSION)
+    folder = root / CaeImages.name / name / str(CaeImages.VERSION)
+    if not folder.exists():
+        _prepare(name, root)
+        return _read(name, root, folder)
+    try:
+        return _read(name, root, folder)
+    except UserError as error:
+        damage = error.problem
+    logger.warning("%s; preparing it again", damage)
+    aside = folder.with_name(f"incomplete.{folder.name}-damaged")
+    folder.rename(aside)
+    try:
+        _prepare(name, root)
+    except UserError as error:
+        raise UserError(f"{damage} and cannot be prepared again: {error}") from error
+    finally:
         if not folder.exists():
-            self._prepare(root)
-            return self._read(folder)
-        try:
-            for name in MARKS:
-                (folder / name).open("rb").close()
-            return self._read(folder)
-        except (FileNotFoundError, UserError) as error:
-            damage = str(error).rpartition(";")[0] or f"{folder} is damaged ({error})"
-        except OSError as error:  # TFDS does not tell it from a missing file
-            raise UserError(
-                f"data set in {folder} cannot be read ({error}); pass another `data_dir`"
-            ) from error
-        logger.warning("%s; preparing it again", damage)
-        aside = folder.with_name(f"incomplete.{folder.name}-damaged")
-        folder.rename(aside)
-        try:
-            self._prepare(root)
-        except BaseException as error:
             aside.rename(folder)
-            if isinstance(error, UserError):
-                raise UserError(f"{damage} and cannot be prepared again: {error}") from error
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-        return self._read(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    return _read(name, root, folder)
 
-    def _read(self, folder: Path) -> dict[str, Arrays]:
-        """The images and labels in records, compared with the original files if they are known."""
-        source, found = TfdsFolder(folder, ""), {}
-        for split, names in ARCHIVES.items():
-            items = list(source.items(split))
-            images = np.stack([item.read() for item in items])
-            labels = np.array([item.label for item in items], np.int32)
-            for name, content in zip(names, idx.to_bytes(images, labels), strict=True):
-                info = _checksum(self._config.url + name.removesuffix(".gz"))
-                if info and hashlib.sha256(content).hexdigest() != info:
-                    raise UserError(f"{folder} has other images than {name}; remove it")
-            found[split] = images, labels
-        return found
 
-    def _prepare(self, root: Path) -> None:
-        """Writes the records, from shipped or downloaded IDX files."""
-        import requests  # which TFDS downloads with
-        from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-        from tensorflow_datasets.core.download.util import DownloadError
+def _read(name: str, root: Path, folder: Path) -> Source:
+    """The images and labels in records, compared with the original files if they are known."""
+    config: Any = CaeImages.builder_configs[name]
+    found = {}
+    for split, files in ARCHIVES.items():
+        with naming(folder, "an intact TFDS data set", "prepare it again"):
+            records: Any = CaeImages(config=name, data_dir=str(root)).as_data_source(split)
+            examples = records.__getitems__(range(len(records)))
+            images = np.stack([example["image"] for example in examples])
+            labels = np.array([example["label"] for example in examples], np.int32)
+        for file, array in zip(files, (images[..., 0], labels), strict=True):
+            known = _checksum(config.url + file.removesuffix(".gz"))
+            if known and hashlib.sha256(idx.to_bytes(array)).hexdigest() != known:
+                raise UserError(f"{folder} has other images than {file}", "remove it")
+        found[split] = Images(
+            lambda i, split=split: f"{split}[{i}]",
+            f"{name}: {split}",
+            lambda images=images: images,
+            labels,
+        )
+    return of_arrays(found, {})._replace(classes=config.classes)
 
-        # In the same place where the package is a zip, too.
-        with contextlib.ExitStack() as unpacked:
-            files = self._shipped(unpacked)
-            try:
-                if files is None:  # one short request: TFDS retries for minutes
-                    requests.head(self._config.url, timeout=10)
-                _write(self._name, root, files)
-            except NonMatchingChecksumError as error:
-                raise UserError(
-                    f"IDX file is not the original one: {' '.join(str(error).split())}; get it "
-                    f"from {self._config.homepage}"
-                ) from error
-            except (requests.RequestException, DownloadError) as error:
-                raise UserError(
-                    f"{urlparse(self._config.url).hostname} cannot be reached to download "
-                    f"{self._name}; get the four IDX files from {self._config.homepage} and pass "
-                    f"their folder as `data`, or choose {' or '.join(SHIPPED)}, which is shipped"
-                ) from error
 
-    def _shipped(self, unpacked: contextlib.ExitStack) -> dict[str, Path] | None:
-        """The IDX files that are part of the package, by name; None without any."""
-        if self._name not in SHIPPED:
-            return None
-        folder = unpacked.enter_context(resources.as_file(SHIPPED[self._name]))
-        files = {name: folder / name for pair in ARCHIVES.values() for name in pair}
-        for name, path in files.items():
-            if idx.sha256(path) != _checksum(self._config.url + name):
-                raise UserError(f"{path} is not the original IDX file; install the package again")
-        return files
+def _prepare(name: str, root: Path) -> None:
+    """Writes the records, from shipped or downloaded IDX files."""
+    import requests  # which TFDS downloads with
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.util import DownloadError
+
+    config: Any = CaeImages.builder_configs[name]
+    # In the same place where the package is a zip, too.
+    with contextlib.ExitStack() as unpacked:
+        try:
+            files = None
+            if name in SHIPPED:
+                files = _shipped(unpacked.enter_context(resources.as_file(SHIPPED[name])), config)
+            else:  # one short request: TFDS retries for minutes
+                requests.head(config.url, timeout=10)
+            _write(name, root, files)
+        except NonMatchingChecksumError as error:
+            raise UserError(
+                f"IDX file is not the original one: {reason_of(error)}; get it from "
+                f"{config.homepage}"
+            ) from error
+        except (requests.RequestException, DownloadError) as error:
+            raise UserError(
+                f"{urlparse(config.url).hostname} cannot be reached to download {name}; get the "
+                f"four IDX files from {config.homepage} and pass their folder as `data`, or "
+                f"choose {' or '.join(SHIPPED)}, which is shipped"
+            ) from error
+
+
+def _shipped(folder: Path, config: Any) -> dict[str, Path]:
+    """The IDX files that are part of the package, by name."""
+    files = {name: folder / name for pair in ARCHIVES.values() for name in pair}
+    for name, path in files.items():
+        if idx.sha256(path) != _checksum(config.url + name):
+            raise UserError(f"{path} is not the original IDX file; install the package again")
+    return files
 
 
 def _checksum(url: str) -> str | None:
