@@ -44,6 +44,12 @@ class Conversion(NamedTuple):
     background: Background
     channels: int
 
+    @property
+    def shape(self) -> Shape:
+        """Height, width and channels of the results, where there is a size."""
+        assert self.size is not None
+        return *self.size, self.channels
+
     def __call__(self, image: Image.Image | np.ndarray, name: str) -> np.ndarray:
         """Converts one image.
 
@@ -262,15 +268,11 @@ def checked_array(values: np.ndarray, name: str) -> np.ndarray:
             f"{name} is of type {values.dtype}; images take uint8, uint16, bool, or floats in "
             "[0, 1]: divide it by the value of white"
         )
-    low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
-    if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
-        if not (math.isfinite(low) and math.isfinite(high)):
-            advice = "replace those that are not finite"
-        else:
-            advice = "divide them by the value of white" if low >= 0 else "shift and scale them"
+    low, high = values.min(initial=0), values.max(initial=0)
+    if not (low >= 0 and high <= 1):  # or not a number
         raise UserError(
-            f"{name} has floats in [{low:g}, {high:g}]; images take finite ones in [0, 1]: "
-            f"{advice}, or pass uint8"
+            f"{name} has floats in [{low:g}, {high:g}]; images take finite ones in [0, 1]: divide "
+            "them by the value of white, or pass uint8"
         )
     return values
 

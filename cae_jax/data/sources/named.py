@@ -153,7 +153,8 @@ def _read(name: str, root: Path, folder: Path) -> Source:
     found = {}
     for split, files in ARCHIVES.items():
         with naming(folder, "an intact TFDS data set", "prepare it again"):
-            records: Any = CaeImages(config=name, data_dir=str(root)).as_data_source(split)
+            builder: Any = CaeImages(config=name, data_dir=str(root))
+            records = builder.as_data_source(split)
             examples = records.__getitems__(range(len(records)))
             images = np.stack([example["image"] for example in examples])
             labels = np.array([example["label"] for example in examples], np.int32)
