@@ -61,9 +61,8 @@ class Conversion(NamedTuple):
             uint8 ``[height, width, channels]``.
 
         Raises:
-            UnreadableError: damaged.
-            UserError: another size than `size`, where `resize` is ``"none"``; an array of another
-                type or range.
+            UserError: damaged; another size, where `resize` is ``"none"``; an array of another type
+                or range.
         """
         if isinstance(image, np.ndarray):
             pixels = eight_bit_array(image, name)
@@ -77,11 +76,7 @@ class Conversion(NamedTuple):
             mode = MODES[self.channels]
             image, border = _flat(_eight_bits(upright(image)), self.background, mode == "RGBA")
             image = image if image.mode == mode else image.convert(mode)
-        return self._resized(image, border, name)
-
-    def _resized(self, image: Image.Image, border: str, name: str) -> np.ndarray:
-        """The pixels of an image that has the mode, in the size."""
-        if self.size is not None and (image.height, image.width) != self.size:
+        if self.size is not None and image.size != self.size[::-1]:
             height, width = self.size
             if self.resize == "none":
                 raise UserError(
@@ -109,9 +104,8 @@ def open_image(file: Path | bytes | Image.Image, name: str) -> Image.Image:
         UnreadableError: not an image of the `FORMATS`, or one of more than `MAX_PIXELS`.
     """
     with reading(name):
-        if isinstance(file, Image.Image):
-            image: Any = file
-        else:
+        image: Any = file
+        if not isinstance(file, Image.Image):
             image = _opened(io.BytesIO(file) if isinstance(file, bytes) else file)
         if image.width * image.height > MAX_PIXELS:  # a PNG of a few kB can announce gigabytes
             if image is not file:
@@ -185,15 +179,11 @@ def upright(image: Image.Image) -> Image.Image:
 
 def is_transparent(image: Image.Image) -> bool:
     """Whether an image has an alpha channel or a transparent color."""
-    return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+    return "transparency" in image.info or not {"A", "a"}.isdisjoint(image.getbands())
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Divides 16-bit grays by 257 and multiplies floats by 255; other images stay.
-
-    Raises:
-        ValueError: integers of more than 16 bits, floats outside [0, 1], or a 16-bit mask.
-    """
+    """Divides 16-bit grays by 257 and multiplies floats by 255; other images stay."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
@@ -241,21 +231,16 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: str, border: str
     # The border of an image that keeps its transparency is transparent.
     color = {"L": white, "RGB": (white,) * 3, "RGBA": (white,) * 3 + (0,)}[image.mode]
     fitted = Image.new(image.mode, size, color)
-    fitted.paste(
-        image.resize(inner, method), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
-    )
+    left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    fitted.paste(image.resize(inner, method), (left, top))
     return fitted
 
 
 def checked_array(values: np.ndarray, name: str) -> np.ndarray:
-    """Pixels as uint8, or as floats in [0, 1].
-
-    Args:
-        values: uint8, uint16 (divided by 257), bool (True is white) or floats in [0, 1].
-        name: how an error names the images.
+    """Pixels of uint8, uint16 (divided by 257), bool or floats as uint8, or as floats in [0, 1].
 
     Raises:
-        UserError: another type, or floats outside [0, 1] or not finite.
+        UserError: another type, or floats outside [0, 1] or not finite; names the images.
     """
     if values.dtype == np.uint8:
         return values
@@ -278,14 +263,9 @@ def checked_array(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def eight_bit_array(values: np.ndarray, name: str) -> np.ndarray:
-    """Pixels as uint8 ``[..., height, width, channels]``.
+    """Pixels as of `checked_array` as uint8 ``[..., height, width, channels]``.
 
-    Args:
-        values: as of `checked_array`; a gray image also ``[height, width]``.
-        name: how an error names the images.
-
-    Raises:
-        UserError: see `checked_array`.
+    A gray image may be ``[height, width]``. Raises as `checked_array`.
     """
     values = checked_array(values, name)
     if values.dtype != np.uint8:

@@ -7,6 +7,7 @@ import io
 import logging
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cae_jax.errors import UserError, naming, reason_of
 
 logger = logging.getLogger(__name__)
 
+Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # images [N, H, W] and labels [N] of a split
 # The IDX files of each split: images and labels.
 ARCHIVES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -82,8 +84,9 @@ class CaeImages(tfds.core.GeneratorBasedBuilder):
         ),
     ]
 
-    # Paths of the IDX files by name; None downloads them.
+    # Paths of the IDX files by name, where they need no download; their content, once it is read.
     files: dict[str, Path] | None = None
+    arrays: Arrays
 
     def _info(self) -> tfds.core.DatasetInfo:
         source: Any = self.builder_config
@@ -104,14 +107,16 @@ class CaeImages(tfds.core.GeneratorBasedBuilder):
         source: Any = self.builder_config
         names = [name for pair in ARCHIVES.values() for name in pair]
         paths: Any = self.files or dl_manager.download({name: source.url + name for name in names})
-        return {
-            split: self._generate_examples(Path(paths[images]), Path(paths[labels]))
+        self.arrays = {
+            split: (idx.read_images(Path(paths[images])), idx.read_labels(Path(paths[labels])))
             for split, (images, labels) in ARCHIVES.items()
         }
+        return {split: self._generate_examples(*pair) for split, pair in self.arrays.items()}
 
-    def _generate_examples(self, images: Path, labels: Path) -> Iterator[tuple[int, dict]]:
-        pairs = zip(idx.read_images(images), idx.read_labels(labels), strict=True)
-        for index, (image, label) in enumerate(pairs):
+    def _generate_examples(
+        self, images: np.ndarray, labels: np.ndarray
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {"image": image[..., None], "label": int(label)}
 
 
@@ -127,27 +132,40 @@ def open_named(name: str, root: Path) -> Source:
     """
     folder = root / CaeImages.name / name / str(CaeImages.VERSION)
     if not folder.exists():
-        _prepare(name, root)
-        return _read(name, root, folder)
+        return _source(name, _prepare(name, root))
     try:
-        return _read(name, root, folder)
+        return _source(name, _read(name, root, folder))
     except UserError as error:
         damage = error.problem
     logger.warning("%s; preparing it again", damage)
     aside = folder.with_name(f"incomplete.{folder.name}-damaged")
     folder.rename(aside)
     try:
-        _prepare(name, root)
+        arrays = _prepare(name, root)
     except UserError as error:
         raise UserError(f"{damage} and cannot be prepared again: {error}") from error
     finally:
         if not folder.exists():
             aside.rename(folder)
     shutil.rmtree(aside, ignore_errors=True)
-    return _read(name, root, folder)
+    return _source(name, arrays)
 
 
-def _read(name: str, root: Path, folder: Path) -> Source:
+def _source(name: str, arrays: Arrays) -> Source:
+    splits = {
+        split: Images(
+            lambda i, split=split: f"{split}[{i}]",
+            f"{name}: {split}",
+            partial(np.asarray, images),
+            labels,
+        )
+        for split, (images, labels) in arrays.items()
+    }
+    config: Any = CaeImages.builder_configs[name]
+    return of_arrays(splits, {})._replace(classes=config.classes)
+
+
+def _read(name: str, root: Path, folder: Path) -> Arrays:
     """The images and labels in records, compared with the original files if they are known."""
     config: Any = CaeImages.builder_configs[name]
     found = {}
@@ -156,23 +174,18 @@ def _read(name: str, root: Path, folder: Path) -> Source:
             builder: Any = CaeImages(config=name, data_dir=str(root))
             records = builder.as_data_source(split)
             examples = records.__getitems__(range(len(records)))
-            images = np.stack([example["image"] for example in examples])
+            images = np.stack([example["image"][..., 0] for example in examples])
             labels = np.array([example["label"] for example in examples], np.int32)
-        for file, array in zip(files, (images[..., 0], labels), strict=True):
+        found[split] = images, labels
+        for file, array in zip(files, found[split], strict=True):
             known = _checksum(config.url + file.removesuffix(".gz"))
             if known and hashlib.sha256(idx.to_bytes(array)).hexdigest() != known:
                 raise UserError(f"{folder} has other images than {file}", "remove it")
-        found[split] = Images(
-            lambda i, split=split: f"{split}[{i}]",
-            f"{name}: {split}",
-            lambda images=images: images,
-            labels,
-        )
-    return of_arrays(found, {})._replace(classes=config.classes)
+    return found
 
 
-def _prepare(name: str, root: Path) -> None:
-    """Writes the records, from shipped or downloaded IDX files."""
+def _prepare(name: str, root: Path) -> Arrays:
+    """Writes the records, from shipped or downloaded IDX files; returns their content."""
     import requests  # which TFDS downloads with
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.util import DownloadError
@@ -186,7 +199,7 @@ def _prepare(name: str, root: Path) -> None:
                 files = _shipped(unpacked.enter_context(resources.as_file(SHIPPED[name])), config)
             else:  # one short request: TFDS retries for minutes
                 requests.head(config.url, timeout=10)
-            _write(name, root, files)
+            return _write(name, root, files)
         except NonMatchingChecksumError as error:
             raise UserError(
                 f"IDX file is not the original one: {reason_of(error)}; get it from "
@@ -215,7 +228,7 @@ def _checksum(url: str) -> str | None:
     return infos[url].checksum if url in infos else None
 
 
-def _write(name: str, root: Path, files: dict[str, Path] | None) -> None:
+def _write(name: str, root: Path, files: dict[str, Path] | None) -> Arrays:
     """Writes the records of a data set with TFDS, which prints to stdout."""
     with contextlib.redirect_stdout(io.StringIO()):
         tfds.disable_progress_bar()
@@ -227,3 +240,4 @@ def _write(name: str, root: Path, files: dict[str, Path] | None) -> None:
             ),
             file_format="array_record",
         )
+        return builder.arrays
