@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import requests
+from PIL import Image
 from tensorflow_datasets.core import constants
 
 from cae_jax import TrainConfig, UserError, data
@@ -135,6 +136,19 @@ def test_the_images_and_labels_of_idx_files(tiny_mnist, tmp_path):
     # As a user's own folder they are the same images.
     own = TrainConfig(data=tiny_mnist, batch_size=4)
     np.testing.assert_array_equal(data.load_split(own, "train", data_dir=tmp_path)[0], images)
+
+
+def test_a_named_data_set_is_converted(tiny_mnist, tmp_path):
+    config = TrainConfig(data="mnist", image_size=(14,), channels=3)
+    images, labels = data.load_split(config, "test", data_dir=tmp_path)
+    raw, digits = (gzip.decompress((tiny_mnist / name).read_bytes()) for name in ARCHIVES["test"])
+    for image, pixels in zip(
+        images, np.frombuffer(raw[16:], np.uint8).reshape(-1, 28, 28), strict=True
+    ):
+        expected = np.asarray(Image.fromarray(pixels).resize((14, 14), Image.Resampling.LANCZOS))
+        np.testing.assert_array_equal(image, np.stack([expected] * 3, -1))
+    assert labels.tolist() == list(digits[8:])
+    assert data.class_names(config, data_dir=tmp_path) == tuple("0123456789")
 
 
 def test_the_sums_of_unpacked_files_are_those_of_the_shipped_ones():

@@ -186,31 +186,46 @@ KINDS = [image_folder, npz_file, npy_file, idx_folder, tfds_folder, parquet_fold
 
 
 @pytest.mark.parametrize("write", KINDS)
-def test_each_kind_trains_and_is_read_again_without_its_files(write, tmp_path, monkeypatch):
+def test_each_kind_is_read_again_without_its_files(write, tmp_path, monkeypatch):
     path = write(tmp_path)
-    monkeypatch.chdir(path.parent)  # a run keeps where its images are from anywhere
-    training = config(
-        path.name,
-        channels=3,
-        epochs=1,
-        features=(2,),
-        optimizer="adam",
-        train_examples=12,
-        test_examples=2,
-    )
-    result = cae_jax.fit(training, tmp_path / "run", backend="xla")
-    kept = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))
-    assert kept["data"] == str(path)
-    assert kept["image_shape"] == [8, 8, 3]
-    assert result.autoencoder.reconstruct(IMAGES).shape == IMAGES.shape
-    # A second start neither imports TFDS nor opens a file.
+    monkeypatch.chdir(path.parent)
+    located = data.located(config(path.name, channels=3))
+    before, labels = data.load_split(located, "train")
+    assert before.shape[1:] == (8, 8, 3)
+    # A second start neither imports TFDS nor opens a file, from any folder.
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     monkeypatch.chdir(tmp_path)
-    again = result.autoencoder.config
-    before, labels = data.load_split(again, "train")
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    np.testing.assert_array_equal(data.load_split(again, "train")[0], before)
-    assert len(data.class_names(again)) == (0 if labels is None else 2)
+    np.testing.assert_array_equal(data.load_split(located, "train")[0], before)
+    assert len(data.class_names(located)) == (0 if labels is None else 2)
+
+
+def test_a_run_and_the_images_it_was_trained_on(tmp_path, monkeypatch, caplog, capsys):
+    path, run = image_folder(tmp_path), tmp_path / "run"
+    monkeypatch.chdir(path.parent)
+    training = config(path.name, epochs=1, model="simple", optimizer="adam", test_examples=2)
+    result = cae_jax.fit(training, run)
+    kept = json.loads((run / "config.json").read_text("utf-8"))
+    assert (kept["data"], kept["image_shape"]) == (str(path), [8, 8, 3])
+    assert result.autoencoder.reconstruct(IMAGES).shape == IMAGES.shape
+    monkeypatch.chdir(tmp_path)
+    commands = [["evaluate", str(run)], ["report", str(run), "--out", str(tmp_path / "a.html")]]
+    for command in commands:
+        cli.main(command)
+    assert "other images" not in caplog.text
+    next(path.rglob("*.PNG")).write_bytes(png(np.full((8, 8, 3), 255, np.uint8)))
+    for command in commands:
+        caplog.clear()
+        cli.main(command)
+        assert f"{run} was trained on other images than {path} has now" in caplog.text
+    (path / "cat" / "cut.png").write_bytes(png(IMAGES[0])[:-60])
+    for command in commands:
+        with pytest.raises(SystemExit):
+            cli.main(command)
+        error = capsys.readouterr().err
+        assert f"the images of {run} cannot be read: {path / 'cat' / 'cut.png'} is not a" in error
+        assert "; restore them as they were, or pass the --data-dir that has them" in error
+        assert "skip" not in error
 
 
 # Folders of images.
@@ -718,16 +733,6 @@ def test_parquet_files_that_are_refused(tmp_path, monkeypatch):
 # Names and paths.
 
 
-def test_a_named_data_set_is_converted(data_dir, test_images):
-    training = TrainConfig(image_size=(14,), channels=3)
-    images, labels = data.load_split(training, "test", data_dir=data_dir)
-    assert images.shape == (10000, 14, 14, 3)
-    expected = [Image.fromarray(image[..., 0]).resize((14, 14), 1) for image in test_images[:5]]
-    np.testing.assert_array_equal(images[:5], np.stack(expected)[..., None].repeat(3, -1))
-    assert labels[:5].tolist() == [9, 2, 1, 1, 6]
-    assert data.class_names(training, data_dir=data_dir)[9] == "Ankle boot"
-
-
 def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image_folder(tmp_path)
@@ -809,34 +814,6 @@ def test_images_may_be_prepared_among_themselves(tmp_path):
     np.testing.assert_array_equal(first, again)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "report"])
-def test_images_of_a_run_that_cannot_be_read(command, tmp_path, capsys):
-    path, run = image_folder(tmp_path), tmp_path / "run"
-    cae_jax.fit(config(path, epochs=1, features=(2,), optimizer="adam"), run, backend="xla")
-    (path / "cat" / "cut.png").write_bytes(png(IMAGES[0])[:-60])
-    page = ["--out", str(tmp_path / "report.html")] if command == "report" else []
-    with pytest.raises(SystemExit):
-        cli.main([command, str(run), *page])
-    error = capsys.readouterr().err
-    assert (
-        f"the images of {run} cannot be read: {path / 'cat' / 'cut.png'} is not a readable" in error
-    )
-    assert "; restore them as they were, or pass the --data-dir that has them" in error
-    assert "skip" not in error
-
-
-@pytest.mark.parametrize("command", ["evaluate", "report"])
-def test_images_that_changed_since_the_training(command, tmp_path, caplog):
-    path, run = image_folder(tmp_path), tmp_path / "run"
-    cae_jax.fit(config(path, epochs=1, features=(2,), optimizer="adam"), run, backend="xla")
-    page = ["--out", str(tmp_path / "report.html")] if command == "report" else []
-    cli.main([command, str(run), *page])
-    assert "other images" not in caplog.text
-    next(path.rglob("*.PNG")).write_bytes(png(np.full((8, 8, 3), 255, np.uint8)))
-    cli.main([command, str(run), *page])
-    assert f"{run} was trained on other images than {path} has now" in caplog.text
-
-
 def flip(file):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -908,14 +885,6 @@ def test_gray_images_before_a_colored_one_become_rgb(tmp_path):
     images = np.concatenate([train, test])
     assert images.shape == (12, 4, 4, 3)
     assert sorted(map(tuple, images[:, 0, 0].tolist())) == [(9, 90, 200), *[(100, 100, 100)] * 11]
-
-
-def test_prepared_folders_of_the_earlier_form_are_named(tmp_path, prepared, caplog):
-    path = npz_file(tmp_path)
-    earlier = prepared / "a_npz-012345678901-012345678901" / "1.0.0"
-    earlier.mkdir(parents=True)
-    splits(path)
-    assert f"Earlier states are in {earlier.parent}, which may be removed" in caplog.text
 
 
 def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
