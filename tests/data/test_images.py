@@ -80,7 +80,7 @@ def test_formats(tmp_path, suffix, mode):
     image = Image.fromarray(ramp).convert(mode)
     path = tmp_path / f"a.{suffix}"
     image.save(path, **({"lossless": True} if suffix == "webp" else {}))
-    if suffix == "gif":  # of several frames the first one
+    if suffix in ("gif", "tiff"):  # of several frames the first one
         image.save(path, save_all=True, append_images=[Image.new(mode, image.size)])
     shape = (6, 4, len(mode))
     images = take_images(path, to(shape), resize=suffix == "webp")  # has RGB alone
@@ -134,19 +134,6 @@ def test_empty_array_is_fine(tmp_path):
     assert take_images(tmp_path / "a.npy", to(SHAPE)).shape == (0, 28, 28, 1)
 
 
-def test_resize_takes_other_sizes_and_colours(tmp_path):
-    # White on the left half, black on the right one.
-    half = np.zeros((56, 112, 3), np.uint8)
-    half[:, :56] = 255
-    Image.fromarray(half).save(tmp_path / "a.png")
-    np.save(tmp_path / "a.npy", half[None, ..., 0] / 255)
-    for name in ("a.png", "a.npy"):
-        images = take_images(tmp_path / name, to(SHAPE), resize=True)
-        assert images.shape == (1, 28, 28, 1)
-        assert images[0, :, :11].min() > 240
-        assert images[0, :, 17:].max() < 15
-
-
 def save_archive(path):
     with path.open("wb") as file:
         np.savez(file, x=1)
@@ -154,11 +141,6 @@ def save_archive(path):
 
 def save_pickle(path):
     path.write_bytes(pickle.dumps([1, 2]))
-
-
-def save_bomb(path):
-    # 20,000 x 20,000 pixels in 49 kB
-    Image.new("1", (20000, 20000)).save(path)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +151,6 @@ def save_bomb(path):
         ("a.png", lambda p: Image.new("I;16", (28, 28)).save(p), "mode I;16"),
         ("a.png", lambda p: Image.new("L", (28, 28)).save(p, transparency=0), "transparency.*`res"),
         ("a.png", lambda p: p.write_bytes(b"no picture"), "begins as none of PNG"),
-        ("a.png", save_bomb, "not a readable image"),
         ("a.jpg", lambda p: p.touch(), "not a readable image"),
         ("a.npy", lambda p: np.save(p, np.zeros((2, 5, 5))), r"shape \[2, 5, 5\]; it takes"),
         ("a.npy", lambda p: np.save(p, np.zeros((2, 28, 28, 4))), r"shape \[2, 28, 28, 4\]"),
@@ -275,13 +256,6 @@ def read(tmp_path):
         return take_images(path, convert, resize=resize)
 
     return call
-
-
-def test_16_bit_gray_keeps_white_white(read, pixels):
-    wide = pixels.astype(np.uint16) * 257
-    np.testing.assert_array_equal(read(Image.fromarray(wide))[0, ..., 0], pixels)
-    wide[0, :3] = 128, 129, 65535 - 129  # 0.498, 0.502 and 254.498 of 255
-    assert read(Image.fromarray(wide))[0, 0, :3, 0].tolist() == [0, 1, 254]
 
 
 INK = np.array([[0, 255, 51]], np.uint8)  # opacity: none, full, a fifth
