@@ -189,7 +189,7 @@ INTACT = {
 }
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(sorted(INTACT)), data=st.data())
 def test_any_damage_gives_the_documented_error_or_images(tmp_path, name, data):
     content = bytearray(INTACT[name])

@@ -10,6 +10,7 @@ import shutil
 import struct
 import sys
 import unicodedata
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +70,12 @@ def check_whole(path, with_labels=True):
         assert test_labels is None
 
 
-def check_own_splits(path):
+def check_own_splits(path, channels=3):
     """The splits are those of the source, in its order."""
     (train, train_labels), (test, test_labels) = splits(path)
-    np.testing.assert_array_equal(train, IMAGES)
+    np.testing.assert_array_equal(train, IMAGES[..., :channels])
     np.testing.assert_array_equal(train_labels, LABELS)
-    np.testing.assert_array_equal(test, TEST_IMAGES)
+    np.testing.assert_array_equal(test, TEST_IMAGES[..., :channels])
     np.testing.assert_array_equal(test_labels, TEST_LABELS)
 
 
@@ -182,22 +183,30 @@ def parquet_folder(folder):
     return folder / "hub"
 
 
-KINDS = [image_folder, npz_file, npy_file, idx_folder, tfds_folder, parquet_folder]
+KINDS = [
+    (image_folder, check_whole, NAMES),
+    (npz_file, check_own_splits, ("0", "1")),
+    (npy_file, partial(check_whole, with_labels=False), ()),
+    (idx_folder, partial(check_own_splits, channels=1), ("0", "1")),
+    (tfds_folder, check_own_splits, ("cat", "dog")),
+    (parquet_folder, check_own_splits, NAMES),
+]
 
 
-@pytest.mark.parametrize("write", KINDS)
-def test_each_kind_is_read_again_without_its_files(write, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("write", "check", "classes"), KINDS)
+def test_each_kind_is_read_again_without_its_files(write, check, classes, tmp_path, monkeypatch):
     path = write(tmp_path)
+    check(path)
     monkeypatch.chdir(path.parent)
     located = data.located(config(path.name, channels=3))
-    before, labels = data.load_split(located, "train")
+    before, _ = data.load_split(located, "train")
     assert before.shape[1:] == (8, 8, 3)
     # A second start neither imports TFDS nor opens a file, from any folder.
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     np.testing.assert_array_equal(data.load_split(located, "train")[0], before)
-    assert len(data.class_names(located)) == (0 if labels is None else 2)
+    assert data.class_names(located) == classes
 
 
 def test_a_run_and_the_images_it_was_trained_on(tmp_path, monkeypatch, caplog, capsys):
@@ -231,18 +240,32 @@ def test_a_run_and_the_images_it_was_trained_on(tmp_path, monkeypatch, caplog, c
 # Folders of images.
 
 
-def test_a_folder_of_classes(tmp_path):
-    path = image_folder(tmp_path)
-    check_whole(path)
-    assert data.class_names(config(path)) == NAMES
-
-
-def test_a_folder_without_classes(tmp_path):
-    path = image_folder(tmp_path)
+def without_classes(path):
     for image in path.rglob("*.PNG"):
         image.rename(path / f"{image.parent.parent.name} {image.name}")
-    check_whole(path, with_labels=False)
-    assert data.class_names(config(path)) == ()
+
+
+STRANGE = "cat\udcff\nwith a line"
+
+
+@pytest.mark.parametrize(
+    ("change", "classes"),
+    [
+        (without_classes, ()),
+        (lambda path: (path / NAMES[0]).rename(path / STRANGE), (STRANGE, NAMES[1])),
+        (lambda path: (path / "cat" / "a.png").symlink_to(path / "cat" / "a.png"), NAMES),
+        (lambda path: (path / "loop").symlink_to(path, target_is_directory=True), NAMES),
+    ],
+    ids=["no classes", "a name that no encoding has", "a link to itself", "a link above"],
+)
+def test_folders_are_read_whole(tmp_path, change, classes):
+    path = image_folder(tmp_path)
+    change(path)
+    check_whole(path, with_labels=classes != ())
+    assert data.class_names(config(path)) == classes
+    where = {"data_dir": path / "cat"}  # among the images
+    (first, _), (again, _) = (data.load_split(config(path), "train", **where) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
 
 
 def test_the_split_is_by_a_hash_of_the_path(tmp_path):
@@ -312,25 +335,6 @@ def test_other_files_are_counted(tmp_path, caplog, prepared):
     (path / "notes.txt").write_bytes(b"longer")  # what is ignored does not count
     splits(path)
     assert not caplog.records
-
-
-def test_names_that_no_encoding_has(tmp_path):
-    path = image_folder(tmp_path)
-    (path / NAMES[0]).rename(path / "cat\udcff\nwith a line")
-    check_whole(path)
-    assert data.class_names(config(path)) == ("cat\udcff\nwith a line", NAMES[1])
-
-
-def test_a_link_to_itself_is_no_image(tmp_path):
-    path = image_folder(tmp_path)
-    (path / "cat" / "self.png").symlink_to(path / "cat" / "self.png")
-    check_whole(path)
-
-
-def test_a_link_to_a_folder_above_ends(tmp_path):
-    path = image_folder(tmp_path)
-    (path / "loop").symlink_to(path, target_is_directory=True)
-    check_whole(path)
 
 
 def test_mixed_sizes_are_refused_with_two_files(tmp_path):
@@ -432,8 +436,27 @@ def test_white_that_is_1(tmp_path):
 # Arrays.
 
 
-def test_an_npz_with_splits(tmp_path):
-    check_own_splits(npz_file(tmp_path))
+@pytest.mark.parametrize(
+    ("arrays", "with_labels"),
+    [
+        ({"arr_0": IMAGES}, False),
+        ({"images": IMAGES, "labels": LABELS}, True),
+        ({"images": IMAGES, "labels": LABELS, "ids": np.arange(24) + 100}, True),
+        ({"images": IMAGES, "ids": np.arange(24), "years": np.arange(24)}, False),
+        ({"images": IMAGES, "labels": np.ones((24, 14), int)}, False),  # several for each image
+    ],
+)
+def test_one_array_is_split(tmp_path, arrays, with_labels):
+    np.savez(tmp_path / "a.npz", **arrays)
+    check_whole(tmp_path / "a.npz", with_labels=with_labels)
+
+
+def test_the_order_of_axes_in_a_file_does_not_matter(tmp_path):
+    np.save(tmp_path / "a.npy", np.asfortranarray(IMAGES))
+    check_whole(tmp_path / "a.npy", with_labels=False)
+    np.save(tmp_path / "b.npy", IMAGES[..., 0])
+    (train, _), _ = splits(tmp_path / "b.npy", image_size=4, channels=3)
+    assert train.shape[1:] == (4, 4, 3)
 
 
 def test_medmnist(tmp_path, caplog):
@@ -465,28 +488,6 @@ def test_names_in_an_npz(tmp_path, names):
     values = (IMAGES, LABELS, TEST_IMAGES, TEST_LABELS)
     np.savez(tmp_path / "a.npz", **dict(zip(names, values, strict=True)))
     check_own_splits(tmp_path / "a.npz")
-
-
-def test_one_array_is_split(tmp_path):
-    np.savez(tmp_path / "a.npz", IMAGES)
-    check_whole(tmp_path / "a.npz", with_labels=False)
-    np.savez(tmp_path / "b.npz", images=IMAGES, labels=LABELS)
-    check_whole(tmp_path / "b.npz")
-    check_whole(npy_file(tmp_path), with_labels=False)
-    np.save(tmp_path / "fortran.npy", np.asfortranarray(IMAGES))
-    check_whole(tmp_path / "fortran.npy", with_labels=False)
-
-
-def test_several_labels_of_an_image_are_left_out(tmp_path):
-    np.savez(tmp_path / "a.npz", images=IMAGES, labels=RNG.integers(0, 2, (24, 14)))
-    check_whole(tmp_path / "a.npz", with_labels=False)
-
-
-def test_gray_arrays(tmp_path):
-    np.save(tmp_path / "a.npy", IMAGES[..., 0])
-    (train, _), _ = splits(tmp_path / "a.npy")
-    assert train.shape[1:] == (8, 8, 1)
-    assert splits(tmp_path / "a.npy", image_size=(4,), channels=3)[0][0].shape[1:] == (4, 4, 3)
 
 
 class Tripwire:
@@ -568,11 +569,7 @@ def test_any_damage_is_a_line_for_the_user(tmp_path, data, name):
 
 def test_idx_files(tmp_path, prepared):
     path = idx_folder(tmp_path)
-    (train, labels), (test, test_labels) = splits(path)
-    np.testing.assert_array_equal(train, IMAGES[..., :1])
-    np.testing.assert_array_equal(test, TEST_IMAGES[..., :1])
-    np.testing.assert_array_equal(labels, LABELS)
-    np.testing.assert_array_equal(test_labels, TEST_LABELS)
+    check_own_splits(path, channels=1)
     (record,) = prepared.glob("*/source.json")
     sums = json.loads(record.read_text("utf-8"))["source_sha256"]
     assert sums == {
@@ -681,12 +678,6 @@ def test_a_damaged_tfds_folder(tmp_path):
 # Parquet files.
 
 
-def test_a_parquet_folder(tmp_path):
-    path = parquet_folder(tmp_path)
-    check_own_splits(path)
-    assert data.class_names(config(path)) == NAMES
-
-
 def test_parquet_without_metadata_or_test_images(tmp_path):
     (tmp_path / "hub" / "train").mkdir(parents=True)
     plain = table(IMAGES, LABELS).replace_schema_metadata(None)
@@ -749,7 +740,8 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     denied("/dev/null", "`data` is /dev/null, which is not a folder; it takes")
     image = next((tmp_path / "my photos" / "cat").rglob("*.PNG"))
     denied(image, f"`data` is the image {image}; give its folder, {image.parent}")
-    denied("a\0b", "where nothing is")
+    for name in ("a\0b", "a" * 300):
+        denied(name, "where nothing is")
     (tmp_path / "self.npy").symlink_to(tmp_path / "self.npy")
     with pytest.raises(UserError) as caught:
         splits("self.npy")
@@ -805,13 +797,6 @@ def test_earlier_states_of_a_folder_stay_prepared(tmp_path, prepared, caplog):
     caplog.clear()
     splits(path)
     assert "Prepared" not in caplog.text
-
-
-def test_images_may_be_prepared_among_themselves(tmp_path):
-    path = image_folder(tmp_path)
-    where = {"data_dir": path / "cat"}
-    (first, _), (again, _) = (data.load_split(config(path), "train", **where) for _ in range(2))
-    np.testing.assert_array_equal(first, again)
 
 
 def flip(file):
@@ -951,14 +936,6 @@ def test_two_kinds_of_images_in_a_folder_are_refused(tmp_path, writer):
     denied(photos, r"my photos has .* and 24 images; give a folder of one kind")
 
 
-def test_labels_are_told_from_other_numbers_by_their_name(tmp_path):
-    numbers = np.arange(24) + 100
-    np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS, ids=numbers)
-    check_whole(tmp_path / "a.npz")
-    np.savez(tmp_path / "b.npz", images=IMAGES, ids=numbers, years=numbers)
-    check_whole(tmp_path / "b.npz", with_labels=False)
-
-
 def test_a_label_that_counts_something_else_makes_no_classes(tmp_path):
     folder = idx_folder(tmp_path)
     table = np.zeros((24, 2), ">i4")
@@ -978,10 +955,6 @@ def test_a_label_without_a_class_is_named(tmp_path):
     (tmp_path / "set").mkdir()
     parquet.write_table(table, tmp_path / "set" / "train.parquet")
     denied(tmp_path / "set", r"train\.parquet\[\d+\] has the label 5, and there are 2 classes")
-
-
-def test_a_name_that_no_system_takes_is_refused():
-    denied("a" * 300, "where nothing is")
 
 
 def test_a_path_object_is_a_path(tmp_path):
