@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cae_jax.config import LEAST_SIDE, MAX_PIXELS, Background, Shape, TrainConfig
+from cae_jax.config import LEAST_SIDE, MAX_PIXELS, Background, Shape
 from cae_jax.errors import UserError, naming
 
 # The file formats that are read, by Pillow's names; PPM includes PGM and PBM.
@@ -39,7 +39,7 @@ class Conversion(NamedTuple):
         channels: 1, 3 or 4.
     """
 
-    size: tuple[int, int] | None
+    size: tuple[int, ...] | None
     resize: str
     background: Background
     channels: int
@@ -48,7 +48,8 @@ class Conversion(NamedTuple):
     def shape(self) -> Shape:
         """Height, width and channels of the results, where there is a size."""
         assert self.size is not None
-        return *self.size, self.channels
+        height, width = self.size
+        return height, width, self.channels
 
     def __call__(self, image: Image.Image | np.ndarray, name: str) -> np.ndarray:
         """Converts one image.
@@ -86,11 +87,6 @@ class Conversion(NamedTuple):
                 )
             image = _resized(image, (width, height), self.resize, border)
         return np.asarray(image).reshape(image.height, image.width, self.channels)
-
-
-def from_config(config: TrainConfig, shape: Shape) -> Conversion:
-    """The conversion of a run's training images, of a height, width and channels."""
-    return Conversion(shape[:2], config.resize, config.background, shape[2])
 
 
 def open_image(file: Path | bytes | Image.Image, name: str) -> Image.Image:
@@ -296,7 +292,7 @@ def check_shape(shape: tuple[int, ...], name: str) -> Shape:
     return height, width, channels
 
 
-def check_size(size: tuple[int, int], name: str) -> None:
+def check_size(size: tuple[int, ...], name: str) -> None:
     """Refuses images smaller than the networks take, or of too many pixels.
 
     Raises:

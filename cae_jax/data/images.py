@@ -28,8 +28,8 @@ def conversion_of(config: TrainConfig, image_shape: Shape) -> Conversion:
 
     A run that refused images of other sizes stretches them.
     """
-    found = conversion.from_config(config, image_shape)
-    return found._replace(resize="stretch") if config.resize == "none" else found
+    resize = "stretch" if config.resize == "none" else config.resize
+    return Conversion(image_shape[:2], resize, config.background, image_shape[2])
 
 
 def prepare_images(images: np.ndarray, image_shape: Shape) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Converts the images of a source and writes them as .npy files, in one pass."""
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -11,9 +12,8 @@ import numpy as np
 from PIL import Image
 
 from cae_jax.config import TrainConfig
-from cae_jax.data import conversion
-from cae_jax.data.conversion import UnreadableError
-from cae_jax.data.sources import ALL, SPLITS, Item, Source, split_of
+from cae_jax.data.conversion import Conversion, UnreadableError, check_size, header
+from cae_jax.data.sources import ALL, SPLITS, Source, split_of
 from cae_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,8 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
 
     Args:
         folder: for ``SPLIT_images.npy`` and ``SPLIT_labels.npy``.
-        source: of the images.
-        config: which images, and what they are converted to.
-        title: how messages name the source.
+        source, title: of the images, and how messages name them.
+        config: what they are converted to.
 
     Returns:
         the record of the arrays, see `cae_jax.data.prepared`.
@@ -38,9 +37,10 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
             split without images; or images that are black because their white is 1.
     """
     try:
-        record = _Preparation(source, config, title, config.channels).write(folder)
+        record = _Preparation(source, config, title).write(folder)
     except _ColorError:  # rare: gray images come first, and all of them become RGB
-        record = _Preparation(source, config, title, 3).write(folder)
+        config = dataclasses.replace(config, channels=3)
+        record = _Preparation(source, config, title).write(folder)
     skipped, ignored = record["skipped"], source.notes.get("ignored", {})
     left_out = [f"{skipped} unreadable"] if skipped else []
     left_out += [f"{count} {name}" for name, count in ignored.items()]
@@ -60,16 +60,15 @@ class _ColorError(Exception):
 class _Preparation:
     """One pass over the images of a source; arguments as of `write`.
 
-    Without a size or channels in the config the first image decides, and the others have to agree.
+    Without a size (None) or channels (0) the first image decides, and the others have to agree.
     """
 
-    def __init__(
-        self, source: Source, config: TrainConfig, title: str, channels: int | str
-    ) -> None:
+    def __init__(self, source: Source, config: TrainConfig, title: str) -> None:
         self._config, self._source, self._title = config, source, title
-        self._size, self._first = config.image_size, title
-        self._channels = None if channels == "auto" else int(channels)
-        self._ask = self._size is None, self._channels is None
+        channels = 0 if config.channels == "auto" else config.channels
+        self._convert = Conversion(config.image_size, config.resize, config.background, channels)
+        self._ask = self._convert.size is None, not self._convert.channels
+        self._first = title
         self._skipped: list[str] = []
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -108,7 +107,8 @@ class _Preparation:
             try:
                 image = item.read()
                 with image if isinstance(image, Image.Image) else contextlib.nullcontext():
-                    converted = self._conversion(image, item)(image, item.name)
+                    self._agree(image, item.name)
+                    converted = self._convert(image, item.name)
             except UnreadableError as error:
                 if not self._config.skip_unreadable:
                     advice = f"{error.advice}, remove it, or pass `skip_unreadable=True`"
@@ -129,27 +129,24 @@ class _Preparation:
                 "images by 255, or save an array of bool"
             )
 
-    def _conversion(self, image: Image.Image | np.ndarray, item: Item) -> conversion.Conversion:
-        """What an image is converted to."""
-        ask_size, ask_channels = self._ask
-        if ask_size or ask_channels:
-            size, channels = conversion.header(image, item.name)
-            if self._size is None:
-                conversion.check_size(size, item.name)
-                self._size, self._first = size, item.name
-            if ask_size and size != self._size:
-                raise UserError(
-                    f"{self._first} has {self._size[0]} x {self._size[1]} pixels and {item.name} "
-                    f"{size[0]} x {size[1]}",
-                    "bring all to one size with `image_size=64`, for example",
-                )
-            self._channels = self._channels or channels
-            if ask_channels and self._channels == 1 < channels:
-                raise _ColorError
-        assert self._size is not None
-        assert self._channels is not None
-        height, width = self._size
-        return conversion.from_config(self._config, (height, width, self._channels))
+    def _agree(self, image: Image.Image | np.ndarray, name: str) -> None:
+        """Keeps the size and channels of the first image; refuses others."""
+        if not any(self._ask):
+            return
+        (ask_size, ask_channels), to = self._ask, self._convert
+        size, channels = header(image, name)
+        if to.size is None:
+            check_size(size, name)
+            self._first = name
+        elif ask_size and size != to.size:
+            raise UserError(
+                f"{self._first} has {to.size[0]} x {to.size[1]} pixels and {name} {size[0]} x "
+                f"{size[1]}",
+                "bring all to one size with `image_size=64`, for example",
+            )
+        if ask_channels and to.channels == 1 < channels:
+            raise _ColorError
+        self._convert = to._replace(size=to.size or size, channels=to.channels or channels)
 
     def _empty(self, split: str) -> UserError:
         name = {"train": "training", "test": "test"}[split]

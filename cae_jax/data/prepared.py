@@ -59,8 +59,7 @@ def load(
     """Maps the images of a config to memory; prepares them if they are missing or damaged.
 
     Args:
-        config: which images, and what they are converted to.
-        location: where the images are.
+        config, location: which images, what they are converted to, and where they are.
         found: what lies there; None if the source is gone, so that its newest copy is read.
         root: of all prepared data.
         verify: compare all bytes with their SHA-256; otherwise sizes and headers.

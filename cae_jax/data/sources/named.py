@@ -38,8 +38,8 @@ class NamedConfig(tfds.core.BuilderConfig):
 
     Attributes:
         classes: names of the labels.
-        url: directory of the four IDX files; ``checksums.tsv`` holds their sizes and SHA-256, and
-            those of their unpacked content under the names without ``.gz``, where they are known.
+        url: directory of the IDX files; ``checksums.tsv`` holds their sizes and SHA-256, and, if
+            known, those of their unpacked content under the names without ``.gz``.
         homepage: page that describes the data set.
     """
 
@@ -51,9 +51,8 @@ class NamedConfig(tfds.core.BuilderConfig):
 class CaeImages(tfds.core.GeneratorBasedBuilder):
     """The builder of the named data sets, which needs no TensorFlow.
 
-    The builders shipped with TFDS read files through ``tf.io.gfile`` and encode PNG with
-    TensorFlow. This one leaves downloads and checksums to TFDS and stores raw uint8 tensors as
-    array_record. The class name is part of the path of its records.
+    TFDS's own builders encode PNG with TensorFlow. This one leaves downloads and checksums to TFDS
+    and stores raw uint8 tensors as array_record. Its class name is part of the path of the records.
     """
 
     VERSION = tfds.core.Version("1.0.0")
