@@ -157,7 +157,7 @@ def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -
     if config.data == ARRAYS:
         raise UserError(
             "the images were arrays, which no file holds",
-            "train on a file of numpy.savez(FILE, train=..., test=...) as `data`",
+            "save them with numpy.savez(FILE, train=..., test=...), and train on FILE",
         )
     location, root = path.locate(config.data), path.data_root(data_dir)
     found = path.find(location, root)

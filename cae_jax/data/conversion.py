@@ -249,11 +249,13 @@ def checked_array(values: np.ndarray, name: str) -> np.ndarray:
             f"{name} is of type {values.dtype}; images take uint8, uint16, bool, or floats in "
             "[0, 1]: divide it by the value of white"
         )
-    low, high = values.min(initial=0), values.max(initial=0)
-    if not (low >= 0 and high <= 1):  # or not a number
+    low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
+    finite = math.isfinite(low) and math.isfinite(high)
+    if not finite or low < 0 or high > 1:
+        advice = "divide them by the value of white" if low >= 0 else "shift and scale them"
         raise UserError(
-            f"{name} has floats in [{low:g}, {high:g}]; images take finite ones in [0, 1]: divide "
-            "them by the value of white, or pass uint8"
+            f"{name} has floats in [{low:g}, {high:g}]; images take finite ones in [0, 1]: "
+            f"{advice if finite else 'replace those that are not finite'}, or pass uint8"
         )
     return values
 

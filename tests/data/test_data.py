@@ -24,32 +24,22 @@ from tests import conftest
 FASHION, MNIST = TrainConfig(), TrainConfig(data="mnist")
 
 
-def test_arrays_are_those_of_the_archives(data_dir, test_images):
-    images, labels = data.load_split(FASHION, "test", data_dir=data_dir)
-    raw = gzip.decompress((conftest.ARCHIVES / "t10k-labels-idx1-ubyte.gz").read_bytes())
-    assert images.dtype == np.uint8
-    assert labels.dtype == np.int32
-    np.testing.assert_array_equal(images, test_images)
-    np.testing.assert_array_equal(labels, np.frombuffer(raw[8:], np.uint8))
-
-
-def test_training_images_in_their_original_order(data_dir):
-    images, labels = data.load_split(FASHION, "train", data_dir=data_dir)
-    raw = gzip.decompress((conftest.ARCHIVES / "train-images-idx3-ubyte.gz").read_bytes())
-    assert images.shape == (60000, 28, 28, 1)
-    assert images.tobytes() == raw[16:]
-    assert np.bincount(labels).tolist() == [6000] * 10
-
-
-def test_a_config_gets_the_first_images_of_both_splits(data_dir, test_images):
-    config = TrainConfig(train_examples=200, test_examples=30)
-    train, test, digest = data.load(config, data_dir=data_dir)
-    everything = data.load(TrainConfig(), data_dir=data_dir)
-    raw = gzip.decompress((conftest.ARCHIVES / "train-images-idx3-ubyte.gz").read_bytes())
-    assert train.tobytes() == raw[16 : 16 + 200 * 784]
-    np.testing.assert_array_equal(test, test_images[:30])
-    assert [len(array) for array in everything[:2]] == [60000, 10000]
-    assert digest == everything.digest == ""  # the config says which images they are
+def test_arrays_are_those_of_the_archives_in_their_order(data_dir):
+    everything = data.load(FASHION, data_dir=data_dir)
+    some = data.load(TrainConfig(train_examples=200, test_examples=30), data_dir=data_dir)
+    for i, (name, count) in enumerate((("train", 60000), ("t10k", 10000))):
+        split, first = data.SPLITS[i], (200, 30)[i]
+        raw, raw_labels = (
+            gzip.decompress((conftest.ARCHIVES / f"{name}-{kind}-ubyte.gz").read_bytes())
+            for kind in ("images-idx3", "labels-idx1")
+        )
+        images, labels = data.load_split(FASHION, split, data_dir=data_dir)
+        assert (images.dtype, images.shape) == (np.uint8, (count, 28, 28, 1))
+        assert images.tobytes() == everything[i].tobytes() == raw[16:]
+        assert labels.dtype == np.int32
+        np.testing.assert_array_equal(labels, np.frombuffer(raw_labels[8:], np.uint8))
+        assert some[i].tobytes() == raw[16 : 16 + first * 784]
+    assert some.digest == everything.digest == ""  # the config says which images they are
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(tiny_mnist, tmp_path):

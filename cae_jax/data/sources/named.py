@@ -190,15 +190,23 @@ def _prepare(name: str, root: Path) -> Arrays:
     from tensorflow_datasets.core.download.util import DownloadError
 
     config: Any = CaeImages.builder_configs[name]
-    # In the same place where the package is a zip, too.
-    with contextlib.ExitStack() as unpacked:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # where TFDS prints
+        tfds.disable_progress_bar()
+        builder = CaeImages(config=name, data_dir=str(root))
         try:
-            files = None
-            if name in SHIPPED:
-                files = _shipped(unpacked.enter_context(resources.as_file(SHIPPED[name])), config)
+            if name in SHIPPED:  # in the same place where the package is a zip, too
+                folder = stack.enter_context(resources.as_file(SHIPPED[name]))
+                builder.files = _shipped(folder, config)
             else:  # one short request: TFDS retries for minutes
                 requests.head(config.url, timeout=10)
-            return _write(name, root, files)
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(
+                    force_checksums_validation=True, try_download_gcs=False
+                ),
+                file_format="array_record",
+            )
+            return builder.arrays
         except NonMatchingChecksumError as error:
             raise UserError(
                 f"IDX file is not the original one: {reason_of(error)}; get it from "
@@ -225,18 +233,3 @@ def _checksum(url: str) -> str | None:
     """The recorded SHA-256 of a file; None if it is unknown."""
     infos: Any = CaeImages.url_infos
     return infos[url].checksum if url in infos else None
-
-
-def _write(name: str, root: Path, files: dict[str, Path] | None) -> Arrays:
-    """Writes the records of a data set with TFDS, which prints to stdout."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        tfds.disable_progress_bar()
-        builder = CaeImages(config=name, data_dir=str(root))
-        builder.files = files
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                force_checksums_validation=True, try_download_gcs=False
-            ),
-            file_format="array_record",
-        )
-        return builder.arrays
