@@ -59,15 +59,10 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically; raises like `replacing`."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically; raises like `replacing`."""
-    write_bytes(path, text.encode())
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ def real(path: Path) -> Path:
 
 def read(flags: Flags, files: dict[Path, Path]) -> tuple[list[str], np.ndarray]:
     """The name of each output and the images ``[N, *image_shape]``, uint8 or float32 in [0, 1]."""
-    from cae_jax.data.images import conversion_of, joined, read_images
+    from cae_jax.data.images import conversion_of, joined, take_images
     from cae_jax.models.topology import from_config
     from cae_jax.runs.folder import read_config
 
@@ -114,7 +114,7 @@ def read(flags: Flags, files: dict[Path, Path]) -> tuple[list[str], np.ndarray]:
     convert = convert._replace(background=flags.background or config.background)
     names, parts = [], []
     for file, name in progress(list(files.items()), "Reading"):
-        images = read_images(file, convert, resize=flags.resize)
+        images = take_images(file, convert, resize=flags.resize)
         array = file.suffix.lower() == ".npy"
         names += [f"{name}-{i:04}" if array else f"{name}" for i in range(len(images))]
         parts.append(inverted(images) if flags.invert else images)

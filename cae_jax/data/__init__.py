@@ -53,11 +53,7 @@ class Dataset(NamedTuple):
 def load(
     config: TrainConfig, *, data_dir: str | Path | None = None, verify_data: bool = False
 ) -> Dataset:
-    """Loads the images that a config trains and validates on.
-
-    Args:
-        config: names the data set and limits the number of images of each split.
-        data_dir, verify_data: see `load_split`.
+    """Loads the images that a config trains and validates on; arguments as of `load_split`.
 
     Raises:
         UserError: see `load_split`; or the training images do not fill one batch.
@@ -83,7 +79,7 @@ def of_arrays(config: TrainConfig, images: tuple[np.ndarray, np.ndarray]) -> Dat
         UserError: arrays of another type or shape, or too few training images for one batch.
     """
     if not isinstance(images, (tuple, list)) or len(images) != 2:
-        raise UserError("`images` takes two arrays, of training and of test images: (train, test)")
+        raise UserError("`images` takes two arrays, of training and of test images")
     train, test = _array(images[0], "training"), _array(images[1], "test")
     if train.shape[1:] != test.shape[1:]:
         raise UserError(
@@ -133,8 +129,6 @@ def load_split(
 ) -> Arrays:
     """Loads one split of a data set; the first call prepares the data set on disk.
 
-    A prepared data set that is damaged is prepared again.
-
     Args:
         config: names the data set.
         split: ``"train"`` or ``"test"``.
@@ -159,12 +153,11 @@ def load_split(
 
 
 def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -> Prepared:
-    """The prepared images; they need the shape of the config, if the config was trained."""
+    """The prepared images, which have the shape of a trained config."""
     if config.data == ARRAYS:
         raise UserError(
             "the images were arrays, which no file holds",
-            "save them with numpy.savez(FILE, train=..., test=...), and train with the file as "
-            "`data`",
+            "save them with numpy.savez(FILE, train=..., test=...), and train on FILE",
         )
     location, root = path.locate(config.data), path.data_root(data_dir)
     found = path.find(location, root)

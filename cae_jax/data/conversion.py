@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cae_jax.config import LEAST_SIDE, MAX_PIXELS, Background, Shape, TrainConfig
+from cae_jax.config import LEAST_SIDE, MAX_PIXELS, Background, Shape
 from cae_jax.errors import UserError, naming
 
 # The file formats that are read, by Pillow's names; PPM includes PGM and PBM.
@@ -39,10 +39,17 @@ class Conversion(NamedTuple):
         channels: 1, 3 or 4.
     """
 
-    size: tuple[int, int] | None
+    size: tuple[int, ...] | None
     resize: str
     background: Background
     channels: int
+
+    @property
+    def shape(self) -> Shape:
+        """Height, width and channels of the results, where there is a size."""
+        assert self.size is not None
+        height, width = self.size
+        return height, width, self.channels
 
     def __call__(self, image: Image.Image | np.ndarray, name: str) -> np.ndarray:
         """Converts one image.
@@ -55,9 +62,8 @@ class Conversion(NamedTuple):
             uint8 ``[height, width, channels]``.
 
         Raises:
-            UnreadableError: damaged.
-            UserError: another size than `size`, where `resize` is ``"none"``; an array of another
-                type or range.
+            UserError: damaged; another size, where `resize` is ``"none"``; an array of another type
+                or range.
         """
         if isinstance(image, np.ndarray):
             pixels = eight_bit_array(image, name)
@@ -68,16 +74,10 @@ class Conversion(NamedTuple):
             if self.size is not None and self.resize != "none":
                 # A JPEG decodes at a fraction of its size; twice the target stays sharp.
                 image.draft(None, (2 * max(self.size), 2 * max(self.size)))
-            image = _eight_bits(upright(image))
-            border = _background_of(image, self.background)
             mode = MODES[self.channels]
-            image = image if mode == "RGBA" else _opaque(image, border)
+            image, border = _flat(_eight_bits(upright(image)), self.background, mode == "RGBA")
             image = image if image.mode == mode else image.convert(mode)
-        return self._resized(image, border, name)
-
-    def _resized(self, image: Image.Image, border: str, name: str) -> np.ndarray:
-        """The pixels of an image that has the mode, in the size."""
-        if self.size is not None and (image.height, image.width) != self.size:
+        if self.size is not None and image.size != self.size[::-1]:
             height, width = self.size
             if self.resize == "none":
                 raise UserError(
@@ -87,11 +87,6 @@ class Conversion(NamedTuple):
                 )
             image = _resized(image, (width, height), self.resize, border)
         return np.asarray(image).reshape(image.height, image.width, self.channels)
-
-
-def from_config(config: TrainConfig, shape: Shape) -> Conversion:
-    """The conversion of a run's training images, of a height, width and channels."""
-    return Conversion(shape[:2], config.resize, config.background, shape[2])
 
 
 def open_image(file: Path | bytes | Image.Image, name: str) -> Image.Image:
@@ -105,9 +100,8 @@ def open_image(file: Path | bytes | Image.Image, name: str) -> Image.Image:
         UnreadableError: not an image of the `FORMATS`, or one of more than `MAX_PIXELS`.
     """
     with reading(name):
-        if isinstance(file, Image.Image):
-            image: Any = file
-        else:
+        image: Any = file
+        if not isinstance(file, Image.Image):
             image = _opened(io.BytesIO(file) if isinstance(file, bytes) else file)
         if image.width * image.height > MAX_PIXELS:  # a PNG of a few kB can announce gigabytes
             if image is not file:
@@ -140,14 +134,18 @@ def reading(name: str) -> Iterator[None]:
         yield
 
 
-def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int], bool]:
-    """Displayed height and width of an image, and whether it is gray; decodes palettes only.
+def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int], int]:
+    """Displayed height and width of an image, and channels that show its colors.
+
+    Transparency counts as a channel in arrays only. Decodes palettes only.
 
     Raises:
         UnreadableError: damaged where that shows.
+        UserError: an array of another shape.
     """
     if isinstance(image, np.ndarray):
-        return image.shape[:2], image.ndim == 2 or image.shape[2] == 1
+        height, width, channels = check_shape((1, *image.shape), name)
+        return (height, width), channels
     with reading(name):
         height, width, orientation = image.height, image.width, None
         # Pillow would decode a whole PNG to look for EXIF data behind the pixels.
@@ -157,7 +155,7 @@ def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int],
                 if image.format == "TIFF":  # newer versions of Pillow exchange its size already
                     width, height = (image.getexif()[tag] for tag in _TIFF_SIZE)
         size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
-        return size, _is_gray(image)
+        return size, 1 if _is_gray(image) else 3
 
 
 def _is_gray(image: Image.Image) -> bool:
@@ -177,15 +175,11 @@ def upright(image: Image.Image) -> Image.Image:
 
 def is_transparent(image: Image.Image) -> bool:
     """Whether an image has an alpha channel or a transparent color."""
-    return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+    return "transparency" in image.info or not {"A", "a"}.isdisjoint(image.getbands())
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Divides 16-bit grays by 257 and multiplies floats by 255; other images stay.
-
-    Raises:
-        ValueError: integers of more than 16 bits, floats outside [0, 1], or a 16-bit mask.
-    """
+    """Divides 16-bit grays by 257 and multiplies floats by 255; other images stay."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
@@ -202,25 +196,22 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return gray
 
 
-def _background_of(image: Image.Image, background: Background) -> str:
-    """The background of an image: ``"auto"`` takes white behind dark transparent ones."""
-    if background != "auto":
-        return background
-    if not is_transparent(image):
-        return "black"
-    image = image.convert("RGBA")
-    weights = np.asarray(image.getchannel("A"), np.float64)
-    light = np.asarray(image.convert("RGB").convert("L")) / 255 - 0.5
-    return "white" if (light * weights).sum() < 0 else "black"
+def _flat(image: Image.Image, background: Background, keep: bool) -> tuple[Image.Image, str]:
+    """Composes a transparent image over its background, unless it keeps its transparency.
 
-
-def _opaque(image: Image.Image, background: str) -> Image.Image:
-    """Composes a transparent image over black or white; other images stay."""
+    Returns:
+        the image, and its background: ``"auto"`` is white behind dark images, else black.
+    """
     if not is_transparent(image):
-        return image
+        return image, "white" if background == "white" else "black"
     image = image.convert("RGBA")
-    colors = image.convert("RGB")
-    return Image.composite(colors, Image.new("RGB", image.size, background), image.getchannel("A"))
+    colors, alpha = image.convert("RGB"), image.getchannel("A")
+    if background == "auto":
+        light = np.asarray(colors.convert("L")) / 255 - 0.5
+        background = "white" if (light * np.asarray(alpha, np.float64)).sum() < 0 else "black"
+    if not keep:
+        image = Image.composite(colors, Image.new("RGB", image.size, background), alpha)
+    return image, background
 
 
 def _resized(image: Image.Image, size: tuple[int, int], resize: str, border: str) -> Image.Image:
@@ -236,21 +227,16 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: str, border: str
     # The border of an image that keeps its transparency is transparent.
     color = {"L": white, "RGB": (white,) * 3, "RGBA": (white,) * 3 + (0,)}[image.mode]
     fitted = Image.new(image.mode, size, color)
-    fitted.paste(
-        image.resize(inner, method), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
-    )
+    left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    fitted.paste(image.resize(inner, method), (left, top))
     return fitted
 
 
 def checked_array(values: np.ndarray, name: str) -> np.ndarray:
-    """Pixels as uint8, or as floats in [0, 1].
-
-    Args:
-        values: uint8, uint16 (divided by 257), bool (True is white) or floats in [0, 1].
-        name: how an error names the images.
+    """Pixels of uint8, uint16 (divided by 257), bool or floats as uint8, or as floats in [0, 1].
 
     Raises:
-        UserError: another type, or floats outside [0, 1] or not finite.
+        UserError: another type, or floats outside [0, 1] or not finite; names the images.
     """
     if values.dtype == np.uint8:
         return values
@@ -264,27 +250,20 @@ def checked_array(values: np.ndarray, name: str) -> np.ndarray:
             "[0, 1]: divide it by the value of white"
         )
     low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
-    if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
-        if not (math.isfinite(low) and math.isfinite(high)):
-            advice = "replace those that are not finite"
-        else:
-            advice = "divide them by the value of white" if low >= 0 else "shift and scale them"
+    finite = math.isfinite(low) and math.isfinite(high)
+    if not finite or low < 0 or high > 1:
+        advice = "divide them by the value of white" if low >= 0 else "shift and scale them"
         raise UserError(
             f"{name} has floats in [{low:g}, {high:g}]; images take finite ones in [0, 1]: "
-            f"{advice}, or pass uint8"
+            f"{advice if finite else 'replace those that are not finite'}, or pass uint8"
         )
     return values
 
 
 def eight_bit_array(values: np.ndarray, name: str) -> np.ndarray:
-    """Pixels as uint8 ``[..., height, width, channels]``.
+    """Pixels as of `checked_array` as uint8 ``[..., height, width, channels]``.
 
-    Args:
-        values: as of `checked_array`; a gray image also ``[height, width]``.
-        name: how an error names the images.
-
-    Raises:
-        UserError: see `checked_array`.
+    A gray image may be ``[height, width]``. Raises as `checked_array`.
     """
     values = checked_array(values, name)
     if values.dtype != np.uint8:
@@ -315,7 +294,7 @@ def check_shape(shape: tuple[int, ...], name: str) -> Shape:
     return height, width, channels
 
 
-def check_size(size: tuple[int, int], name: str) -> None:
+def check_size(size: tuple[int, ...], name: str) -> None:
     """Refuses images smaller than the networks take, or of too many pixels.
 
     Raises:

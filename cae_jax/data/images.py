@@ -1,5 +1,6 @@
 """Reads user images, in any form and from files, as what a model takes; writes PNG files."""
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -27,35 +28,28 @@ def conversion_of(config: TrainConfig, image_shape: Shape) -> Conversion:
 
     A run that refused images of other sizes stretches them.
     """
-    found = conversion.from_config(config, image_shape)
-    return found._replace(resize="stretch") if config.resize == "none" else found
+    resize = "stretch" if config.resize == "none" else config.resize
+    return Conversion(image_shape[:2], resize, config.background, image_shape[2])
 
 
 def prepare_images(images: np.ndarray, image_shape: Shape) -> np.ndarray:
-    """Checks images and converts them to what the models take.
-
-    Args:
-        images: uint8, uint16 (divided by 257), bool (True is white), or floats in [0, 1], one image
-            or N: ``image_shape``, flattened, or gray ones without the last axis.
-        image_shape: expected ``(height, width, channels)``.
-
-    Returns:
-        uint8, or float32 in [0, 1], ``[N, *image_shape]``.
-
-    Raises:
-        UserError: another shape or type, channels first, values outside [0, 1] or not finite.
-    """
-    return _checked_values(
-        _as_batch(np.asarray(images), "the array", image_shape, False), "the array"
-    )
+    """Checks an array of images and converts it, without resizing; see `take_images`."""
+    convert = Conversion(image_shape[:2], "none", "auto", image_shape[2])
+    return _converted(np.asarray(images), "the array", convert, resize=False)
 
 
 def take_images(images: Any, convert: Conversion, *, resize: bool = False) -> np.ndarray:
     """Takes images in any form: an array, a PIL image, the path of a file, or a list of those.
 
+    The EXIF orientation is applied; of several frames the first one is read. What keeps all values
+    is always converted: gray to color, a palette to its colors, 1 bit to 8, and opaque images to
+    those with transparency.
+
     Args:
-        images: an array as of `prepare_images`, a PIL image, a path as of `read_images`, or a list
-            of images, which may include arrays of one image each.
+        images: an array of uint8, uint16 (divided by 257), bool (True is white), or floats in
+            [0, 1], one image or N: ``[height, width, channels]``, flattened, or gray ones without
+            the last axis; a PIL image; the path of a .npy file with such an array, or of a PNG,
+            JPEG, WebP, BMP, TIFF or GIF file of 8 bits a channel; or a list of those.
         convert: to the shape that the model takes, see `conversion_of`.
         resize: convert other sizes, colors, transparency, and images of 16 bits.
 
@@ -63,12 +57,13 @@ def take_images(images: Any, convert: Conversion, *, resize: bool = False) -> np
         uint8, or float32 in [0, 1], ``[N, height, width, channels]``; a single image has an N of 1.
 
     Raises:
-        UserError: see `prepare_images` and `read_images`.
+        UserError: a missing or damaged file, another shape, color or type, channels first, values
+            outside [0, 1] or not finite; names the file.
     """
     if isinstance(images, (list, tuple)) and any(isinstance(x, _FILES) for x in images):
         return joined([take_images(each, convert, resize=resize) for each in images])
     if isinstance(images, (str, os.PathLike)):
-        return read_images(os.fspath(images), convert, resize=resize)
+        return _read_file(os.fspath(images), convert, resize)
     if isinstance(images, Image.Image):
         return _read_image(images, "the image", convert, resize)
     try:
@@ -78,42 +73,15 @@ def take_images(images: Any, convert: Conversion, *, resize: bool = False) -> np
     return _converted(array, "the array", convert, resize)
 
 
-def _shape(convert: Conversion) -> Shape:
-    """The shape of images after a conversion to a size."""
-    assert convert.size is not None
-    return *convert.size, convert.channels
-
-
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Images ``[N, ...]`` of all parts: uint8 if all are, else float32 in [0, 1]."""
     if len({part.dtype for part in parts}) > 1:
-        whites = [255 if part.dtype == np.uint8 else 1 for part in parts]
-        parts = [
-            np.asarray(part / np.float32(white), np.float32)
-            for part, white in zip(parts, whites, strict=True)
-        ]
+        parts = [x / np.float32(255) if x.dtype == np.uint8 else x for x in parts]
     return np.concatenate(parts)
 
 
-def read_images(path: str | Path, convert: Conversion, *, resize: bool = False) -> np.ndarray:
-    """Reads the image or images in a file.
-
-    The EXIF orientation is applied; of several frames the first one is read. What keeps all values
-    is always converted: gray to color, a palette to its colors, 1 bit to 8, and opaque images to
-    those with transparency.
-
-    Args:
-        path: a PNG, JPEG, WebP, BMP, TIFF or GIF file of 8 bits a channel, or a .npy array as of
-            `prepare_images`, with one image or N, also flattened.
-        convert: to the shape that the model takes, see `conversion_of`.
-        resize: convert other sizes, colors, transparency, and files of 16 bits.
-
-    Returns:
-        uint8, or float32 in [0, 1], ``[N, height, width, channels]``.
-
-    Raises:
-        UserError: missing or damaged file, other shape, color or type; names the file.
-    """
+def _read_file(path: str | Path, convert: Conversion, resize: bool) -> np.ndarray:
+    """Reads the image or images in a file; see `take_images`."""
     path = Path(os.path.expanduser(path))  # noqa: PTH111, the method fails on a file ~lock.png
     if not os.path.isfile(path):  # noqa: PTH113 - which raises without permission
         raise UserError(f"{path} is not a file that can be read; pass image files or .npy files")
@@ -141,23 +109,18 @@ def _read_image(
 ) -> np.ndarray:
     """The image uint8 ``[1, height, width, channels]``."""
     image = open_image(file, name)
-    try:
-        return convert(image if resize else _exact(image, name, _shape(convert)), name)[None]
-    finally:
-        if image is not file:
-            image.close()
+    with contextlib.nullcontext() if image is file else image:
+        return convert(image if resize else _exact(image, name, convert), name)[None]
 
 
-def _exact(image: Image.Image, name: str, image_shape: Shape) -> Image.Image:
+def _exact(image: Image.Image, name: str, convert: Conversion) -> Image.Image:
     """Refuses an image of another size, or with values that the conversion would lose."""
-    height, width, channels = image_shape
+    height, width, channels = convert.shape
     with conversion.reading(name):
         image = conversion.upright(image)
-        gray_palette = image.mode == "P" and channels == 1
-        if gray_palette:
+        exact = image.mode in _EXACT[channels]
+        if image.mode == "P" and channels == 1:
             exact = not np.ptp(np.asarray(image.convert("RGB")), axis=-1).any()
-        else:
-            exact = image.mode in _EXACT[channels]
     transparent = conversion.is_transparent(image)
     if image.size != (width, height) or not exact or (transparent and channels != 4):
         color = {1: "gray", 3: "color", 4: "color with transparency"}[channels]
@@ -185,18 +148,13 @@ def write_png(path: Path, image: np.ndarray) -> None:
         Image.fromarray(plane).save(temporary, format="PNG")
 
 
-def _checked_values(images: np.ndarray, name: str) -> np.ndarray:
-    """The images as uint8, or as float32 in [0, 1]."""
-    images = checked_array(images, name)
-    return images if images.dtype == np.uint8 else images.astype(np.float32)
-
-
 def _converted(array: np.ndarray, name: str, convert: Conversion, resize: bool) -> np.ndarray:
     """An array as a batch of images; those of another shape become uint8."""
-    images = _as_batch(array, name, _shape(convert), resize)
-    if images.shape[1:] == _shape(convert):
-        return _checked_values(images, name)
-    return np.stack([convert(image, name) for image in images])
+    images = _as_batch(array, name, convert.shape, resize)
+    if images.shape[1:] != convert.shape:
+        return np.stack([convert(image, name) for image in images])
+    images = checked_array(images, name)
+    return images if images.dtype == np.uint8 else images.astype(np.float32)
 
 
 def _as_batch(array: np.ndarray, name: str, image_shape: Shape, resize: bool) -> np.ndarray:
@@ -207,6 +165,7 @@ def _as_batch(array: np.ndarray, name: str, image_shape: Shape, resize: bool) ->
     """
     height, width, channels = image_shape
     shape, rank, pixels = array.shape, array.ndim, math.prod(image_shape)
+    given = f"{name} has shape {list(shape)}"
     planes = (height, width) if channels == 1 else image_shape
     if shape in (image_shape, planes, (pixels,)):
         return array.reshape(1, *image_shape)
@@ -218,31 +177,29 @@ def _as_batch(array: np.ndarray, name: str, image_shape: Shape, resize: bool) ->
     # With `resize` three axes may be a few gray images.
     if shape[-3:] == (channels, height, width) or (first and (rank == 4 or not resize)):
         raise UserError(
-            f"{name} has shape {list(shape)}, which looks like channels first; convert it with "
+            f"{given}, which looks like channels first; convert it with "
             "numpy.moveaxis(images, -3, -1)"
-        )
-    if not (resize or ambiguous):
-        gray = f"[{height}, {width}] or [N, {height}, {width}], " if channels == 1 else ""
-        raise UserError(
-            f"{name} has shape {list(shape)}; it takes {gray}[{height}, {width}, {channels}] or "
-            f"[N, {height}, {width}, {channels}], or flattened [{pixels}] or [N, {pixels}]: resize "
-            f"or crop the images to {height} x {width} pixels, or pass `resize=True` to convert"
         )
     if ambiguous:
         raise UserError(
-            f"{name} has shape {list(shape)}: {shape[0]} flattened images or one of "
-            f"{shape[0]} x {pixels} pixels; save it as [{shape[0]}, {height}, {width}, {channels}] "
-            f"or as [1, {shape[0]}, {pixels}]"
+            f"{given}: {shape[0]} flattened images or one of {shape[0]} x {pixels} pixels; save it "
+            f"as [{shape[0]}, {height}, {width}, {channels}] or as [1, {shape[0]}, {pixels}]"
+        )
+    if not resize:
+        gray = f"[{height}, {width}] or [N, {height}, {width}], " if channels == 1 else ""
+        raise UserError(
+            f"{given}; it takes {gray}[{height}, {width}, {channels}] or [N, {height}, {width}, "
+            f"{channels}], or flattened [{pixels}] or [N, {pixels}]: resize or crop the images to "
+            f"{height} x {width} pixels, or pass `resize=True` to convert"
         )
     if rank == 2 or (rank == 3 and shape[-1] > 4):
         array = array[..., None]
     if rank == 2 or (rank == 3 and shape[-1] <= 4):
         array = array[None]
-    known = {1, 3, channels}
-    if array.ndim != 4 or array.shape[-1] not in known or 0 in array.shape:
+    if array.ndim != 4 or array.shape[-1] not in {1, 3, channels} or 0 in array.shape:
         alpha = " or 4 (RGBA)" if channels == 4 else ""
         raise UserError(
-            f"{name} has shape {list(shape)}; `resize=True` takes [H, W], [N, H, W], [H, W, C] "
-            f"or [N, H, W, C] with 1 (gray) or 3 (RGB){alpha} channels C"
+            f"{given}; `resize=True` takes [H, W], [N, H, W], [H, W, C] or [N, H, W, C] with 1 "
+            f"(gray) or 3 (RGB){alpha} channels C"
         )
     return array

@@ -101,12 +101,10 @@ def _absolute(path: str) -> Path:
 
 def _missing(data: str, path: Path) -> UserError:
     """The error for a name or path that leads nowhere."""
-    near = difflib.get_close_matches(data, NAMED, n=1)
+    near = difflib.get_close_matches(data, NAMED, 1)
     with contextlib.suppress(OSError, ValueError):  # only advice
-        names = [] if near else [each.name for each in path.parent.iterdir()]
-        names = [name for name in names if name != path.name]  # a link that leads nowhere
-        close = difflib.get_close_matches(path.name, names, 1)
-        near = near or [str(path.parent / each) for each in close]
+        names = {each.name for each in path.parent.iterdir()} - {path.name}
+        near += [f"{path.parent / name}" for name in difflib.get_close_matches(path.name, names, 1)]
     hint = f"; did you mean {near[0]}?" if near else ""
     return UserError(
         f"`data` is {data!r}, where nothing is",
@@ -126,33 +124,32 @@ def find(location: Location, root: Path) -> Found | None:
     """
     path, part = location.path, location.part
     if location.data in NAMED:
-        from cae_jax.data.sources.named import NamedImages  # TFDS takes half a second to import
+        from cae_jax.data.sources.named import open_named  # TFDS takes half a second to import
 
-        return Found([], partial(NamedImages, location.data, root))
+        return Found([], partial(open_named, location.data, root))
     if location.missing:
         return None
     listing = walk(path)
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         _refuse_part(location)
-        return Found(listing.files, partial(arrays.ArrayFile, path))
+        return Found(listing.files, partial(arrays.open_file, path))
     tables, images = listing.with_suffix([parquet.SUFFIX]), listing.with_suffix(SUFFIXES)
     if (prepared := tfds.find_folder(listing)) is not None:
         if prepared != listing.root:
             _refuse_mixture(path, f"a TFDS data set in {prepared}", images)
-        return Found(tfds.files(listing), partial(tfds.TfdsFolder, prepared, part))
+        return Found(tfds.files(listing), partial(tfds.open_folder, prepared, part))
     if idx_files := idx.files(listing):
         _refuse_mixture(path, f"{len(idx_files)} IDX files", images)
-        return Found(idx_files, partial(idx.IdxFolder, listing, part))
+        return Found(idx_files, partial(idx.open_folder, listing, part))
     _refuse_part(location)
     if tables:
         _refuse_mixture(path, f"{len(tables)} parquet files", images)
-        return Found(tables, partial(parquet.ParquetFolder, listing))
+        return Found(tables, partial(parquet.open_folder, listing))
     if images:
-        return Found(images, partial(folder.ImageFolder, listing))
+        return Found(images, partial(folder.open_folder, listing))
     others = ", ".join(f"{count} {name}" for name, count in listing.unused([]).items())
-    raise UserError(
-        f"{path} has no images{f', but {others}' if others else ''}; it takes {ACCEPTED}"
-    )
+    but = f", but {others}" if others else ""
+    raise UserError(f"{path} has no images{but}; it takes {ACCEPTED}")
 
 
 def _refuse_mixture(path: Path, what: str, images: list[File]) -> None:
@@ -197,21 +194,16 @@ def _entries(folder: str, prefix: str, above: set[tuple[int, int]]) -> Iterator[
         yield None  # a run, whose figures are not images to train on
         return
     for entry in entries:
-        is_folder = _leads(entry, os.DirEntry.is_dir)
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # a link that leads to itself
+                raise
+            continue
         if entry.name.startswith((".", "__MACOSX")) or (entry.name == PREPARED and is_folder):
             yield None  # `data_dir` may lie among the images
         elif is_folder:
             yield from _entries(entry.path, f"{prefix}{entry.name}/", above | {identity})
-        elif _leads(entry, os.DirEntry.is_file):
+        elif is_file:
             status = entry.stat()
             yield File(prefix + entry.name, status.st_size, status.st_mtime_ns)
-
-
-def _leads(entry: os.DirEntry, kind: Callable[[os.DirEntry], bool]) -> bool:
-    """Whether an entry is of a kind; False for a link that leads to itself."""
-    try:
-        return kind(entry)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return False
-        raise

@@ -1,19 +1,19 @@
 """Converts the images of a source and writes them as .npy files, in one pass."""
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from cae_jax.config import TrainConfig
-from cae_jax.data import conversion
-from cae_jax.data.conversion import UnreadableError
-from cae_jax.data.sources import ALL, SPLITS, Item, Source, items_of
+from cae_jax.data.conversion import Conversion, UnreadableError, check_size, header
+from cae_jax.data.sources import ALL, SPLITS, Source, split_of
 from cae_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,8 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
 
     Args:
         folder: for ``SPLIT_images.npy`` and ``SPLIT_labels.npy``.
-        source: of the images.
-        config: which images, and what they are converted to.
-        title: how messages name the source.
+        source, title: of the images, and how messages name them.
+        config: what they are converted to.
 
     Returns:
         the record of the arrays, see `cae_jax.data.prepared`.
@@ -38,11 +37,10 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
             split without images; or images that are black because their white is 1.
     """
     try:
-        preparation = _Preparation(source, config, title)
-        record = preparation.write(folder)
+        record = _Preparation(source, config, title).write(folder)
     except _ColorError:  # rare: gray images come first, and all of them become RGB
-        preparation = _Preparation(source, config, title, channels=3)
-        record = preparation.write(folder)
+        config = dataclasses.replace(config, channels=3)
+        record = _Preparation(source, config, title).write(folder)
     skipped, ignored = record["skipped"], source.notes.get("ignored", {})
     left_out = [f"{skipped} unreadable"] if skipped else []
     left_out += [f"{count} {name}" for name, count in ignored.items()]
@@ -60,22 +58,17 @@ class _ColorError(Exception):
 
 
 class _Preparation:
-    """One pass over the images of a source; arguments as of `write`."""
+    """One pass over the images of a source; arguments as of `write`.
 
-    def __init__(
-        self, source: Source, config: TrainConfig, title: str, channels: int | None = None
-    ) -> None:
+    Without a size (None) or channels (0) the first image decides, and the others have to agree.
+    """
+
+    def __init__(self, source: Source, config: TrainConfig, title: str) -> None:
         self._config, self._source, self._title = config, source, title
-        self._size, self._first = config.image_size, title
-        self._channels = channels or (None if config.channels == "auto" else config.channels)
-        if source.shape is not None:
-            if self._size is None:
-                conversion.check_size(source.shape[:2], title)
-                self._size = source.shape[:2]
-            self._channels = self._channels or (1 if source.shape[2] == 1 else 3)
-        # Otherwise the first image decides, and the others have to agree.
-        self._ask_size = self._size is None
-        self._ask_color = self._channels is None
+        channels = 0 if config.channels == "auto" else config.channels
+        self._convert = Conversion(config.image_size, config.resize, config.background, channels)
+        self._ask = self._convert.size is None, not self._convert.channels
+        self._first = title
         self._skipped: list[str] = []
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -85,7 +78,7 @@ class _Preparation:
         for split in SPLITS:
             found: list[int | None] = []
             with (folder / f"{split}_images.npy").open("wb") as file:
-                shape = _append(file, self._converted(split, found), images)
+                shape = _write(file, self._converted(split, found), images)
             if not found:
                 raise self._empty(split)
             arrays[f"{split}_images"] = "uint8", shape
@@ -107,11 +100,15 @@ class _Preparation:
     def _converted(self, split: str, labels: list[int | None]) -> Iterator[np.ndarray]:
         """The converted images of a split, whose labels it appends."""
         lightest, classes = 0, len(self._source.classes)
-        for item in items_of(self._source, split, self._config.split):
+        whole, fraction = ALL in self._source.items, self._config.split
+        for item in self._source.items[ALL if whole else split]():
+            if whole and split_of(item.key, fraction) != split:
+                continue
             try:
                 image = item.read()
                 with image if isinstance(image, Image.Image) else contextlib.nullcontext():
-                    converted = self._conversion(image, item)(image, item.name)
+                    self._agree(image, item.name)
+                    converted = self._convert(image, item.name)
             except UnreadableError as error:
                 if not self._config.skip_unreadable:
                     advice = f"{error.advice}, remove it, or pass `skip_unreadable=True`"
@@ -132,60 +129,53 @@ class _Preparation:
                 "images by 255, or save an array of bool"
             )
 
-    def _conversion(self, image: Image.Image | np.ndarray, item: Item) -> conversion.Conversion:
-        """What an image is converted to."""
-        if self._ask_size or self._ask_color:
-            size, gray = conversion.header(image, item.name)
-            if self._size is None:
-                conversion.check_size(size, item.name)
-                self._size, self._first = size, item.name
-            if self._ask_size and size != self._size:
-                raise UserError(
-                    f"{self._first} has {self._size[0]} x {self._size[1]} pixels and {item.name} "
-                    f"{size[0]} x {size[1]}",
-                    "bring all to one size with `image_size=64`, for example",
-                )
-            if self._channels is None:
-                self._channels = 1 if gray else 3
-            if self._ask_color and self._channels == 1 and not gray:
-                raise _ColorError
-        assert self._size is not None
-        assert self._channels is not None
-        height, width = self._size
-        return conversion.from_config(self._config, (height, width, self._channels))
+    def _agree(self, image: Image.Image | np.ndarray, name: str) -> None:
+        """Keeps the size and channels of the first image; refuses others."""
+        if not any(self._ask):
+            return
+        (ask_size, ask_channels), to = self._ask, self._convert
+        size, channels = header(image, name)
+        if to.size is None:
+            check_size(size, name)
+            self._first = name
+        elif ask_size and size != to.size:
+            raise UserError(
+                f"{self._first} has {to.size[0]} x {to.size[1]} pixels and {name} {size[0]} x "
+                f"{size[1]}",
+                "bring all to one size with `image_size=64`, for example",
+            )
+        if ask_channels and to.channels == 1 < channels:
+            raise _ColorError
+        self._convert = to._replace(size=to.size or size, channels=to.channels or channels)
 
     def _empty(self, split: str) -> UserError:
         name = {"train": "training", "test": "test"}[split]
         left_out = f", {len(self._skipped)} unreadable ones left out" if self._skipped else ""
         advice = "give more images"
-        if ALL in self._source.splits and self._config.split != 0.5:
+        if ALL in self._source.items and self._config.split != 0.5:
             advice += ", or divide them by `split=0.5`"
         return UserError(f"{self._title} gives no {name} images{left_out}", advice)
 
 
-def _append(file: Any, images: Iterator[np.ndarray], digest: Any) -> tuple[int, ...]:
+def _write(file: IO[bytes], images: Iterator[np.ndarray], digest: Any) -> tuple[int, ...]:
     """Writes images to a .npy file one after the other, and updates a digest.
 
     Returns:
         the shape of the array, ``(0,)`` without images.
     """
-    shape, start = (0,), 0
-    for image in images:
-        if not start:
-            shape = (0, *image.shape)
-            start = _write_header(file, shape)
-        shape = (shape[0] + 1, *shape[1:])
-        file.write(np.ascontiguousarray(image))
-        digest.update(np.ascontiguousarray(image))
-    file.seek(0)
-    # NumPy pads headers so that the first axis may grow.
-    if start and _write_header(file, shape) != start:
-        raise OSError(f"the header of shape {shape} does not fit")
+    shape: tuple[int, ...] = (0,)
+    for i, image in enumerate(images):
+        shape = (i + 1, *image.shape)
+        if not i:
+            _write_header(file, shape)
+        content = image.tobytes()
+        file.write(content)
+        digest.update(content)
+    file.seek(0)  # NumPy pads headers so that the first axis may grow
+    _write_header(file, shape)
     return shape
 
 
-def _write_header(file: Any, shape: tuple[int, ...]) -> int:
-    """Writes the header of a uint8 array; returns where its data begin."""
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     values = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, values)
-    return file.tell()

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 Arrays = tuple[np.ndarray, np.ndarray | None]
 RECORD = "source.json"
-FORM = 2  # of the files; earlier forms are prepared again
+FORM = 2  # of the files; others are prepared again
 # The fields of a config that decide what is prepared from a source.
 _OPTIONS = ("image_size", "resize", "channels", "background", "split", "skip_unreadable")
 
@@ -59,8 +59,7 @@ def load(
     """Maps the images of a config to memory; prepares them if they are missing or damaged.
 
     Args:
-        config: which images, and what they are converted to.
-        location: where the images are.
+        config, location: which images, what they are converted to, and where they are.
         found: what lies there; None if the source is gone, so that its newest copy is read.
         root: of all prepared data.
         verify: compare all bytes with their SHA-256; otherwise sizes and headers.
@@ -69,24 +68,19 @@ def load(
         UserError: see `cae_jax.data.load_split`.
     """
     if found is None:
-        return _gone(location, newest_copy(config, location, root), verify)
-    folder = _folder(config, location, root, found.files)
+        folder = newest_copy(config, location, root)
+        logger.warning("%s is gone; reading its prepared copy in %s", location.data, folder)
+    else:
+        folder = _folder(config, location, root, found.files)
     prepared, damage = _try(folder, verify)
     if prepared is not None:
         return prepared
+    if found is None:
+        raise UserError(
+            f"{folder} is damaged ({damage}), and its source {location.data} is gone; restore that"
+        )
     try:
-        with _locked(folder.parent):
-            prepared, damage = _try(folder, verify)  # another process may have been faster
-            if prepared is not None:
-                return prepared
-            when = f"again, because it is damaged: {damage}" if damage else "(once)"
-            # A warning, so that it goes to stderr: stdout holds the results of a command.
-            logger.warning("Preparing %s in %s %s", location.data, folder, when)
-            with _replacing(folder) as temporary:
-                record = write(temporary, found.open(), config, location.data)
-                atomic.write_json(temporary / RECORD, record)
-            _log_earlier(folder, _copies(config, location, root))
-            return _map(folder, verify=False)
+        return _prepare(config, location, found, folder, verify)
     except UserError as error:
         what = f"{folder} is damaged ({damage}) and cannot be prepared again: " if damage else ""
         raise UserError(f"{what}{error.problem}", error.advice) from error
@@ -97,35 +91,41 @@ def load(
         ) from error
 
 
+def _prepare(
+    config: TrainConfig, location: Location, found: Found, folder: Path, verify: bool
+) -> Prepared:
+    with _locked(folder.parent):
+        prepared, damage = _try(folder, verify)  # another process may have been faster
+        if prepared is not None:
+            return prepared
+        when = f"again, because it is damaged: {damage}" if damage else "(once)"
+        # A warning, so that it goes to stderr: stdout holds the results of a command.
+        logger.warning("Preparing %s in %s %s", location.data, folder, when)
+        with _replacing(folder) as temporary:
+            record = write(temporary, found.open(), config, location.data)
+            atomic.write_json(temporary / RECORD, record)
+        # Not removed: runs may have begun with those, and their files may be gone.
+        if others := sorted(str(each) for each in _copies(folder) if each != folder):
+            logger.warning("Earlier states are in %s, which may be removed", ", ".join(others))
+        return _map(folder, verify=False)
+
+
 def newest_copy(config: TrainConfig, location: Location, root: Path) -> Path:
     """The newest folder that was prepared from a location with the options of a config.
 
     Raises:
         UserError: there is none.
     """
-    copies = _copies(config, location, root)
+    copies = _copies(_folder(config, location, root, []))
     if not copies:
         raise location.missing or FileNotFoundError(location.data)
     return max(copies, key=lambda each: each.stat().st_mtime_ns)
 
 
-def _copies(config: TrainConfig, location: Location, root: Path) -> list[Path]:
-    """All folders that were prepared from a location with the options of a config."""
-    folder = _folder(config, location, root, [])
+def _copies(folder: Path) -> list[Path]:
+    """All folders that were prepared from the location and with the options of one."""
     start = folder.name.rpartition("-")[0]
     return [each.parent for each in folder.parent.glob(f"{start}-*/{RECORD}")]
-
-
-def _gone(location: Location, folder: Path, verify: bool) -> Prepared:
-    """The prepared copy of a source that is gone."""
-    logger.warning("%s is gone; reading its prepared copy in %s", location.data, folder)
-    prepared, damage = _try(folder, verify)
-    if prepared is None:
-        raise UserError(
-            f"{folder} is damaged ({damage}), and {location.data}, which it was prepared from, is "
-            "gone; restore that"
-        )
-    return prepared
 
 
 def _folder(config: TrainConfig, location: Location, root: Path, files: list[File]) -> Path:
@@ -215,11 +215,3 @@ def _replacing(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _log_earlier(folder: Path, copies: list[Path]) -> None:
-    """Names the folders of earlier files, or of an earlier form, which may be removed."""
-    # Not removed here: runs may have begun with those, and their files may be gone.
-    earlier = {each.parent for each in folder.parent.glob(f"{folder.name.split('-')[0]}-*/1.0.0")}
-    if others := sorted(map(str, {*copies, *earlier} - {folder})):
-        logger.warning("Earlier states are in %s, which may be removed", ", ".join(others))

@@ -39,22 +39,12 @@ def test_colors_become_gray_by_the_weights_of_itu_r_601():
     assert pixels[..., 0].tolist() == [[76, 150, 29]]
 
 
-def test_gray_becomes_three_equal_channels():
-    pixels = convert(Image.fromarray(np.array([[0, 128]], np.uint8)), channels=3)
-    assert pixels.tolist() == [[[0] * 3, [128] * 3]]
-
-
 def test_16_bits_are_divided_by_257(tmp_path):
-    values = np.array([[0, 257, 128 * 257, 65535, 128]], np.uint16)
+    values = np.array([[0, 257, 128 * 257, 65535, 128, 129, 65406]], np.uint16)
     for name in ("image.png", "image.tif"):
         image = saved(Image.fromarray(values), tmp_path, name)
-        assert conversion.header(image, "x") == ((1, 5), True)
-        assert convert(image)[..., 0].tolist() == [[0, 1, 128, 255, 0]]
-
-
-def test_one_bit_is_black_and_white(tmp_path):
-    image = Image.fromarray(np.array([[True, False]]))
-    assert convert(saved(image, tmp_path))[..., 0].tolist() == [[255, 0]]
+        assert conversion.header(image, "x") == ((1, 7), 1)
+        assert convert(image)[..., 0].tolist() == [[0, 1, 128, 255, 0, 1, 254]]
 
 
 def test_floats_of_a_tiff_are_white_at_1(tmp_path):
@@ -71,56 +61,17 @@ def test_cmyk_is_the_complement(tmp_path):
     assert pixels.tolist() == [[[0, 255, 255]]]
 
 
-HALF = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("background", "expected"),
-    [
-        # 51 is a fifth of 255: a fifth of the color and four of the background.
-        ("black", [[200, 100, 0], [0, 0, 0], [40, 20, 0]]),
-        ("white", [[200, 100, 0], [255, 255, 255], [244, 224, 204]]),
-        ("auto", [[200, 100, 0], [255, 255, 255], [244, 224, 204]]),  # the color is dark
-    ],
-)
-def test_transparency_is_composed_over_the_background(background, expected):
-    pixels = convert(Image.fromarray(HALF), channels=3, background=background)
-    assert pixels[0].tolist() == expected
-
-
-def test_transparency_is_kept_with_four_channels(tmp_path):
-    assert convert(saved(Image.fromarray(HALF), tmp_path), channels=4).tolist() == HALF.tolist()
-    assert convert(rgb([[1, 2, 3]]), channels=4).tolist() == [[[1, 2, 3, 255]]]
-
-
-def test_a_color_that_means_transparent(tmp_path):
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 200, 100, 50])
-    image.putdata([1, 0])
-    opened = saved(image, tmp_path, transparency=0)
-    assert convert(opened, channels=4)[0, :, 3].tolist() == [255, 0]
-
-
 def test_an_image_is_turned_by_its_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     image = Image.fromarray(np.array([[1, 2, 3], [4, 5, 6]], np.uint8))
     for name in ("image.png", "image.tif"):
         opened = saved(image, tmp_path, name, exif=exif)
-        assert conversion.header(opened, "x") == ((3, 2), True)
+        assert conversion.header(opened, "x") == ((3, 2), 1)
         assert convert(opened)[..., 0].tolist() == [[4, 1], [5, 2], [6, 3]]
     jpeg = saved(Image.new("RGB", (40, 20)), tmp_path, "image.jpg", exif=exif)
-    assert conversion.header(jpeg, "x") == ((40, 20), False)
+    assert conversion.header(jpeg, "x") == ((40, 20), 3)
     assert convert(jpeg).shape == (40, 20, 1)
-
-
-@pytest.mark.parametrize("name", ["image.gif", "image.tif"])
-def test_the_first_of_several_frames(tmp_path, name):
-    frames = [Image.new("L", (4, 4), value) for value in (50, 200)]
-    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    pixels = convert(conversion.open_image(tmp_path / name, name))
-    assert pixels.shape == (4, 4, 1)
-    assert (pixels == 50).all()
 
 
 WIDE = np.zeros((8, 48), np.uint8)
@@ -208,23 +159,9 @@ def test_other_arrays_are_refused(values, message):
         convert(values)
 
 
-def test_files_that_are_no_images(tmp_path):
-    path = tmp_path / "image.png"
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (32, 32), np.uint8)).save(path)
-    content = path.read_bytes()
-    path.write_bytes(content[:-200])
-    with pytest.raises(UnreadableError, match=r"the image is not a readable image .*truncated"):
-        convert(conversion.open_image(path, "image.png"))
-    for content in (b"", b"text", b"%PDF-1.4"):
-        path.write_bytes(content)
-        with pytest.raises(UnreadableError, match="it begins as none of PNG, JPEG"):
-            conversion.open_image(path, "image.png")
-
-
 def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
     path = tmp_path / "image.png"
-    Image.new("1", (20_000, 20_000)).save(path)  # 50 kB
+    Image.new("1", (8_000, 8_000)).save(path)  # 8 kB
     with pytest.raises(UnreadableError, match=r"image\.png is not a readable image .*pixels"):
         conversion.open_image(path, "image.png")
     monkeypatch.setattr(conversion, "MAX_PIXELS", 99)

@@ -32,8 +32,7 @@ LABELS = np.array([0, 9, 3, 3, 1], np.uint8)
 def read(folder, images, labels):
     (folder / "images.gz").write_bytes(images)
     (folder / "labels.gz").write_bytes(labels)
-    images = np.array(list(idx.iterate_images(folder / "images.gz")))
-    return images, idx.read_labels(folder / "labels.gz")
+    return idx.read_images(folder / "images.gz"), idx.read_labels(folder / "labels.gz")
 
 
 def test_reads_what_was_written(tmp_path):
@@ -47,7 +46,10 @@ def test_unpacked_files_are_read_whatever_their_names_say(tmp_path):
     images, labels = read(tmp_path, image_bytes(IMAGES), label_bytes(LABELS))
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_array_equal(labels, LABELS)
-    assert idx.to_bytes(images[..., None], labels) == (image_bytes(IMAGES), label_bytes(LABELS))
+    assert (idx.to_bytes(images), idx.to_bytes(labels)) == (
+        image_bytes(IMAGES),
+        label_bytes(LABELS),
+    )
 
 
 GOOD_IMAGES, GOOD_LABELS = pack(image_bytes(IMAGES)), pack(label_bytes(LABELS))
@@ -57,18 +59,22 @@ MANY = struct.pack(">4I", 0x0803, 2**32 - 1, 28, 28)
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (pack(image_bytes(IMAGES, 0x0801)), GOOD_LABELS, r"images\.gz .*has the magic"),
-        (GOOD_IMAGES, pack(label_bytes(LABELS, 0x0803)), r"labels\.gz .*has the magic"),
-        (pack(image_bytes(IMAGES)[:-1]), GOOD_LABELS, r"images\.gz .*is truncated after 4 of 5"),
+        (pack(image_bytes(IMAGES, 0x0801)), GOOD_LABELS, r"images\.gz .*expected the magic"),
+        (GOOD_IMAGES, pack(label_bytes(LABELS, 0x0803)), r"labels\.gz .*expected the magic"),
+        (
+            pack(image_bytes(IMAGES)[:-1]),
+            GOOD_LABELS,
+            r"images\.gz .*is truncated: 3919 of the 3920",
+        ),
         (pack(image_bytes(IMAGES)[:9]), GOOD_LABELS, "truncated within its header"),
         (GOOD_IMAGES[:-9], GOOD_LABELS, r"images\.gz is not an intact IDX file"),
         (pack(image_bytes(IMAGES) + b"x"), GOOD_LABELS, r"images\.gz .*has bytes after"),
         (GOOD_IMAGES + b"xyz", GOOD_LABELS, r"images\.gz is not an intact .*gzip"),
-        (GOOD_IMAGES, pack(label_bytes(LABELS)[:-1]), r"labels\.gz .*12 bytes|4 bytes of 5 labels"),
+        (GOOD_IMAGES, pack(label_bytes(LABELS)[:-1]), r"labels\.gz .*4 of the 5 bytes"),
         (GOOD_IMAGES, pack(label_bytes(LABELS) + b"x"), r"labels\.gz .*has bytes after"),
         (image_bytes(IMAGES)[:-1], GOOD_LABELS, r"images\.gz .*is truncated"),
-        (b"", GOOD_LABELS, r"images\.gz .*is truncated"),
-        (pack(MANY), GOOD_LABELS, "announces 4294967295 examples"),
+        (b"", GOOD_LABELS, r"images\.gz .*begins with 0x, expected"),
+        (pack(MANY), GOOD_LABELS, r"announces \[4294967295, 28"),
     ],
 )
 def test_damage_is_refused_with_the_files_name(tmp_path, images, labels, message):
@@ -78,11 +84,11 @@ def test_damage_is_refused_with_the_files_name(tmp_path, images, labels, message
 
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"images\.gz is not an intact IDX file .*No such file"):
-        list(idx.iterate_images(tmp_path / "images.gz"))
+        idx.read_images(tmp_path / "images.gz")
 
 
 def test_a_gzip_bomb_is_not_unpacked(tmp_path):
-    bomb = pack(image_bytes(IMAGES) + bytes(200_000_000))
+    bomb = pack(image_bytes(IMAGES) + bytes(40_000_000))
     tracemalloc.start()
     with pytest.raises(UserError, match="bytes after"):
         read(tmp_path, bomb, GOOD_LABELS)

@@ -5,15 +5,16 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from cae_jax.config import Shape
 from cae_jax.errors import UserError
 
+T = TypeVar("T")
 SPLITS = ("train", "test")
 ALL = "all"  # the split of a source without test images of its own
 # Names of the training and test images of a data set, in lower case; a validation split replaces
@@ -91,24 +92,64 @@ class Item(NamedTuple):
     label: int | None = None
 
 
-class Source(Protocol):
+class Source(NamedTuple):
     """Images in a fixed order.
 
     Attributes:
+        items: reads the images of each split: of ``train`` and ``test``, or of ``all`` where
+            `split_of` chooses.
         classes: names of the labels, in order; () without labels.
-        splits: ``("train", "test")``, or ``("all",)`` where `split_of` chooses.
-        shape: height, width and channels of all images; None if only reading tells.
         notes: kept in ``source.json``: ignored files, checksums of files.
     """
 
+    items: dict[str, Callable[[], Iterator[Item]]]
     classes: tuple[str, ...]
-    splits: tuple[str, ...]
-    shape: Shape | None
     notes: dict[str, Any]
 
-    def items(self, split: str) -> Iterator[Item]:
-        """The images of one of the `splits`."""
-        ...
+
+class Images(NamedTuple):
+    """The images of a split that lie in one array.
+
+    Attributes:
+        key: gives the key of the image of an index, see `Item`.
+        name: how an error names the array.
+        read: the images ``[N, H, W]`` or ``[N, H, W, C]``.
+        labels: whole numbers ``[N]``; None without labels.
+    """
+
+    key: Callable[[int], str]
+    name: str
+    read: Callable[[], np.ndarray]
+    labels: np.ndarray | None
+
+    def items(self, labelled: bool) -> Iterator[Item]:
+        """The images; raises `UserError` where there are more or fewer labels."""
+        images = self.read()
+        labels = self.labels if labelled and self.labels is not None else [None] * len(images)
+        if len(images) != len(labels):
+            raise UserError(
+                f"{self.name} has {len(images)} images and {len(labels)} labels; give as many of "
+                "both"
+            )
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            label = None if label is None else int(label)
+            yield Item(self.key(i), f"{self.name}[{i}]", partial(np.asarray, image), label)
+
+
+def of_arrays(images: dict[str, Images], notes: dict[str, Any]) -> Source:
+    """The source of arrays by their splits, with labels if all splits have some."""
+    labels = [each.labels for each in images.values() if each.labels is not None]
+    classes = numbered_classes(labels) if len(labels) == len(images) else ()
+    items = {split: partial(each.items, bool(classes)) for split, each in images.items()}
+    return Source(items, classes, notes)
+
+
+def numbered_classes(labels: list[np.ndarray]) -> tuple[str, ...]:
+    """Names of classes that have numbers only; () where the labels count something else."""
+    values = np.concatenate(labels).astype(np.int64)
+    if not values.size or values.min() < 0 or values.max() >= MAX_CLASSES:
+        return ()
+    return tuple(map(str, range(values.max() + 1)))
 
 
 def split_of(key: str, fraction: float) -> str:
@@ -131,36 +172,23 @@ def mixed(keys: Iterable[str]) -> list[str]:
     return sorted(keys, key=lambda key: _hash(f"order of {key}"))
 
 
-def items_of(source: Source, split: str, fraction: float) -> Iterator[Item]:
-    """The images of a split, ``"train"`` or ``"test"``, where `fraction` divides them if needed."""
-    if ALL not in source.splits:
-        return source.items(split)
-    return (item for item in source.items(ALL) if split_of(item.key, fraction) == split)
-
-
-def splits_of(found: Iterable[str], where: object) -> dict[str, str]:
+def splits_of(found: dict[str, T], where: object) -> dict[str, T]:
     """Chooses the training and test images among the splits of a source.
 
     Args:
-        found: those of ``train``, ``test``, ``validation`` and ``all`` that it has.
+        found: the images by ``train``, ``test``, ``validation`` and ``all``, those that it has.
         where: the source, as an error names it.
 
     Returns:
-        the source's split of ``train`` and ``test``, or of ``all``. Validation images replace
-        missing test images; a single split is divided.
+        the images of ``train`` and ``test``, or of ``all``. Validation images replace missing test
+        images; a single split is divided.
     """
-    found = set(found)
-    test = next((split for split in ("test", "validation") if split in found), None)
-    if "train" in found and test:
-        return {"train": "train", "test": test}
+    test = found.get("test", found.get("validation"))
+    if "train" in found and test is not None:
+        return {"train": found["train"], "test": test}
     if len(found) == 1:
-        return {ALL: found.pop()}
+        return {ALL: next(iter(found.values()))}
     raise UserError(
         f"{where} has images of {' and '.join(sorted(found))}; it takes train with test or "
         "validation, or images of one kind, which are split"
     )
-
-
-def numbered_classes(labels: Iterable[np.ndarray]) -> tuple[str, ...]:
-    """Names of classes that have numbers only, up to the largest label; () without labels."""
-    return tuple(map(str, range(max((int(each.max()) + 1 for each in labels), default=0))))

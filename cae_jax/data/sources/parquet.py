@@ -4,17 +4,20 @@ import json
 import re
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from cae_jax.config import Shape
+import numpy as np
+
 from cae_jax.data.conversion import UnreadableError, open_image
 from cae_jax.data.sources import (
     ALL,
-    MAX_CLASSES,
     SPLIT_NAMES,
     File,
     Item,
     Listing,
+    Source,
+    numbered_classes,
     splits_of,
 )
 from cae_jax.errors import UserError, naming
@@ -25,114 +28,100 @@ _IMAGES = ("image", "img", "pixel_values", "picture", "photo", "jpg", "png")
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 
 
-class ParquetFolder:
-    """The images of parquet files in their order; a `cae_jax.data.sources.Source`.
+def open_folder(listing: Listing) -> Source:
+    """The images of parquet files in their order.
 
     The splits are in the names: ``data/train-00000-of-00001.parquet``, ``test/0000.parquet``.
 
     Raises:
         UserError: pyarrow is missing, a damaged file, or no column of images.
     """
+    splits = splits_of(_by_split(listing), listing.root)
+    used = [file for files in splits.values() for file in files]
+    schema = _opened(listing.root, used[0]).schema_arrow
+    features = _features(schema)
+    image = _column_of_images(schema, features, listing.root / used[0].key)
+    label = _column_of_labels(schema, features)
+    classes: tuple[str, ...] = ()
+    if label and not (classes := _class_names(features.get(label, {}))):
+        rows = [row for file in used for row in _rows(listing.root, file, [label])]
+        labels = [-1 if row[label] is None else row[label] for row in rows]
+        classes = numbered_classes([np.array(labels)])
+    columns = [image, label] if label and classes else [image]
+    items = {
+        split: partial(_items, listing.root, files, columns) for split, files in splits.items()
+    }
+    return Source(items, classes, {"ignored": listing.unused(used)})
 
-    def __init__(self, listing: Listing) -> None:
-        self._root = listing.root
-        self.shape: Shape | None = None
-        self._files = _by_split(listing)
-        self._names = splits_of(self._files, listing.root)
-        self.splits = tuple(self._names)
-        first = next(iter(self._files.values()))[0]
-        schema = self._open(first).schema_arrow
-        self._path = f"{self._root / first.key}"
-        features = _features(schema)
-        self._image = self._column_of_images(schema, features)
-        self._label = _column_of_labels(schema, features)
-        self.classes = self._class_names(features)
-        used = [file for files in self._files.values() for file in files]
-        self.notes: dict[str, Any] = {"ignored": listing.unused(used)}
 
-    def items(self, split: str) -> Iterator[Item]:
-        """The images of a split."""
-        for file in self._files[self._names[split]]:
-            row, columns = 0, [name for name in (self._image, self._label) if name]
-            for batch in self._batches(file, columns):
-                images, *labels = (batch.column(name).to_pylist() for name in columns)
-                labels = labels[0] if labels else [None] * len(images)
-                for image, label in zip(images, labels, strict=True):
-                    name = f"{self._root / file.key}[{row}]"
-                    if self._label and label is None:
-                        label = -1  # as TFDS and `datasets` mark what has no label
-                    if not isinstance(label, int | None):
-                        raise UserError(f"{name} has the label {label!r}, no whole number; give it")
-                    yield Item(f"{file.key}[{row}]", name, partial(_read, image, name), label)
-                    row += 1
+def _items(root: Path, files: list[File], columns: list[str]) -> Iterator[Item]:
+    """The images of a split, from the columns of images and of labels."""
+    for file in files:
+        for i, row in enumerate(_rows(root, file, columns)):
+            name = f"{root / file.key}[{i}]"
+            image, label = row[columns[0]], row[columns[1]] if len(columns) > 1 else None
+            if len(columns) > 1 and label is None:
+                label = -1  # as TFDS and `datasets` mark what has no label
+            if not isinstance(label, int | None):
+                raise UserError(f"{name} has the label {label!r}, no whole number; give it")
+            yield Item(f"{file.key}[{i}]", name, partial(_read, image, name), label)
 
-    def _batches(self, file: File, columns: list[str]) -> Iterator[Any]:
-        opened = self._open(file)
-        names = opened.schema_arrow.names
-        if any(names.count(column) != 1 for column in columns):
-            raise UserError(
-                f"{self._root / file.key} has the columns {', '.join(names)}, and {self._path} "
-                f"{' and '.join(columns)} once; give files of one data set"
-            )
-        with self._naming(file):
-            yield from opened.iter_batches(batch_size=_ROWS, columns=columns)
 
-    def _open(self, file: File) -> Any:
-        try:
-            from pyarrow import parquet
-        except ImportError as error:
-            raise UserError(
-                f"{self._root} holds parquet files, which take pyarrow; "
-                'pip install "cae-jax[parquet]"'
-            ) from error
-        with self._naming(file):
-            return parquet.ParquetFile(self._root / file.key)
+def _rows(root: Path, file: File, columns: list[str]) -> Iterator[dict[str, Any]]:
+    opened = _opened(root, file)
+    names = opened.schema_arrow.names
+    if any(names.count(column) != 1 for column in columns):
+        raise UserError(
+            f"{root / file.key} has the columns {', '.join(names)}; it takes "
+            f"{' and '.join(columns)} once, as the others: give files of one data set"
+        )
+    with _naming(root / file.key):
+        for batch in opened.iter_batches(batch_size=_ROWS, columns=columns):
+            yield from batch.to_pylist()
 
-    def _naming(self, file: File) -> Any:
-        path = self._root / file.key
-        return naming(path, "an intact parquet file", "get it again from its source")
 
-    def _column_of_images(self, schema: Any, features: dict[str, Any]) -> str:
-        """The name of the column of images: by its declared type, by its name, or by its form."""
-        import pyarrow as pa
+def _opened(root: Path, file: File) -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(
+            f"{root} holds parquet files, which take pyarrow", 'pip install "cae-jax[parquet]"'
+        ) from error
+    with _naming(root / file.key):
+        return parquet.ParquetFile(root / file.key)
 
-        forms = {field.name: field.type for field in schema}
-        encoded = [
-            name
-            for name, form in forms.items()
-            if (pa.types.is_struct(form) and form.get_field_index("bytes") >= 0)
-            or pa.types.is_binary(form)
-            or pa.types.is_large_binary(form)
-        ]
-        declared = [name for name in encoded if features.get(name, {}).get("_type") == "Image"]
-        named = [name for name in _IMAGES if name in (declared or encoded)]
-        chosen = named or declared or encoded
-        if not chosen:
-            raise UserError(
-                f"{self._path} has the columns {', '.join(forms)}; it takes one of encoded images, "
-                "such as image with bytes: give another folder"
-            )
-        return chosen[0]
 
-    def _class_names(self, features: dict[str, Any]) -> tuple[str, ...]:
-        """The names of the labels; their numbers where the files have no names."""
-        if self._label is None:
-            return ()
-        names = features.get(self._label, {}).get("names")
-        if names and isinstance(names, list) and len(set(map(str, names))) == len(names):
-            return tuple(map(str, names))
-        values = {
-            value
-            for files in self._files.values()
-            for file in files
-            for batch in self._batches(file, [self._label])
-            for value in batch.column(self._label).to_pylist()
-        }
-        whole = values and all(isinstance(value, int) for value in values)
-        if not whole or min(values) < 0 or max(values) >= MAX_CLASSES:
-            self._label = None
-            return ()
-        return tuple(map(str, range(max(values) + 1)))
+def _naming(path: Path) -> Any:
+    return naming(path, "an intact parquet file", "get it again from its source")
+
+
+def _column_of_images(schema: Any, features: dict[str, Any], path: Path) -> str:
+    """The name of the column of images: by its declared type, by its name, or by its form."""
+    import pyarrow as pa
+
+    encoded = [
+        field.name
+        for field in schema
+        if (pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
+        or pa.types.is_binary(field.type)
+        or pa.types.is_large_binary(field.type)
+    ]
+    declared = [name for name in encoded if features.get(name, {}).get("_type") == "Image"]
+    named = [name for name in _IMAGES if name in (declared or encoded)]
+    chosen = named or declared or encoded
+    if not chosen:
+        raise UserError(
+            f"{path} has the columns {', '.join(schema.names)}; it takes one of encoded images, "
+            "such as image with bytes: give another folder"
+        )
+    return chosen[0]
+
+
+def _class_names(feature: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the labels in a feature of the `datasets` library; () without any."""
+    names = feature.get("names")
+    names = tuple(map(str, names)) if isinstance(names, list) else ()
+    return names if len(set(names)) == len(names) else ()
 
 
 def _read(image: Any, name: str) -> Any:

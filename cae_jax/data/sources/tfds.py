@@ -5,13 +5,12 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from cae_jax.config import Shape
-from cae_jax.data.conversion import UnreadableError, check_shape
-from cae_jax.data.sources import ALL, SPLIT_NAMES, File, Item, Listing, splits_of
+from cae_jax.data.conversion import reading
+from cae_jax.data.sources import ALL, SPLIT_NAMES, File, Item, Listing, Source, splits_of
 from cae_jax.errors import UserError, naming, reason_of
 
 logger = logging.getLogger(__name__)
@@ -21,16 +20,8 @@ MARKS = ("dataset_info.json", "features.json")
 _RECORDS = 200  # records that are read in one call
 
 
-class _Slice(NamedTuple):
-    """A part of a split of the data set, from the first to before the last."""
-
-    split: str
-    first: int
-    last: int
-
-
-class TfdsFolder:
-    """The images of a prepared data set in their order; a `cae_jax.data.sources.Source`.
+def open_folder(folder: Path, chosen: str) -> Source:
+    """The images of a prepared data set in their order.
 
     Args:
         folder: the one with ``dataset_info.json``.
@@ -41,121 +32,102 @@ class TfdsFolder:
     Raises:
         UserError: records that only TensorFlow reads, no images, or an unknown split.
     """
+    import tensorflow_datasets as tfds
 
-    def __init__(self, folder: Path, chosen: str) -> None:
-        import tensorflow_datasets as tfds
-
-        self._folder = folder
-        with _naming(folder):
-            self._builder: Any = tfds.builder_from_directory(folder)
-        form = self._builder.info.file_format.value
-        if form not in ("array_record", "parquet"):
-            raise UserError(
-                f"{folder} holds {form} files, which only TensorFlow reads; prepare the data set "
-                "with file_format array_record or parquet"
-            )
-        self._parts = self._chosen(tfds, chosen)
-        self._check_parts(chosen)
-        self.splits = tuple(self._parts)
-        self._image, self._label = _features(self._builder.info.features, folder)
-        feature = self._builder.info.features
-        self.classes = _class_names(feature[self._label]) if self._label else ()
-        shape = feature[self._image].shape
-        self.shape: Shape | None = (
-            None if None in shape else check_shape((1, *shape), f"{folder}: {self._image}")
+    with _naming(folder):
+        builder: Any = tfds.builder_from_directory(folder)
+    form = builder.info.file_format.value
+    if form not in ("array_record", "parquet"):
+        raise UserError(
+            f"{folder} holds {form} files, which only TensorFlow reads; prepare the data set with "
+            "file_format array_record or parquet"
         )
-        self.notes: dict[str, Any] = {}
+    splits = {
+        split: _slices(builder, name, folder, chosen)
+        for split, name in _names(builder, folder, chosen).items()
+    }
+    if ALL not in splits:
+        for (one, first), (other, second) in itertools.product(splits["train"], splits["test"]):
+            if one == other and range(max(first.start, second.start), min(first.stop, second.stop)):
+                logger.warning("%s::%s trains on test images, of %s", folder, chosen, one)
+    image, label = _features(builder.info.features, folder)
+    items = {
+        split: partial(_items, builder, folder, slices, image, label)
+        for split, slices in splits.items()
+    }
+    feature = builder.info.features[label] if label else None
+    classes = feature and (feature.names or map(str, range(feature.num_classes or 0)))
+    return Source(items, tuple(classes or ()), {})
 
-    def _chosen(self, tfds: Any, chosen: str) -> dict[str, list[_Slice]]:
-        """The slices of each split."""
-        infos = dict(self._builder.info.splits)
-        counts = {name: info.num_examples for name, info in infos.items()}
-        own = {SPLIT_NAMES[name]: name for name in counts if name in SPLIT_NAMES} or {
-            name: name for name in counts
-        }
-        if chosen:
-            train, _, test = chosen.partition(",")
-            test = test or own.get("test") or own.get("validation") or ""
-            # A slice of the test images has none beside it, and is split itself.
-            alone = not test or train.startswith(test)
-            names = {ALL: train} if alone else {"train": train, "test": test}
-        else:
-            names = {key: own[name] for key, name in splits_of(own, self._folder).items()}
-        try:
-            return {
-                split: [
-                    _Slice(
-                        part.splitname,
-                        part.from_ or 0,
-                        counts[part.splitname] if part.to is None else part.to,
-                    )
-                    for part in tfds.core.ReadInstruction.from_spec(name).to_absolute(infos)
-                ]
-                for split, name in names.items()
-            }
-        except Exception as error:  # of any type, too
-            raise UserError(
-                f"{self._folder}::{chosen} names no part of the data set "
-                f"({reason_of(error)}); it has "
-                f"{', '.join(f'{name} ({count})' for name, count in counts.items())}: write "
-                "::train[:90%], or ::train[:90%],train[90%:] for training and test images"
-            ) from error
 
-    def _check_parts(self, chosen: str) -> None:
-        """Refuses a part without images; warns of training images that are test images too."""
-        for parts in self._parts.values():
-            if not sum(max(0, part.last - part.first) for part in parts):
-                raise UserError(f"{self._folder}::{chosen} holds no images; give a larger part")
-        if ALL in self._parts:
-            return
-        for one, other in itertools.product(self._parts["train"], self._parts["test"]):
-            if one.split == other.split and max(one.first, other.first) < min(one.last, other.last):
-                logger.warning(
-                    "%s::%s trains on test images, of %s", self._folder, chosen, one.split
-                )
+def _names(builder: Any, folder: Path, chosen: str) -> dict[str, str]:
+    """What each split takes of the data set, in TFDS's notation."""
+    names = list(builder.info.splits)
+    own = {SPLIT_NAMES[name]: name for name in names if name in SPLIT_NAMES}
+    if not chosen:
+        return splits_of(own or dict(zip(names, names, strict=True)), folder)
+    train, _, test = chosen.partition(",")
+    test = test or own.get("test") or own.get("validation") or ""
+    # A slice of the test images has none beside it, and is split itself.
+    return {"train": train, "test": test} if test and not train.startswith(test) else {ALL: train}
 
-    def items(self, split: str) -> Iterator[Item]:
-        """The images of a split."""
-        for part in self._parts[split]:
-            with _naming(self._folder):
-                records = self._builder.as_data_source(part.split)
-            for start in range(part.first, part.last, _RECORDS):
-                block = range(start, min(start + _RECORDS, part.last))
-                for i, example in zip(block, self._read(records, block), strict=True):
-                    name = f"{self._folder}: {part.split}[{i}]"
-                    yield Item(f"{part.split}[{i}]", name, *self._opened(example, name))
 
-    def _opened(self, example: Any, name: str) -> tuple[Any, int | None]:
-        """How to read the image of an example, and its label."""
+def _slices(builder: Any, name: str, folder: Path, chosen: str) -> list[tuple[str, range]]:
+    """The images of a part of the data set: splits, and ranges of images there."""
+    import tensorflow_datasets as tfds
+
+    infos = dict(builder.info.splits)
+    counts = {name: info.num_examples for name, info in infos.items()}
+    try:
+        parts: Any = tfds.core.ReadInstruction.from_spec(name).to_absolute(infos)
+        slices = [
+            (part.splitname, range(counts[part.splitname])[part.from_ : part.to]) for part in parts
+        ]
+    except Exception as error:  # of any type, too
+        raise UserError(
+            f"{folder}::{chosen} names no part of the data set ({reason_of(error)}); it has "
+            f"{', '.join(f'{name} ({count})' for name, count in counts.items())}: write "
+            "::train[:90%], or ::train[:90%],train[90%:] for training and test images"
+        ) from error
+    if not any(images for _, images in slices):
+        raise UserError(f"{folder}::{chosen} holds no images; give a larger part")
+    return slices
+
+
+def _items(
+    builder: Any, folder: Path, slices: list[tuple[str, range]], image: str, label: str | None
+) -> Iterator[Item]:
+    """The images of a split."""
+    for split, images in slices:
+        with _naming(folder):
+            records = builder.as_data_source(split)
+        for start in range(0, len(images), _RECORDS):
+            block = images[start : start + _RECORDS]
+            for i, example in zip(block, _examples(records, block), strict=True):
+                key, name = f"{split}[{i}]", f"{folder}: {split}[{i}]"
+                known = None if isinstance(example, Exception) or not label else int(example[label])
+                yield Item(key, name, partial(_image, example, image, name), known)
+
+
+def _examples(records: Any, block: range) -> list[Any]:
+    """The examples of a block; an exception in place of one that cannot be read."""
+    try:
+        return records.__getitems__(block)
+    except Exception as error:
+        if len(block) == 1:
+            return [error]
+        return [_examples(records, block[i : i + 1])[0] for i in range(len(block))]
+
+
+def _image(example: Any, feature: str, name: str) -> np.ndarray:
+    with reading(name):
         if isinstance(example, Exception):
-            return partial(_fail, name, example), None if self._label is None else 0
-        label = None if self._label is None else int(example[self._label])
-        return partial(np.asarray, example[self._image]), label
-
-    def _read(self, records: Any, block: range) -> list[Any]:
-        """The examples of a block; an exception in place of one that cannot be read."""
-        try:
-            return records.__getitems__(block)
-        except Exception:  # of one of them
-            return [_example(records, i) for i in block]
+            raise example
+        return np.asarray(example[feature])
 
 
 def _naming(folder: Path) -> Any:
     return naming(folder, "an intact TFDS data set", "prepare it again")
-
-
-def _example(records: Any, i: int) -> Any:
-    try:
-        return records[i]
-    except Exception as error:
-        return error
-
-
-def _fail(name: str, error: Exception) -> np.ndarray:
-    problem = reason_of(error)
-    raise UnreadableError(
-        f"{name} is not a readable image ({problem})", "prepare the data set again"
-    ) from error
 
 
 def find_folder(listing: Listing) -> Path | None:
@@ -197,8 +169,3 @@ def _features(features: Any, folder: Path) -> tuple[str, str | None]:
     labels = [name for name, each in features.items() if isinstance(each, types.ClassLabel)]
     label = "label" if "label" in labels else next(iter(labels), None)
     return "image" if "image" in images else images[0], label
-
-
-def _class_names(feature: Any) -> tuple[str, ...]:
-    """The names of the classes; their numbers where the data set has no names."""
-    return tuple(feature.names or map(str, range(feature.num_classes or 0)))
