@@ -137,7 +137,8 @@ def _compile(command: list[str], path: Path) -> None:
             message = " ".join((lines or ["no message"])[0].split())
             raise UnavailableError(f"{command[0]} fails: {message}")
         content = output.read_bytes()
-    atomic.write_bytes(path, content + hashlib.sha256(content).digest())
+    with atomic.replacing(path) as temporary:
+        temporary.write_bytes(content + hashlib.sha256(content).digest())
 
 
 def _is_whole(path: Path) -> bool:
