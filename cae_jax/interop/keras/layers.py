@@ -176,7 +176,7 @@ def _shape(model: Json, inputs: Json, last: Json, *, is_dense: bool) -> Any:
     if "float" not in str(inputs.get("dtype", "float32")):
         raise UserError(f"the input has dtype {_short(inputs['dtype'])}; the network takes floats")
     built = isinstance(model["config"], dict) and model["config"].get("build_input_shape")
-    batch = inputs.get("batch_shape") or inputs.get("batch_input_shape") or built
+    batch: Any = inputs.get("batch_shape") or inputs.get("batch_input_shape") or built
     ends = [batch[1:] if isinstance(batch, list) else batch]
     if kind_of(last) == "Reshape":
         ends.append(last["config"]["target_shape"])
