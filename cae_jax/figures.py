@@ -26,10 +26,9 @@ def save_rows(path: str | Path, rows: Mapping[str, np.ndarray]) -> None:
             (gray), 3 (RGB) or 4 (RGBA) channels.
     """
     columns = max(len(images) for images in rows.values())
-    height, width = next(iter(rows.values())).shape[1:3]
-    # Inches; the longer side of an image has as many at any size.
-    each = _IMAGE_INCHES * height / max(height, width), _IMAGE_INCHES * width / max(height, width)
-    size = 1.6 + (each[1] + 0.05) * columns, (each[0] + 0.1) * len(rows)
+    sides = np.array(next(iter(rows.values())).shape[1:3])
+    height, width = _IMAGE_INCHES * sides / sides.max()  # inches
+    size = 1.6 + (width + 0.05) * columns, (height + 0.1) * len(rows)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
@@ -62,9 +61,7 @@ def save_curves(
         axis.plot(columns["epoch"], columns["val_loss"], "-", label=f"{label} val_loss", **style)
     axis.set(xlabel="epoch", ylabel=_LOSSES[loss])
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-    _save(figure, path)
+    _save_axes(figure, path)
 
 
 def save_costs(
@@ -95,9 +92,7 @@ def save_costs(
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_locator(NullLocator())
         axis.set(xlabel=label, ylabel="s/epoch")
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize="small")
-    _save(figure, path)
+    _save_axes(figure, path)
 
 
 def save_lines(
@@ -125,9 +120,7 @@ def save_lines(
     if log_x:
         axis.set_xscale("log")
     axis.set(xlabel=x_label, ylabel=y_label)
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize="small")
-    _save(figure, path)
+    _save_axes(figure, path)
 
 
 def save_members(
@@ -165,16 +158,20 @@ def save_members(
     losses = [points[-1][1] for points in curves.values()]
     low, middle = min(losses), float(np.median(losses))
     first.set_ylim(low - 0.1 * (middle - low) - 1e-3, middle + 4 * (middle - low) + 1e-2)
-    for axis in (first, *others):
-        axis.grid(alpha=0.3)
-    first.legend(frameon=False)
-    _save(figure, path)
+    _save_axes(figure, path)
 
 
 def _plot_median(axis: Any, points: Sequence[tuple[float, float]]) -> None:
     values = sorted({x for x, _ in points})
     medians = [float(np.median([y for x, y in points if x == value])) for value in values]
     axis.plot(values, medians, ".-", color="black", label="median")
+
+
+def _save_axes(figure: Figure, path: str | Path) -> None:
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize="small")
+    _save(figure, path)
 
 
 def _save(figure: Figure, path: str | Path) -> None:

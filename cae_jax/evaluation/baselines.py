@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # Number of training images for tuning, enough to distinguish the parameters.
 TUNING_IMAGES = 200
+_THRESHOLDS = ("BayesShrink", "VisuShrink")
 
 
 class Tuned(NamedTuple):
@@ -74,17 +75,12 @@ def _wavelet(image: np.ndarray, sigma: float, method: str, levels: int) -> np.nd
     # Cycle spinning, Coifman and Donoho 1995; BayesShrink is Chang, Yu and Vetterli
     # 2000, VisuShrink Donoho and Johnstone 1994.
     options = {"wavelet": "haar", "method": method, "wavelet_levels": levels}
-    return np.mean(
-        [
-            np.roll(
-                restoration.denoise_wavelet(np.roll(image, shift, (0, 1)), sigma, **options),
-                (-shift[0], -shift[1]),
-                (0, 1),
-            )
-            for shift in itertools.product(range(4), repeat=2)
-        ],
-        axis=0,
-    )
+    outputs = []
+    for down, right in itertools.product(range(4), repeat=2):
+        shifted = np.roll(image, (down, right), (0, 1))
+        denoised = restoration.denoise_wavelet(shifted, sigma, **options)
+        outputs.append(np.roll(denoised, (-down, -right), (0, 1)))
+    return np.mean(outputs, axis=0)
 
 
 def _bm3d(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -110,11 +106,7 @@ DENOISERS: dict[str, tuple[Callable[..., np.ndarray], list[dict[str, Any]]]] = {
     ),
     "wavelet": (
         _wavelet,
-        _grid(
-            sigma=(0.1, 0.2, 0.3, 0.4, 0.6),
-            method=("BayesShrink", "VisuShrink"),
-            levels=(1, 2, 3),
-        ),
+        _grid(sigma=(0.1, 0.2, 0.3, 0.4, 0.6), method=_THRESHOLDS, levels=(1, 2, 3)),
     ),
     "BM3D": (_bm3d, _grid(sigma=(0.1, 0.2, 0.3, 0.4, 0.5, 0.7))),
 }

@@ -39,6 +39,7 @@ DATA_FIELDS = (
 )
 _FORMATS = {"bce": ".4f", "mse": ".5f", "psnr": ".2f", "ssim": ".4f"}
 _FORMATS |= {"parameters": ",", "seconds": ".0f"}
+_COLUMNS = ("label", "model", "runs", "parameters", "code", "seconds")
 _TITLES = {"label": "", "bce": "BCE", "mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 
 
@@ -73,6 +74,11 @@ class Entry(NamedTuple):
     seconds: float | None
     qualities: list[Quality]
     outputs: np.ndarray
+
+    @property
+    def runs(self) -> int:
+        """Number of runs."""
+        return len(self.qualities)
 
     def values(self, metric: str) -> np.ndarray:
         """Returns a metric of each run and image, float64 ``[R, N]``."""
@@ -191,15 +197,8 @@ def baseline_entries(
 def summaries(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     """Summarises each entry in a dictionary, its metrics as `Interval`."""
     return [
-        {
-            "label": entry.label,
-            "model": entry.model,
-            "runs": len(entry.qualities),
-            "parameters": entry.parameters,
-            "code": entry.code,
-            "seconds": entry.seconds,
-            **{name: mean_interval(entry.values(name)) for name in Quality._fields},
-        }
+        {name: getattr(entry, name) for name in _COLUMNS}
+        | {name: mean_interval(entry.values(name)) for name in Quality._fields}
         for entry in entries
     ]
 
@@ -215,24 +214,17 @@ def differences(
     """
     pairs = itertools.product(entries, others) if others else itertools.combinations(entries, 2)
     return [
-        {
-            "label": f"{a.label} - {b.label}",
-            **{
-                name: difference_interval(a.values(name), b.values(name))
-                for name in Quality._fields
-            },
-        }
+        {"label": f"{a.label} - {b.label}"}
+        | {name: difference_interval(a.values(name), b.values(name)) for name in Quality._fields}
         for a, b in pairs
     ]
 
 
 def metrics_table(records: Sequence[Mapping[str, Any]], *, signed: bool = False) -> str:
     """Formats `summaries` or `differences` as Markdown, with the columns of the first record."""
-    header = [_TITLES.get(name, name) for name in records[0]]
-    sign = "+" if signed else ""
-    return markdown.table(
-        header, [[_cell(name, value, sign) for name, value in row.items()] for row in records]
-    )
+    header, sign = [_TITLES.get(name, name) for name in records[0]], "+" if signed else ""
+    cells = [[_cell(name, value, sign) for name, value in row.items()] for row in records]
+    return markdown.table(header, cells)
 
 
 def _cell(name: str, value: Any, sign: str) -> str:

@@ -39,12 +39,8 @@ def summary(members: Mapping[str, Member]) -> str:
 
 def ranked(members: Mapping[str, Member]) -> list[str]:
     """The names of the members by loss, those without one last."""
-
-    def key(name: str) -> tuple[bool, float]:
-        loss = members[name].val_loss
-        return (not math.isfinite(loss), loss if math.isfinite(loss) else 0.0)
-
-    return sorted(members, key=key)
+    losses = {name: member.val_loss for name, member in members.items()}
+    return sorted(losses, key=lambda name: (not math.isfinite(losses[name]), losses[name]))
 
 
 def headline(members: Mapping[str, Member]) -> str:
@@ -70,18 +66,13 @@ def settings(members: Mapping[str, Member]) -> list[list[str]]:
     Intervals are those of the mean, from the t distribution (Student 1908).
     """
     fields = swept([member.config for member in members.values()])
-    header = [*fields, "members", "best", "median", "mean", "95 % interval"]
-    return [header, *_setting_rows(list(members.values()), fields)]
-
-
-def _setting_rows(members: Sequence[Member], fields: Sequence[str]) -> list[list[str]]:
     found: dict[tuple, list[float]] = {}
-    for member in members:
-        key = tuple(getattr(member.config, field) for field in fields)
-        found.setdefault(key, []).append(member.val_loss)
-    rows = []
-    for key, every in found.items():
-        losses = [loss for loss in every if math.isfinite(loss)]
+    for member in members.values():
+        if math.isfinite(member.val_loss):
+            key = tuple(getattr(member.config, field) for field in fields)
+            found.setdefault(key, []).append(member.val_loss)
+    rows = [[*fields, "members", "best", "median", "mean", "95 % interval"]]
+    for key, losses in found.items():
         if len(losses) > 1:
             low, high = interval(losses)
             numbers = [min(losses), statistics.median(losses), statistics.fmean(losses)]

@@ -12,13 +12,7 @@ import numpy as np
 from flax import nnx
 
 from cae_jax import data
-from cae_jax.config import (
-    NOISES,
-    TrainConfig,
-    check_level,
-    resolved,
-    to_dict,
-)
+from cae_jax.config import NOISES, TrainConfig, check_level, resolved, to_dict
 from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison, members
 from cae_jax.models.inference import Autoencoder
@@ -32,6 +26,7 @@ from cae_jax.runs.names import run_names
 IMAGES = 10
 # Maximum number of parameters of all runs in a report, 27 MB of the page.
 MAX_PARAMETERS = 5_000_000
+_METHODS = {"conv": "xla", "phase": "matmul", "fused": "native"}
 
 
 def collect(
@@ -157,20 +152,20 @@ def _run_data(run: Path, autoencoder: Autoencoder, images: np.ndarray) -> dict[s
 
 def _results(run: Path, autoencoder: Autoencoder, rows: list[history.Row]) -> dict[str, str]:
     """The table of results as text, by the name of the row."""
-    result = _read_result(run)
-    state = "finished" if result else "unfinished"
-    shape = " x ".join(map(str, autoencoder.code_shape))
-    size = math.prod(autoencoder.code_shape)
+    result, code = _read_result(run), autoencoder.code_shape
+    shape = f" ({' x '.join(map(str, code))})" if len(code) > 1 else ""
     results = {
-        "epochs": f"{len(rows)} of {autoencoder.config.epochs}, {state}",
+        "epochs": f"{len(rows)} of {autoencoder.config.epochs}, "
+        + ("finished" if result else "unfinished"),
         "val_loss": "-",
         "lowest val_loss": "-",
         "val_psnr": "-",
         "val_psnr of the noisy images": "-",
         "parameters": f"{autoencoder.parameters:,}",
-        "code": str(size) if len(autoencoder.code_shape) == 1 else f"{size} ({shape})",
+        "code": f"{math.prod(code)}{shape}",
         "training, s/epoch": "-",
-        "backend": _backend(result),
+        # Older runs call it method, and by other names.
+        "backend": str(result.get("backend", _METHODS.get(str(result.get("method")), "-"))),
         "device": str(result.get("device", "-")),
     }
     if rows:
@@ -183,12 +178,6 @@ def _results(run: Path, autoencoder: Autoencoder, rows: list[history.Row]) -> di
         if last.val_psnr_input is not None:
             results["val_psnr of the noisy images"] = f"{last.val_psnr_input:.2f} dB"
     return results
-
-
-def _backend(result: Mapping[str, Any]) -> str:
-    """The backend in a ``result.json``; older ones call it method, and by other names."""
-    renamed = {"conv": "xla", "phase": "matmul", "fused": "native"}
-    return str(result.get("backend", renamed.get(str(result.get("method")), "-")))
 
 
 def _read_result(run: Path) -> dict[str, Any]:
@@ -211,11 +200,7 @@ def _slider(
     step = 1.0 if levels.whole else 0.01
     default = check_level(noise, None, image_shape)
     most = min(image_shape[:2]) if levels.whole else levels.most
-    trained = [
-        check_level(config.noise, config.noise_level, image_shape)
-        for config in configs
-        if config.noise == noise
-    ]
+    trained = [check_level(noise, x.noise_level, image_shape) for x in configs if x.noise == noise]
     return {
         "meaning": levels.meaning,
         "default": default,

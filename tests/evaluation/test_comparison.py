@@ -14,7 +14,7 @@ from cae_jax import figures, markdown
 from cae_jax.config import NOISES
 from cae_jax.evaluation import baselines, comparison
 from cae_jax.runs import history
-from tests.conftest import SMALL
+from tests.conftest import DENSE, SMALL
 from tests.evaluation.test_baselines import InThisProcess
 
 
@@ -27,7 +27,7 @@ def images(test_images):
 def noisy_run(tmp_path_factory, data_dir):
     """One epoch with noise, validated on the `images`."""
     folder = tmp_path_factory.mktemp("noisy") / "run"
-    config = dataclasses.replace(SMALL, noise="gaussian", epochs=1, test_examples=1000)
+    config = dataclasses.replace(DENSE, noise="gaussian", epochs=1, test_examples=1000)
     cae_jax.fit(config, folder, data_dir=data_dir)
     return folder
 

@@ -16,34 +16,29 @@ import cae_jax
 from cae_jax.interop import keras as interop
 from cae_jax.interop.keras import __main__
 from tests.conftest import SMALL
+from tests.interop.test_export import drawn
 from tests.interop.test_keras import (
     RELU,
     conv_layers,
     dense_layers,
-    drawn,
     functional,
     in_this_process,  # noqa: F401
     keras,
     layers,
+    network,
     pytestmark,  # noqa: F401
     rank_promotion,  # noqa: F401
     read,
     run_process,
     save,
     sequential,
+    with_policy,
     worker,
 )
 
 CONVERT = r"load it in Keras and save the whole model with model.save\('model.keras'\)"
 
 # Networks that are not the project's
-
-
-def conv_with(number, *others, shape=(28, 28, 1)):
-    """The lab's network, a layer of it, counted from 1, replaced."""
-    parts = conv_layers()
-    parts[number - 1 : number] = others
-    return sequential(parts, shape)
 
 
 def two_outputs():
@@ -62,14 +57,6 @@ def a_layer_used_twice():
     return keras.Model(inputs, [last(x), again])
 
 
-def in_half_precision():
-    keras.config.set_dtype_policy("float16")
-    try:
-        return sequential(conv_layers())
-    finally:
-        keras.config.set_dtype_policy("float32")
-
-
 @keras.saving.register_keras_serializable("Mine")
 class Conv2D(layers.Conv2D):
     def call(self, inputs):
@@ -86,64 +73,59 @@ class Mine(keras.Model):
         return self.inner(inputs)
 
 
-def of_ones_own():
-    model = Mine()
-    model(keras.Input((28, 28, 1)))
-    return model
+def conv(*arguments, **options):
+    return layers.Conv2D(*arguments, **{**RELU, **options})
+
+
+# Number of a layer of the tutorial's network, what takes its place, and what follows its name.
+CHANGED = {
+    "extra layer": (3, lambda: layers.Dropout(0.5), "is Dropout; the network has Conv2D there"),
+    "kernel size": (3, lambda: conv(8, 5), r"kernel_size is \[5, 5\]; .* has \[3, 3\] there"),
+    "padding": (11, lambda: conv(16, 3), "padding is same; the network has valid there"),
+    "other features": (9, lambda: conv(4, 3), "filters is 4; the network has 8 there"),
+    "activation": (5, lambda: conv(8, 3, activation="tanh"), "activation is tanh; .* has relu"),
+    "logits": (13, lambda: conv(1, 3, activation=None), "activation is linear; .* has sigmoid"),
+    "a ReLU to 6": (5, lambda: conv(8, 3, activation=layers.ReLU(6)), "activation is .* has relu"),
+    "no bias": (1, lambda: conv(16, 3, use_bias=False), "use_bias is false; .* has true there"),
+    "strides": (2, lambda: layers.MaxPooling2D(3, 2, "same"), r"pool_size is \[3, 3\]; .*\[2, 2\]"),
+    "mean pooling": (
+        *(2, lambda: layers.AveragePooling2D(2, padding="same")),
+        "is AveragePooling2D; the network has MaxPooling2D there",
+    ),
+    "interpolation": (
+        *(8, lambda: layers.UpSampling2D(2, interpolation="bilinear")),
+        "interpolation is bilinear; the network has nearest there",
+    ),
+    "code of one's own": (8, lambda: layers.Lambda(lambda x: x), "is Lambda; .* has UpSampling2D"),
+    "class of one's own": (1, lambda: Conv2D(16, 3, **RELU), "is Mine>Conv2D; .* has Conv2D"),
+}
+
+
+def changed(which):
+    number, make, _ = CHANGED[which]
+    parts = conv_layers()
+    parts[number - 1 : number] = [make()]
+    if which == "extra layer":
+        parts.insert(number, conv_layers()[number - 1])
+    return sequential(parts)
+
+
+def halves(encoder, decoder):
+    return functional([functional(encoder), functional(decoder, (4, 4, 8))])
+
+
+def dense_reshaped():
+    return [layers.Flatten(), *dense_layers(32), layers.Reshape((14, 56))]
 
 
 OTHERS = {
-    "extra layer": (
-        lambda: conv_with(3, layers.Dropout(0.5), conv_layers()[2]),
-        r"layer 3 \(dropout\w*\) is Dropout; the network has Conv2D there",
-    ),
     "layer at the end": (
         lambda: sequential([*conv_layers(), layers.ReLU()]),
-        r"layer 14 \(re_lu\w*\) is ReLU; the network ends before it",
+        r"layer 14 \(re_lu\w*\) is ReLU; the network has no layer there",
     ),
     "ends early": (
         lambda: sequential(conv_layers()[:-1]),
-        "it has 12 layers; the network goes on with Conv2D",
-    ),
-    "kernel size": (
-        lambda: conv_with(3, layers.Conv2D(8, 5, **RELU)),
-        r"layer 3 \(conv2d\w*\): kernel_size is \[5, 5\]; the network has \[3, 3\] there",
-    ),
-    "padding": (
-        lambda: conv_with(11, layers.Conv2D(16, 3, **RELU)),
-        r"layer 11 \(conv2d\w*\): padding is same; the network has valid there",
-    ),
-    "features that do not mirror": (
-        lambda: conv_with(9, layers.Conv2D(4, 3, **RELU)),
-        r"layer 9 \(conv2d\w*\): filters is 4; the network has 8 there",
-    ),
-    "activation": (
-        lambda: conv_with(5, layers.Conv2D(8, 3, padding="same", activation="tanh")),
-        r"layer 5 \(conv2d\w*\): activation is tanh; the network has relu there",
-    ),
-    "logits": (
-        lambda: conv_with(13, layers.Conv2D(1, 3, padding="same")),
-        r"layer 13 \(conv2d\w*\): activation is linear; the network has sigmoid there",
-    ),
-    "activation with settings": (
-        lambda: conv_with(5, layers.Conv2D(8, 3, padding="same", activation=layers.ReLU(6))),
-        r"layer 5 \(conv2d\w*\): activation is .*; the network has relu there",
-    ),
-    "no bias": (
-        lambda: conv_with(1, layers.Conv2D(16, 3, use_bias=False, **RELU)),
-        r"layer 1 \(conv2d\w*\): use_bias is false; the network has true there",
-    ),
-    "strides": (
-        lambda: conv_with(2, layers.MaxPooling2D(3, strides=2, padding="same")),
-        r"layer 2 \(max_pooling2d\w*\): pool_size is \[3, 3\]; the network has \[2, 2\] there",
-    ),
-    "mean pooling": (
-        lambda: conv_with(2, layers.AveragePooling2D(2, padding="same")),
-        r"layer 2 \(average_pooling2d\w*\) is AveragePooling2D; the network has MaxPooling2D there",
-    ),
-    "interpolation": (
-        lambda: conv_with(8, layers.UpSampling2D(2, interpolation="bilinear")),
-        r"layer 8 \(up_sampling2d\w*\): interpolation is bilinear; the network has nearest there",
+        "layer 13 is missing; the network has Conv2D there",
     ),
     "image size": (
         lambda: sequential(conv_layers(), (32, 32, 1)),
@@ -151,11 +133,11 @@ OTHERS = {
     ),
     "any image size": (
         lambda: sequential(conv_layers(), (None, None, 1)),
-        r"the input has shape \[null, null, null, 1\]; the network takes \[null, height, width, ch",
+        r"images have shape \[null, null, 1\]; the network takes \[height, width, channels\]",
     ),
     "two channels": (
         lambda: sequential(conv_layers(), (28, 28, 2)),
-        r"the input has shape \[null, 28, 28, 2\]; the network takes .* with 1, 3 or 4 channels",
+        r"images have shape \[28, 28, 2\]; the network takes .* with 1, 3 or 4 channels",
     ),
     "colour": (
         lambda: sequential(conv_layers(), (28, 28, 3)),
@@ -170,33 +152,38 @@ OTHERS = {
         r"layer 3 \(dense\w*\): units is 16; the network has 32 there",
     ),
     "reshape to something else": (
-        lambda: sequential(
-            [layers.Flatten(), *dense_layers(32), layers.Reshape((14, 56))], (28, 28)
-        ),
-        r"the last layer reshapes to \[14, 56\]; the network takes and gives \[28, 28\]",
+        lambda: sequential(dense_reshaped(), (28, 28)),
+        r"the last layer reshapes \[28, 28\] to \[14, 56\]; the network keeps the shape",
     ),
-    "half precision": (in_half_precision, "is of float16; the network takes float32"),
-    "code of one's own": (
-        lambda: conv_with(8, layers.Lambda(lambda x: x)),
-        r"layer 8 \(lambda\w*\) is Lambda; the network has UpSampling2D there",
-    ),
-    "class of one's own": (
-        lambda: conv_with(1, Conv2D(16, 3, **RELU)),
-        "is of class Mine>Conv2D, which is none of Keras|is Mine>Conv2D; the network has Conv2D",
-    ),
+    "half precision": (lambda: with_policy("float16"), "is of float16; the network takes float32"),
     "model in a model": (
         lambda: sequential([sequential(conv_layers()[:5]), *conv_layers()[6:]]),
         r"layer 6 \(conv2d\w*\) is Conv2D; the network has MaxPooling2D there",
     ),
-    "code of one's own in a model in a model": (
+    "code in a model in a model": (
         lambda: sequential(
             [functional([layers.Lambda(abs), *conv_layers()[:6]]), *conv_layers()[6:]]
         ),
         r"layer 1 \(lambda\w*\) is Lambda; the network has Conv2D there",
     ),
-    "two outputs": (two_outputs, "output_layers of the model are"),
-    "shared layer": (a_layer_used_twice, r"layer conv2d\w* takes .*, conv2d\w*; the network is a"),
+    "layer between models": (
+        lambda: halves(conv_layers()[:6], [layers.ReLU(), *conv_layers()[6:]]),
+        r"layer 7 \(re_lu\w*\) is ReLU; the network has Conv2D there",
+    ),
+    "models that end early": (
+        lambda: halves(conv_layers()[:6], conv_layers()[6:-1]),
+        "layer 13 is missing; the network has Conv2D there",
+    ),
+    "two outputs": (two_outputs, "the output of the model is .*; in the network, a chain"),
+    "shared layer": (a_layer_used_twice, r"the input of layer conv2d\w* is .*, conv2d\w*; in the"),
 }
+
+
+@pytest.mark.parametrize("which", CHANGED)
+def test_a_layer_that_differs_is_named(which, tmp_path):
+    number, _, message = CHANGED[which]
+    path = save(changed(which), tmp_path / "m.keras")
+    refused(path, rf"layer {number} \(\w+\):? {message}")
 
 
 @pytest.mark.parametrize("which", OTHERS)
@@ -208,71 +195,40 @@ def test_the_first_difference_is_named(which, tmp_path):
 
 
 def test_a_model_of_ones_own_class_is_refused(tmp_path):
-    path = save(of_ones_own(), tmp_path / "m.keras")
-    with pytest.raises(cae_jax.UserError, match="the model is of class Mine>Mine; it takes a Seq"):
-        read(path)
+    model = Mine()
+    model(keras.Input((28, 28, 1)))
+    path = save(model, tmp_path / "m.keras")
+    refused(path, "the model is of class Mine>Mine; it takes a Sequential or functional one")
 
 
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        ("extra layer", "it has dropout where the network has max_pooling2d; if it computes"),
-        ("mean pooling", "it has average_pooling2d where the network has conv2d; if"),
-        ("ends early", "it has conv2d where the network has max_pooling2d; if"),
+        ("extra layer", "it has dropout where the network has none; if it computes"),
+        ("mean pooling", "it has average_pooling2d where the network has max_pooling2d; if"),
+        ("ends early", "it has no layer where the network has conv2d; if"),
         ("kernel size", r"shape=\(3, 3, 16, 8\), Received: value.shape=\(5, 5, 16, 8\)"),
-        (
-            "features that do not mirror",
-            r"shape=\(3, 3, 8, 8\), Received: value.shape=\(3, 3, 8, 4\)",
-        ),
+        ("other features", r"shape=\(3, 3, 8, 8\), Received: value.shape=\(3, 3, 8, 4\)"),
         ("no bias", "'conv1' expected 2 variables, but received 1 "),
         ("colour", r"shape=\(3, 3, 16, 3\), Received: value.shape=\(3, 3, 16, 1\)"),
         ("simple of another width", r"shape=\(784, 32\), Received: value.shape=\(784, 64\)"),
     ],
 )
 def test_weights_of_another_network(which, message, tmp_path):
-    path = save(OTHERS[which][0](), tmp_path / "m.weights.h5")
-    refused(path, f"{message}.*; {CONVERT}|{message}.*{CONVERT}")
-
-
-class Halves(keras.Model):
-    """Encoder and decoder as attributes."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = keras.Sequential(conv_layers()[:6])
-        self.decoder = keras.Sequential(conv_layers()[6:])
-
-    def call(self, inputs):
-        return self.decoder(self.encoder(inputs))
+    model = changed(which) if which in CHANGED else OTHERS[which][0]()
+    refused(save(model, tmp_path / "m.weights.h5"), f"{message}.*{CONVERT}")
 
 
 def of_two_models():
     return sequential([sequential(conv_layers()[:6]), sequential(conv_layers()[6:], (4, 4, 8))])
 
 
-@pytest.mark.parametrize("make", [Halves, Mine, of_two_models])
+@pytest.mark.parametrize("make", [Mine, of_two_models])
 def test_weights_alone_of_models_in_a_model(make, tmp_path):
     """Nothing in the file tells the order of the models."""
     model = make()
     model(keras.Input((28, 28, 1)))
-    refused(save(model, tmp_path / "m.weights.h5"), f"where the network has conv2d.* {CONVERT}")
-
-
-@pytest.mark.parametrize("suffix", ["keras", "h5"])
-def test_a_difference_in_a_model_in_a_model_is_found_there(suffix, tmp_path):
-    def nested(decoder):
-        encoder = functional(conv_layers()[:6])
-        encoder.name = "encoder"
-        decoder = functional(decoder, (4, 4, 8))
-        decoder.name = "decoder"
-        return functional([encoder, decoder])
-
-    path = save(nested([layers.ReLU(), *conv_layers()[6:]]), tmp_path / f"m.{suffix}")
-    refused(path, r"in decoder, layer 7 \(re_lu\w*\) is ReLU; the network has Conv2D there")
-    save(nested([*conv_layers()[6:], layers.ReLU()]), path)
-    refused(path, r"in decoder, layer 14 \(re_lu\w*\) is ReLU; the network ends before it")
-    save(nested(conv_layers()[6:-1]), path)
-    refused(path, r"it has 12 layers \(in encoder, decoder\); the network goes on with Conv2D")
+    refused(save(model, tmp_path / "m.weights.h5"), f"where the network has .*conv2d.* {CONVERT}")
 
 
 # Damage and malice, without Keras
@@ -308,8 +264,8 @@ def refused(path, message):
 
 def test_files_that_are_none_of_keras(tmp_path):
     path = tmp_path / "m.keras"
-    refused(path, "is no file; give a .keras, .weights.h5 or .h5 file of Keras")
-    refused(tmp_path, "is no file")
+    refused(path, "is no file of Keras; give a .keras, .weights.h5 or .h5 file")
+    refused(tmp_path, "is no file of Keras")
     for content in (b"", b"a text\n", b"PK", b"\x89HDF", b"\x80\x04]\x94."):
         path.write_bytes(content)
         refused(path, f"it is neither a .keras archive nor HDF5; {CONVERT}")
@@ -330,7 +286,7 @@ def test_an_archive_cut_short_or_changed(archive, tmp_path):
     path = tmp_path / "m.keras"
     for length in range(4, len(archive), 997):
         path.write_bytes(archive[:length])
-        refused(path, "cannot be read")
+        refused(path, "neither a .keras archive nor HDF5|cannot be read")
     start = archive.index(b"\x89HDF")
     end = start + len(members(archive)["model.weights.h5"])
     for place in range(start, end, 997):  # the archive has a checksum of each of its files
@@ -345,8 +301,7 @@ def test_archives_that_would_fill_the_memory(archive, tmp_path, monkeypatch):
         write_members(path, {**parts, name: bytes(10**7)}, zipfile.ZIP_DEFLATED)
         assert path.stat().st_size < 200_000
         refused(path, f"{name} has more than {most} bytes, far more than a network needs")
-    with path.open("wb") as file:
-        file.truncate(10**6 + 1)
+    path.write_bytes(parts["model.weights.h5"] + bytes(10**6))
     refused(path, "m.keras has more than 1000000 bytes")
 
 
@@ -375,7 +330,7 @@ READ = {
 }
 
 
-@pytest.mark.parametrize("key", ["layer", "activation", "dtype", "name", "padding", "batch_shape"])
+@pytest.mark.parametrize("key", ["layer", "activation", "dtype", "padding", "batch_shape"])
 @pytest.mark.parametrize("object", [FETCH, READ], ids=["fetch", "read"])
 def test_objects_that_fetch_or_read_are_not_created(key, object, archive, tmp_path, monkeypatch):
     parts = members(archive)
@@ -395,7 +350,7 @@ def test_what_training_alone_needs_is_not_created(archive, tmp_path, monkeypatch
     parts = members(archive)
     config = json.loads(parts["config.json"])
     for entry in config["config"]["layers"][1:]:
-        entry["config"] |= {"kernel_initializer": FETCH, "kernel_regularizer": READ}
+        entry["config"] |= {"kernel_initializer": FETCH, "kernel_regularizer": READ, "name": READ}
         entry |= {"build_config": FETCH, "compile_config": {"optimizer": FETCH}}
     path = write_members(tmp_path / "m.keras", {**parts, "config.json": json.dumps(config)})
     monkeypatch.chdir(tmp_path)
@@ -413,7 +368,8 @@ def test_members_that_lead_elsewhere(archive, tmp_path):
         file.writestr("config.json", parts["config.json"])
         file.writestr(link, str(tmp_path / "there.h5"))
     refused(path, "cannot be read")
-    write_members(path, {**parts, "../out": b"", "/tmp/out": b"", "assets/../../out": b""})
+    parts = {"../out": b"", "/tmp/out": b"", "assets/../../out": b"", **parts}
+    write_members(path, parts, zipfile.ZIP_DEFLATED)
     assert read(path).features == (16, 8, 8)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.keras", "there.h5"]
 
@@ -473,9 +429,15 @@ SHAPE = (3, 3, 16, 8)
         ),
         (replace(KERNEL, shape=SHAPE, dtype=h5py.string_dtype()), "could not convert string"),
         (replace(KERNEL, data=np.full(SHAPE, np.nan, "f4")), "has values that are not finite"),
-        (link(KERNEL, h5py.SoftLink("/layers/conv2d_3/vars/0")), "is a link, which Keras does not"),
-        (link(KERNEL, h5py.ExternalLink("/etc/passwd", "/")), "is a link, which Keras does not"),
-        (link("layers/conv2d_1/vars", h5py.SoftLink("/layers/conv2d_3/vars")), "is a link"),
+        (
+            link(KERNEL, h5py.SoftLink("/layers/conv2d_3/vars/0")),
+            "H5 file with SoftLink",
+        ),
+        (link(KERNEL, h5py.ExternalLink("/etc/passwd", "/")), "Not allowed: H5 .* ExternalLink"),
+        (
+            link("layers/conv2d_1/vars", h5py.SoftLink("/layers/conv2d_3/vars")),
+            "H5 file with SoftLink",
+        ),
         (lambda file: file.pop(KERNEL), "'conv2' expected 2 variables, but received 1 "),
         (
             lambda file: file.create_group("layers/conv2d_1/vars/2"),
@@ -502,31 +464,29 @@ def test_groups_that_lead_in_a_circle(archive, tmp_path):
         file["layers/a"] = file["layers/b"] = file["layers"]
 
     path = change_weights(archive, tmp_path, change)
-    np.testing.assert_equal(read(path).params, read(save_bytes(tmp_path, archive)).params)
+    assert read(path).features == (16, 8, 8)
     path.write_bytes(members(path.read_bytes())["model.weights.h5"])
-    refused(path, "it has a where the network has conv2d")
-
-
-def save_bytes(folder, archive):
-    path = folder / "intact.keras"
-    path.write_bytes(archive)
-    return path
+    refused(path, "it has a, b where the network has conv2d")
 
 
 # In a process of its own
 
 
-def test_the_process_limits_what_it_takes(tmp_path, monkeypatch):
+def test_the_process_limits_what_it_takes(archive, tmp_path, monkeypatch):
     limits = {}
     monkeypatch.setattr(resource, "setrlimit", lambda which, most: limits.update({which: most}))
+    (tmp_path / "m.keras").write_bytes(archive)
+    __main__.main("read", tmp_path / "m.keras", tmp_path)
+    ours = interop.Weights.load(tmp_path / "weights.npz")
+    np.testing.assert_equal(ours, read(tmp_path / "m.keras"))
+    assert 2**30 < limits[resource.RLIMIT_DATA][0] <= 2**34
+    assert limits[resource.RLIMIT_FSIZE][0] <= 2**31
+    assert limits[resource.RLIMIT_CORE][0] == 0
     (tmp_path / "m.keras").write_text("a text")
     with pytest.raises(SystemExit) as end:
         __main__.main("read", tmp_path / "m.keras", tmp_path)
     assert end.value.code == 2
     assert "it is neither a .keras archive nor HDF5" in (tmp_path / "refusal.txt").read_text()
-    assert 2**30 < limits[resource.RLIMIT_DATA][0] <= 2**34
-    assert limits[resource.RLIMIT_FSIZE][0] <= 2**31
-    assert limits[resource.RLIMIT_CORE][0] == 0
 
 
 @pytest.fixture
@@ -534,13 +494,9 @@ def isolated(monkeypatch):
     monkeypatch.setattr(interop, "_run", run_process)
 
 
-def test_a_file_is_written_and_read_in_a_process(isolated, archive, tmp_path, monkeypatch):
-    path = tmp_path / "m.keras"
-    interop.write(path, drawn(SMALL))
-    assert path.read_bytes() == archive
-    ours = interop.read(path)
-    monkeypatch.undo()
-    np.testing.assert_equal(ours, interop.read(path))
+def test_a_file_is_written_in_a_process(isolated, archive, tmp_path):
+    interop.write(tmp_path / "m.keras", drawn(SMALL))
+    assert (tmp_path / "m.keras").read_bytes() == archive
 
 
 @pytest.mark.parametrize(
@@ -576,29 +532,6 @@ def test_the_package_is_imported_without_keras():
     assert process.stdout == "set()\n"
 
 
-def legacy_file(archive):
-    """The weights as Keras 2 kept them, the names in HDF5's heap."""
-    content = io.BytesIO()
-    with (
-        h5py.File(io.BytesIO(members(archive)["model.weights.h5"])) as old,
-        h5py.File(content, "w") as file,
-    ):
-        names = sorted(old["layers"], key=lambda name: ORDER.index(name))
-        file.attrs["layer_names"] = names
-        for name in names:
-            arrays = [old[f"layers/{name}/vars/{i}"][()] for i in old[f"layers/{name}/vars"]]
-            group = file.create_group(name)
-            group.attrs["weight_names"] = ["kernel", "bias"][: len(arrays)]
-            for which, array in zip(("kernel", "bias"), arrays, strict=False):
-                group[which] = array
-    return content.getvalue()
-
-
-ORDER = [
-    *("conv2d", "max_pooling2d", "conv2d_1", "max_pooling2d_1", "conv2d_2", "max_pooling2d_2"),
-    *("conv2d_3", "up_sampling2d", "conv2d_4", "up_sampling2d_1", "conv2d_5", "up_sampling2d_2"),
-    "conv2d_6",
-]
 READ_ALL = """
 import pathlib, sys, tempfile
 from cae_jax.interop.keras import worker
@@ -629,7 +562,8 @@ def outcomes(paths):
 def test_bytes_changed_at_random(archive, tmp_path):
     """HDF5 has no checksum of its data: what can be read has changed numbers at the most."""
     rng = np.random.default_rng(0)
-    contents = [members(archive)["model.weights.h5"], legacy_file(archive)] * 8
+    old = save(network("conv"), tmp_path / "old.h5").read_bytes()
+    contents = [members(archive)["model.weights.h5"], old] * 8
     paths = []
     for number, content in enumerate(contents):
         changed = bytearray(content)

@@ -53,23 +53,23 @@ class Weights(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Writes an ``.npz`` file of plain arrays."""
-        facts = [self.model, self.features, self.image_shape, self.complete]
-        arrays: Any = {"facts": json.dumps(facts)}
-        for layer, params in self.params.items():
-            arrays |= {f"{layer}/{which}": array for which, array in params.items()}
-        np.savez(path, **arrays)
+        arrays: Any = {
+            f"{layer}/{name}": array
+            for layer, params in self.params.items()
+            for name, array in params.items()
+        }
+        np.savez(path, facts=json.dumps(self._replace(params={})), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Weights":
         """Reads what `save` wrote; nothing in it is unpickled."""
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        model, *shapes, complete = json.loads(arrays.pop("facts").item())
-        params: Params = {}
-        for name, array in arrays.items():
-            layer, which = name.split("/")
-            params.setdefault(layer, {})[which] = array
-        features, image_shape = (None if shape is None else tuple(shape) for shape in shapes)
+        model, features, image_shape, params, complete = json.loads(arrays.pop("facts").item())
+        for path_, array in arrays.items():
+            layer, name = path_.split("/")
+            params.setdefault(layer, {})[name] = array
+        features, image_shape = (each and tuple(each) for each in (features, image_shape))
         return cls(model, features, image_shape, params, complete)
 
     @property
@@ -105,10 +105,7 @@ def read(path: str | Path) -> Weights:
     """
     path = Path(path).expanduser()
     if not path.is_file() and not (path / "config.json").is_file():
-        raise UserError(
-            f"{path} is no file; give a .keras, .weights.h5 or .h5 file of Keras, or a folder of "
-            "model.save with zipped=False"
-        )
+        raise UserError(f"{path} is no file of Keras; give a .keras, .weights.h5 or .h5 file")
     with tempfile.TemporaryDirectory() as scratch:
         _run("read", path, Path(scratch))
         return Weights.load(Path(scratch, "weights.npz"))
@@ -144,14 +141,11 @@ def matching(config: TrainConfig, weights: Weights) -> TrainConfig:
     It is that of the file, else that of the config's data, else its ``image_size`` with the
     channels of the file.
     """
-    features = weights.features or config.features
-    image_shape = weights.image_shape or known_shape(config)
-    if image_shape is None and config.image_size is not None and weights.features:
-        height, width = config.image_size
-        image_shape = (height, width, weights._inputs)
-    return dataclasses.replace(
-        config, model=weights.model, features=features, image_shape=image_shape
-    )
+    shape = weights.image_shape or known_shape(config)
+    if shape is None and config.image_size is not None and weights.features:
+        shape = (*config.image_size, weights._inputs)
+    features: Any = weights.features or config.features
+    return dataclasses.replace(config, model=weights.model, features=features, image_shape=shape)
 
 
 def import_run(
@@ -260,16 +254,16 @@ def _run(mode: str, path: Path, scratch: Path) -> None:
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, "-P", "-m", "cae_jax.interop.keras", mode, path, scratch]
-    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True}
+    options: Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": _SECONDS}
     problem = f"{path} cannot be {'read' if mode == 'read' else 'written'}"
     try:
-        process = subprocess.run(command, env=environment, timeout=_SECONDS, **options)
+        process = subprocess.run(command, env=environment, **options)
     except subprocess.TimeoutExpired:
         raise UserError(f"{problem} in {_SECONDS} s; save it again in Keras") from None
     if process.returncode == 2:
         raise UserError((scratch / "refusal.txt").read_text())
     if process.returncode < 0:
-        signal = -process.returncode
-        raise UserError(f"{problem} (signal {signal} ended Keras); save it again in Keras")
+        what = f"signal {-process.returncode} ended Keras"
+        raise UserError(f"{problem} ({what}); save it again in Keras")
     if process.returncode:
         raise RuntimeError(process.stderr.decode())

@@ -8,23 +8,19 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from cae_jax.config import LEAST_SIDE, Shape
+from cae_jax.config import Shape, is_shape
 from cae_jax.errors import UserError
 from cae_jax.models import topology
 from cae_jax.models.topology import Topology
 
 Json = dict[str, Any]
-_MOST_STAGES = 6
-_SOME_WIDTH = 8  # in place of widths that a file does not tell
-_TAKES = (
-    "[null, height, width, channels] with 1, 3 or 4 channels, or if it is fully connected "
-    "[null, pixels]"
-)
+_MAX_STAGES = 6
+_SOME_WIDTH = 8  # in place of a width that is not in the file
 MODELS = ("Sequential", "Functional", "Model")
 # What matters to training in Keras only, is compared elsewhere, or is new in Keras 3.
 _IGNORED = (
@@ -66,11 +62,9 @@ def nearest(kinds: Sequence[str], widths: Sequence[Any], image_shape: Shape) -> 
     if "Dense" in kinds and "Conv2D" not in kinds:
         return topology.dense(image_shape, "simple" if kinds.count("Dense") <= 2 else "deep")
     found = [n for n, kind in zip(widths, kinds, strict=True) if kind == "Conv2D"]
-    stages = max(map(kinds.count, ("MaxPooling2D", "UpSampling2D")))
-    stages = min(max(stages, (len(found) - 1) // 2, 1), _MOST_STAGES)
-    found = [n if type(n) is int and n > 0 else _SOME_WIDTH for n in found[:stages]]
-    found += [_SOME_WIDTH] * (stages - len(found))
-    return topology.convolutional(image_shape, found)
+    stages = min(max(len(found) // 2, 1), _MAX_STAGES)
+    features = [n if type(n) is int and n > 0 else _SOME_WIDTH for n in found[:stages]]
+    return topology.convolutional(image_shape, features or [_SOME_WIDTH])
 
 
 def kind_of(entry: Json) -> str:
@@ -81,31 +75,36 @@ def kind_of(entry: Json) -> str:
     return name if own else f"{package}>{name}"
 
 
-def children(model: Json) -> list[Json]:
-    """The layers of a model, which are models or leaves."""
+def _children(model: Json) -> list[Json]:
+    """The layers of a model, some of which may be models."""
     config = model["config"]
     return config if isinstance(config, list) else config["layers"]  # a list until Keras 2.2
 
 
-def name_of(entry: Json) -> str:
-    """The name of a layer or model."""
-    config = entry["config"]
-    name = config["name"] if isinstance(config, dict) else "sequential"
-    if not isinstance(name, str):
-        raise UserError(f"the name of a layer is {_short(name)}; Keras gives text")
-    return name
-
-
-def leaves(entry: Json, inside: str = "") -> Iterator[Json]:
-    """The layers in a layer or model that are no models; "inside" names the models around one."""
+def _leaves(entry: Json) -> list[Json]:
+    """The layers of a model and of the models in it, in order."""
     if kind_of(entry) not in MODELS:
-        yield {**entry, "inside": inside}
-        return
+        return [entry]
     if kind_of(entry) != "Sequential":
         _check_chain(entry)
-    for child in children(entry):
-        nested = kind_of(child) in MODELS
-        yield from leaves(child, f"{inside}/{name_of(child)}".strip("/") if nested else inside)
+    return [leaf for child in _children(entry) for leaf in _leaves(child)]
+
+
+def _check_chain(model: Json) -> None:
+    """Refuses a functional model in which a layer's input is not the output of the one before."""
+    config, names = model["config"], [layer["name"] for layer in _children(model)]
+    links = [("the input of the model", config["input_layers"], names[:1])]
+    for layer, before in zip(_children(model), [[], *([name] for name in names)], strict=False):
+        links.append((f"the input of layer {layer['name']}", layer["inbound_nodes"], before))
+    links.append(("the output of the model", config["output_layers"], names[-1:]))
+    for what, found, wanted in links:
+        strings = re.findall(r'"((?:[^"\\]|\\.)*)"', json.dumps(found, ensure_ascii=False))
+        sources = [text for text in strings if text in names]
+        if sources != wanted:
+            raise UserError(
+                f"{what} is {_short(', '.join(sources) or 'nothing')}; in the network, a chain of "
+                f"layers, it is {', '.join(wanted) or 'nothing'}"
+            )
 
 
 def arrange(entry: Json, flat: keras.Sequential) -> keras.Model:
@@ -119,7 +118,7 @@ def arrange(entry: Json, flat: keras.Sequential) -> keras.Model:
 
     def arranged(entry: Json, x: Any) -> keras.Model:
         parts, y = [], (inputs := keras.Input(x.shape[1:]))
-        for child in children(entry):
+        for child in _children(entry):
             if kind_of(child) in MODELS:
                 parts.append(arranged(child, y))
             elif kind_of(child) in kinds:
@@ -139,7 +138,7 @@ def check(model: Json) -> tuple[keras.Sequential, Topology, Shape | None]:
     """Compares a Sequential or functional model of Keras 2 or 3 with the network nearest to it.
 
     Returns:
-        The network in Keras (`build`) and its layers, and the shape of its images; None for a fully
+        The network (`build`) and its layers, and the shape of its images; None for a fully
         connected one that takes and gives flat images, whose network then is that of a single row.
 
     Raises:
@@ -151,66 +150,52 @@ def check(model: Json) -> tuple[keras.Sequential, Topology, Shape | None]:
             f"the model is of class {kind_of(model)}; it takes a Sequential or functional one, or "
             "its weights alone (model.save_weights)"
         )
-    found = [*leaves(model)]
+    found = _leaves(model)
     inputs = next((leaf for leaf in found if kind_of(leaf) == "InputLayer"), found[0])["config"]
     found = [leaf for leaf in found if kind_of(leaf) != "InputLayer"]
     kinds = [kind_of(leaf) for leaf in found]
-    target = found[-1]["config"]["target_shape"] if kinds[-1:] == ["Reshape"] else None
-    shape, image_shape = _shapes(inputs, model, target, is_dense="Conv2D" not in kinds)
+    shape = _shape(model, inputs, found[-1], is_dense="Conv2D" not in kinds)
+    image_shape = shape if len(shape) == 3 else None
     widths = [leaf["config"].get("filters") for leaf in found]
     network = nearest(kinds, widths, image_shape or (1, shape[0], 1))
     if not network.features:
-        found = found[kinds[0] == "Flatten" : len(found) - (target is not None)]
+        found = found[kinds[0] == "Flatten" : len(found) - (kinds[-1] == "Reshape")]
     flat = build(network)
     pairs = itertools.zip_longest(found, flat.layers)
     for number, (leaf, layer) in enumerate(pairs, start=1):
-        kind = type(layer).__name__ if layer else None
-        if leaf is None:
-            models = ", ".join(dict.fromkeys(leaf["inside"] for leaf in found if leaf["inside"]))
-            held = f"{number - 1} layers" + (f" (in {_short(models)})" if models else "")
-            raise UserError(f"it has {held}; the network goes on with {kind}")
-        inside = f"in {_short(leaf['inside'])}, " if leaf["inside"] else ""
-        where = f"{inside}layer {number} ({_short(name_of(leaf))})"
-        if layer is None or kind_of(leaf) != kind:
-            wanted = f"has {kind} there" if layer else "ends before it"
-            raise UserError(f"{where} is {kind_of(leaf)}; the network {wanted}")
+        where = f"layer {number}" + (f" ({_short(leaf['config']['name'])})" if leaf else "")
+        kind, wanted = kind_of(leaf) if leaf else "missing", type(layer).__name__ if layer else None
+        if kind != wanted:
+            raise UserError(f"{where} is {kind}; the network has {wanted or 'no layer'} there")
         _compare(where, leaf["config"], json.loads(json.dumps(layer.get_config())))
     return flat, network, image_shape
 
 
-def _shapes(
-    inputs: Json, model: Json, target: Any, *, is_dense: bool
-) -> tuple[list[int], Shape | None]:
-    """The shapes of the input and of the images, which a Reshape to `target` at the end may tell.
-
-    Flat images have 1 axis, or 2 without channels.
-    """
-    built = isinstance(model["config"], dict) and model["config"].get("build_input_shape")
-    shape = inputs.get("batch_shape") or inputs.get("batch_input_shape") or built
+def _shape(model: Json, inputs: Json, last: Json, *, is_dense: bool) -> Any:
+    """The shape of the images, that of the input or the Reshape at the end; pixels if flat."""
     if "float" not in str(inputs.get("dtype", "float32")):
         raise UserError(f"the input has dtype {_short(inputs['dtype'])}; the network takes floats")
-    if not (isinstance(shape, list) and _is_shape(shape[1:], is_dense=is_dense)):
-        raise UserError(f"the input has shape {_short(shape)}; the network takes {_TAKES}")
-    shape = shape[1:]
-    images: Any = [(*x, 1)[:3] for x in (shape, target) if type(x) is list and len(x) > 1]
-    if target is not None and not (
-        _is_shape(target, is_dense=is_dense)
-        and math.prod(images[0]) == math.prod(shape)
-        and images[0] == images[-1]
-    ):
+    built = isinstance(model["config"], dict) and model["config"].get("build_input_shape")
+    batch: Any = inputs.get("batch_shape") or inputs.get("batch_input_shape") or built
+    ends = [batch[1:] if isinstance(batch, list) else batch]
+    if kind_of(last) == "Reshape":
+        ends.append(last["config"]["target_shape"])
+    shapes = []
+    for end in ends:
+        valid = isinstance(end, list) and all(type(n) is int and n > 0 for n in end)
+        shapes.append((*end, 1) if valid and len(end) == 2 else tuple(end if valid else ()))
+        if not (is_shape(shapes[-1]) or (is_dense and len(shapes[-1]) == 1)):
+            raise UserError(
+                f"its images have shape {_short(end)}; the network takes [height, width, channels] "
+                "with 1, 3 or 4 channels, or if it is fully connected [pixels]"
+            )
+    longest = max(shapes, key=len)
+    if any(shape not in (longest, (math.prod(longest),)) for shape in shapes):
         raise UserError(
-            f"the last layer reshapes to {_short(target)}; the network takes and gives "
-            f"{_short(shape)}"
+            f"the last layer reshapes {_short(ends[0])} to {_short(ends[-1])}; the network keeps "
+            "the shape of its images"
         )
-    return shape, images[0] if images else None
-
-
-def _is_shape(shape: Any, *, is_dense: bool) -> bool:
-    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
-        return False
-    if len(shape) == 3:
-        return min(shape[:2]) >= LEAST_SIDE and shape[2] in (1, 3, 4)
-    return is_dense and (len(shape) == 1 or (len(shape) == 2 and min(shape) >= LEAST_SIDE))
+    return longest
 
 
 def _compare(where: str, settings: Json, wanted: Json) -> None:
@@ -225,30 +210,6 @@ def _compare(where: str, settings: Json, wanted: Json) -> None:
     policy = policy["config"].get("name") if isinstance(policy, dict) else policy
     if policy not in _POLICIES:
         raise UserError(f"{where} is of {_short(policy)}; the network takes float32 weights")
-
-
-def _check_chain(model: Json) -> None:
-    """Refuses a functional model in which anything but the layer before feeds a layer."""
-    names = [name_of(layer) for layer in children(model)]
-    known = {*names}
-    for before, layer in zip([None, *names], children(model), strict=False):
-        sources = [name for name in _strings(layer["inbound_nodes"]) if name in known]
-        if sources != [before][: before is not None]:
-            raise UserError(
-                f"layer {name_of(layer)} takes {', '.join(sources) or 'nothing'}; the network is a "
-                f"chain, in which it takes {before or 'nothing'}"
-            )
-    for end, wanted in (("input_layers", names[0]), ("output_layers", names[-1])):
-        found = model["config"][end]
-        if _strings(found) != [wanted]:
-            raise UserError(
-                f"{end} of the model are {_short(found)}; the network has {wanted} alone"
-            )
-
-
-def _strings(value: Any) -> list[str]:
-    """All strings in JSON, in order."""
-    return [json.loads(text) for text in re.findall(r'"(?:[^"\\]|\\.)*"', json.dumps(value))]
 
 
 def _short(value: Any) -> str:

@@ -5,7 +5,6 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import h5py
 import keras
 import numpy as np
 
-from cae_jax.config import LEAST_SIDE
+from cae_jax.config import LEAST_SIDE, TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.interop.keras import Weights, layers
 from cae_jax.models import topology
@@ -60,20 +59,17 @@ def _unpack(path: Path, scratch: Path) -> tuple[Path, layers.Json | None]:
         The copy, and the config of the model; None of a file of weights alone.
     """
     config: Any = None
-    content = b"" if path.is_dir() else _content(path, _MAX_WEIGHTS)
-    if path.is_dir() or content.startswith(b"PK\x03\x04"):
+    if path.is_dir() or zipfile.is_zipfile(path):
         parent: Any = path if path.is_dir() else zipfile.Path(path)
         config = _content(parent / "config.json", _MAX_CONFIG)
         content = _content(parent / "model.weights.h5", _MAX_WEIGHTS)
-    elif not h5py.is_hdf5(path):
+    elif h5py.is_hdf5(path):
+        content = _content(path, _MAX_WEIGHTS)
+    else:
         raise UserError(f"it is neither a .keras archive nor HDF5; {_CONVERT}")
     copy = scratch / "model.weights.h5"
     copy.write_bytes(content)
     with h5py.File(copy, "r+") as file:
-        # What is not None ends the visit.
-        link = file.visititems_links(lambda name, x: None if isinstance(x, h5py.HardLink) else name)
-        if link:
-            raise UserError(f"{link} in it is a link, which Keras does not write; {_CONVERT}")
         _renumber(file)
         config = file.attrs.get("model_config", config)
         if "layer_names" in file.attrs or "model_weights" in file:
@@ -98,14 +94,13 @@ def _content(file: Any, most: int) -> bytes:
 
 def _renumber(file: h5py.File) -> None:
     """Numbers the layers of a class as Keras 3 does; Keras 2.12 and 2.13 count some by two."""
-    groups: list[str] = []
-    file.visititems(lambda name, x: groups.append(name) if isinstance(x, h5py.Group) else None)
+    paths: list[str] = []
+    file.visit(paths.append)
     counts: Counter[str] = Counter()
     # The innermost first: what lies in a group that was renamed has another path.
-    for path in sorted(groups, key=lambda path: (-path.count("/"), _number(path))):
-        parent, _, name = path.rpartition("/")
-        if parent.endswith(_KERAS_2):
-            stem = f"{parent}/{_stem(name)}"
+    for path in sorted(paths, key=lambda path: (-path.count("/"), _number(path))):
+        if path.rpartition("/")[0].endswith(_KERAS_2):
+            stem = _stem(path)
             wanted = f"{stem}_{counts[stem]}" if counts[stem] else stem
             counts[stem] += 1
             if path != wanted:
@@ -119,39 +114,37 @@ def _identify(path: Path) -> tuple[keras.Sequential, Topology, None]:
     the network is that of some shape with as many channels, or as many pixels.
     """
     with h5py.File(path) as file:
-        ordered = "layer_names" in file.attrs
         group: Any = next((file[name] for name in (_KERAS_2, _KERAS_3) if name in file), file)
-        names: Any = file.attrs["layer_names"] if ordered else sorted(group, key=_number)
+        names: Any = file.attrs.get("layer_names", sorted(group, key=_number))
         names = np.asarray(names).astype(str)
-        found = [(_stem(name), _kernel(group[name])) for name in names]
-    kernels = [kernel for _, kernel in found if kernel]
+        kernels = [kernel for name in names if (kernel := _kernel(group[name]))]
     if not kernels:
         raise UserError(f"it is HDF5 without weights of Keras; {_CONVERT}")
     kinds = ["Conv2D" if len(kernel) == 4 else "Dense" for kernel in kernels]
     shape = (LEAST_SIDE, LEAST_SIDE, kernels[0][-2]) if "Conv2D" in kinds else (1, kernels[0][0], 1)
     network = layers.nearest(kinds, [kernel[-1] for kernel in kernels], shape)
     flat = layers.build(network)
-    classes = [type(layer).__name__ for layer in flat.layers]
-    wanted = [re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in classes]
+    classes = [re.sub("(?<=[a-z])(?=[A-Z])", "_", type(x).__name__).lower() for x in flat.layers]
     # What depends on the size of the images
     ignored = {"cropping2d", "zero_padding2d"} if network.features else {"flatten", "reshape"}
     ignored |= {"input", "input_layer"}
-    both = [[x for x in names if x not in ignored] for names in ([x for x, _ in found], wanted)]
-    for name, wanted in zip_longest(*(x if ordered else sorted(x) for x in both)):
-        if name != wanted:
-            raise UserError(
-                f"it has {name or 'no layer'} where the network has {wanted or 'none'}; if it "
-                f"computes the same, {_CONVERT}"
-            )
+    found, wanted = (
+        Counter(name for name in each if name not in ignored)
+        for each in (map(_stem, names), classes)
+    )
+    if found != wanted:
+        raise UserError(
+            f"it has {', '.join(found - wanted) or 'no layer'} where the network has "
+            f"{', '.join(wanted - found) or 'none'}; if it computes the same, {_CONVERT}"
+        )
     return flat, network, None
 
 
-def _kernel(layer: Any) -> tuple[int, ...]:
-    """The shape of the first array with axes in a group; empty without one."""
-    shapes: list[tuple[int, ...]] = []
-    if isinstance(layer, h5py.Group):
-        layer.visititems(lambda _, x: shapes.append(getattr(x, "shape", ())))
-    return next((shape for shape in shapes if len(shape) > 1), ())
+def _kernel(layer: Any) -> tuple[int, ...] | None:
+    """The shape of the first array with axes in a group; None without one."""
+    if not isinstance(layer, h5py.Group):
+        return None
+    return layer.visititems(lambda _, x: x.shape if len(getattr(x, "shape", ())) > 1 else None)
 
 
 def _load(model: keras.Model, path: Path) -> None:
@@ -168,13 +161,10 @@ def write(scratch: Path) -> None:
     The archive has no dates and no memory addresses, which Keras would put in.
     """
     weights, path = Weights.load(scratch / "weights.npz"), scratch / "model.weights.h5"
-    assert weights.image_shape is not None
-    if weights.features:
-        network = topology.convolutional(weights.image_shape, weights.features)
-    else:
-        network = topology.dense(weights.image_shape, weights.model)
+    shape, features = weights.image_shape, weights.features
+    config = TrainConfig(model=weights.model, data="arrays", image_shape=shape, features=features)
     with keras.StatelessScope(initialize_variables=False):
-        model = layers.build(network)
+        model = layers.build(topology.from_config(config))
         for name, layer in weights.params.items():
             model.get_layer(name).set_weights([layer["kernel"], layer["bias"]])
         model.save_weights(path)
