@@ -249,6 +249,11 @@ def _check_ranges(config: TrainConfig) -> None:
         raise UserError(f"`batch_size` is {config.batch_size}; it takes at most `train_examples`")
 
 
+def is_shape(shape: tuple[int, ...]) -> bool:
+    """Whether networks take images of a height, width and channels."""
+    return len(shape) == 3 and min(shape[:2]) >= LEAST_SIDE and shape[2] in (1, 3, 4)
+
+
 # Fields, the values that they accept, and the same in words. None is always accepted.
 _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     (
@@ -265,7 +270,7 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("image_size", lambda size: math.prod(size) <= MAX_PIXELS, f"at most {MAX_PIXELS} pixels"),
     (
         "image_shape",
-        lambda s: min(s[:2]) >= LEAST_SIDE and s[2] in (1, 3, 4),
+        is_shape,
         f"at least {LEAST_SIDE} x {LEAST_SIDE} pixels, 1, 3 or 4 channels",
     ),
 ]
