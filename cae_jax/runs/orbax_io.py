@@ -33,11 +33,9 @@ def write(folder: Path, state: TrainState) -> None:
     Raises:
         Exception: Orbax and TensorStore raise exceptions of many types; see `reason`.
     """
-    hook, sys.unraisablehook = sys.unraisablehook, partial(_unraisable, sys.unraisablehook)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _without_patterns(folder.parent) as parent:
+    with _without_patterns(folder.parent) as parent, _abandoning():
         ocp.save_checkpointables(parent / folder.name, _items(state))
-    sys.unraisablehook = hook
 
 
 def read(folder: Path, like: TrainState) -> TrainState:
@@ -76,7 +74,7 @@ def _read(folder: Path, like: dict[str, Any]) -> dict[str, Any]:
     def describe(leaf: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
-    with _without_patterns(folder) as path:
+    with _without_patterns(folder) as path, _abandoning():
         return ocp.load_checkpointables(path, jax.tree.map(describe, like))
 
 
@@ -99,9 +97,17 @@ def _to_state(like: nnx.State, values: dict[str, Any]) -> nnx.State:
     return state
 
 
+@contextlib.contextmanager
+def _abandoning() -> Iterator[None]:
+    """Drops the exceptions of what Orbax abandons when one read or write fails; also afterwards."""
+    hook, sys.unraisablehook = sys.unraisablehook, partial(_unraisable, sys.unraisablehook)
+    yield
+    sys.unraisablehook = hook  # not after a failure
+
+
 def _unraisable(hook: Callable[[Any], None], problem: Any) -> None:
-    """Drops the exceptions of writes that Orbax abandons when another one fails."""
-    if str(problem.exc_value) != "Event loop is closed":
+    abandoned = "_read_array" in getattr(problem.object, "__qualname__", "")
+    if not abandoned and str(problem.exc_value) != "Event loop is closed":
         hook(problem)
 
 
