@@ -235,6 +235,7 @@ def test_a_device_that_is_not_there_is_told_in_one_line(launch):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_without_the_modules_of_unix_runs_can_be_read_and_training_says_what_it_needs(
     dense_run, tmp_path
 ):

@@ -34,13 +34,8 @@ def weights(folder):
     return jax.tree.leaves(nnx.state(cae_jax.load(folder, backend="xla").model, nnx.Param))
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [
-        pytest.param("matmul", marks=pytest.mark.slow),  # takes long to compile
-        pytest.param("native", marks=needs_native),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_an_epoch_is_the_same_by_every_backend(trained, backend):
     folder, expected = trained(backend), trained("xla")
     assert json.loads((folder / "result.json").read_text())["backend"] == backend

@@ -77,6 +77,7 @@ def test_without_a_home_directory_there_is_no_cache(monkeypatch):
         cache.cache_folder()
 
 
+@pytest.mark.slow
 def test_damaged_entries_are_replaced_once_and_silently(tmp_path):
     code = """
 import warnings, jax, jax.numpy as jnp

@@ -492,6 +492,7 @@ def test_a_page_is_a_file(name):
         page.write(name, {})
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_population_is_shown_by_its_members(browser, tmp_path, data_dir):
     """Two settings of a dense model with two seeds each, and one that diverges."""

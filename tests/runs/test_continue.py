@@ -33,6 +33,7 @@ def test_a_constant_schedule_goes_on_as_if_the_epochs_had_been_there(data_dir, t
     assert json.loads((tmp_path / "in two" / "result.json").read_text())["final"]["epoch"] == 4
 
 
+@pytest.mark.slow
 def test_a_cosine_starts_again_and_the_run_says_so(copied, data_dir):
     longer = dataclasses.replace(DENSE, epochs=3)
     rows = cae_jax.fit(longer, copied, data_dir=data_dir).history

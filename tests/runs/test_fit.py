@@ -118,6 +118,7 @@ def test_training_with_noise(data_dir, tmp_path, test_images):
         assert image.height > 250  # three rows
 
 
+@pytest.mark.slow
 def test_a_noisy_run_that_broke_off_resumes_exactly(data_dir, tmp_path):
     config = dataclasses.replace(DENSE, noise="gaussian")
     cae_jax.fit(config, tmp_path / "whole", data_dir=data_dir)

@@ -221,6 +221,7 @@ def test_a_group_that_broke_off_while_runs_were_written(data_dir, tmp_path, monk
         cae_jax.fit_population(CONFIGS, tmp_path / "many", **{**options, "members_per_program": 1})
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_an_epoch(population, data_dir, tmp_path, capsys):
     folder = Path(shutil.copytree(population, tmp_path / "many"))
     run = shutil.copytree(population / "seed=4", tmp_path / "first")

@@ -168,7 +168,7 @@ class Killed(BaseException):
     """Nothing tidies up after a process that is killed."""
 
 
-@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("written", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_killed_at_any_rename_the_old_run_or_the_new_one_is_whole(
     written, copied, data_dir, tmp_path, monkeypatch
 ):

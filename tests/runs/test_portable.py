@@ -114,6 +114,7 @@ with Checkpoints(sys.argv[1], CONFIG) as checkpoints:
 """
 
 
+@pytest.mark.slow
 def test_what_many_devices_wrote_any_number_reads(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

@@ -60,6 +60,7 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_command_that_takes_a_run_takes_one(elsewhere, data_dir, test_images, capsys):
     def run(*arguments):
         cli.main([*map(str, arguments)])

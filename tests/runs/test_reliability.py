@@ -109,7 +109,7 @@ def test_killed_in_the_middle_of(moment, run, data_dir, tmp_path):
         (signal.SIGTERM, "start"),
         pytest.param(signal.SIGINT, "data", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "compilation", marks=pytest.mark.slow),
-        (signal.SIGINT, "first epoch"),
+        pytest.param(signal.SIGINT, "first epoch", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "later", marks=pytest.mark.slow),
     ],
 )

@@ -19,6 +19,7 @@ def x64():
     jax.config.update("jax_enable_x64", False)
 
 
+@pytest.mark.slow
 def test_training_gives_the_same_bits(run, data_dir, tmp_path, x64):
     cae_jax.fit(SMALL, tmp_path / "run", data_dir=data_dir)
     assert_same_end(tmp_path / "run", run)

@@ -64,7 +64,7 @@ def test_an_epoch_takes_every_image_once_and_each_time_in_another_order():
     assert (orders[0] != orders[1]).mean() > 0.99
 
 
-@pytest.mark.parametrize("noise", ["none", "mix"])
+@pytest.mark.parametrize("noise", [pytest.param("none", marks=pytest.mark.slow), "mix"])
 def test_the_compiled_loop_equals_a_python_loop_of_steps(setup, noise):
     model, optimizer, images, batches = setup
     corrupt = build_corruption(noise)
@@ -230,6 +230,7 @@ def test_two_epochs_on_all_images_learn(data_dir, tmp_path):
     assert rows[-1].val_loss < 0.292
 
 
+@pytest.mark.slow
 def test_a_short_training_beats_the_mean_image(data_dir, test_images, tmp_path):
     config = cae_jax.TrainConfig(train_examples=6000, test_examples=500, epochs=2)
     rows = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir).history
