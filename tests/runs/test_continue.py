@@ -101,6 +101,7 @@ def test_a_run_begins_with_the_weights_of_another(dense_run, data_dir, tmp_path)
     assert [row.epoch for row in result.history] == [1]
 
 
+@pytest.mark.slow
 def test_whoever_resumes_need_not_name_the_origin(dense_run, data_dir, tmp_path, monkeypatch):
     config = dataclasses.replace(DENSE, seed=7)
     cae_jax.fit(config, tmp_path / "whole", start_from=dense_run, data_dir=data_dir)

@@ -257,7 +257,7 @@ def step_of(image, epoch):
     return int(np.argwhere(np.asarray(batches) == image)[0, 0]) + 1
 
 
-@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("gradient", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_number_that_is_not_finite_stops_the_run_there(
     gradient, dense_run, data_dir, tmp_path, poison, monkeypatch
 ):

@@ -134,7 +134,7 @@ def test_another_seed_gives_another_model(dense_run, data_dir, tmp_path):
     assert other.history[0].loss != history.of_run(dense_run)[0].loss
 
 
-@pytest.mark.parametrize("method", ["save", "wait"])
+@pytest.mark.parametrize("method", ["save", pytest.param("wait", marks=pytest.mark.slow)])
 def test_a_run_that_broke_off_resumes_exactly(run, data_dir, tmp_path, monkeypatch, method):
     """After the history was written; and before the next save waits for the one before."""
     folder = tmp_path / "run"

@@ -92,6 +92,7 @@ def test_unknown_names_and_folders_of_the_user(elsewhere, refuse, dense_run):
     assert cae_jax.load("pretrained/wide").config.model == "simple"
 
 
+@pytest.mark.slow
 def test_training_begins_with_its_weights(elsewhere, data_dir):
     config = cae_jax.TrainConfig(
         optimizer="sgd", learning_rate=1e-12, epochs=1, train_examples=256, test_examples=100

@@ -64,7 +64,10 @@ def test_an_epoch_takes_every_image_once_and_each_time_in_another_order():
     assert (orders[0] != orders[1]).mean() > 0.99
 
 
-@pytest.mark.parametrize("noise", [pytest.param("none", marks=pytest.mark.slow), "mix"])
+@pytest.mark.parametrize(
+    "noise",
+    ["gaussian", *(pytest.param(noise, marks=pytest.mark.slow) for noise in ("none", "mix"))],
+)
 def test_the_compiled_loop_equals_a_python_loop_of_steps(setup, noise):
     model, optimizer, images, batches = setup
     corrupt = build_corruption(noise)
