@@ -37,6 +37,7 @@ import pytest
 import cae_jax
 import cae_jax.data
 from cae_jax import cli
+from cae_jax.cli import process
 from cae_jax.models.topology import from_config
 from cae_jax.ops.backend import Backend, choose
 
@@ -219,6 +220,7 @@ def command(data_dir, tmp_path, monkeypatch, capsys):
             patch.setenv("COLUMNS", "80")
             patch.syspath_prepend(ROOT / "scripts")
             patch.setattr(sys, "argv", words)
+            patch.setattr(process, "start", lambda _: None)  # this process is not the command's
             try:
                 if name.endswith(".py"):
                     runpy.run_path(words[0], run_name="__main__")

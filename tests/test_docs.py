@@ -122,7 +122,7 @@ def test_python_runs_as_it_is_shown(page, cheaper, tmp_path, monkeypatch):
     monkeypatch.setenv("CAE_JAX_NATIVE", "0")  # a kernel for this size takes long to compile
     (block,) = blocks
     if cheaper:
-        assert "image_size=64" in block
+        assert "image_size=64, epochs=5" in block
         block = block.replace("image_size=64", "image_size=8, model='simple', optimizer='adam'")
         block = block.replace("epochs=5", "epochs=2")
     names = {}

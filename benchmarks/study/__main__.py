@@ -6,12 +6,13 @@ Safe to interrupt; rerun to resume.
 """
 
 import dataclasses
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import study
 from cae_jax import UserError
-from cae_jax.cli import common
+from cae_jax.cli import common, process
 from cae_jax.cli.configs import load_config
 from cae_jax.config import TrainConfig
 from cae_jax.ops import cache
@@ -54,6 +55,7 @@ class Flags:
 
 
 def main() -> None:
+    process.start(["python", *sys.argv])
     with common.user_errors(), common.interruptible():
         flags = common.parse(Flags)
         if flags.seeds < 1:

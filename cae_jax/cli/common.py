@@ -274,7 +274,7 @@ def literal(text: str) -> Any:
     """The value of a Python literal; other text stays."""
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, TypeError, ValueError):
         return text
 
 

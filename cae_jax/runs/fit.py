@@ -82,6 +82,7 @@ def fit(
         where: Any = {"data_dir": data_dir, "verify_data": verify_data}
         config, dataset, chosen = prepare(config, workdir, backend, images, session.start, **where)
         weights = None if start_from is None else _weights_of(config, start_from)
+        session.check()
         with open_run(workdir, config, overwrite=overwrite) as folder:
             job = Job(folder.config, chosen, dataset)
             del dataset  # those on the device remain

@@ -88,7 +88,8 @@ def read_json(path: Path, parse: Callable[[dict[str, Any]], _Parsed]) -> _Parsed
     """
     try:
         values = json.loads(path.read_bytes())
-        number = values.pop("format")
+        if not isinstance(values, dict) or type(number := values.pop("format", None)) is not int:
+            raise ValueError("it holds no JSON object with a format")
         if number <= FORMAT:
             return parse(values)
     # RecursionError comes from nested brackets; AttributeError and TypeError from other JSON.
@@ -129,6 +130,15 @@ class OpenFolder:
             f"`workdir` {self.path} was moved, replaced or removed during the training, which ends "
             "here; continue it in its new place"
         )
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turns a `FileNotFoundError` of what was there a moment ago into a `UserError`."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            self.check()
+            raise UserError(f"{error} was removed while it was read; run again") from error
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

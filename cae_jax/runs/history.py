@@ -55,7 +55,7 @@ def read(path: Path) -> list[Row]:
     """
     try:
         text = path.read_text(errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise UserError(

@@ -112,7 +112,8 @@ class Journal:
 
     def _restore(self, newest: Checkpoint, like: Callable[[], TrainState]) -> TrainState:
         self.saved_step, self._loss_is_saved = newest.step, newest.val_loss is not None
-        return self._checkpoints.restore(newest.step, like())
+        with self.folder.reading():
+            return self._checkpoints.restore(newest.step, like())
 
     def is_finished(self) -> bool:
         """Whether the run has all of its epochs and results."""
@@ -227,7 +228,8 @@ def newest_intact(folder: OpenFolder, checkpoints: Checkpoints) -> Checkpoint | 
         UserError: all are damaged.
     """
     checkpoints.clean()
-    newest, damage = checkpoints.find()
+    with folder.reading():
+        newest, damage = checkpoints.find()
     for step, problem in damage.items():
         assert newest is not None
         with folder.writing():

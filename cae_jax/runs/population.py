@@ -93,6 +93,7 @@ def fit_population(
         )
         shared = {name: getattr(config, name) for name in ("data", "image_shape", "features")}
         configs = [dataclasses.replace(each, **shared) for each in configs]
+        session.check()
         with members.open_population(
             workdir, configs, chosen, dataset, members_per_program, overwrite=overwrite
         ) as there:
@@ -129,8 +130,8 @@ def _train_groups(job: Job, there: Population, session: Session) -> PopulationRe
         there.check_some_left()
         if not trained:
             logger.info(f"{folder} is finished after {job.config.epochs} epochs")
-    for name in named.keys() - params.keys() - stopped.keys():
-        if is_written(folder / name, named[name]):
+    for name, config in named.items():
+        if name not in {*params, *stopped} and is_written(folder / name, config):
             try:
                 params[name] = load(folder / name).params
             except UserError as error:

@@ -18,9 +18,9 @@ from flax import nnx
 
 import cae_jax
 from cae_jax import atomic
-from cae_jax.config import RUN_MARK
+from cae_jax.config import RUN_MARK, to_dict
 from cae_jax.models import autoencoders
-from cae_jax.runs import history
+from cae_jax.runs import history, orbax_io
 from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.folder import has_checkpoint, is_finished, open_folder
 from cae_jax.training import trainer
@@ -53,6 +53,10 @@ FOREIGN = {
     "a config": lambda folder: (folder / "config.json").write_text('{"format": "mine"}'),
     "a config that is a link": lambda folder: (folder / "config.json").symlink_to("/dev/null"),
     "a mark that is a link": lambda folder: (folder / RUN_MARK).symlink_to("../precious"),
+    "a run whose mark is a link": lambda folder: (
+        (folder / "config.json").write_text(json.dumps({"format": 1, **to_dict(DENSE)})),
+        (folder / RUN_MARK).symlink_to("../precious"),
+    ),
     "a mark of another's": lambda folder: (folder / RUN_MARK).write_text("mine"),
     "a mark that is a folder": lambda folder: (folder / RUN_MARK).mkdir(),
     "checkpoints": lambda folder: (folder / "checkpoints" / "8").mkdir(parents=True),
@@ -240,6 +244,18 @@ def test_a_run_that_is_moved_ends_and_goes_on_where_it_is(dense_run, data_dir, t
     assert not old.exists()
     cae_jax.fit(DENSE, new, data_dir=data_dir)
     assert_same_end(new, dense_run)
+
+
+def test_a_run_that_is_moved_while_it_is_read_ends_with_one_line(copied, data_dir, monkeypatch):
+    def read(*arguments):
+        copied.rename(copied.with_name("elsewhere"))
+        return original(*arguments)
+
+    original = orbax_io.read
+    monkeypatch.setattr(orbax_io, "read", read)
+    with pytest.raises(cae_jax.UserError, match="was moved, replaced or removed") as error:
+        cae_jax.fit(dataclasses.replace(DENSE, epochs=3), copied, data_dir=data_dir)
+    assert "\n" not in str(error.value)
 
 
 def test_a_write_that_ends_after_its_failed_save_is_removed_too(tmp_path, monkeypatch):
