@@ -81,7 +81,8 @@ def _default(text: str) -> str:
 
 def _field_docs(cls: type) -> dict[str, str]:
     """The docstring below each field of a dataclass."""
-    fields = re.findall(r'^    (\w+): .*\n    """([^"]*)"""', inspect.getsource(cls), re.MULTILINE)
+    field = r'^    (\w+): .*\n    """([\s\S]*?)"""'
+    fields = re.findall(field, inspect.getsource(cls), re.MULTILINE)
     return {name: " ".join(doc.split()) for name, doc in fields}
 
 

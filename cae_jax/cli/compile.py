@@ -124,7 +124,8 @@ def describe(program: "Program", target: "Target") -> dict[str, Any]:
         "float64": parsed.float64,
         "flops": cost.get("flops"),
         "bytes_accessed": cost.get("bytes accessed"),
-        "estimated_seconds": cost.get("optimal_seconds"),
+        # XLA's model has a negative value for what it does not know.
+        "estimated_seconds": max(cost.get("optimal_seconds") or 0, 0) or None,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "needed_bytes": needed,

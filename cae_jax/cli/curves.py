@@ -86,6 +86,8 @@ def read_curve(path: Path) -> dict[str, list[float]]:
             path = path / "history.csv" if path.is_dir() else path
             rows = list(csv.DictReader(path.read_text().splitlines()))
         return {name: [float(row[name]) for row in rows] for name in COLUMNS}
+    except UserError:  # a damaged history
+        raise
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     except (KeyError, TypeError, ValueError):

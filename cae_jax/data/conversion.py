@@ -135,9 +135,9 @@ def reading(name: str) -> Iterator[None]:
 
 
 def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int], int]:
-    """Displayed height and width of an image, and channels that show its colors.
+    """Displayed height and width of an image, and channels that show its colors: 1 or 3.
 
-    Transparency counts as a channel in arrays only. Decodes palettes only.
+    Decodes palettes only.
 
     Raises:
         UnreadableError: damaged where that shows.
@@ -145,7 +145,7 @@ def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int],
     """
     if isinstance(image, np.ndarray):
         height, width, channels = check_shape((1, *image.shape), name)
-        return (height, width), channels
+        return (height, width), 1 if channels == 1 else 3
     with reading(name):
         height, width, orientation = image.height, image.width, None
         # Pillow would decode a whole PNG to look for EXIF data behind the pixels.

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cae_jax.config import TrainConfig
-from cae_jax.data.conversion import Conversion, UnreadableError, check_size, header
+from cae_jax.data.conversion import Conversion, UnreadableError, check_shape, check_size, header
 from cae_jax.data.sources import ALL, SPLITS, Source, split_of
 from cae_jax.errors import UserError
 
@@ -131,6 +131,8 @@ class _Preparation:
 
     def _agree(self, image: Image.Image | np.ndarray, name: str) -> None:
         """Keeps the size and channels of the first image; refuses others."""
+        if isinstance(image, np.ndarray):
+            check_shape((1, *image.shape), name)
         if not any(self._ask):
             return
         (ask_size, ask_channels), to = self._ask, self._convert

@@ -268,6 +268,14 @@ def test_damaged_records_without_their_sources_are_named(records, tmp_path, monk
     assert (records / "dataset_info.json").read_text() == "{"
 
 
+def test_records_that_cannot_be_read_are_kept(records, tmp_path):
+    (records / "dataset_info.json").unlink()
+    (records / "dataset_info.json").mkdir()
+    with pytest.raises(UserError, match=rf"{records} cannot be read \(.*dataset_info"):
+        data.load_split(MNIST, "train", data_dir=tmp_path)
+    assert list(records.glob("*train.array_record*"))
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), ValueError("No space left")])
 def test_a_full_disk_is_told_in_one_line(tiny_mnist, tmp_path, monkeypatch, error):
     def fail(*_, **__):

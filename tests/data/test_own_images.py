@@ -10,6 +10,7 @@ import shutil
 import struct
 import sys
 import unicodedata
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -959,3 +960,24 @@ def test_a_label_without_a_class_is_named(tmp_path):
 
 def test_a_path_object_is_a_path(tmp_path):
     assert TrainConfig(data=tmp_path).data == str(tmp_path)
+
+
+def test_arrays_keep_their_transparency_only_if_asked_to(tmp_path):
+    rgba = np.concatenate([IMAGES, np.full((24, 8, 8, 1), 255, np.uint8)], axis=3)
+    np.save(tmp_path / "rgba.npy", rgba)
+    (train, _), _ = splits(tmp_path / "rgba.npy")
+    assert train.shape[1:] == (8, 8, 3)
+    (train, _), _ = splits(tmp_path / "rgba.npy", channels=4)
+    assert train.shape[1:] == (8, 8, 4)
+
+
+def test_arrays_that_are_not_used_are_not_read(tmp_path):
+    """Of a small file that unpacks to gigabytes only headers are read."""
+    np.savez_compressed(tmp_path / "all.npz", images=IMAGES, table=np.zeros((10, 10)))
+    with (
+        zipfile.ZipFile(tmp_path / "all.npz", "a") as archive,
+        archive.open("big.npy", "w") as file,
+    ):
+        shape = {"descr": "<f8", "fortran_order": False, "shape": (10**10,)}
+        np.lib.format.write_array_header_1_0(file, shape)
+    check_whole(tmp_path / "all.npz", with_labels=False)

@@ -1,10 +1,14 @@
 """Reads images from .npy and .npz files, which are never unpickled."""
 
 import re
+import zipfile
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0
 
 from cae_jax.data.conversion import check_shape
 from cae_jax.data.sources import ALL, SPLIT_NAMES, Images, Source, of_arrays, splits_of
@@ -19,16 +23,17 @@ def open_file(path: Path) -> Source:
 
     Images are arrays of three or four dimensions, labels whole numbers with the same first axis:
     ``train_images`` and ``train_labels``, ``x_test`` and ``y_test``, or a single array. A .npy file
-    is mapped to memory, a .npz file read whole.
+    is mapped to memory; of a .npz file one array at a time is read whole.
 
     Raises:
         UserError: a damaged file, no images, or several arrays of images.
     """
-    with naming(path, f"a readable {path.suffix[1:]} file", "save it again with numpy"):
+    with _naming(path):
         if path.suffix.lower() == ".npy":  # `numpy.load` leaves one open that begins as an archive
             arrays = {"": np.lib.format.open_memmap(path, mode="r")}
+            read = arrays.__getitem__
         else:
-            arrays = _archive(path)
+            arrays, read = _headers(path), partial(_member, path)
     several = {name: array for name, array in arrays.items() if array.ndim > 2}
     flat = {name: a for name, a in arrays.items() if a.ndim == 2 and not _is_label(a)}
     images = splits_of(_images(several or flat, path), path)
@@ -42,27 +47,40 @@ def open_file(path: Path) -> Source:
         found[split] = Images(
             lambda i, name=name: f"{name}[{i}]",
             title,
-            lambda name=name: arrays[name],
-            None if label is None else arrays[label].reshape(-1),
+            partial(read, name),
+            None if label is None else read(label).reshape(-1),
         )
     others = sorted(arrays.keys() - used)
     return of_arrays(found, {"ignored": dict.fromkeys(others, 1)} if others else {})
 
 
-def _archive(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file; an empty one in place of one of Python objects beside others."""
+def _headers(path: Path) -> dict[str, np.ndarray]:
+    """Arrays without content, of the shapes and types of those in a .npz file.
+
+    Those of Python objects have no shape, so that they are not taken for images.
+    """
     found: dict[str, np.ndarray] = {}
-    with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-        for name in archive.files:
-            try:
-                found[name] = np.asarray(archive[name])
-            except ValueError as error:
-                if "Object arrays" not in str(error):
-                    raise
-                found[name] = np.empty((), object)
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if member.endswith(".npy"):
+                with archive.open(member) as file:
+                    old = np.lib.format.read_magic(file) == (1, 0)
+                    header = read_array_header_1_0 if old else read_array_header_2_0
+                    shape, _, dtype = header(file)
+                empty, name = np.empty((), dtype), member.removesuffix(".npy")
+                found[name] = empty if dtype.hasobject else np.broadcast_to(empty, shape)
     if found and all(array.dtype.hasobject for array in found.values()):
         raise ValueError("it holds Python objects, which are never unpickled")
     return found
+
+
+def _member(path: Path, name: str) -> np.ndarray:
+    with _naming(path), np.load(path, allow_pickle=False) as archive:
+        return archive[f"{name}.npy"]
+
+
+def _naming(path: Path) -> AbstractContextManager[None]:
+    return naming(path, f"a readable {path.suffix[1:]} file", "save it again with numpy")
 
 
 def _images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, str]:

@@ -155,7 +155,10 @@ def _read(path: Path, *magics: int) -> np.ndarray:
             dtype = np.dtype(">i4" if magic == TABLE_MAGIC else "u1")
             size = math.prod(shape) * dtype.itemsize
             if not 0 < size <= MAX_BYTES:
-                raise ValueError(f"it announces {shape} values; it takes 1 to {MAX_BYTES} bytes")
+                raise UserError(
+                    f"{path} announces {shape} values; IDX files take 1 to {MAX_BYTES} bytes",
+                    "get it again from its source, or save it as a .npy file",
+                )
             # One byte more reaches the end, where gzip verifies its checksum.
             content = file.read(size + 1)
             if len(content) != size:

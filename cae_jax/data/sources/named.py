@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 
 from cae_jax.config import NAMED
 from cae_jax.data.sources import Images, Source, idx, of_arrays
+from cae_jax.data.sources.tfds import MARKS
 from cae_jax.errors import UserError, naming, reason_of
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class CaeImages(tfds.core.GeneratorBasedBuilder):
 
     # Paths of the IDX files by name, where they need no download; their content, once it is read.
     files: dict[str, Path] | None = None
-    arrays: Arrays
+    arrays: Arrays | None = None
 
     def _info(self) -> tfds.core.DatasetInfo:
         source: Any = self.builder_config
@@ -106,11 +107,11 @@ class CaeImages(tfds.core.GeneratorBasedBuilder):
         source: Any = self.builder_config
         names = [name for pair in ARCHIVES.values() for name in pair]
         paths: Any = self.files or dl_manager.download({name: source.url + name for name in names})
-        self.arrays = {
+        self.arrays = arrays = {
             split: (idx.read_images(Path(paths[images])), idx.read_labels(Path(paths[labels])))
             for split, (images, labels) in ARCHIVES.items()
         }
-        return {split: self._generate_examples(*pair) for split, pair in self.arrays.items()}
+        return {split: self._generate_examples(*pair) for split, pair in arrays.items()}
 
     def _generate_examples(
         self, images: np.ndarray, labels: np.ndarray
@@ -131,16 +132,24 @@ def open_named(name: str, root: Path) -> Source:
     """
     folder = root / CaeImages.name / name / str(CaeImages.VERSION)
     if not folder.exists():
-        return _source(name, _prepare(name, root))
+        return _source(name, _prepare(name, root, folder))
     try:
+        for mark in MARKS:
+            (folder / mark).open("rb").close()
         return _source(name, _read(name, root, folder))
     except UserError as error:
         damage = error.problem
+    except FileNotFoundError as error:
+        damage = f"{folder} is damaged ({error})"
+    except OSError as error:  # TFDS does not tell it from damage
+        raise UserError(
+            f"data set in {folder} cannot be read ({error}); pass another `data_dir`"
+        ) from error
     logger.warning("%s; preparing it again", damage)
     aside = folder.with_name(f"incomplete.{folder.name}-damaged")
     folder.rename(aside)
     try:
-        arrays = _prepare(name, root)
+        arrays = _prepare(name, root, folder)
     except UserError as error:
         raise UserError(f"{damage} and cannot be prepared again: {error}") from error
     finally:
@@ -183,7 +192,7 @@ def _read(name: str, root: Path, folder: Path) -> Arrays:
     return found
 
 
-def _prepare(name: str, root: Path) -> Arrays:
+def _prepare(name: str, root: Path, folder: Path) -> Arrays:
     """Writes the records, from shipped or downloaded IDX files; returns their content."""
     import requests  # which TFDS downloads with
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
@@ -196,8 +205,8 @@ def _prepare(name: str, root: Path) -> Arrays:
         builder = CaeImages(config=name, data_dir=str(root))
         try:
             if name in SHIPPED:  # in the same place where the package is a zip, too
-                folder = stack.enter_context(resources.as_file(SHIPPED[name]))
-                builder.files = _shipped(folder, config)
+                shipped = stack.enter_context(resources.as_file(SHIPPED[name]))
+                builder.files = _shipped(shipped, config)
             else:  # one short request: TFDS retries for minutes
                 requests.head(config.url, timeout=10)
             builder.download_and_prepare(
@@ -206,7 +215,7 @@ def _prepare(name: str, root: Path) -> Arrays:
                 ),
                 file_format="array_record",
             )
-            return builder.arrays
+            return builder.arrays or _read(name, root, folder)  # which another process wrote
         except NonMatchingChecksumError as error:
             raise UserError(
                 f"IDX file is not the original one: {reason_of(error)}; get it from "

@@ -44,7 +44,7 @@ def open_folder(listing: Listing) -> Source:
     label = _column_of_labels(schema, features)
     classes: tuple[str, ...] = ()
     if label and not (classes := _class_names(features.get(label, {}))):
-        rows = [row for file in used for row in _rows(listing.root, file, [label])]
+        rows = (row for file in used for row in _rows(listing.root, file, [label]))
         labels = [-1 if row[label] is None else row[label] for row in rows]
         classes = numbered_classes([np.array(labels)])
     columns = [image, label] if label and classes else [image]

@@ -3,7 +3,6 @@
 The folder holds the input and the output; with exit code 2, the one line of a `UserError`.
 """
 
-import contextlib
 import resource
 import sys
 from pathlib import Path
@@ -17,18 +16,19 @@ _LIMITS = {resource.RLIMIT_DATA: 2**34, resource.RLIMIT_FSIZE: 2**31, resource.R
 
 def main(mode: str, path: Path, scratch: Path) -> None:
     for limit, most in _LIMITS.items():
-        with contextlib.suppress(ValueError):  # it is lower already
-            resource.setrlimit(limit, (most, most))
+        hard = resource.getrlimit(limit)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (most, most))
     # Keras imports it where it is installed, which is a quarter of the time that Keras takes.
     sys.modules["sklearn"] = None  # pyright: ignore[reportArgumentType]
-    from cae_jax.interop.keras import worker
-
     try:
+        from cae_jax.interop.keras import worker
+
         if mode == "read":
             worker.read(path, scratch).save(scratch / "weights.npz")
         else:
             worker.write(scratch)
-    except UserError as error:
+    except (UserError, ImportError) as error:
         (scratch / "refusal.txt").write_text(str(error))
         raise SystemExit(2) from None
 

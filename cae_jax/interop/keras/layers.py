@@ -93,13 +93,14 @@ def _leaves(entry: Json) -> list[Json]:
 def _check_chain(model: Json) -> None:
     """Refuses a functional model in which a layer's input is not the output of the one before."""
     config, names = model["config"], [layer["name"] for layer in _children(model)]
+    known = set(names)
     links = [("the input of the model", config["input_layers"], names[:1])]
     for layer, before in zip(_children(model), [[], *([name] for name in names)], strict=False):
         links.append((f"the input of layer {layer['name']}", layer["inbound_nodes"], before))
     links.append(("the output of the model", config["output_layers"], names[-1:]))
     for what, found, wanted in links:
         strings = re.findall(r'"((?:[^"\\]|\\.)*)"', json.dumps(found, ensure_ascii=False))
-        sources = [text for text in strings if text in names]
+        sources = [text for text in strings if text in known]
         if sources != wanted:
             raise UserError(
                 f"{what} is {_short(', '.join(sources) or 'nothing')}; in the network, a chain of "

@@ -59,17 +59,20 @@ def _unpack(path: Path, scratch: Path) -> tuple[Path, layers.Json | None]:
         The copy, and the config of the model; None of a file of weights alone.
     """
     config: Any = None
-    if path.is_dir() or zipfile.is_zipfile(path):
+    content = b"" if path.is_dir() else _content(path, _MAX_WEIGHTS)
+    if path.is_dir() or content.startswith(b"PK\x03\x04"):
         parent: Any = path if path.is_dir() else zipfile.Path(path)
         config = _content(parent / "config.json", _MAX_CONFIG)
         content = _content(parent / "model.weights.h5", _MAX_WEIGHTS)
-    elif h5py.is_hdf5(path):
-        content = _content(path, _MAX_WEIGHTS)
-    else:
+    elif not h5py.is_hdf5(path):
         raise UserError(f"it is neither a .keras archive nor HDF5; {_CONVERT}")
     copy = scratch / "model.weights.h5"
     copy.write_bytes(content)
     with h5py.File(copy, "r+") as file:
+        # What is not None ends the visit.
+        link = file.visititems_links(lambda name, x: None if isinstance(x, h5py.HardLink) else name)
+        if link:
+            raise UserError(f"{link} in it is a link, which Keras does not write; {_CONVERT}")
         _renumber(file)
         config = file.attrs.get("model_config", config)
         if "layer_names" in file.attrs or "model_weights" in file:

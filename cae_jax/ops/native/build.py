@@ -17,7 +17,6 @@ from pathlib import Path
 
 import jax
 
-from cae_jax import atomic
 from cae_jax.ops.cache import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -28,6 +27,8 @@ SOURCES = [Path(__file__).with_name(name) for name in ("ffi.cc", "network.h", "c
 # last three flags: fused multiply-adds, and no errno and floating-point traps, which nobody reads.
 FLAGS = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+# Suffix of the folder of a compilation, in the cache folder.
+_TEMPORARY = ".tmp"
 ENTRIES = ("bce_and_grad", "mse_and_grad", "losses", "encode", "decode")
 
 # Compile-time constants of the kernel: names of macros and their values.
@@ -114,22 +115,25 @@ def _cpu() -> str:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Lets one process at a time compile."""
+    """Lets one process at a time compile, and removes the files of killed ones."""
     import fcntl  # deferred: not on Windows, where this is not reached
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for left in folder.glob(f"*{_TEMPORARY}"):
+                shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         os.close(descriptor)
 
 
 def _compile(command: list[str], path: Path) -> None:
-    """Writes the library, followed by its SHA-256."""
+    """Compiles to a private folder and moves the library, with its SHA-256, to its place."""
     logger.info("Compiling the native kernel (once, some seconds)")
-    with tempfile.TemporaryDirectory() as folder:
+    # In the cache folder, on the same disk as the library's place.
+    with tempfile.TemporaryDirectory(suffix=_TEMPORARY, dir=path.parent) as folder:
         output = Path(folder) / path.name
         result = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
         if result.returncode != 0 or not output.exists():
@@ -137,8 +141,8 @@ def _compile(command: list[str], path: Path) -> None:
             message = " ".join((lines or ["no message"])[0].split())
             raise UnavailableError(f"{command[0]} fails: {message}")
         content = output.read_bytes()
-    with atomic.replacing(path) as temporary:
-        temporary.write_bytes(content + hashlib.sha256(content).digest())
+        output.write_bytes(content + hashlib.sha256(content).digest())
+        output.replace(path)
 
 
 def _is_whole(path: Path) -> bool:
