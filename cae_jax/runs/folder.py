@@ -133,7 +133,7 @@ class OpenFolder:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Turns a `FileNotFoundError` of what was there a moment ago into a `UserError`."""
+        """Turns a `FileNotFoundError` while the directory is read into a `UserError`."""
         try:
             yield
         except FileNotFoundError as error:
