@@ -124,9 +124,7 @@ def find(location: Location, root: Path) -> Found | None:
     """
     path, part = location.path, location.part
     if location.data in NAMED:
-        from cae_jax.data.sources.named import open_named  # TFDS takes half a second to import
-
-        return Found([], partial(open_named, location.data, root))
+        return Found([], partial(_open_named, location.data, root))
     if location.missing:
         return None
     listing = walk(path)
@@ -150,6 +148,13 @@ def find(location: Location, root: Path) -> Found | None:
     others = ", ".join(f"{count} {name}" for name, count in listing.unused([]).items())
     but = f", but {others}" if others else ""
     raise UserError(f"{path} has no images{but}; it takes {ACCEPTED}")
+
+
+def _open_named(name: str, root: Path) -> Source:
+    # TFDS takes half a second to import, and a prepared data set does not need it.
+    from cae_jax.data.sources.named import open_named
+
+    return open_named(name, root)
 
 
 def _refuse_mixture(path: Path, what: str, images: list[File]) -> None:

@@ -20,6 +20,7 @@ from cae_jax.config import NAMED
 from cae_jax.data.sources import named
 from cae_jax.data.sources.named import ARCHIVES, CaeImages
 from tests import conftest
+from tests.helpers import in_process
 
 FASHION, MNIST = TrainConfig(), TrainConfig(data="mnist")
 
@@ -323,3 +324,14 @@ def test_two_processes_may_prepare_at_once(tmp_path, test_images):
         "1.0.0"
     ]
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_prepared_data_set_is_read_without_tfds(data_dir):
+    code = """
+import sys
+from cae_jax import TrainConfig, data
+data.load(TrainConfig(), data_dir=sys.argv[1])
+assert not {"tensorflow_datasets", "etils"} & set(sys.modules)
+"""
+    in_process(code, data_dir)

@@ -12,10 +12,10 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import jax
+from jaxlib.version import __version__ as jaxlib_version
 
 from cae_jax.ops.cache import cache_folder
 
@@ -82,7 +82,7 @@ def _load(sizes: Sizes) -> tuple[ctypes.CDLL, str]:
 def _key(compiler: list[str], flags: list[str]) -> str:
     """A digest of everything the library depends on."""
     sources = [path.read_bytes() for path in SOURCES]
-    parts = (sources, _version(compiler), flags, _cpu(), metadata.version("jaxlib"))
+    parts = (sources, _version(compiler), flags, _cpu(), jaxlib_version)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
