@@ -36,6 +36,7 @@ def psnr(images, clean):
     return np.mean([metrics.peak_signal_noise_ratio(b, a, data_range=1) for a, b in pairs])
 
 
+@pytest.mark.slow
 def test_each_method_takes_noise_off(test_images, monkeypatch):
     clean = test_images[:12] / 255
     noise = np.random.default_rng(0).normal(0, 0.3, clean.shape)

@@ -146,6 +146,7 @@ def test_the_old_run_is_kept_when_the_new_one_ends_without_a_checkpoint(
     assert names(copied.parent) == ["run"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_replaced_and_goes_on_is_not_removed(copied, data_dir, monkeypatch):
     aside, other = copied.with_name("run.replaced"), dataclasses.replace(DENSE, seed=1)
     with monkeypatch.context() as patch:

@@ -147,7 +147,15 @@ def test_a_signal_ends_the_script_soon_with_the_command_that_goes_on(
         )
 
 
-@pytest.mark.parametrize(("chunk", "step", "rows"), [(1, 3, 0), (3, 8, 1), (5, 14, 1), (6, 16, 2)])
+@pytest.mark.parametrize(
+    ("chunk", "step", "rows"),
+    [
+        (1, 3, 0),
+        (3, 8, 1),
+        pytest.param(5, 14, 1, marks=pytest.mark.slow),
+        pytest.param(6, 16, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupt_leaves_a_usable_result_and_resumes_exactly(
     chunk, step, rows, dense_run, data_dir, tmp_path, test_images, capsys
 ):

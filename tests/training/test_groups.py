@@ -57,6 +57,7 @@ def train_alone(config, backend, images, stop):
     return states[0], losses[0], scores[0]
 
 
+@pytest.mark.slow
 @needs_native
 def test_members_in_turn_have_the_bits_of_a_training_alone(images):
     configs = [

@@ -67,6 +67,7 @@ def test_occlusion_is_one_square_anywhere():
     assert corners == {(i, j) for i in range(9) for j in range(9)}
 
 
+@pytest.mark.slow
 def test_mix_gives_each_image_one_of_all():
     x = np.full((3000, 28, 28, 1), 0.5, np.float32)
     noisy = np.asarray(build_corruption("mix")(jax.random.key(0), x))[..., 0]

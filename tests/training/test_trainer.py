@@ -67,6 +67,7 @@ def test_the_size_of_a_step(backend, optimizer):
     assert text.count(" fusion(") < fusions
 
 
+@pytest.mark.slow
 def test_the_xla_backend_does_convolve():
     assert re.search(r" convolution\(", compile_steps("xla").as_text())
 
