@@ -100,7 +100,9 @@ def _to_state(like: nnx.State, values: dict[str, Any]) -> nnx.State:
 @contextlib.contextmanager
 def _abandoning() -> Iterator[None]:
     """Drops the exceptions of what Orbax abandons when one read or write fails; also afterwards."""
-    hook, sys.unraisablehook = sys.unraisablehook, partial(_unraisable, sys.unraisablehook)
+    hook = sys.unraisablehook
+    if getattr(hook, "func", None) is not _unraisable:  # that of an earlier failure
+        sys.unraisablehook = partial(_unraisable, hook)
     yield
     sys.unraisablehook = hook  # not after a failure
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import shutil
+import sys
 import warnings
 
 import jax
@@ -299,6 +300,14 @@ def test_of_all_writes_that_fail_one_is_told(tmp_path, monkeypatch, caplog):
     loop.close()
     (record,) = caplog.records
     assert "elsewhere" in record.getMessage()
+
+
+def test_failures_leave_one_hook_however_many_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    for _ in range(3):
+        with pytest.raises(Exception, match="nowhere"):
+            orbax_io.read(tmp_path / "nowhere", state_at(1))
+    assert sys.unraisablehook.args == (sys.__unraisablehook__,)
 
 
 async def _background_serialize():
