@@ -21,7 +21,7 @@ from cae_jax import atomic
 from cae_jax.config import to_dict
 from cae_jax.errors import UserError
 from cae_jax.models.inference import Autoencoder
-from cae_jax.ops import matmul
+from cae_jax.ops import matmul, settings
 
 Format = Literal["stablehlo", "safetensors", "onnx"]
 Function = Literal["reconstruct", "encode", "decode"]
@@ -54,6 +54,7 @@ def check(format: str, function: str | None = None) -> None:
         raise UserError(f'format {format} needs {package}; pip install "cae-jax[export]"')
 
 
+@settings.ours()
 def write(
     path: str | Path, autoencoder: Autoencoder, format: Format, function: Function | None = None
 ) -> None:
