@@ -11,6 +11,7 @@ evaluated every quarter of an epoch, first reaches a value.
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import platform
 import statistics
@@ -72,6 +73,8 @@ def run(flags: Flags) -> None:
             raise UserError(
                 f"`{name}` is {getattr(flags, name)}; it takes a whole number of at least {least}"
             )
+    if flags.time_to is not None and not 0 < flags.time_to < math.inf:
+        raise UserError(f"`time_to` is {flags.time_to}; it takes a positive number")
     atomic.check_output(flags.json)
     cache.use_compilation_cache()
     measured = time_to(flags, flags.time_to) if flags.time_to is not None else time_epochs(flags)
@@ -130,7 +133,7 @@ def time_to(flags: Flags, target: float) -> dict[str, Any]:
         job, trainer, state = build(config, flags.backend, images)
         reached.append(reach(trainer, state, config.epochs, target))
         loss = reached[-1][-1]
-        if loss > target:
+        if not loss <= target:  # also NaN
             raise UserError(
                 f"with seed {seed} the validation loss is {loss:.4f} after {config.epochs} epochs; "
                 f"`time_to` {target} takes a higher value, or more `epochs`"

@@ -64,6 +64,7 @@ def run(flags: Flags) -> None:
     if flags.baselines:
         with atomic.writing(flags.baselines, "give another directory for `baselines`"):
             flags.baselines.mkdir(parents=True, exist_ok=True)
+        atomic.check_output(flags.baselines / "results.npz")
     from cae_jax.evaluation import comparison
     from cae_jax.runs import environment
     from cae_jax.runs.folder import read_config

@@ -90,6 +90,11 @@ def record(run: Path, backend: Backend, images: str) -> None:
         atomic.write_json(run / "environment.json", now)
 
 
+def images(run: Path) -> str | None:
+    """The digest of the images that a run or population began with, where it is recorded."""
+    return _read(run).get("images")
+
+
 def load_split(run: Path, config: TrainConfig, split: str, **where: Any) -> data.Arrays:
     """Reads the images of a run as `cae_jax.data.load_split` does.
 

@@ -27,12 +27,13 @@ from cae_jax.config import FORMAT, TrainConfig, differences, from_dict, to_dict
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.ops.backend import Backend, device_memory
-from cae_jax.runs import history
+from cae_jax.runs import environment, history
 from cae_jax.runs.folder import (
     MEMBERS,
     OpenFolder,
     check_ours,
     has_checkpoint,
+    is_finished,
     open_folder,
     read_config,
     read_json,
@@ -145,7 +146,7 @@ def read(folder: Path) -> Members | None:
             raise ValueError("it has no members, or others that are stopped")
         return Members(configs, stopped, per_program)
 
-    return read_json(path, parse)
+    return read_json(path, parse, "remove it and repeat the training, which keeps the members")
 
 
 def write(folder: Path, members: Members) -> None:
@@ -165,6 +166,8 @@ def of_population(folder: Path) -> dict[str, Member] | None:
     """
     if (there := read(folder)) is None:
         return None
+    for name, config in there.configs.items():
+        check(folder, name, config)
     return {
         name: Member(config, history.of_run(folder / name), there.stopped.get(name))
         for name, config in there.configs.items()
@@ -214,7 +217,8 @@ def open_population(
             )
         for name, config in named.items():
             with atomic.writing(workdir / name, "choose another `workdir`"):
-                _check_place(workdir / name, config)
+                _check_place(workdir / name)
+                check(workdir, name, config)
         if there is None:
             with folder.writing():
                 write(workdir, now)
@@ -261,14 +265,36 @@ def _difference(there: Members, now: Members) -> str:
     return next(iter(found), "")
 
 
-def _check_place(path: Path, config: TrainConfig) -> None:
-    """Refuses a directory that is not the run of this member, which may have been continued."""
+def _check_place(path: Path) -> None:
+    """Refuses a directory that is not a run."""
     if (path.exists() and not path.is_dir()) or (path / MEMBERS).exists():
         raise UserError(f"{path} is not a run; choose another `workdir`")
     if not (path / "config.json").exists():
         check_ours(path)
+
+
+def is_written(population: Path, name: str, config: TrainConfig) -> bool:
+    """Whether a member has its results, or was given more epochs since; raises as `check`."""
+    check(population, name, config)
+    run = population / name
+    if not (run / "config.json").exists():
+        return False
+    epochs = read_config(run).epochs
+    return epochs > config.epochs or is_finished(run, epochs)
+
+
+def check(population: Path, name: str, config: TrainConfig) -> None:
+    """Raises a `UserError` if the run at a member's place is another one.
+
+    The member may have been given more epochs since.
+    """
+    run = population / name
+    if not (run / "config.json").exists():
         return
-    there = read_config(path)
+    there, images = read_config(run), map(environment.images, (population, run))
     same = dataclasses.replace(there, epochs=config.epochs, restarts=config.restarts) == config
-    if not same or there.epochs < config.epochs:
-        raise UserError(f"{path} is a run of another config; choose another `workdir`")
+    if not same or there.epochs < config.epochs or len({*images} - {None}) > 1:
+        raise UserError(
+            f"{run} is not the member of that name but a run of another config or on other images; "
+            "move it elsewhere, and repeat the training"
+        )
