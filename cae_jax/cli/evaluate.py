@@ -144,7 +144,8 @@ def report(
     from cae_jax import figures
     from cae_jax.evaluation import comparison
 
-    models = [comparison.trained_entry(each, images, inputs) for each in trained]
+    bar = common.progress(trained, "Evaluating", "model")
+    models = [comparison.trained_entry(each, images, inputs) for each in bar]
     entries, noise = [*others, *models], metadata["noise"]
     rows, differences = comparison.summaries(entries), comparison.differences(entries)
     print(comparison.metrics_table(rows))

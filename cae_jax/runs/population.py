@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from tqdm.auto import tqdm
 
 from cae_jax.config import RUN_MARK, TrainConfig
 from cae_jax.errors import UserError
@@ -132,7 +133,8 @@ def _train_groups(job: Job, there: Population, session: Session) -> PopulationRe
         there.check_some_left()
         if not trained:
             logger.info(f"{folder} is finished after {job.config.epochs} epochs")
-    for name, config in named.items():
+    # disable=None: silent unless the output is a terminal
+    for name, config in tqdm(named.items(), "Reading members", leave=False, disable=None):
         if name not in {*params, *stopped} and is_written(folder, name, config):
             try:
                 params[name] = load(folder / name).params
