@@ -12,7 +12,7 @@ import numpy as np
 
 from cae_jax.config import ARRAYS, NAMED, Shape, TrainConfig
 from cae_jax.data import path, prepared
-from cae_jax.data.conversion import check_shape, check_size, eight_bit_array
+from cae_jax.data.pixels import check_shape, check_size, eight_bit_array
 from cae_jax.data.prepared import Arrays, Prepared
 from cae_jax.data.sources import SPLITS
 from cae_jax.errors import UserError

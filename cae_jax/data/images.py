@@ -13,7 +13,8 @@ from PIL import Image
 from cae_jax import atomic
 from cae_jax.config import Shape, TrainConfig
 from cae_jax.data import conversion
-from cae_jax.data.conversion import MODES, Conversion, checked_array, open_image
+from cae_jax.data.conversion import Conversion, open_image
+from cae_jax.data.pixels import MODES, checked_array
 from cae_jax.errors import UserError, naming
 
 # Pillow's modes that are converted without loss, by number of channels.

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from cae_jax.config import TrainConfig
-from cae_jax.data.conversion import Conversion, UnreadableError, check_shape, check_size, header
+from cae_jax.data.conversion import Conversion, UnreadableError, header
+from cae_jax.data.pixels import check_shape, check_size
 from cae_jax.data.sources import ALL, SPLITS, Source, split_of
 from cae_jax.errors import UserError
 

@@ -9,6 +9,7 @@ from PIL import Image
 from cae_jax import UserError
 from cae_jax.data import conversion
 from cae_jax.data.conversion import Conversion, UnreadableError
+from cae_jax.data.pixels import check_shape, check_size
 
 
 def convert(image, size=None, resize="crop", background="auto", channels=1):
@@ -181,11 +182,11 @@ def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
 )
 def test_shapes_of_arrays(shape, message):
     with pytest.raises(UserError, match=rf"the file has .*{message}"):
-        conversion.check_shape(shape, "the file")
+        check_shape(shape, "the file")
     for size, problem in (((3, 9), "at least 4 x 4"), ((100_000, 100_000), "at most 50000000")):
         with pytest.raises(
             UserError, match=f"the file has {size[0]} x {size[1]} pixels.*{problem}"
         ):
-            conversion.check_size(size, "the file")
-    assert conversion.check_shape((5, 8, 9), "the file") == (8, 9, 1)
-    assert conversion.check_shape((5, 8, 9, 4), "the file") == (8, 9, 4)
+            check_size(size, "the file")
+    assert check_shape((5, 8, 9), "the file") == (8, 9, 1)
+    assert check_shape((5, 8, 9, 4), "the file") == (8, 9, 4)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0
 
-from cae_jax.data.conversion import check_shape
+from cae_jax.data.pixels import check_shape
 from cae_jax.data.sources import ALL, SPLIT_NAMES, Images, Source, of_arrays, splits_of
 from cae_jax.errors import UserError, naming
 
