@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cae_jax.config import NAMED, RUN_MARK
-from cae_jax.data.conversion import SUFFIXES
+from cae_jax.data.files import SUFFIXES
 from cae_jax.data.sources import File, Listing, Source, arrays, folder, idx, parquet, tfds
 from cae_jax.errors import UserError
 

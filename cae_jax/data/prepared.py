@@ -35,6 +35,7 @@ RECORD = "source.json"
 FORM = 2  # of the files; others are prepared again
 # The fields of a config that decide what is prepared from a source.
 _OPTIONS = ("image_size", "resize", "channels", "background", "split", "skip_unreadable")
+_LATER_OPTIONS = ("black", "white", "frames")  # which a folder's name has if they are given
 
 
 class Prepared(NamedTuple):
@@ -45,12 +46,14 @@ class Prepared(NamedTuple):
             None.
         classes: names of the labels, in order; () without labels.
         digest: SHA-256 of the training images followed by the test images.
+        levels: their black and white, where the config's `white` is ``"auto"``.
     """
 
     train: Arrays
     test: Arrays
     classes: tuple[str, ...]
     digest: str
+    levels: tuple[float, float] | None
 
 
 def load(
@@ -131,6 +134,9 @@ def _copies(folder: Path) -> list[Path]:
 def _folder(config: TrainConfig, location: Location, root: Path, files: list[File]) -> Path:
     """The folder of prepared data, named after the path, the options and the files."""
     options = {name: getattr(config, name) for name in _OPTIONS}
+    for name in _LATER_OPTIONS:
+        if (value := getattr(config, name)) != getattr(TrainConfig, name):
+            options[name] = value
     name = location.path.name
     if re.fullmatch(r"[\d.]+", name):  # the version of a TFDS data set
         name = location.path.parent.name
@@ -175,7 +181,8 @@ def _map(folder: Path, verify: bool) -> Prepared:
         if found != expected:
             raise ValueError(f"the SHA-256 of the {kind} is {found}, expected {expected}")
     train, test = ((arrays[f"{s}_images"], arrays.get(f"{s}_labels")) for s in SPLITS)
-    return Prepared(train, test, tuple(record["classes"]), record["sha256"]["images"])
+    low_high = record.get("levels") and tuple(record["levels"])
+    return Prepared(train, test, tuple(record["classes"]), record["sha256"]["images"], low_high)
 
 
 def digest(*arrays: np.ndarray) -> str:

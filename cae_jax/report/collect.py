@@ -50,7 +50,7 @@ def collect(
     runs = [each for run in runs for each in _shown(run, populations.get(run))]
     configs = [read_config(run) for run in runs]
     comparison.check_same_images(configs)
-    autoencoders = [load(run) for run in runs]
+    autoencoders = [load(run).of_pixels for run in runs]
     parameters = sum(autoencoder.parameters for autoencoder in autoencoders)
     if parameters > MAX_PARAMETERS:
         raise UserError(

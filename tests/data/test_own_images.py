@@ -317,7 +317,7 @@ def test_the_first_images_are_of_all_classes(tmp_path):
     path = image_folder(tmp_path)
     for labels in (labels for _, labels in splits(path, split=0.5)):
         assert set(labels[:6]) == {0, 1}
-    train, test, _ = data.load(config(path, train_examples=6, test_examples=5, split=0.5))
+    train, test, *_ = data.load(config(path, train_examples=6, test_examples=5, split=0.5))
     assert (len(train), len(test)) == (6, 5)
 
 
@@ -429,7 +429,8 @@ def test_no_test_images(tmp_path):
 
 def test_white_that_is_1(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES // 128)
-    denied(tmp_path / "a.npy", r"a\.npy has no pixel above 1, which is black .*multiply")
+    denied(tmp_path / "a.npy", r"a\.npy has no pixel above 1, which is black .*pass `white=1`")
+    assert set(splits(tmp_path / "a.npy", white=1)[0][0].flat) == {0, 255}
     np.save(tmp_path / "a.npy", IMAGES >= 128)
     assert set(splits(tmp_path / "a.npy")[0][0].flat) == {0, 255}
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cae_jax import atomic
-from cae_jax.config import Shape, TrainConfig, known_shape, resolved
+from cae_jax.config import Shape, TrainConfig, known_shape
 from cae_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def import_run(
     config = data.located(config, data_dir=data_dir)
     images = data.load(config, data_dir=data_dir, verify_data=verify_data)
     _check_images(weights, images.image_shape, config.data)
-    config = resolved(matching(config, weights), images.image_shape)
+    config = images.resolve(matching(config, weights))
     model = build_with(config, weights.params)
     state = initial_state(config, model, len(images.train))
     [score] = Validation([config], model, XLA, images.test).evaluate(state.params)
