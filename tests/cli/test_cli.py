@@ -107,7 +107,7 @@ def test_help_shows_every_field_in_a_group(capsys, monkeypatch):
     assert len(text.splitlines()) <= 100  # a terminal's frames take fewer
     for name, hint in typing.get_type_hints(cae_jax.TrainConfig).items():
         flag = rf"--{name.replace('_', '-')} "
-        assert (flag in text) == (name not in ("image_shape", "restarts"))
+        assert (flag in text) == (name not in ("image_shape", "levels", "restarts"))
         if typing.get_origin(hint) is Literal:
             assert all(str(choice) in text for choice in typing.get_args(hint))
     assert re.search(r"--learning-rate X +Peak learning rate. \[0.03\]", text)
