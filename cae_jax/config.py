@@ -106,8 +106,14 @@ class TrainConfig:
     split: float = 0.9
     """Share for training if there is no test set."""
 
+    include: tuple[str, ...] = ()
+    """Take only files below the folder that match a pattern, such as *.png or left/*."""
+
+    exclude: tuple[str, ...] = ()
+    """Leave out files and folders that match a pattern, such as *_mask.png or masks."""
+
     skip_unreadable: bool = False
-    """Skip files that are not intact images."""
+    """Skip folders that may not be read and files that are not intact images."""
 
     image_shape: tuple[int, int, int] | None = None
     """Height, width and channels of the images, which `resolved` sets; not a flag."""
@@ -220,6 +226,10 @@ def _check_types(config: TrainConfig) -> None:
         elif hint is str:
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
             accepted, takes = type(value) is str and value != "", "a name or a path"
+        elif hint == tuple[str, ...]:
+            value = (value,) if type(value) is str else value
+            accepted = isinstance(value, (tuple, list)) and all(type(x) is str and x for x in value)
+            value, takes = tuple(value) if accepted else value, "patterns of file names"
         else:
             lengths, least, takes = _TUPLES[name]
             kinds = {int, typing.get_args(hint)[0]}

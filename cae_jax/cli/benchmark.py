@@ -105,14 +105,14 @@ def time_epochs(flags: Flags) -> dict[str, Any]:
     counted = epochs[1 + flags.discard :]
     return {
         **device_and_backend(job.backend),
-        "images": {"train": len(images.train), "test": len(images.test)},
+        "images": {"train": len(images.train), "test": len(images.validation)},
         "startup_seconds": phases,
         "first_epoch_seconds": epochs[0],
         "epoch_seconds": spread(counted),
         "train_images_per_second": len(images.train) / statistics.median(counted),
         "evaluation_seconds": spread(evaluations[1 + flags.discard :]),
         "val_loss": val_loss,
-        **time_inference(job.autoencoder.with_params(job.config, state.params), images.test),
+        **time_inference(job.autoencoder.with_params(job.config, state.params), images.validation),
     }
 
 

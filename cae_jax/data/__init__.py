@@ -36,6 +36,7 @@ __all__ = [
     "class_names",
     "load",
     "load_split",
+    "load_unseen",
     "located",
     "of_arrays",
 ]
@@ -46,14 +47,15 @@ class Dataset(NamedTuple):
 
     Attributes:
         train: training images, uint8 ``[N, height, width, channels]``.
-        test: test images, uint8 ``[N, height, width, channels]``.
-        digest: SHA-256 of the bytes of the training images followed by those of the test images;
-            "" for a named data set, which the config identifies.
+        validation: validation images, uint8 ``[N, height, width, channels]``; the test images of a
+            data set that has no others.
+        digest: SHA-256 of the bytes of the training images, of the test images, and of validation
+            images apart from those; "" for a named data set, which the config identifies.
         levels: black and white that were found for a config whose `white` is ``"auto"``.
     """
 
     train: np.ndarray
-    test: np.ndarray
+    validation: np.ndarray
     digest: str = ""
     levels: tuple[float, float] | None = None
 
@@ -77,12 +79,14 @@ def load(
         UserError: see `load_split`; or the training images do not fill one batch.
     """
     images = _load(config, data_dir, verify_data)
-    train, test = _first(config, images.train[0], images.test[0])
+    (all_train, _), (test, _), (all_validation, _) = images[:3]
+    train, validation = _first(config, all_train, all_validation)
     if config.data in NAMED:
-        return Dataset(train, test, "", images.levels)
-    whole = len(train) == len(images.train[0]) and len(test) == len(images.test[0])
-    digest = images.digest if whole else prepared.digest(train, test)
-    return Dataset(train, test, digest, images.levels)
+        return Dataset(train, validation, "", images.levels)
+    if len(train) == len(all_train) and len(validation) == len(all_validation):
+        return Dataset(train, validation, images.digest, images.levels)
+    others = [] if all_validation is test else [test]
+    return Dataset(train, validation, prepared.digest(train, *others, validation), images.levels)
 
 
 def of_arrays(config: TrainConfig, images: tuple[np.ndarray, np.ndarray]) -> Dataset:
@@ -145,7 +149,7 @@ def _array(images: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _first(
-    config: TrainConfig, train: np.ndarray, test: np.ndarray
+    config: TrainConfig, train: np.ndarray, validation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first images of each split, as many as the config says."""
     train = train[: config.train_examples]
@@ -155,7 +159,7 @@ def _first(
             f"`batch_size` is {config.batch_size}, and there are {len(train)} training images{of} "
             f"{config.data}; pass `batch_size={len(train)}` or less"
         )
-    return train, test[: config.test_examples]
+    return train, validation[: config.test_examples]
 
 
 def load_split(
@@ -169,7 +173,7 @@ def load_split(
 
     Args:
         config: names the data set.
-        split: ``"train"`` or ``"test"``.
+        split: ``"train"``, ``"test"``, or ``"validation"``: the test images if there are no others.
         data_dir: directory of prepared data sets; None takes ``TFDS_DATA_DIR``, else the default
             of TensorFlow Datasets.
         verify_data: compare all bytes of prepared images with their SHA-256; otherwise the sizes
@@ -186,20 +190,35 @@ def load_split(
     """
     if split not in SPLITS:
         raise UserError(f"`split` is {split!r}; it takes {', '.join(SPLITS)}")
-    images = _load(config, data_dir, verify_data)
-    return images.train if split == "train" else images.test
+    return getattr(_load(config, data_dir, verify_data), split)
+
+
+def load_unseen(
+    config: TrainConfig, *, data_dir: str | Path | None = None, verify_data: bool = False
+) -> np.ndarray:
+    """Loads the images of a data set that a model was not trained on; arguments as of `load_split`.
+
+    Returns:
+        uint8 ``[N, height, width, channels]``: the test images, or all where the source is not
+        split itself.
+
+    Raises:
+        UserError: see `load_split`.
+    """
+    prepared = _prepared(config, data_dir, verify_data)
+    parts = [prepared.train, prepared.test] if prepared.divided else [prepared.test]
+    found = [images for images, _ in parts if len(images)]
+    if not found:
+        raise _empty(config, prepared, "test")
+    return np.concatenate(found)
 
 
 def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -> Prepared:
-    """The prepared images, which have the shape of a trained config."""
-    if config.data == ARRAYS:
-        raise UserError(
-            "the images were arrays, which no file holds",
-            "save them with numpy.savez(FILE, train=..., test=...), and train on FILE",
-        )
-    location, root = path.locate(config.data), path.data_root(data_dir)
-    found = path.find(location, root)
-    images = prepared.load(config, location, found, root, verify_data)
+    """The prepared images, some in each split, which have the shape of a trained config."""
+    images = _prepared(config, data_dir, verify_data)
+    for split in SPLITS:
+        if not len(getattr(images, split)[0]):
+            raise _empty(config, images, split)
     shape = images.train[0].shape[1:]
     if config.image_shape not in (None, shape):
         raise UserError(
@@ -214,6 +233,26 @@ def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -
             "give the images of the run",
         )
     return images
+
+
+def _empty(config: TrainConfig, images: Prepared, split: str) -> UserError:
+    name = "training" if split == "train" else split
+    left_out = f", {images.skipped} unreadable ones left out" if images.skipped else ""
+    advice = "give more images"
+    if images.divided and config.split != 0.5:
+        advice += ", or divide them by `split=0.5`"
+    return UserError(f"{config.data} gives no {name} images{left_out}", advice)
+
+
+def _prepared(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -> Prepared:
+    if config.data == ARRAYS:
+        raise UserError(
+            "the images were arrays, which no file holds",
+            "save them with numpy.savez(FILE, train=..., test=...), and train on FILE",
+        )
+    location, root = path.locate(config.data), path.data_root(data_dir)
+    found = path.find(config, location, root)
+    return prepared.load(config, location, found, root, verify_data)
 
 
 def located(config: TrainConfig, *, data_dir: str | Path | None = None) -> TrainConfig:

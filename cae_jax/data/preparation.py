@@ -58,10 +58,16 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
     left_out = [f"{skipped} unreadable"] if skipped else []
     left_out += [f"{count} {name}" for name, count in ignored.items()]
     left_out += [f"{record['frames']} further frames"] if record["frames"] else []
-    (_, train), (_, test) = (record["arrays"][f"{split}_images"] for split in SPLITS)
+    shapes = {name: shape for name, (_, shape) in record["arrays"].items()}
+    train, test = shapes["train_images"], shapes["test_images"]
+    validation = shapes.get("validation_images")
     logger.warning(
-        "Prepared %d training and %d test images of %d x %d x %d, %s%s",
-        *(train[0], *test, preparation.statistics),
+        "Prepared %d training%s and %d test images of %d x %d x %d, %s%s",
+        train[0],
+        f", {validation[0]} validation" if validation else "",
+        test[0],
+        *max(train, test, key=len)[1:],  # one of them may be empty
+        preparation.statistics,
         f"; left out: {', '.join(left_out)}" if left_out else "",
     )
     if doubt := preparation.statistics.doubt:
@@ -127,26 +133,29 @@ class _Preparation:
         self.statistics = Statistics()
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Writes the arrays of both splits; returns their record."""
+        """Writes the arrays of all splits; returns their record."""
         arrays: dict[str, Any] = {}
         images, labels = hashlib.sha256(), hashlib.sha256()
-        for split in SPLITS:
+        whole = ALL in self._source.items
+        for split in SPLITS[:2] if whole else [s for s in SPLITS if s in self._source.items]:
             found: list[int | None] = []
             with (folder / f"{split}_images.npy").open("wb") as file:
                 shape = _write(file, self._converted(split, found), images)
-            if not found:
-                raise self._empty(split)
             arrays[f"{split}_images"] = "uint8", shape
             if self._source.classes:
                 values = np.array(found, np.int32)
                 labels.update(values)
                 np.save(folder / f"{split}_labels.npy", values)
                 arrays[f"{split}_labels"] = "int32", values.shape
+        if not any(shape[0] for _, shape in arrays.values()):
+            left_out = f", {len(self._skipped)} unreadable ones left out" if self._skipped else ""
+            raise UserError(f"{self._title} gives no training images{left_out}", "give more images")
         return {
             "data": self._title,
             "arrays": arrays,
             "sha256": {"images": images.hexdigest(), "labels": labels.hexdigest()},
             "classes": self._source.classes,
+            "divided": whole,
             "skipped": len(self._skipped),
             "skipped_files": self._skipped[:MAX_NAMES],
             "frames": self._further_frames,
@@ -206,14 +215,6 @@ class _Preparation:
         if ask_channels and to.channels == 1 < channels:
             raise _ColorError
         self._convert = to._replace(size=to.size or size, channels=to.channels or channels)
-
-    def _empty(self, split: str) -> UserError:
-        name = {"train": "training", "test": "test"}[split]
-        left_out = f", {len(self._skipped)} unreadable ones left out" if self._skipped else ""
-        advice = "give more images"
-        if ALL in self._source.items and self._config.split != 0.5:
-            advice += ", or divide them by `split=0.5`"
-        return UserError(f"{self._title} gives no {name} images{left_out}", advice)
 
 
 def _write(file: IO[bytes], images: Iterator[np.ndarray], digest: Any) -> tuple[int, ...]:

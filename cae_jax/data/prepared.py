@@ -35,24 +35,30 @@ RECORD = "source.json"
 FORM = 2  # of the files; others are prepared again
 # The fields of a config that decide what is prepared from a source.
 _OPTIONS = ("image_size", "resize", "channels", "background", "split", "skip_unreadable")
-_LATER_OPTIONS = ("black", "white", "frames")  # which a folder's name has if they are given
+# Options that the folder's name has where they are given.
+_LATER_OPTIONS = ("black", "white", "frames", "include", "exclude")
 
 
 class Prepared(NamedTuple):
     """Prepared images, mapped to memory and read-only.
 
     Attributes:
-        train, test: images uint8 ``[N, height, width, channels]``, and labels int32 ``[N]`` or
-            None.
+        train, test, validation: images uint8 ``[N, height, width, channels]``, and labels int32
+            ``[N]`` or None; the test images also validate if there are no others.
         classes: names of the labels, in order; () without labels.
-        digest: SHA-256 of the training images followed by the test images.
+        digest: SHA-256 of the images, in this order.
+        divided: whether the source is one split, which `split` divides.
+        skipped: number of unreadable images that are left out.
         levels: their black and white, where the config's `white` is ``"auto"``.
     """
 
     train: Arrays
     test: Arrays
+    validation: Arrays
     classes: tuple[str, ...]
     digest: str
+    divided: bool
+    skipped: int
     levels: tuple[float, float] | None
 
 
@@ -180,9 +186,21 @@ def _map(folder: Path, verify: bool) -> Prepared:
         found = digest(*(array for name, array in arrays.items() if name.endswith(kind)))
         if found != expected:
             raise ValueError(f"the SHA-256 of the {kind} is {found}, expected {expected}")
-    train, test = ((arrays[f"{s}_images"], arrays.get(f"{s}_labels")) for s in SPLITS)
-    low_high = record.get("levels") and tuple(record["levels"])
-    return Prepared(train, test, tuple(record["classes"]), record["sha256"]["images"], low_high)
+    splits = {
+        split: (arrays[f"{split}_images"], arrays.get(f"{split}_labels"))
+        for split in SPLITS
+        if f"{split}_images" in arrays
+    }
+    splits.setdefault("validation", splits["test"])
+    levels = record.get("levels")  # earlier versions have neither these nor `divided`
+    return Prepared(
+        **splits,
+        classes=tuple(record["classes"]),
+        digest=record["sha256"]["images"],
+        divided=record.get("divided", False),
+        skipped=record["skipped"],
+        levels=levels and tuple(levels),
+    )
 
 
 def digest(*arrays: np.ndarray) -> str:

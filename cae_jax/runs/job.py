@@ -47,7 +47,7 @@ class Job:
         fields: Sequence[str] = (),
     ) -> None:
         self.config, self.backend, self._fields = config, backend, tuple(fields)
-        self._images = jax.device_put(dataset.train), jax.device_put(dataset.test)
+        self._images = jax.device_put(dataset.train), jax.device_put(dataset.validation)
         self._digest = dataset.digest
         self._trainers: dict[object, Trainer] = {}
         self.compile_seconds = 0.0

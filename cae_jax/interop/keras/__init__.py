@@ -191,7 +191,7 @@ def import_run(
     config = images.resolve(matching(config, weights))
     model = build_with(config, weights.params)
     state = initial_state(config, model, len(images.train))
-    [score] = Validation([config], model, XLA, images.test).evaluate(state.params)
+    [score] = Validation([config], model, XLA, images.validation).evaluate(state.params)
     with folder.open_folder(workdir, overwrite=overwrite):
         with checkpoints.Checkpoints(folder.checkpoint_folder(workdir), config) as saved:
             saved.save(state, score.val_loss)
