@@ -7,6 +7,7 @@ import math
 import os
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cae_jax.errors import UserError
@@ -383,6 +384,11 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(config).items()
     }
+
+
+def to_shared(config: TrainConfig) -> dict[str, Any]:
+    """As `to_dict`, for files that are passed on: `data` without the folders it lies in."""
+    return {**to_dict(config), "data": Path(config.data).name}
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -76,7 +76,7 @@ def run(flags: Flags) -> None:
     cache.use_compilation_cache()
     measured = time_to(flags, flags.time_to) if flags.time_to is not None else time_epochs(flags)
     results = {
-        "config": flags.config,
+        "config": Path(flags.config).stem,
         "model": flags.train.model,
         "batch_size": flags.train.batch_size,
         **environment(),

@@ -7,6 +7,8 @@ import dataclasses
 import inspect
 import io
 import itertools
+import json
+import os
 import re
 import sys
 import typing
@@ -239,10 +241,11 @@ def _shown(value: Any) -> str:
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
-    """Writes the file of ``--json``, if that flag is given."""
+    """Writes the file of ``--json``, if that flag is given, without the name of the home folder."""
     if path is not None:
+        text = json.dumps(values, indent=2).replace(os.path.expanduser("~/"), "~/")  # noqa: PTH111
         with atomic.output_file(path) as file:
-            atomic.write_json(file, values)
+            file.write_text(text + "\n")
 
 
 def as_flags(message: str, flags: type | None = None) -> str:

@@ -16,6 +16,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.data.images import conversion_of, take_images
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, topology
+from cae_jax.ops import settings
 from cae_jax.ops.backend import MATMUL, Backend, choose
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ class Autoencoder:
     def _taken(self, images: Images, resize: bool) -> np.ndarray:
         return take_images(images, conversion_of(self.config, self._image_shape), resize=resize)
 
+    @settings.ours()
     def _batched(
         self, function: Callable, inputs: np.ndarray, shape: tuple[int, ...]
     ) -> np.ndarray:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from cae_jax import atomic
-from cae_jax.config import TrainConfig, to_dict
+from cae_jax.config import TrainConfig, to_shared
 from cae_jax.errors import UserError
 from cae_jax.models.autoencoders import scale
 from cae_jax.runs import history
@@ -212,7 +212,7 @@ class Journal:
             "backend": job.backend.name,
             "device": device_name(),
             "versions": versions,
-            "config": to_dict(config),
+            "config": to_shared(config),
         }
         with self.folder.writing():
             figures.save_rows(run / "reconstructions.png", images)
