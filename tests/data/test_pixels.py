@@ -43,7 +43,7 @@ def config(path, **fields) -> TrainConfig:
 def both(path, **fields) -> np.ndarray:
     """Training and test images together, [N, H, W, C]."""
     loaded = data.load(config(path, **fields))
-    return np.concatenate([loaded.train, loaded.test])
+    return np.concatenate([loaded.train, loaded.validation])
 
 
 def convert(file, name="image", channels=1, **fields):
@@ -241,7 +241,7 @@ def test_a_run_on_12_bits_takes_them_everywhere(tmp_path, caplog):
         loaded.reconstruct(tmp_path / "images" / "0.png"), loaded.reconstruct(TWELVE[:1])
     )
     pixels = eighths(TWELVE[:1], *found)[..., None]
-    assert any((image == pixels[0]).all() for image in (*stored.train, *stored.test))
+    assert any((image == pixels[0]).all() for image in (*stored.train, *stored.validation))
     np.testing.assert_array_equal(
         loaded.reconstruct(TWELVE[:1]), loaded.of_pixels.reconstruct(pixels)
     )
