@@ -75,7 +75,7 @@ def run(flags: Flags) -> None:
     configs = [read_config(each) for each in flags.runs]
     comparison.check_same_images(configs, flags.runs)
     noise, level = conditions(flags, configs)
-    config, images, title = test_images(flags, configs)
+    config, images, other = test_images(flags, configs)
     inputs = comparison.noisy_images(images, noise, level, flags.noise_seed)
     groups = comparison.group_runs(flags.runs)
     trained = [comparison.open_runs(label, runs) for label, runs in groups.items()]
@@ -86,10 +86,10 @@ def run(flags: Flags) -> None:
         others += comparison.baseline_entries(
             flags.baselines, load(flags, config, "train"), images, noise, level, flags.noise_seed
         )
-    name = flags.other if title else config.data
+    name = Path(other or config.data).name
     metadata = {"dataset": name, "noise": noise, "noise_seed": flags.noise_seed}
     metadata["level"] = check_level(noise, level, images.shape[1:])
-    report(flags, metadata, trained, others, images, inputs, title)
+    report(flags, metadata, trained, others, images, inputs, f"on {name}" if other else "")
 
 
 def load(flags: Flags, config: TrainConfig, split: str) -> np.ndarray:
@@ -100,9 +100,7 @@ def load(flags: Flags, config: TrainConfig, split: str) -> np.ndarray:
 
 
 def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, np.ndarray, str]:
-    """The config of the training images, the images to evaluate on, and, if they are of another
-    data set, its name as the title of a table.
-    """
+    """The config of the training images, the images to evaluate on, and the path of others."""
     from cae_jax import data
     from cae_jax.runs import environment
 
@@ -114,7 +112,7 @@ def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, 
     other = data.elsewhere(config, flags.other, data_dir=flags.data.data_dir)
     if environment.has_images(flags.runs, other, **where):
         return other, load(flags, other, "test"), ""
-    return config, data.load_unseen(other, **where), f"on {Path(flags.other).name}"
+    return config, data.load_unseen(other, **where), flags.other
 
 
 def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float | None]:

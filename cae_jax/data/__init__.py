@@ -5,17 +5,29 @@ The path in a config leads to a source (`path`), whose images are converted to o
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cae_jax.config import ARRAYS, NAMED, Shape, TrainConfig
+from cae_jax.config import ARRAYS, NAMED, Shape, TrainConfig, resolved
 from cae_jax.data import path, prepared
-from cae_jax.data.pixels import check_shape, check_size, eight_bit_array
+from cae_jax.data.pixels import (
+    WHITE,
+    RangeError,
+    Statistics,
+    check_shape,
+    check_size,
+    eight_bit_array,
+    extremes,
+    range_of,
+)
 from cae_jax.data.prepared import Arrays, Prepared
 from cae_jax.data.sources import SPLITS
 from cae_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "SPLITS",
@@ -40,17 +52,23 @@ class Dataset(NamedTuple):
             data set that has no others.
         digest: SHA-256 of the bytes of the training images, of the test images, and of validation
             images apart from those; "" for a named data set, which the config identifies.
+        levels: black and white that were found for a config whose `white` is ``"auto"``.
     """
 
     train: np.ndarray
     validation: np.ndarray
     digest: str = ""
+    levels: tuple[float, float] | None = None
 
     @property
     def image_shape(self) -> Shape:
         """Height, width and channels of the images."""
         height, width, channels = self.train.shape[1:]
         return height, width, channels
+
+    def resolve(self, config: TrainConfig) -> TrainConfig:
+        """The config with what the images decide: their shape, black and white, and features."""
+        return resolved(dataclasses.replace(config, levels=self.levels), self.image_shape)
 
 
 def load(
@@ -65,28 +83,30 @@ def load(
     (all_train, _), (test, _), (all_validation, _) = images[:3]
     train, validation = _first(config, all_train, all_validation)
     if config.data in NAMED:
-        return Dataset(train, validation, "")
+        return Dataset(train, validation, "", images.levels)
     if len(train) == len(all_train) and len(validation) == len(all_validation):
-        return Dataset(train, validation, images.digest)
+        return Dataset(train, validation, images.digest, images.levels)
     others = [] if all_validation is test else [test]
-    return Dataset(train, validation, prepared.digest(train, *others, validation))
+    return Dataset(train, validation, prepared.digest(train, *others, validation), images.levels)
 
 
 def of_arrays(config: TrainConfig, images: tuple[np.ndarray, np.ndarray]) -> Dataset:
     """Takes arrays as the images that a config trains and validates on.
 
     Args:
-        config: limits the number of images of each split.
+        config: limits the number of images of each split; has their black and white.
         images: training and test images: uint8, uint16 (divided by 257), bool (True is white) or
-            floats in [0, 1], ``[N, height, width, channels]``, N at least 1, of 1, 3 or 4 channels;
-            gray ones also ``[N, height, width]``.
+            floats in [0, 1], of any type if the config has a `white`, ``[N, height, width,
+            channels]``, N at least 1, of 1, 3 or 4 channels; gray ones also ``[N, height, width]``.
 
     Raises:
         UserError: arrays of another type or shape, or too few training images for one batch.
     """
     if not isinstance(images, (tuple, list)) or len(images) != 2:
         raise UserError("`images` takes two arrays, of training and of test images")
-    train, test = _array(images[0], "training"), _array(images[1], "test")
+    raw = _array(images[0], "training"), _array(images[1], "test")
+    levels = extremes(raw[0]) if config.white == "auto" else None
+    train, test = _eight_bits(dataclasses.replace(config, levels=levels), *raw)
     if train.shape[1:] != test.shape[1:]:
         raise UserError(
             f"`images` has training images of shape {list(train.shape)} and test images of shape "
@@ -98,18 +118,35 @@ def of_arrays(config: TrainConfig, images: tuple[np.ndarray, np.ndarray]) -> Dat
             "config's `image_size`; leave it out, or save them as a .npz file for `data`"
         )
     train, test = _first(config, train, test)
-    return Dataset(train, test, prepared.digest(train, test))
+    return Dataset(train, test, prepared.digest(train, test), levels)
+
+
+def _eight_bits(
+    config: TrainConfig, train: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images as uint8; warns of dark ones."""
+    try:
+        train = eight_bit_array(train, "the array of training images", range_of(config))
+        test = eight_bit_array(test, "the array of test images", range_of(config))
+    except RangeError as error:
+        raise RangeError(error.problem, WHITE) from error
+    statistics = Statistics()
+    statistics.add(train)
+    statistics.check("`images`")
+    if doubt := statistics.doubt:
+        logger.warning(doubt)
+    return train, test
 
 
 def _array(images: np.ndarray, kind: str) -> np.ndarray:
-    """Images as uint8 ``[N, height, width, channels]``."""
+    """Images of any type ``[N, height, width, channels]``."""
     name = f"the array of {kind} images"
     try:
         images = np.asarray(images)
     except ValueError:
         raise UserError(f"{name} has images of several shapes; give images of one") from None
     check_size(check_shape(images.shape, name)[:2], name)
-    return eight_bit_array(images[..., None] if images.ndim == 3 else images, name)
+    return images[..., None] if images.ndim == 3 else images
 
 
 def _first(
@@ -158,7 +195,7 @@ def load_split(
 
 
 def elsewhere(config: TrainConfig, data: str, *, data_dir: str | Path | None = None) -> TrainConfig:
-    """The config of a training with other images, which are converted to the shape of its own.
+    """The config of a training with other images, which are converted as its own.
 
     Args:
         config: of the training.
@@ -171,6 +208,8 @@ def elsewhere(config: TrainConfig, data: str, *, data_dir: str | Path | None = N
     assert config.image_shape is not None
     *size, channels = config.image_shape
     changes: dict[str, Any] = {"data": data, "image_size": tuple(size), "channels": channels}
+    if config.levels is not None:  # those that were found, not those of other images
+        changes |= {"black": config.levels[0], "white": config.levels[1], "levels": None}
     if config.resize == "none":
         changes["resize"] = "stretch"  # as `Autoencoder` does
     if not path.locate(data).path.is_dir():
@@ -209,6 +248,12 @@ def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -
         raise UserError(
             f"`data` {config.data} has images of shape {list(shape)}, and the config's "
             f"`image_shape` is {list(config.image_shape or ())}",
+            "give the images of the run",
+        )
+    if config.levels not in (None, images.levels):
+        raise UserError(
+            f"`data` {config.data} has black and white {images.levels}, and those that the run was "
+            f"trained on {config.levels}",
             "give the images of the run",
         )
     return images

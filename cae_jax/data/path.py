@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cae_jax.config import NAMED, RUN_MARK, TrainConfig
-from cae_jax.data.conversion import SUFFIXES
+from cae_jax.data.files import SUFFIXES
 from cae_jax.data.sources import (
     File,
     Listing,

@@ -35,7 +35,8 @@ RECORD = "source.json"
 FORM = 2  # of the files; others are prepared again
 # The fields of a config that decide what is prepared from a source.
 _OPTIONS = ("image_size", "resize", "channels", "background", "split", "skip_unreadable")
-_LATER = ("include", "exclude")  # options that names have only where they are given
+# Options that the folder's name has where they are given.
+_LATER_OPTIONS = ("black", "white", "frames", "include", "exclude")
 
 
 class Prepared(NamedTuple):
@@ -48,6 +49,7 @@ class Prepared(NamedTuple):
         digest: SHA-256 of the images, in this order.
         divided: whether the source is one split, which `split` divides.
         skipped: number of unreadable images that are left out.
+        levels: their black and white, where the config's `white` is ``"auto"``.
     """
 
     train: Arrays
@@ -57,6 +59,7 @@ class Prepared(NamedTuple):
     digest: str
     divided: bool
     skipped: int
+    levels: tuple[float, float] | None
 
 
 def load(
@@ -137,7 +140,9 @@ def _copies(folder: Path) -> list[Path]:
 def _folder(config: TrainConfig, location: Location, root: Path, files: list[File]) -> Path:
     """The folder of prepared data, named after the path, the options and the files."""
     options = {name: getattr(config, name) for name in _OPTIONS}
-    options |= {name: value for name in _LATER if (value := getattr(config, name))}
+    for name in _LATER_OPTIONS:
+        if (value := getattr(config, name)) != getattr(TrainConfig, name):
+            options[name] = value
     name = location.path.name
     if re.fullmatch(r"[\d.]+", name):  # the version of a TFDS data set
         name = location.path.parent.name
@@ -187,12 +192,14 @@ def _map(folder: Path, verify: bool) -> Prepared:
         if f"{split}_images" in arrays
     }
     splits.setdefault("validation", splits["test"])
+    levels = record.get("levels")  # earlier versions have neither these nor `divided`
     return Prepared(
         **splits,
         classes=tuple(record["classes"]),
         digest=record["sha256"]["images"],
-        divided=record.get("divided", False),  # earlier versions have none
+        divided=record.get("divided", False),
         skipped=record["skipped"],
+        levels=levels and tuple(levels),
     )
 
 

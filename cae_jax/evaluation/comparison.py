@@ -34,8 +34,8 @@ _RELATIVE_LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _LABELS = ("clean", "noisy image", *baselines.DENOISERS)
 # Fields of a config that determine the images.
 DATA_FIELDS = (
-    *("data", "image_size", "resize", "channels", "background", "split"),
-    *("include", "exclude", "skip_unreadable", "image_shape"),
+    *("data", "image_size", "resize", "channels", "background", "black", "white", "frames"),
+    *("split", "include", "exclude", "skip_unreadable", "image_shape"),
 )
 _FORMATS = {"bce": ".4f", "mse": ".5f", "psnr": ".2f", "ssim": ".4f"}
 _FORMATS |= {"parameters": ",", "seconds": ".0f"}
@@ -106,7 +106,7 @@ def open_runs(label: str, runs: Sequence[Path]) -> Trained:
     """
     return Trained(
         label,
-        [load(run) for run in runs],
+        [load(run).of_pixels for run in runs],
         [sum(row.epoch_seconds for row in history.of_run(run)) for run in runs],
     )
 

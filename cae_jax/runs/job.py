@@ -141,7 +141,8 @@ def prepare(
         if known_shape(config) is not None:
             config = resolved(config)
             choosing = choose(config)
-            return config, data.load(config, **where), choosing.result()
+            dataset = data.load(config, **where)
+            return dataset.resolve(config), dataset, choosing.result()
         dataset = data.load(config, **where)
-    config = resolved(config, dataset.image_shape)
+    config = dataset.resolve(config)
     return config, dataset, choose(config).result()

@@ -270,7 +270,7 @@ def test_a_run_whose_images_have_moved(tmp_path, monkeypatch, capsys):
     errors = result.autoencoder.reconstruct(shrunk).astype(np.float64) - shrunk / 255
     expected = np.mean(-10 * np.log10((errors**2).mean((1, 2, 3))))
     np.testing.assert_allclose(psnr[0], expected, rtol=1e-5)
-    assert (Path(name).name, table.split("|")[1].strip()) == ("other", "on other")
+    assert (name, table.split("|")[1].strip()) == ("other", "on other")
     cli.main(["report", str(run), "--data", str(new), "--out", str(tmp_path / "r.html")])
     with pytest.raises(SystemExit):
         cli.main(["report", str(run), "--data", str(other)])
@@ -284,7 +284,7 @@ def test_a_run_whose_images_have_moved(tmp_path, monkeypatch, capsys):
     assert json.loads((run / "config.json").read_text())["data"] == str(new)
     for a, b in zip(*map(jax.tree.leaves, (longer.params, once.params)), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert evaluated()[1] == str(new)
+    assert evaluated()[1] == new.name
 
 
 @pytest.mark.slow
@@ -392,7 +392,7 @@ def test_the_first_images_are_of_all_classes(tmp_path):
     path = image_folder(tmp_path)
     for labels in (labels for _, labels in splits(path, split=0.5)):
         assert set(labels[:6]) == {0, 1}
-    train, test, _ = data.load(config(path, train_examples=6, test_examples=5, split=0.5))
+    train, test, *_ = data.load(config(path, train_examples=6, test_examples=5, split=0.5))
     assert (len(train), len(test)) == (6, 5)
 
 
@@ -611,7 +611,8 @@ def test_no_test_images(tmp_path):
 
 def test_white_that_is_1(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES // 128)
-    denied(tmp_path / "a.npy", r"a\.npy has no pixel above 1, which is black .*multiply")
+    denied(tmp_path / "a.npy", r"a\.npy has no pixel above 1, which is black .*pass `white=1`")
+    assert set(splits(tmp_path / "a.npy", white=1)[0][0].flat) == {0, 255}
     np.save(tmp_path / "a.npy", IMAGES >= 128)
     assert set(splits(tmp_path / "a.npy")[0][0].flat) == {0, 255}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from cae_jax.data.conversion import SUFFIXES, open_image
+from cae_jax.data.files import SUFFIXES, open_image
 from cae_jax.data.sources import (
     ALL,
     SPLIT_NAMES,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cae_jax.data.conversion import UnreadableError, open_image
+from cae_jax.data.files import UnreadableError, open_image
 from cae_jax.data.sources import (
     ALL,
     File,

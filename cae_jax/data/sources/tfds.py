@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cae_jax.data.conversion import reading
+from cae_jax.data.files import reading
 from cae_jax.data.sources import (
     ALL,
     SPLITS,
