@@ -36,6 +36,7 @@ class Job:
 
     Attributes:
         config, backend: as given.
+        digest: of the images.
         compile_seconds: the time that the last group took to compile.
     """
 
@@ -48,7 +49,7 @@ class Job:
     ) -> None:
         self.config, self.backend, self._fields = config, backend, tuple(fields)
         self._images = jax.device_put(dataset.train), jax.device_put(dataset.validation)
-        self._digest = dataset.digest
+        self.digest = dataset.digest
         self._trainers: dict[int, Trainer] = {}
         self.compile_seconds = 0.0
 
@@ -103,7 +104,7 @@ class Job:
 
     def record(self, folder: Path) -> None:
         """Writes the environment to the directory of a run or population."""
-        environment.record(folder, self.backend, self._digest)
+        environment.record(folder, self.backend, self.digest)
 
     def describe(self, run: Path) -> None:
         """Writes the environment and the layers of the model to the directory of a run."""
