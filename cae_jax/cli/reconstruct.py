@@ -68,7 +68,7 @@ def run(flags: Flags) -> None:
     check_outputs(flags, files, names)
     cache.use_compilation_cache()
     # Not the native kernel, whose compilation takes longer than many images.
-    autoencoder = cae_jax.load(flags.run, backend="matmul")
+    autoencoder = cae_jax.load(flags.run, backend="matmul").of_pixels
     psnr = reconstruct(flags.out, autoencoder, names, images)
     for name, value in zip(names, psnr, strict=True):
         shown = name.encode(errors="surrogateescape").decode(errors="replace")

@@ -1,5 +1,6 @@
 """A trained autoencoder as functions of NumPy images."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -28,9 +29,10 @@ Images = Image | Sequence[Image]
 class Autoencoder:
     """A trained autoencoder: `encode`, `decode` and `reconstruct`.
 
-    Images are arrays of uint8, bool (True is white), or floats in [0, 1], of shape ``[N, height,
-    width, channels]``, gray ones also ``[N, height, width]``, with any N including 0; or a PIL
-    image or the name of an image or .npy file; or a list of those. A single image gives an N of 1.
+    Images are arrays of uint8, uint16 (divided by 257), bool (True is white), or floats in [0, 1],
+    or of values as the config's `black` and `white` have them, of shape ``[N, height, width,
+    channels]``, gray ones also ``[N, height, width]``, with any N including 0; or a PIL image or
+    the name of an image or .npy file; or a list of those. A single image gives an N of 1.
     ``resize=True`` converts images of other sizes and colors by the `resize` and `background` of
     the config, as a training on them would.
 
@@ -80,6 +82,15 @@ class Autoencoder:
             taken = f"{backend.name}: {backend.reason}"
             logger.warning("Pickled with %s, loaded with %s", name, taken)
         self.__init__(config, model, backend)
+
+    @property
+    def of_pixels(self) -> "Autoencoder":
+        """The same network for images of 8 bits or floats in [0, 1], as data sets have them.
+
+        The white of a run applies to the images that a user has, and not once more to these.
+        """
+        config = dataclasses.replace(self.config, black=0.0, white=None, levels=None)
+        return self.with_params(config, self.params)
 
     @property
     def parameters(self) -> int:

@@ -36,6 +36,7 @@ class Job:
 
     Attributes:
         config, backend: as given.
+        digest: of the images.
         compile_seconds: the time that the last group took to compile.
     """
 
@@ -47,8 +48,8 @@ class Job:
         fields: Sequence[str] = (),
     ) -> None:
         self.config, self.backend, self._fields = config, backend, tuple(fields)
-        self._images = jax.device_put(dataset.train), jax.device_put(dataset.test)
-        self._digest = dataset.digest
+        self._images = jax.device_put(dataset.train), jax.device_put(dataset.validation)
+        self.digest = dataset.digest
         self._trainers: dict[int, Trainer] = {}
         self.compile_seconds = 0.0
 
@@ -103,7 +104,7 @@ class Job:
 
     def record(self, folder: Path) -> None:
         """Writes the environment to the directory of a run or population."""
-        environment.record(folder, self.backend, self._digest)
+        environment.record(folder, self.backend, self.digest)
 
     def describe(self, run: Path) -> None:
         """Writes the environment and the layers of the model to the directory of a run."""
@@ -139,7 +140,8 @@ def prepare(
         if known_shape(config) is not None:
             config = resolved(config)
             choosing = choose(config)
-            return config, data.load(config, **where), choosing.result()
+            dataset = data.load(config, **where)
+            return dataset.resolve(config), dataset, choosing.result()
         dataset = data.load(config, **where)
-    config = resolved(config, dataset.image_shape)
+    config = dataset.resolve(config)
     return config, dataset, choose(config).result()

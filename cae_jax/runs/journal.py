@@ -196,7 +196,7 @@ class Journal:
             np.asarray(scale(each[:_PICTURES]))
             for each in (trainer.validation.images, trainer.validation.inputs(k))
         )
-        autoencoder = job.autoencoder.with_params(config, jax.device_put(state.params))
+        autoencoder = job.autoencoder.with_params(config, jax.device_put(state.params)).of_pixels
         noisy = {} if config.noise == "none" else {"noisy": inputs}
         images = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}
         columns = {name: [getattr(row, name) for row in rows] for name in Row._fields}

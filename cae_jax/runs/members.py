@@ -27,13 +27,15 @@ from cae_jax.config import FORMAT, TrainConfig, differences, from_dict, to_dict
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.ops.backend import Backend, device_memory
-from cae_jax.runs import environment, history
+from cae_jax.runs import history
 from cae_jax.runs.folder import (
     MEMBERS,
     OpenFolder,
     check_ours,
     has_checkpoint,
+    images_of,
     is_finished,
+    moved,
     open_folder,
     read_config,
     read_json,
@@ -207,7 +209,8 @@ def open_population(
         per_program = there.per_program  # the groups on disk
     now = Members(named, {}, _members_per_program(named, backend, dataset, per_program))
     with open_folder(workdir, overwrite=overwrite) as folder:
-        there = read(workdir)
+        before = read(workdir)
+        there = _moved(workdir, before, now, dataset.digest)
         if (workdir / "config.json").exists():
             raise UserError(f"`workdir` {workdir} holds a run; choose another `workdir`")
         if there is not None and (difference := _difference(there, now)):
@@ -218,10 +221,10 @@ def open_population(
         for name, config in named.items():
             with atomic.writing(workdir / name, "choose another `workdir`"):
                 _check_place(workdir / name)
-                check(workdir, name, config)
-        if there is None:
+                check(workdir, name, config, dataset.digest)
+        if there != before or there is None:
             with folder.writing():
-                write(workdir, now)
+                write(workdir, there or now)
         yield Population(folder, there or now)
 
 
@@ -265,6 +268,15 @@ def _difference(there: Members, now: Members) -> str:
     return next(iter(found), "")
 
 
+def _moved(folder: Path, there: Members | None, now: Members, digest: str) -> Members | None:
+    """The members of a population with the path that its images have now, if they are the same."""
+    if there is None:
+        return None
+    path = next(iter(now.configs.values())).data
+    configs = {name: moved(folder, config, path, digest) for name, config in there.configs.items()}
+    return there._replace(configs=configs)
+
+
 def _check_place(path: Path) -> None:
     """Refuses a directory that is not a run."""
     if (path.exists() and not path.is_dir()) or (path / MEMBERS).exists():
@@ -283,17 +295,24 @@ def is_written(population: Path, name: str, config: TrainConfig) -> bool:
     return epochs > config.epochs or is_finished(run, epochs)
 
 
-def check(population: Path, name: str, config: TrainConfig) -> None:
+def check(population: Path, name: str, config: TrainConfig, digest: str | None = None) -> None:
     """Raises a `UserError` if the run at a member's place is another one.
 
-    The member may have been given more epochs since.
+    The member may have been given more epochs since, or its images another path.
+
+    Args:
+        population: the directory.
+        name: of the member.
+        config: of the member.
+        digest: of the images; by default as the population has recorded it.
     """
     run = population / name
     if not (run / "config.json").exists():
         return
-    there, images = read_config(run), map(environment.images, (population, run))
+    digest = images_of(population) if digest is None else digest
+    there = moved(run, read_config(run), config.data, digest)
     same = dataclasses.replace(there, epochs=config.epochs, restarts=config.restarts) == config
-    if not same or there.epochs < config.epochs or len({*images} - {None}) > 1:
+    if not same or there.epochs < config.epochs or (digest and images_of(run) not in ("", digest)):
         raise UserError(
             f"{run} is not the member of that name but a run of another config or on other images; "
             "move it elsewhere, and repeat the training"
