@@ -144,7 +144,7 @@ def train(
 
 
 def _explain_warmup(config: TrainConfig, steps: int) -> None:
-    """Logs in what a continued run with a constant schedule differs from one that is trained anew.
+    """Logs how the warm-up of a continued constant schedule differs from that of a whole one.
 
     Args:
         config: of the run.
