@@ -30,6 +30,13 @@ _GPU = {
     "dnn_version": "9.12.0",
 }
 
+# With these libtpu asks no machine what it is, and does not print that none answers.
+_NO_MACHINE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
 
 class Target(NamedTuple):
     """A device to compile for.
@@ -66,7 +73,8 @@ def find(name: str) -> Target:
         described, memory = _describe_gpu(entry), entry["gpu"]["device_memory_size"]
         return Target(entry["title"], "gpu", memory, _sharding("cuda", **described))
     _require(kind, "libtpu", "tpu")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no machine is asked what it is
+    for name, value in _NO_MACHINE.items():
+        os.environ.setdefault(name, value)
     topology = f"{kind}:{topology or entry['topology']}"
     return Target(entry["title"], "tpu", entry["memory"], _sharding("tpu", topology_name=topology))
 

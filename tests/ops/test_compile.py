@@ -224,8 +224,9 @@ def test_descriptions_have_what_xla_needs():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["t4", "v5e"])
-def test_compiles_for_a_device_that_is_not_there(name, tmp_path):
+def test_compiles_for_a_device_that_is_not_there(name, tmp_path, capfd):
     pytest.importorskip("libtpu" if name == "v5e" else "jax_plugins.xla_cuda13")
     path = tmp_path / "counts.json"
     cli.main(["compile", "--target", name, "--programs", "encode", "--json", str(path)])
     assert json.loads(path.read_text())["programs"]["encode"]["fits"]
+    assert capfd.readouterr().err == ""  # of libtpu, which writes to the descriptor
