@@ -23,7 +23,7 @@ from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops import cuda_graphs, settings
-from cae_jax.ops.backend import MATMUL, Backend
+from cae_jax.ops.backend import MATMUL, Backend, device_memory
 from cae_jax.training import metrics, step
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.optimizer import as_arguments, build_optimizer
@@ -58,6 +58,24 @@ class Program(NamedTuple):
         """Compiles the function, for the default device or for that of `sharding`."""
         device = next(iter(sharding.device_set)) if sharding else jax.devices()[0]
         return cuda_graphs.compile_loop(self.lower(sharding), device)
+
+    def compile_here(self) -> jax.stages.Compiled:
+        """Compiles the function for the default device.
+
+        Raises:
+            UserError: the program needs more memory than the device has.
+        """
+        compiled, there = self.compile(), device_memory()
+        memory = compiled.memory_analysis()
+        # Not its arguments: a CPU reads the images from a file that is mapped to memory. What a CPU
+        # has in all is also for other programs, whose needs were up to as much again when measured.
+        most = there // 2 if jax.default_backend() == "cpu" else there
+        if memory is not None and (needed := memory.temp_size_in_bytes) > most:
+            raise UserError(
+                f"training needs {needed / 1e9:,.1f} GB for the layers, and of {there / 1e9:,.1f} "
+                f"GB it takes {most / 1e9:,.1f}; lower `image_size`, `features` or `batch_size`"
+            )
+        return compiled
 
 
 def steps_per_epoch(config: TrainConfig, examples: int) -> int:

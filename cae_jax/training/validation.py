@@ -50,7 +50,8 @@ class Validation:
         self.images = jax.device_put(test_images)
         self._members = members
         self._noise = programs.noise(members[0], model, len(test_images))
-        self._evaluate = programs.evaluation(members, model, backend, len(test_images)).compile()
+        program = programs.evaluation(members, model, backend, len(test_images))
+        self._evaluate = program.compile_here()
 
     def with_members(self, members: Sequence[TrainConfig]) -> "Validation":
         """The same images and program for other members, with the noise of their seeds."""
