@@ -68,6 +68,7 @@ def run(flags: Flags) -> None:
     if flags.baselines:
         with atomic.writing(flags.baselines, "give another directory for `baselines`"):
             flags.baselines.mkdir(parents=True, exist_ok=True)
+        atomic.check_output(flags.baselines / "results.npz")
     from cae_jax.evaluation import comparison
     from cae_jax.runs.folder import read_config
 
@@ -162,7 +163,8 @@ def report(
     from cae_jax import figures
     from cae_jax.evaluation import comparison
 
-    models = [comparison.trained_entry(each, images, inputs) for each in trained]
+    bar = common.progress(trained, "Evaluating", "model")
+    models = [comparison.trained_entry(each, images, inputs) for each in bar]
     entries, noise = [*others, *models], metadata["noise"]
     rows, differences = comparison.summaries(entries), comparison.differences(entries)
     print(comparison.metrics_table(rows, title=title))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from flax import nnx
+from jax.core import Tracer
 
 from cae_jax.config import TrainConfig
 from cae_jax.data.images import conversion_of, take_images
@@ -115,6 +116,7 @@ class Autoencoder:
         Raises:
             UserError: codes of another shape, or with non-finite values.
         """
+        _refuse_traced(codes)
         try:
             codes = np.asarray(codes)
         except ValueError:
@@ -149,6 +151,7 @@ class Autoencoder:
         return self._batched(self._passes.logits, self._taken(images, resize), self._image_shape)
 
     def _taken(self, images: Images, resize: bool) -> np.ndarray:
+        _refuse_traced(images)
         return take_images(images, conversion_of(self.config, self._image_shape), resize=resize)
 
     @settings.ours()
@@ -160,3 +163,12 @@ class Autoencoder:
             batch = jnp.asarray(inputs[start : start + self._backend.max_batch])
             outputs.append(function(self.params, batch))
         return np.concatenate([np.asarray(output) for output in outputs])
+
+
+def _refuse_traced(values: Any) -> None:
+    """Refuses what `jax.jit` and other transformations pass in place of an array."""
+    if isinstance(values, Tracer):
+        raise UserError(
+            "an Autoencoder takes and returns NumPy arrays; in a function that JAX transforms, "
+            "call `autoencoder.model`, whose output are the logits of the images"
+        )

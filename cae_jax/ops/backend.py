@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 
 from cae_jax.config import NAMED, Loss
-from cae_jax.errors import UserError
+from cae_jax.errors import UserError, installing
 from cae_jax.ops import matmul, native, tpu, xla
 
 Name = Literal["xla", "matmul", "native"]
@@ -185,5 +185,5 @@ def check_device() -> None:
         reason = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
         raise UserError(
             f"JAX_PLATFORMS is {asked}, and JAX has no such device here{reason}; leave it out, or "
-            'install the package of the device, such as `pip install "cae-jax[cuda13]"`'
+            f"install the package of the device, such as {installing('cuda13')}"
         ) from error

@@ -107,6 +107,11 @@ def _shown(run: Path, population: Mapping[str, Member] | None) -> list[Path]:
     if population is None:
         return [run]
     good = [name for name in members.ranked(population) if math.isfinite(population[name].val_loss)]
+    if all(member.stopped_at is not None for member in population.values()):
+        raise UserError(
+            f"all members of {run} became non-finite; train others, with a lower learning rate or "
+            "a clipped gradient, in another directory"
+        )
     if not good:
         raise UserError(f"no member of {run} has completed an epoch; wait, or repeat its training")
     return [run / name for name in dict.fromkeys((good[0], good[len(good) // 2], good[-1]))]

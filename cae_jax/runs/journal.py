@@ -97,7 +97,7 @@ class Journal:
         elif (run / "result.json").exists():
             raise UserError(
                 f"{run} is finished but its checkpoints are gone; restore them from a copy, or "
-                "start again with `overwrite=True`"
+                f"remove {run} and train again"
             )
         self.rows = [kept[:epochs]]
         there = [row.epoch for row in self.rows[0]]

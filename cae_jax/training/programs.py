@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cae_jax.config import TrainConfig
+from cae_jax.config import TrainConfig, check_used
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.autoencoders import Model, scale
@@ -95,7 +95,7 @@ def check_members(configs: Sequence[TrainConfig]) -> None:
     """Refuses members that cannot be trained by one program.
 
     Raises:
-        UserError: names the field in which they differ.
+        UserError: names the field in which they differ, or which the optimizer does not use.
     """
     if not configs:
         raise UserError("`configs` is empty; give at least one")
@@ -106,6 +106,7 @@ def check_members(configs: Sequence[TrainConfig]) -> None:
                 f"`{name}` differs among the members ({', '.join(map(str, values))}), which share "
                 f"a program and may differ in {', '.join(VARYING)}; train it in other runs"
             )
+    check_used(configs[0], swept(configs))
     if len(set(configs)) < len(configs):
         raise UserError(
             "two members have the same config; change `seed` or another field in one of them"

@@ -20,7 +20,7 @@ from cae_jax.data.sources import (
     numbered_classes,
     splits_of,
 )
-from cae_jax.errors import UserError, naming
+from cae_jax.errors import UserError, installing, naming
 
 SUFFIX = ".parquet"
 # Writes what `datasets` saved to disk, one set or several by their splits, as parquet files.
@@ -97,7 +97,7 @@ def _opened(root: Path, file: File) -> Any:
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(
-            f"{root} holds parquet files, which take pyarrow", 'pip install "cae-jax[parquet]"'
+            f"{root} holds parquet files, which take pyarrow", installing("parquet")
         ) from error
     with _naming(root / file.key):
         return parquet.ParquetFile(root / file.key)
