@@ -29,7 +29,8 @@ from cae_jax import TrainConfig, UserError, cli, data
 from cae_jax.config import RUN_MARK
 from cae_jax.data import path as paths
 from cae_jax.data import sources
-from cae_jax.data.conversion import eight_bit_array
+from cae_jax.data.conversion import Conversion, eight_bit_array
+from cae_jax.data.images import take_images
 from cae_jax.data.sources import arrays, folder
 
 RNG = np.random.default_rng(0)
@@ -459,6 +460,8 @@ def test_pointers_of_git_lfs(tmp_path, caplog):
         r"2 of 26 files in .*my photos are pointers of Git LFS, whose content is not here: "
         r"cat/a\.png, cat/b\.png; run git lfs pull there, or pass `skip_unreadable=True`",
     )
+    with pytest.raises(UserError, match=r"a\.png is not a readable image \(it is a pointer of Git"):
+        take_images(path / "cat" / "a.png", Conversion((8, 8), "crop", "auto", 3))
     (train, _), (test, _) = splits(path, skip_unreadable=True)
     assert len(train) + len(test) == 24
     assert "left out: 2 unreadable" in caplog.text

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 Splits = dict[str, list[File]]  # by `SPLIT_NAMES` and `ALL`
 # Names of what belongs to an image; MVTec's masks lie in a folder beside train and test.
 _MASKS = re.compile(
-    r"(?<![a-z])(?:masks?|segmentations?|annotations?|labels|ground_?truth)(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])(?:masks?|segmentations?|annotations?|labels|gt|ground_?truth)(?![a-z])",
+    re.IGNORECASE,
 )
 _GROUND_TRUTH = "ground_truth"
 
