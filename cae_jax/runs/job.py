@@ -50,7 +50,7 @@ class Job:
         self.config, self.backend, self._fields = config, backend, tuple(fields)
         self._images = jax.device_put(dataset.train), jax.device_put(dataset.validation)
         self.digest = dataset.digest
-        self._trainers: dict[object, Trainer] = {}
+        self._trainers: dict[int, Trainer] = {}
         self.compile_seconds = 0.0
 
     @functools.cached_property
@@ -74,15 +74,14 @@ class Job:
         return programs.steps_per_epoch(self.config, self.examples)
 
     def trainer(self, members: Sequence[TrainConfig]) -> Trainer:
-        """A trainer of a group; groups share programs if they can."""
+        """A trainer of a group; groups of a size share programs."""
         started = time.perf_counter()
-        alone = dataclasses.replace(members[0], seed=0)  # a program does not depend on the seed
-        key = alone if len(members) == 1 else len(members)
-        if key not in self._trainers:
-            self._trainers[key] = Trainer(
+        count = len(members)
+        if count not in self._trainers:
+            self._trainers[count] = Trainer(
                 members, self.model, self.backend, *self._images, self._fields
             )
-        trainer = self._trainers[key].with_members(members)
+        trainer = self._trainers[count].with_members(members)
         self.compile_seconds = time.perf_counter() - started
         return trainer
 
