@@ -104,7 +104,11 @@ def _by_split(images: list[File]) -> tuple[Splits, int]:
     outer = len(list(itertools.takewhile(lambda names: len(set(names)) == 1, levels)))
     inner = [file for file in images if len(file.parts) > outer + 1]
     found, others = _grouped(inner, outer, named_split)
-    if others:
+    taken, left_out = (
+        len({file.parts[outer] for file in files})
+        for files in (itertools.chain(*found.values()), others)
+    )
+    if left_out >= taken:  # a class may be called train_station, and another one test_tube
         found, _ = _grouped(inner, outer, lambda name: SPLIT_NAMES.get(name.lower()))
     if "train" in found and len(found) > 1:
         return found, outer
