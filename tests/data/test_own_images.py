@@ -959,8 +959,14 @@ def test_parquet_files_that_are_refused(tmp_path, monkeypatch):
     (path / "train_2.parquet").unlink()
     (path / "a.png").write_bytes(png(IMAGES[0]))
     denied(path, "has 1 parquet files and 1 images; give a folder of one kind")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
     (path / "a.png").unlink()
+    both = whole.rename_columns(["noisy", "label"]).append_column("clean", whole["img"])
+    parquet.write_table(both.replace_schema_metadata(None), file)
+    denied(path, r"several columns of images, noisy, clean; .*`pairs=\('noisy', 'clean'\)`")
+    named = both.rename_columns(["mask", "label", "image"]).replace_schema_metadata(None)
+    parquet.write_table(named, file)
+    assert len(splits(path)[0][0]) + len(splits(path)[1][0]) == 24
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     file.touch()
     denied(path, r'take pyarrow; pip install "cae-jax\[parquet\]"')
 
