@@ -121,6 +121,8 @@ def _opened_otherwise(source: Path | io.BytesIO, name: str) -> Image.Image | np.
     if start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf"):
         _extra("pillow_heif", name, "HEIC file").register_heif_opener()
         return Image.open(source, formats=["HEIF"])
+    if start == b"version http":
+        raise ValueError("it is a pointer of Git LFS: run git lfs pull")
     raise ValueError(f"it begins as none of {', '.join(FORMATS)}")
 
 

@@ -126,6 +126,11 @@ def _column_of_images(schema: Any, features: dict[str, Any], path: Path) -> str:
             f"{path} has the columns {', '.join(schema.names)}; it takes one of encoded images, "
             "such as image with bytes: give another folder"
         )
+    if len(chosen) > 1 and not named:
+        raise UserError(
+            f"{path} has several columns of images, {', '.join(chosen)}; name one image, or "
+            f"give inputs and targets as `pairs=('{chosen[0]}', '{chosen[1]}')`"
+        )
     return chosen[0]
 
 
