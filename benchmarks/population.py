@@ -83,7 +83,7 @@ def measure(flags: Flags, images: Dataset, members: int) -> dict[str, Any]:
     config = dataclasses.replace(flags.train, epochs=1 + flags.timed)
     configs = [dataclasses.replace(config, seed=seed) for seed in range(members)]
     backend = choose(from_config(config), flags.backend)
-    model, shared = autoencoders.abstract(config), (backend, images.train, images.test)
+    model, shared = autoencoders.abstract(config), (backend, images.train, images.validation)
     began = time.perf_counter()
     first = Trainer(configs if flags.together else configs[:1], model, *shared)
     compiled = time.perf_counter() - began

@@ -21,7 +21,7 @@ from flax import nnx
 
 from cae_jax import data
 from cae_jax.cli import common
-from cae_jax.config import TrainConfig, resolved, to_dict
+from cae_jax.config import TrainConfig, to_dict
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.topology import from_config
@@ -69,7 +69,7 @@ def main() -> None:
                 f"{flags.train.batch_size} it takes a whole number from 1 to {most}"
             )
         for seed in range(flags.seeds):
-            config = resolved(dataclasses.replace(flags.train, seed=seed), split.image_shape)
+            config = split.resolve(dataclasses.replace(flags.train, seed=seed))
             curve = train(config, flags, images[: -flags.held_out], images[-flags.held_out :])
             line = {"other": flags.other, "average": flags.average, **to_dict(config)}
             line |= {"first": curve[0], "last": curve[-1]}

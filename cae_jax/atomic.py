@@ -1,7 +1,10 @@
 """Writes files atomically and durably, and reports those that cannot be written in one place."""
 
 import contextlib
+import errno
+import functools
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +12,8 @@ from typing import Any
 
 from cae_jax.errors import UserError
 
+logger = logging.getLogger(__name__)
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 # Suffix of what is being written and does not count yet.
 TEMPORARY = ".tmp"
 # The temporary files of this moment, for a process that ends without the end of `replacing`.
@@ -40,15 +45,35 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         temporaries.discard(temporary)
 
 
-def sync(path: Path) -> None:
-    """Waits until a file's content, or the names in a directory, are on the disk."""
+def sync(path: Path, *, needed: bool = False) -> None:
+    """Waits until a file's content, or the names in a directory, are on the disk.
+
+    Some file systems cannot, such as VirtualBox's: one warning in this process.
+
+    Raises:
+        UserError: a file system that cannot, if it is `needed`, as for checkpoints.
+        OSError: the file or directory cannot be read or written.
+    """
     if path.is_dir() and os.name == "nt":  # Windows has no such call
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+        problem = f"is on a file system that cannot sync directories ({error.strerror})"
+        if needed:
+            advice = "which checkpoints rely on; choose a `workdir` on a local disk"
+            raise UserError(f"{path} {problem}, {advice}") from error
+        _warn(problem)
     finally:
         os.close(descriptor)
+
+
+@functools.cache
+def _warn(problem: str) -> None:
+    logger.warning("The output %s: a power failure may lose it", problem)
 
 
 def sync_tree(folder: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cae_jax.errors import UserError
@@ -90,14 +91,36 @@ class TrainConfig:
     background: Background = "auto"
     """black or white behind transparent pixels, or auto, which contrasts with the image."""
 
+    black: float = 0.0
+    """Value of black in images of other than 8 bits."""
+
+    white: float | Literal["auto"] | None = None
+    """Value of white, such as 4095 for 12 bits, or auto: black and white are the smallest and
+    largest value of the training images."""
+
+    frames: Literal["first", "all"] = "first"
+    """Of files with several frames or pages: first or all."""
+
+    max_pixels: int = MAX_PIXELS
+    """Refuse files that claim more pixels than their bytes support."""
+
     split: float = 0.9
     """Share for training if there is no test set."""
 
+    include: tuple[str, ...] = ()
+    """Take only files below the folder that match a pattern, such as *.png or left/*."""
+
+    exclude: tuple[str, ...] = ()
+    """Leave out files and folders that match a pattern, such as *_mask.png or masks."""
+
     skip_unreadable: bool = False
-    """Skip files that are not intact images."""
+    """Skip folders that may not be read and files that are not intact images."""
 
     image_shape: tuple[int, int, int] | None = None
     """Height, width and channels of the images, which `resolved` sets; not a flag."""
+
+    levels: tuple[float, float] | None = None
+    """Black and white where `white` is auto, which training sets; not a flag."""
 
     train_examples: int | None = None
     """Train on the first N images only."""
@@ -188,6 +211,8 @@ def _check_types(config: TrainConfig) -> None:
             if value is None:
                 continue
             hint = choices[0]
+            if Literal["auto"] in choices and str(value) == "auto":
+                continue
         if typing.get_origin(hint) is Literal:
             accepted, takes = value in choices, ", ".join(map(str, choices))
         elif hint is int:
@@ -202,17 +227,23 @@ def _check_types(config: TrainConfig) -> None:
         elif hint is str:
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
             accepted, takes = type(value) is str and value != "", "a name or a path"
+        elif hint == tuple[str, ...]:
+            value = (value,) if type(value) is str else value
+            accepted = isinstance(value, (tuple, list)) and all(type(x) is str and x for x in value)
+            value, takes = tuple(value) if accepted else value, "patterns of file names"
         else:
             lengths, least, takes = _TUPLES[name]
+            kinds = {int, typing.get_args(hint)[0]}
             value = (value,) if name == "image_size" and type(value) is int else value
             accepted = (
                 isinstance(value, (tuple, list))
-                and all(type(n) is int and n >= least for n in value)
+                and all(type(n) in kinds and n >= least for n in value)
                 and (not lengths or len(value) in lengths)
             )
             if accepted:
                 value = tuple(value) * (2 if name == "image_size" and len(value) == 1 else 1)
         if not accepted:
+            takes += ", or auto" if Literal["auto"] in choices else ""
             raise UserError(f"`{name}` is {_short(value)}; it takes {takes}")
         object.__setattr__(config, name, value)
 
@@ -221,6 +252,7 @@ def _check_types(config: TrainConfig) -> None:
 _TUPLES = {
     "image_size": ((1, 2), LEAST_SIDE, f"one or two whole numbers of at least {LEAST_SIDE}"),
     "image_shape": ((3,), 1, "height, width and channels"),
+    "levels": ((2,), -math.inf, "the values of black and white"),
     "features": (range(1, 7), 1, "1 to 6 positive whole numbers"),
     "restarts": ((), 0, "whole numbers"),
 }
@@ -242,11 +274,19 @@ def _check_ranges(config: TrainConfig) -> None:
             if value is not None and not is_accepted(value):
                 raise UserError(f"`{name}` is {value!r}; it takes {takes}")
     check_level(config.noise, config.noise_level, known_shape(config))
+    _check_levels(config)
     phases = (0, *config.restarts, config.epochs)
     if any(a >= b for a, b in itertools.pairwise(phases)):
         raise UserError(f"`restarts` is {config.restarts}; it takes rising epochs below `epochs`")
     if config.batch_size > (config.train_examples or math.inf):
         raise UserError(f"`batch_size` is {config.batch_size}; it takes at most `train_examples`")
+
+
+def _check_levels(config: TrainConfig) -> None:
+    if config.white == config.black:
+        raise UserError(f"`white` is {config.white:g}, as `black`; give two values")
+    if config.white == "auto" and config.black:
+        raise UserError("`white` is auto, which finds `black` too; leave that out")
 
 
 def is_shape(shape: tuple[int, ...]) -> bool:
@@ -257,7 +297,7 @@ def is_shape(shape: tuple[int, ...]) -> bool:
 # Fields, the values that they accept, and the same in words. None is always accepted.
 _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     (
-        "batch_size epochs train_examples test_examples",
+        "batch_size epochs train_examples test_examples max_pixels",
         lambda n: n >= 1,
         "a whole number of at least 1",
     ),
@@ -344,6 +384,11 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(config).items()
     }
+
+
+def to_shared(config: TrainConfig) -> dict[str, Any]:
+    """As `to_dict`, for files that are passed on: `data` without the folders it lies in."""
+    return {**to_dict(config), "data": Path(config.data).name}
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -40,7 +40,8 @@ def naming(
     except UserError:
         raise
     except PermissionError as error:
-        raise raises(f"{name} cannot be read (permission denied); grant read permission") from error
+        problem = f"{name} cannot be read (permission denied)"
+        raise raises(problem, "grant read permission") from error
     except Exception as error:
         raise raises(f"{name} is not {kind} ({reason_of(error)})", advice) from error
 

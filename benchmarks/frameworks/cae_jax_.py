@@ -32,7 +32,7 @@ class CaeJax:
                 images = data.load(config, data_dir=case.data_dir)
             else:
                 images = data.of_arrays(config, split_file(case.images))
-            train_images, test_images = images.train, images.test
+            train_images, test_images = images.train, images.validation
         with watch("backend"):
             jax.devices()
         with watch("native"):  # compiles the native kernel if it is not cached

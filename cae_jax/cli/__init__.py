@@ -4,6 +4,7 @@ This module has no slow imports: signal handlers are installed before those (`ca
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -12,6 +13,8 @@ COMMANDS = (
     *("train", "evaluate", "reconstruct", "summary", "curves", "report", "export", "import"),
     *("benchmark", "compile"),
 )
+# Variables that change how JAX computes, see `cae_jax.ops.settings`.
+_UNUSED = ("JAX_ENABLE_X64", "JAX_DISABLE_JIT", "JAX_NUMPY_DTYPE_PROMOTION", "JAX_TRANSFER_GUARD")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,6 +52,8 @@ def run(name: str, arguments: Sequence[str]) -> None:
     """Parses the flags of a command and runs it."""
     from cae_jax.cli import common
 
+    for variable in [each for each in os.environ if each.startswith(_UNUSED)]:
+        del os.environ[variable]  # before JAX is imported
     program, command = f"cae-jax {name}", module(name)
     with (
         common.user_errors(program, command.Flags),

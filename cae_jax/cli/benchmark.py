@@ -25,7 +25,7 @@ import numpy as np
 
 from cae_jax import atomic
 from cae_jax.cli import common
-from cae_jax.config import TrainConfig, resolved
+from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -76,7 +76,7 @@ def run(flags: Flags) -> None:
     cache.use_compilation_cache()
     measured = time_to(flags, flags.time_to) if flags.time_to is not None else time_epochs(flags)
     results = {
-        "config": flags.config,
+        "config": Path(flags.config).stem,
         "model": flags.train.model,
         "batch_size": flags.train.batch_size,
         **environment(),
@@ -105,14 +105,14 @@ def time_epochs(flags: Flags) -> dict[str, Any]:
     counted = epochs[1 + flags.discard :]
     return {
         **device_and_backend(job.backend),
-        "images": {"train": len(images.train), "test": len(images.test)},
+        "images": {"train": len(images.train), "test": len(images.validation)},
         "startup_seconds": phases,
         "first_epoch_seconds": epochs[0],
         "epoch_seconds": spread(counted),
         "train_images_per_second": len(images.train) / statistics.median(counted),
         "evaluation_seconds": spread(evaluations[1 + flags.discard :]),
         "val_loss": val_loss,
-        **time_inference(job.autoencoder.with_params(job.config, state.params), images.test),
+        **time_inference(job.autoencoder.with_params(job.config, state.params), images.validation),
     }
 
 
@@ -193,7 +193,7 @@ def build(
     from cae_jax.ops.backend import choose
     from cae_jax.runs.job import Job
 
-    config = resolved(config, images.image_shape)
+    config = images.resolve(config)
     job = Job(config, choose(from_config(config), backend), images)
     return job, job.trainer([config]), job.initial_state([config])
 

@@ -7,6 +7,8 @@ import dataclasses
 import inspect
 import io
 import itertools
+import json
+import os
 import re
 import sys
 import typing
@@ -34,7 +36,7 @@ _CONFIG_HELP = f"A shipped config ({', '.join(config_names())}) or a Python file
 _GROUPS = {
     "run": "epochs batch_size seed on_nan max_skips",
     "data": "data image_size resize channels background split train_examples test_examples "
-    "skip_unreadable",
+    "white black frames include exclude skip_unreadable max_pixels",
     "network": "model features loss",
     "noise": "noise noise_level",
     "optimizer": "optimizer learning_rate schedule warmup_steps b1 b2 eps rho momentum "
@@ -239,10 +241,11 @@ def _shown(value: Any) -> str:
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
-    """Writes the file of ``--json``, if that flag is given."""
+    """Writes the file of ``--json``, if that flag is given, without the name of the home folder."""
     if path is not None:
+        text = json.dumps(values, indent=2).replace(os.path.expanduser("~/"), "~/")  # noqa: PTH111
         with atomic.output_file(path) as file:
-            atomic.write_json(file, values)
+            file.write_text(text + "\n")
 
 
 def as_flags(message: str, flags: type | None = None) -> str:

@@ -65,7 +65,7 @@ def run(flags: Flags) -> None:
         "target": flags.target,
         "device": f"{target.title}, compiled, not run",
         "jax": metadata.version("jax"),
-        "config": flags.config,
+        "config": Path(flags.config).stem,
         "optimizer": flags.train.optimizer,
         "backend": f"{backend.name}: {backend.reason}",
         "batch_size": flags.train.batch_size,

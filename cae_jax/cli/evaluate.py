@@ -88,7 +88,11 @@ def run(flags: Flags) -> None:
         others += comparison.baseline_entries(
             flags.baselines, load("train"), images, noise, level, flags.noise_seed
         )
-    metadata = {"dataset": configs[0].data, "noise": noise, "noise_seed": flags.noise_seed}
+    metadata = {
+        "dataset": Path(configs[0].data).name,
+        "noise": noise,
+        "noise_seed": flags.noise_seed,
+    }
     metadata["level"] = check_level(noise, level, images.shape[1:])
     report(flags, metadata, trained, others, images, inputs)
 

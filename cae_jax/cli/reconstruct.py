@@ -80,7 +80,7 @@ def run(flags: Flags) -> None:
     check_outputs(flags, files, names)
     cache.use_compilation_cache()
     # Not the native kernel, whose compilation takes longer than many images.
-    autoencoder = cae_jax.load(flags.run, backend="matmul")
+    autoencoder = cae_jax.load(flags.run, backend="matmul").of_pixels
     psnr = reconstruct(flags.out, autoencoder, names, images)
     for name, value in zip(names, psnr, strict=True):
         print_psnr(name, value)
@@ -96,8 +96,8 @@ def print_psnr(name: str, psnr: float) -> None:
 
 def run_at_full_size(flags: Flags, files: dict[Path, Path]) -> None:
     """Reads, reconstructs and writes one picture after the other."""
-    from cae_jax.data.conversion import eight_bit_array
     from cae_jax.data.pictures import take_pictures, write_picture
+    from cae_jax.data.pixels import eight_bit_array
     from cae_jax.models import tiles
 
     if flags.resize or flags.background is not None:
@@ -133,9 +133,9 @@ def psnr_of_bytes(output: np.ndarray, pixels: np.ndarray) -> float:
 
 
 def numbered(file: Path, name: Path, count: int) -> list[str]:
-    """The names of the outputs of a file, whose images are numbered if it is an array."""
-    array = file.suffix.lower() == ".npy"
-    return [f"{name}-{i:04}" if array else f"{name}" for i in range(count)]
+    """The names of the outputs of a file, which are numbered for an array or several frames."""
+    one = count == 1 and file.suffix.lower() != ".npy"
+    return [f"{name}"] if one else [f"{name}-{i:04}" for i in range(count)]
 
 
 def find(flags: Flags) -> dict[Path, Path]:

@@ -5,17 +5,29 @@ The path in a config leads to a source (`path`), whose images are converted to o
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cae_jax.config import ARRAYS, NAMED, Shape, TrainConfig
+from cae_jax.config import ARRAYS, NAMED, Shape, TrainConfig, resolved
 from cae_jax.data import path, prepared
-from cae_jax.data.conversion import check_shape, check_size, eight_bit_array
+from cae_jax.data.pixels import (
+    WHITE,
+    RangeError,
+    Statistics,
+    check_shape,
+    check_size,
+    eight_bit_array,
+    extremes,
+    range_of,
+)
 from cae_jax.data.prepared import Arrays, Prepared
 from cae_jax.data.sources import SPLITS
 from cae_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "SPLITS",
@@ -24,6 +36,7 @@ __all__ = [
     "class_names",
     "load",
     "load_split",
+    "load_unseen",
     "located",
     "of_arrays",
 ]
@@ -34,20 +47,27 @@ class Dataset(NamedTuple):
 
     Attributes:
         train: training images, uint8 ``[N, height, width, channels]``.
-        test: test images, uint8 ``[N, height, width, channels]``.
-        digest: SHA-256 of the bytes of the training images followed by those of the test images;
-            "" for a named data set, which the config identifies.
+        validation: validation images, uint8 ``[N, height, width, channels]``; the test images of a
+            data set that has no others.
+        digest: SHA-256 of the bytes of the training images, of the test images, and of validation
+            images apart from those; "" for a named data set, which the config identifies.
+        levels: black and white that were found for a config whose `white` is ``"auto"``.
     """
 
     train: np.ndarray
-    test: np.ndarray
+    validation: np.ndarray
     digest: str = ""
+    levels: tuple[float, float] | None = None
 
     @property
     def image_shape(self) -> Shape:
         """Height, width and channels of the images."""
         height, width, channels = self.train.shape[1:]
         return height, width, channels
+
+    def resolve(self, config: TrainConfig) -> TrainConfig:
+        """The config with what the images decide: their shape, black and white, and features."""
+        return resolved(dataclasses.replace(config, levels=self.levels), self.image_shape)
 
 
 def load(
@@ -59,28 +79,33 @@ def load(
         UserError: see `load_split`; or the training images do not fill one batch.
     """
     images = _load(config, data_dir, verify_data)
-    train, test = _first(config, images.train[0], images.test[0])
+    (all_train, _), (test, _), (all_validation, _) = images[:3]
+    train, validation = _first(config, all_train, all_validation)
     if config.data in NAMED:
-        return Dataset(train, test, "")
-    whole = len(train) == len(images.train[0]) and len(test) == len(images.test[0])
-    return Dataset(train, test, images.digest if whole else prepared.digest(train, test))
+        return Dataset(train, validation, "", images.levels)
+    if len(train) == len(all_train) and len(validation) == len(all_validation):
+        return Dataset(train, validation, images.digest, images.levels)
+    others = [] if all_validation is test else [test]
+    return Dataset(train, validation, prepared.digest(train, *others, validation), images.levels)
 
 
 def of_arrays(config: TrainConfig, images: tuple[np.ndarray, np.ndarray]) -> Dataset:
     """Takes arrays as the images that a config trains and validates on.
 
     Args:
-        config: limits the number of images of each split.
+        config: limits the number of images of each split; has their black and white.
         images: training and test images: uint8, uint16 (divided by 257), bool (True is white) or
-            floats in [0, 1], ``[N, height, width, channels]``, N at least 1, of 1, 3 or 4 channels;
-            gray ones also ``[N, height, width]``.
+            floats in [0, 1], of any type if the config has a `white`, ``[N, height, width,
+            channels]``, N at least 1, of 1, 3 or 4 channels; gray ones also ``[N, height, width]``.
 
     Raises:
         UserError: arrays of another type or shape, or too few training images for one batch.
     """
     if not isinstance(images, (tuple, list)) or len(images) != 2:
         raise UserError("`images` takes two arrays, of training and of test images")
-    train, test = _array(images[0], "training"), _array(images[1], "test")
+    raw = _array(images[0], "training"), _array(images[1], "test")
+    levels = extremes(raw[0]) if config.white == "auto" else None
+    train, test = _eight_bits(dataclasses.replace(config, levels=levels), *raw)
     if train.shape[1:] != test.shape[1:]:
         raise UserError(
             f"`images` has training images of shape {list(train.shape)} and test images of shape "
@@ -92,22 +117,39 @@ def of_arrays(config: TrainConfig, images: tuple[np.ndarray, np.ndarray]) -> Dat
             "config's `image_size`; leave it out, or save them as a .npz file for `data`"
         )
     train, test = _first(config, train, test)
-    return Dataset(train, test, prepared.digest(train, test))
+    return Dataset(train, test, prepared.digest(train, test), levels)
+
+
+def _eight_bits(
+    config: TrainConfig, train: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images as uint8; warns of dark ones."""
+    try:
+        train = eight_bit_array(train, "the array of training images", range_of(config))
+        test = eight_bit_array(test, "the array of test images", range_of(config))
+    except RangeError as error:
+        raise RangeError(error.problem, WHITE) from error
+    statistics = Statistics()
+    statistics.add(train)
+    statistics.check("`images`")
+    if doubt := statistics.doubt:
+        logger.warning(doubt)
+    return train, test
 
 
 def _array(images: np.ndarray, kind: str) -> np.ndarray:
-    """Images as uint8 ``[N, height, width, channels]``."""
+    """Images of any type ``[N, height, width, channels]``."""
     name = f"the array of {kind} images"
     try:
         images = np.asarray(images)
     except ValueError:
         raise UserError(f"{name} has images of several shapes; give images of one") from None
     check_size(check_shape(images.shape, name)[:2], name)
-    return eight_bit_array(images[..., None] if images.ndim == 3 else images, name)
+    return images[..., None] if images.ndim == 3 else images
 
 
 def _first(
-    config: TrainConfig, train: np.ndarray, test: np.ndarray
+    config: TrainConfig, train: np.ndarray, validation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first images of each split, as many as the config says."""
     train = train[: config.train_examples]
@@ -117,7 +159,7 @@ def _first(
             f"`batch_size` is {config.batch_size}, and there are {len(train)} training images{of} "
             f"{config.data}; pass `batch_size={len(train)}` or less"
         )
-    return train, test[: config.test_examples]
+    return train, validation[: config.test_examples]
 
 
 def load_split(
@@ -131,7 +173,7 @@ def load_split(
 
     Args:
         config: names the data set.
-        split: ``"train"`` or ``"test"``.
+        split: ``"train"``, ``"test"``, or ``"validation"``: the test images if there are no others.
         data_dir: directory of prepared data sets; None takes ``TFDS_DATA_DIR``, else the default
             of TensorFlow Datasets.
         verify_data: compare all bytes of prepared images with their SHA-256; otherwise the sizes
@@ -148,20 +190,35 @@ def load_split(
     """
     if split not in SPLITS:
         raise UserError(f"`split` is {split!r}; it takes {', '.join(SPLITS)}")
-    images = _load(config, data_dir, verify_data)
-    return images.train if split == "train" else images.test
+    return getattr(_load(config, data_dir, verify_data), split)
+
+
+def load_unseen(
+    config: TrainConfig, *, data_dir: str | Path | None = None, verify_data: bool = False
+) -> np.ndarray:
+    """Loads the images of a data set that a model was not trained on; arguments as of `load_split`.
+
+    Returns:
+        uint8 ``[N, height, width, channels]``: the test images, or all where the source is not
+        split itself.
+
+    Raises:
+        UserError: see `load_split`.
+    """
+    prepared = _prepared(config, data_dir, verify_data)
+    parts = [prepared.train, prepared.test] if prepared.divided else [prepared.test]
+    found = [images for images, _ in parts if len(images)]
+    if not found:
+        raise _empty(config, prepared, "test")
+    return np.concatenate(found)
 
 
 def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -> Prepared:
-    """The prepared images, which have the shape of a trained config."""
-    if config.data == ARRAYS:
-        raise UserError(
-            "the images were arrays, which no file holds",
-            "save them with numpy.savez(FILE, train=..., test=...), and train on FILE",
-        )
-    location, root = path.locate(config.data), path.data_root(data_dir)
-    found = path.find(location, root)
-    images = prepared.load(config, location, found, root, verify_data)
+    """The prepared images, some in each split, which have the shape of a trained config."""
+    images = _prepared(config, data_dir, verify_data)
+    for split in SPLITS:
+        if not len(getattr(images, split)[0]):
+            raise _empty(config, images, split)
     shape = images.train[0].shape[1:]
     if config.image_shape not in (None, shape):
         raise UserError(
@@ -169,7 +226,33 @@ def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -
             f"`image_shape` is {list(config.image_shape or ())}",
             "give the images of the run",
         )
+    if config.levels not in (None, images.levels):
+        raise UserError(
+            f"`data` {config.data} has black and white {images.levels}, and those that the run was "
+            f"trained on {config.levels}",
+            "give the images of the run",
+        )
     return images
+
+
+def _empty(config: TrainConfig, images: Prepared, split: str) -> UserError:
+    name = "training" if split == "train" else split
+    left_out = f", {images.skipped} unreadable ones left out" if images.skipped else ""
+    advice = "give more images"
+    if images.divided and config.split != 0.5:
+        advice += ", or divide them by `split=0.5`"
+    return UserError(f"{config.data} gives no {name} images{left_out}", advice)
+
+
+def _prepared(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -> Prepared:
+    if config.data == ARRAYS:
+        raise UserError(
+            "the images were arrays, which no file holds",
+            "save them with numpy.savez(FILE, train=..., test=...), and train on FILE",
+        )
+    location, root = path.locate(config.data), path.data_root(data_dir)
+    found = path.find(config, location, root)
+    return prepared.load(config, location, found, root, verify_data)
 
 
 def located(config: TrainConfig, *, data_dir: str | Path | None = None) -> TrainConfig:

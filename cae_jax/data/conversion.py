@@ -1,33 +1,14 @@
 """Converts images of any mode to uint8 with the configured size and channels."""
 
-import contextlib
-import io
-import math
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from cae_jax.config import LEAST_SIDE, MAX_PIXELS, Background, Shape
-from cae_jax.errors import UserError, naming
-
-# The file formats that are read, by Pillow's names; PPM includes PGM and PBM.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
-    *(".pgm", ".ppm", ".pbm", ".pnm"),
-)
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
-_TIFF_SIZE = (0x0100, 0x0101)  # the tags of the stored width and height
-_GRAY_MODES = {"1", "L", "LA", "La", "I", "F"}
-
-
-class UnreadableError(UserError):
-    """A file is not an intact image; left out if the config skips such files."""
+from cae_jax.config import MAX_PIXELS, Background, Shape
+from cae_jax.data.files import check_pixels, is_transparent, raw, reading, turned, upright
+from cae_jax.data.pixels import MODES, WHITE, Range, RangeError, eight_bit_array
+from cae_jax.errors import UserError
 
 
 class Conversion(NamedTuple):
@@ -37,12 +18,17 @@ class Conversion(NamedTuple):
         size: height and width; None keeps them.
         resize, background: see `TrainConfig`.
         channels: 1, 3 or 4.
+        range: black and white of the images.
+        frames, max_pixels: see `TrainConfig`.
     """
 
     size: tuple[int, ...] | None
     resize: str
     background: Background
     channels: int
+    range: Range = Range()
+    frames: str = "first"
+    max_pixels: int = MAX_PIXELS
 
     @property
     def shape(self) -> Shape:
@@ -62,21 +48,23 @@ class Conversion(NamedTuple):
             uint8 ``[height, width, channels]``.
 
         Raises:
-            UserError: damaged; another size, where `resize` is ``"none"``; an array of another type
-                or range.
+            UserError: damaged; another size, where `resize` is ``"none"``; pixels of another type
+                or range, see `checked_array`.
         """
         if isinstance(image, np.ndarray):
-            pixels = eight_bit_array(image, name)
+            pixels = eight_bit_array(image, name, self.range)
             if pixels.shape[-1] == self.channels and self.size in (None, pixels.shape[:2]):
                 return pixels
             image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        with reading(name):
-            if self.size is not None and self.resize != "none":
-                # A JPEG decodes at a fraction of its size; twice the target stays sharp.
-                image.draft(None, (2 * max(self.size), 2 * max(self.size)))
-            mode = MODES[self.channels]
-            image, border = _flat(_eight_bits(upright(image)), self.background, mode == "RGBA")
-            image = image if image.mode == mode else image.convert(mode)
+        else:
+            with reading(name):
+                if self.size is not None and self.resize != "none":
+                    # A JPEG decodes at a fraction of its size; twice the target stays sharp.
+                    image.draft(None, (2 * max(self.size), 2 * max(self.size)))
+                image = self.eight_bits(image, name)
+        mode = MODES[self.channels]
+        image, border = _flat(image, self.background, mode == "RGBA")
+        image = image if image.mode == mode else image.convert(mode)
         if self.size is not None and image.size != self.size[::-1]:
             height, width = self.size
             if self.resize == "none":
@@ -88,112 +76,50 @@ class Conversion(NamedTuple):
             image = _resized(image, (width, height), self.resize, border)
         return np.asarray(image).reshape(image.height, image.width, self.channels)
 
+    def eight_bits(self, image: Image.Image, name: str) -> Image.Image:
+        """Decodes an image and brings its values to 8 bits and its EXIF orientation upright.
 
-def open_image(file: Path | bytes | Image.Image, name: str) -> Image.Image:
-    """Opens an image without decoding it.
+        Raises:
+            UserError: values of another type or range, or more pixels than `max_pixels`.
+        """
+        check_pixels(image, name, self.max_pixels)
+        if (found := raw(image, name, self.range.concerns(np.dtype(np.uint16)))) is None:
+            return _scaled(upright(image), self.range)
+        levels, values = self.range, found.values
+        if values.dtype.kind != "f" and values.max(initial=0) == 1 and levels == Range():
+            raise RangeError(f"{name} has values up to 1, which is black for {values.dtype}", WHITE)
+        if levels.white is None and found.white is not None:
+            levels = levels._replace(white=float(found.white))
+        pixels = eight_bit_array(values, name, levels)
+        gray = pixels.shape[-1] == 1
+        result = Image.fromarray(pixels[..., 0] if gray else pixels)
+        if found.inverted:
+            result = ImageOps.invert(result)
+        if gray and "transparency" in image.info:
+            visible = values != image.info["transparency"]
+            result.putalpha(Image.fromarray(visible.astype(np.uint8) * np.uint8(255)))
+        return turned(result, image)
 
-    Args:
-        file: path or content of a file; or an image in memory, which is loaded.
-        name: how an error names it.
 
-    Raises:
-        UnreadableError: not an image of the `FORMATS`, or one of more than `MAX_PIXELS`.
-    """
-    with reading(name):
-        image: Any = file
-        if not isinstance(file, Image.Image):
-            image = _opened(io.BytesIO(file) if isinstance(file, bytes) else file)
-        if image.width * image.height > MAX_PIXELS:  # a PNG of a few kB can announce gigabytes
-            if image is not file:
-                image.close()
-            raise ValueError(
-                f"{image.height} x {image.width} pixels are more than the {MAX_PIXELS} allowed"
-            )
-        if image is file:
-            image.load()  # a draft would shrink the caller's JPEG
+def _scaled(image: Image.Image, levels: Range) -> Image.Image:
+    """An image of 8 bits whose black and white may be others."""
+    if image.mode == "1" or not levels.concerns(np.dtype(np.uint8)):
         return image
+    opaque = "L" if image.mode == "L" else "RGB"
+    image = image.convert("RGBA" if is_transparent(image) else opaque)
+    table = eight_bit_array(np.arange(256, dtype=np.uint8), "", levels).tolist()
+    whole = list(range(256))
+    return image.point([x for band in image.getbands() for x in (whole if band == "A" else table)])
 
 
-def _opened(source: Path | io.BytesIO) -> Image.Image:
-    try:
-        image: Any = Image.open(source, formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ValueError(f"it begins as none of {', '.join(FORMATS)}") from None
-    if image.format == "TIFF":
-        image.filename = ""  # Pillow 13 maps the file to memory with its sides exchanged
-    return image
-
-
-@contextlib.contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Turns what Pillow raises into an `UnreadableError`; its warnings would add lines."""
-    with (
-        warnings.catch_warnings(action="ignore"),
-        naming(name, "a readable image", "save it again", raises=UnreadableError),
-    ):
-        yield
-
-
-def header(image: Image.Image | np.ndarray, name: str) -> tuple[tuple[int, int], int]:
-    """Displayed height and width of an image, and channels that show its colors: 1 or 3.
-
-    Decodes palettes only.
-
-    Raises:
-        UnreadableError: damaged where that shows.
-        UserError: an array of another shape.
-    """
+def values_of(image: Image.Image | np.ndarray, name: str) -> np.ndarray:
+    """The values of an image as its file has them, without alpha, for `pixels.extremes`."""
     if isinstance(image, np.ndarray):
-        height, width, channels = check_shape((1, *image.shape), name)
-        return (height, width), 1 if channels == 1 else 3
-    with reading(name):
-        height, width, orientation = image.height, image.width, None
-        # Pillow would decode a whole PNG to look for EXIF data behind the pixels.
-        if image.format != "PNG" or "exif" in image.info:
-            with contextlib.suppress(Exception):  # damaged metadata leave the pixels intact
-                orientation = image.getexif().get(_ORIENTATION)
-                if image.format == "TIFF":  # newer versions of Pillow exchange its size already
-                    width, height = (image.getexif()[tag] for tag in _TIFF_SIZE)
-        size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
-        return size, 1 if _is_gray(image) else 3
-
-
-def _is_gray(image: Image.Image) -> bool:
-    if image.mode == "P" and image.palette is not None:
-        colors = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
-        return bool((colors == colors[:, :1]).all())
-    return image.mode in _GRAY_MODES or image.mode.startswith("I;")
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Decodes an image, the first of several frames, and applies its EXIF orientation."""
-    image.load()
-    with contextlib.suppress(Exception):  # damaged metadata leave the pixels intact
-        return ImageOps.exif_transpose(image)
-    return image
-
-
-def is_transparent(image: Image.Image) -> bool:
-    """Whether an image has an alpha channel or a transparent color."""
-    return "transparency" in image.info or not {"A", "a"}.isdisjoint(image.getbands())
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Divides 16-bit grays by 257 and multiplies floats by 255; other images stay."""
-    if not image.mode.startswith(("I", "F")):
         return image
-    values = np.asarray(image)
-    white = 1 if image.mode == "F" else 65535
-    low, high = values.min(initial=0), values.max(initial=0)
-    if not (low >= 0 and high <= white):
-        raise ValueError(f"its values lie in [{low:g}, {high:g}], not in [0, {white}]")
-    if high == 1 and white != 1:
-        raise ValueError(f"its values go up to 1, which is black for {values.dtype}")
-    gray = Image.fromarray(np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8))
-    if "transparency" in image.info:
-        visible = values != image.info["transparency"]
-        gray.putalpha(Image.fromarray(visible.astype(np.uint8) * np.uint8(255)))
-    return gray
+    with reading(name):
+        if (found := raw(image, name, whole=True)) is not None:
+            return found.values
+        return np.asarray(image if image.mode in ("1", "L") else image.convert("RGB"))
 
 
 def _flat(image: Image.Image, background: Background, keep: bool) -> tuple[Image.Image, str]:
@@ -204,6 +130,7 @@ def _flat(image: Image.Image, background: Background, keep: bool) -> tuple[Image
     """
     if not is_transparent(image):
         return image, "white" if background == "white" else "black"
+    image = image.convert("LA") if image.mode == "La" else image
     image = image.convert("RGBA")
     colors, alpha = image.convert("RGB"), image.getchannel("A")
     if background == "auto":
@@ -230,79 +157,3 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: str, border: str
     left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     fitted.paste(image.resize(inner, method), (left, top))
     return fitted
-
-
-def checked_array(values: np.ndarray, name: str) -> np.ndarray:
-    """Pixels of uint8, uint16 (divided by 257), bool or floats as uint8, or as floats in [0, 1].
-
-    Raises:
-        UserError: another type, or floats outside [0, 1] or not finite; names the images.
-    """
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
-        return np.rint(values / 257).astype(np.uint8)
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8) * np.uint8(255)
-    if not np.issubdtype(values.dtype, np.floating):
-        raise UserError(
-            f"{name} is of type {values.dtype}; images take uint8, uint16, bool, or floats in "
-            "[0, 1]: divide it by the value of white"
-        )
-    low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
-    finite = math.isfinite(low) and math.isfinite(high)
-    if not finite or low < 0 or high > 1:
-        advice = "divide them by the value of white" if low >= 0 else "shift and scale them"
-        raise UserError(
-            f"{name} has floats in [{low:g}, {high:g}]; images take finite ones in [0, 1]: "
-            f"{advice if finite else 'replace those that are not finite'}, or pass uint8"
-        )
-    return values
-
-
-def eight_bit_array(values: np.ndarray, name: str) -> np.ndarray:
-    """Pixels as of `checked_array` as uint8 ``[..., height, width, channels]``.
-
-    A gray image may be ``[height, width]``. Raises as `checked_array`.
-    """
-    values = checked_array(values, name)
-    if values.dtype != np.uint8:
-        values = np.rint(values.astype(np.float64) * 255).astype(np.uint8)
-    return values[..., None] if values.ndim == 2 else values
-
-
-def check_shape(shape: tuple[int, ...], name: str) -> Shape:
-    """The height, width and channels of an array ``[N, H, W]`` or ``[N, H, W, C]``.
-
-    Raises:
-        UserError: another rank, channels first, or no images; names the file.
-    """
-    if len(shape) == 4 and shape[1] in MODES and shape[3] not in MODES:
-        raise UserError(
-            f"{name} has shape {list(shape)}, which looks like channels first; save it as "
-            "[N, H, W, C], with numpy.moveaxis(images, 1, -1)"
-        )
-    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in MODES):
-        flat = "; reshape flattened images" if len(shape) == 2 else ""
-        raise UserError(
-            f"{name} has shape {list(shape)}; images take [N, H, W] or [N, H, W, C] with 1, 3 or "
-            f"4 channels C{flat}"
-        )
-    height, width, channels = shape[1:] if len(shape) == 4 else (*shape[1:], 1)
-    if not shape[0]:
-        raise UserError(f"{name} has shape {list(shape)}, which holds no images; give others")
-    return height, width, channels
-
-
-def check_size(size: tuple[int, ...], name: str) -> None:
-    """Refuses images smaller than the networks take, or of too many pixels.
-
-    Raises:
-        UserError: names the image.
-    """
-    if min(size) < LEAST_SIDE or math.prod(size) > MAX_PIXELS:
-        raise UserError(
-            f"{name} has {size[0]} x {size[1]} pixels; images take at least {LEAST_SIDE} x "
-            f"{LEAST_SIDE} and at most {MAX_PIXELS} in all",
-            "pass `image_size=64`",
-        )

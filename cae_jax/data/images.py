@@ -12,14 +12,16 @@ from PIL import Image
 
 from cae_jax import atomic
 from cae_jax.config import Shape, TrainConfig
-from cae_jax.data import conversion
-from cae_jax.data.conversion import MODES, Conversion, checked_array, open_image
+from cae_jax.data import files
+from cae_jax.data.conversion import Conversion
+from cae_jax.data.files import frames, open_image
+from cae_jax.data.pixels import MODES, checked_array, range_of
 from cae_jax.errors import UserError, naming
 
 # Pillow's modes that are converted without loss, by number of channels.
 _EXACT = {1: {"1", "L"}, 3: {"1", "L", "P", "RGB"}}
 _EXACT[4] = _EXACT[3] | {"LA", "PA", "RGBA"}
-SUFFIXES = (*conversion.SUFFIXES, ".npy")  # of files that are read
+SUFFIXES = (*files.SUFFIXES, ".npy")  # of files that are read
 _FILES = (str, os.PathLike, Image.Image)
 
 
@@ -29,7 +31,15 @@ def conversion_of(config: TrainConfig, image_shape: Shape) -> Conversion:
     A run that refused images of other sizes stretches them.
     """
     resize = "stretch" if config.resize == "none" else config.resize
-    return Conversion(image_shape[:2], resize, config.background, image_shape[2])
+    return Conversion(
+        image_shape[:2],
+        resize,
+        config.background,
+        image_shape[2],
+        range_of(config),
+        config.frames,
+        config.max_pixels,
+    )
 
 
 def prepare_images(images: np.ndarray, image_shape: Shape) -> np.ndarray:
@@ -122,21 +132,28 @@ def refuse_mask(images: np.ndarray, path: Path) -> None:
 def _read_image(
     file: Path | Image.Image, name: str, convert: Conversion, resize: bool
 ) -> np.ndarray:
-    """The image uint8 ``[1, height, width, channels]``."""
-    image = open_image(file, name)
+    """The image, or all its frames, uint8 ``[N, height, width, channels]``."""
+    image: Any = open_image(file, name)
+    if isinstance(image, np.ndarray):
+        return _converted(image, name, convert, resize)
     with contextlib.nullcontext() if image is file else image:
-        return convert(image if resize else _exact(image, name, convert), name)[None]
+        return np.stack(
+            [
+                convert(frame if resize else _exact(frame, name, convert), name)
+                for frame in frames(image, convert.frames)
+            ]
+        )
 
 
 def _exact(image: Image.Image, name: str, convert: Conversion) -> Image.Image:
     """Refuses an image of another size, or with values that the conversion would lose."""
     height, width, channels = convert.shape
-    with conversion.reading(name):
-        image = conversion.upright(image)
+    with files.reading(name):
+        image = convert.eight_bits(image, name)
         exact = image.mode in _EXACT[channels]
         if image.mode == "P" and channels == 1:
             exact = not np.ptp(np.asarray(image.convert("RGB")), axis=-1).any()
-    transparent = conversion.is_transparent(image)
+    transparent = files.is_transparent(image)
     if image.size != (width, height) or not exact or (transparent and channels != 4):
         color = {1: "gray", 3: "color", 4: "color with transparency"}[channels]
         raise UserError(
@@ -168,7 +185,7 @@ def _converted(array: np.ndarray, name: str, convert: Conversion, resize: bool) 
     images = _as_batch(array, name, convert.shape, resize)
     if images.shape[1:] != convert.shape:
         return np.stack([convert(image, name) for image in images])
-    images = checked_array(images, name)
+    images = checked_array(images, name, convert.range)
     return images if images.dtype == np.uint8 else images.astype(np.float32)
 
 

@@ -3,15 +3,28 @@
 import contextlib
 import difflib
 import errno
+import fnmatch
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from cae_jax.config import NAMED, RUN_MARK
-from cae_jax.data.conversion import SUFFIXES
-from cae_jax.data.sources import File, Listing, Source, arrays, folder, idx, parquet, tfds
+from cae_jax.config import NAMED, RUN_MARK, TrainConfig
+from cae_jax.data.files import SUFFIXES
+from cae_jax.data.sources import (
+    File,
+    Listing,
+    Source,
+    arrays,
+    folder,
+    idx,
+    listed,
+    parquet,
+    tfds,
+)
 from cae_jax.errors import UserError
 
 ACCEPTED = (
@@ -19,6 +32,20 @@ ACCEPTED = (
     "or .npy file"
 )
 PREPARED = "cae_images"  # the folder of all prepared data below a `data_dir`
+# Files and folders of systems: hidden ones, thumbnails, bins, snapshots, and libraries of photos.
+_SYSTEM = (
+    *(".*", "__macosx*", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle"),
+    *("#snapshot", "~snapshot", "$recycle.bin", "recycler", "system volume information"),
+    *("lost+found", "found.[0-9][0-9][0-9]", "synophoto_thumb_*", "synofile_thumb_*", "thumbs.db"),
+    *("desktop.ini", "*.photoslibrary", "*.aplibrary", "*.lrdata"),
+)
+_HIDDEN = re.compile(
+    "|".join([*map(fnmatch.translate, _SYSTEM), r"(?-i:Thumbs)\Z"]),  # thumbs may be a class
+    re.IGNORECASE,
+)
+_DANGLING = "links that lead nowhere"
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_MOST_OF_POINTER = 1024  # bytes
 _SEPARATOR = "::"  # between a path and a part of the data set there
 
 
@@ -112,22 +139,35 @@ def _missing(data: str, path: Path) -> UserError:
     )
 
 
-def find(location: Location, root: Path) -> Found | None:
+def find(config: TrainConfig, location: Location, root: Path) -> Found | None:
     """Finds the images at a location by the names of the files there; None if nothing is there.
 
     Args:
+        config: which files are left out.
         location: of `locate`.
         root: where named data sets are downloaded and prepared, see `data_root`.
 
     Raises:
         UserError: no images or several kinds of them, or a folder cannot be read.
     """
-    path, part = location.path, location.part
+    path = location.path
+    if (config.include or config.exclude) and not (location.missing or path.is_dir()):
+        raise UserError(
+            f"`include` and `exclude` choose files of a folder, and `data` {path} is none",
+            "leave them out",
+        )
     if location.data in NAMED:
         return Found([], partial(_open_named, location.data, root))
     if location.missing:
         return None
-    listing = walk(path)
+    listing = walk(path, config)
+    found = _found(location, listing)
+    return found._replace(open=partial(_open, listing.root, found, config.skip_unreadable))
+
+
+def _found(location: Location, listing: Listing) -> Found:
+    """What the files of a listing are."""
+    path, part = location.path, location.part
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         _refuse_part(location)
         return Found(listing.files, partial(arrays.open_file, path))
@@ -150,6 +190,23 @@ def find(location: Location, root: Path) -> Found | None:
     raise UserError(f"{path} has no images{but}; it takes {ACCEPTED}")
 
 
+def _open(root: Path, found: Found, skip_unreadable: bool) -> Source:
+    """Opens a source; refuses files whose content Git LFS has not brought."""
+    pointers = []
+    for file in found.files:
+        if file.size <= _MOST_OF_POINTER:
+            with contextlib.suppress(OSError), (root / file.key).open("rb") as opened:
+                if opened.read(len(_POINTER)) == _POINTER:
+                    pointers.append(file.key)
+    if pointers and not (skip_unreadable and len(pointers) < len(found.files)):
+        raise UserError(
+            f"{len(pointers)} of {len(found.files)} files in {root} are pointers of Git LFS, whose "
+            f"content is not here: {listed(pointers)}",
+            "run git lfs pull there",
+        )
+    return found.open()
+
+
 def _open_named(name: str, root: Path) -> Source:
     # TFDS takes half a second to import, and a prepared data set does not need it.
     from cae_jax.data.sources.named import open_named
@@ -170,25 +227,48 @@ def _refuse_part(location: Location) -> None:
         )
 
 
-def walk(path: Path) -> Listing:
+def walk(path: Path, config: TrainConfig | None = None) -> Listing:
     """Lists the files of a folder and those below it, or the one file that is given.
+
+    Args:
+        path: of the folder.
+        config: its patterns, and whether folders that may not be read are skipped; None lists all.
 
     Raises:
         UserError: a folder cannot be read.
     """
+    chosen = config or TrainConfig()
     try:
         if path.is_file():
             status = path.stat()
-            return Listing(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], 0)
-        entries = list(_entries(str(path), "", set()))
+            return Listing(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], {})
+        entries = list(_entries(str(path), "", frozenset(), chosen.skip_unreadable))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}); grant read permission") from error
-    files = sorted(entry for entry in entries if entry is not None)
-    return Listing(path, files, len(entries) - len(files))
+        below = config and error.filename != str(path)
+        advice = ", or pass `skip_unreadable=True`" if below else ""
+        raise UserError(
+            f"{path} cannot be read ({error})", f"grant read permission{advice}"
+        ) from error
+    found = [entry for entry in entries if isinstance(entry, File)]
+    left_out = Counter(entry for entry in entries if not isinstance(entry, File))
+    include, exclude = _matching(chosen.include or "*"), _matching(chosen.exclude)
+    paths = {file: "/".join(file.parts) for file in found}
+    files = sorted(f for f, p in paths.items() if include.match(p) and not exclude.match(p))
+    if len(files) < len(found):
+        left_out["excluded"] = len(found) - len(files)
+    return Listing(path, files, dict(left_out))
 
 
-def _entries(folder: str, prefix: str, above: set[tuple[int, int]]) -> Iterator[File | None]:
-    """The files below a folder, and None for a hidden one; a link to a folder above ends."""
+def _matching(patterns: Sequence[str]) -> re.Pattern[str]:
+    """Matches paths of files, or of folders that files lie in, from any folder on; "" without."""
+    forms = (form for p in patterns for form in (p, f"*/{p}", f"{p}/*", f"*/{p}/*"))
+    return re.compile("|".join(map(fnmatch.translate, forms)) or r"\Z")
+
+
+def _entries(
+    folder: str, prefix: str, above: frozenset[tuple[int, int]], skip_unreadable: bool
+) -> Iterator[File | str]:
+    """The files below a folder, and why others are left out; a link to a folder above ends."""
     status = os.stat(folder)  # noqa: PTH116 - as `scandir`
     identity = (status.st_dev, status.st_ino)
     if identity in above:
@@ -196,19 +276,33 @@ def _entries(folder: str, prefix: str, above: set[tuple[int, int]]) -> Iterator[
     with os.scandir(folder) as scanned:
         entries = list(scanned)
     if any(entry.name == RUN_MARK for entry in entries):
-        yield None  # a run, whose figures are not images to train on
+        yield "hidden"  # a run, whose figures are not images to train on
         return
     for entry in entries:
         try:
-            is_folder, is_file = entry.is_dir(), entry.is_file()
+            yield from _entry(entry, prefix, above | {identity}, skip_unreadable)
         except OSError as error:
-            if error.errno != errno.ELOOP:  # a link that leads to itself
+            if error.errno == errno.ELOOP:  # a link that leads to itself
+                yield _DANGLING
+            elif isinstance(error, PermissionError) and skip_unreadable:
+                yield "without permission"
+            else:
                 raise
-            continue
-        if entry.name.startswith((".", "__MACOSX")) or (entry.name == PREPARED and is_folder):
-            yield None  # `data_dir` may lie among the images
-        elif is_folder:
-            yield from _entries(entry.path, f"{prefix}{entry.name}/", above | {identity})
-        elif is_file:
-            status = entry.stat()
-            yield File(prefix + entry.name, status.st_size, status.st_mtime_ns)
+
+
+def _entry(entry: os.DirEntry[str], prefix: str, *below: Any) -> Iterator[File | str]:
+    """A file, or those below a folder."""
+    if _is_hidden(entry.name) or (entry.name == PREPARED and entry.is_dir()):
+        yield "hidden"  # `data_dir` may lie among the images
+    elif entry.is_dir():
+        yield from _entries(entry.path, f"{prefix}{entry.name}/", *below)
+    elif entry.is_file():
+        status = entry.stat()
+        yield File(prefix + entry.name, status.st_size, status.st_mtime_ns)
+    elif entry.is_symlink():
+        yield _DANGLING
+
+
+def _is_hidden(name: str) -> bool:
+    # With backslashes, it is a path in an archive from Windows.
+    return any(_HIDDEN.match(part) for part in name.replace("\\", "/").split("/"))

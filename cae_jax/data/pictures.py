@@ -14,22 +14,28 @@ import numpy as np
 from PIL import Image
 
 from cae_jax import atomic
-from cae_jax.data.conversion import (
-    Conversion,
-    check_shape,
-    checked_array,
-    header,
-    is_transparent,
-    open_image,
-    reading,
-    upright,
-)
-from cae_jax.data.images import MODES, checked_file, read_array, refuse_mask
+from cae_jax.data import files
+from cae_jax.data.conversion import Conversion
+from cae_jax.data.files import frames, further_frames, open_image
+from cae_jax.data.images import checked_file, read_array, refuse_mask
+from cae_jax.data.pixels import MODES, Range, check_shape, checked_array
 from cae_jax.errors import UserError
 
+_ORIENTATION = 274
 # Tags of TIFF that describe how its pixels are stored, the orientation, and the ICC profile.
 _STORAGE = {
-    *(*range(254, 260), 262, 266, 273, 274, *range(277, 282), 284, 317, 320, *range(322, 326)),
+    *(
+        *range(254, 260),
+        262,
+        266,
+        273,
+        _ORIENTATION,
+        *range(277, 282),
+        284,
+        317,
+        320,
+        *range(322, 326),
+    ),
     *(330, 338, 339, 347, *range(512, 520), *range(529, 533), 34675),
 }
 _SUBORDINATE = (0x8769, 0x8825)  # tags of the tables of EXIF and of GPS
@@ -74,63 +80,71 @@ def take_pictures(images: Any, convert: Conversion) -> list[Callable[[], Picture
     if isinstance(images, Image.Image):
         return [partial(_of_image, images, "the image", convert)]
     if not isinstance(images, (str, os.PathLike)):
-        return _of_array(np.asarray(images), "the array")
+        return _of_array(np.asarray(images), "the array", convert)
     path = checked_file(images)
     if path.suffix.lower() == ".npy":
         array = read_array(path)
         refuse_mask(array, path)
-        return _of_array(array, f"{path}")
-    open_image(path, f"{path}").close()
-    return [partial(_of_file, path, convert)]
+        return _of_array(array, f"{path}", convert)
+    image = open_image(path, f"{path}")
+    if isinstance(image, np.ndarray):
+        return _of_array(image, f"{path}", convert)
+    with image:
+        if convert.frames == "first" or not further_frames(image):
+            return [partial(_of_file, path, convert)]
+        pictures = [_of_image(each, f"{path}", convert) for each in frames(image, convert.frames)]
+        return [partial(Picture, *picture) for picture in pictures]
 
 
-def _of_array(array: np.ndarray, name: str) -> list[Callable[[], Picture]]:
+def _of_array(array: np.ndarray, name: str, convert: Conversion) -> list[Callable[[], Picture]]:
     shape = array.shape
     if array.ndim == 2 or (array.ndim == 3 and shape[-1] in MODES):
         array = array[None]
     height, width, channels = check_shape(array.shape, name)
     if not height or not width:
         raise UserError(f"{name} has shape {list(shape)}, which has no pixels; give another")
-    array = checked_array(array, name)
+    array = checked_array(array.reshape(-1, height, width, channels), name, convert.range)
     array = array if array.dtype == np.uint8 else array.astype(np.float32)
-    pictures = array.reshape(-1, height, width, channels)
-    return [partial(Picture, pixels, MODES[channels], {}) for pixels in pictures]
+    return [partial(Picture, pixels, MODES[channels], {}) for pixels in array]
 
 
 def _of_file(path: Path, convert: Conversion) -> Picture:
-    picture = _of_image(path, f"{path}", convert)
+    image: Any = open_image(path, f"{path}")
+    with image:
+        picture = _of_image(image, f"{path}", convert)
     refuse_mask(picture.pixels, path)
     return picture
 
 
-def _of_image(file: Path | Image.Image, name: str, convert: Conversion) -> Picture:
-    image = open_image(file, name)
-    with contextlib.nullcontext() if image is file else image:
-        _, colors = header(image, name)
-        mode = {1: "L", 3: "RGB"}[colors] + "A" * is_transparent(image)
-        metadata = _metadata(image, mode)
-        with reading(name):
-            image = upright(image)
-        if "exif" in image.info:  # without the orientation that was applied
-            metadata["exif"] = image.info["exif"]
-        channels = 4 if mode.endswith("A") else colors
-        pixels = convert._replace(size=None, channels=channels)(image, name)
-        return Picture(pixels, mode, metadata)
+def _of_image(image: Image.Image, name: str, convert: Conversion) -> Picture:
+    _, colors = files.header(image, name)
+    mode = {1: "L", 3: "RGB"}[colors] + "A" * files.is_transparent(image)
+    # Decoding closes a TIFF file, and finds what follows the pixels of a PNG file.
+    exif = _exif(image) if image.format == "TIFF" else b""
+    with files.reading(name):
+        upright = convert.eight_bits(image, name)
+    convert = convert._replace(size=None, channels=4 if mode.endswith("A") else colors)
+    metadata = {"exif": exif or _exif(image), "icc_profile": _profile(image, mode)}
+    kept = {key: value for key, value in metadata.items() if value}
+    return Picture(convert._replace(range=Range())(upright, name), mode, kept)
 
 
-def _metadata(image: Image.Image, mode: str) -> dict[str, Any]:
-    """A profile of the same colors, and the EXIF data of a TIFF file."""
-    metadata: dict[str, Any] = {}
+def _profile(image: Image.Image, mode: str) -> bytes:
+    """The ICC profile of an image if it is for the colors of a mode."""
     profile = image.info.get("icc_profile") or b""
-    if profile[16:20] == _ICC_SPACES[mode]:
-        metadata["icc_profile"] = profile
+    return profile if profile[16:20] == _ICC_SPACES[mode] else b""
+
+
+def _exif(image: Image.Image) -> bytes:
+    """The EXIF data of an image without its orientation, which is applied to the pixels."""
     with contextlib.suppress(Exception):  # damaged metadata leave the pixels intact
         found, kept = image.getexif(), Image.Exif()
+        if "exif" in image.info and _ORIENTATION not in found:
+            return image.info["exif"]
         for tag in found.keys() - _STORAGE:
             kept[tag] = found.get_ifd(tag) if tag in _SUBORDINATE else found[tag]
-        if found:
-            metadata["exif"] = kept.tobytes()
-    return metadata
+        return kept.tobytes() if kept else b""
+    return b""
 
 
 def write_picture(path: Path, picture: Picture) -> None:

@@ -12,8 +12,18 @@ import numpy as np
 from PIL import Image
 
 from cae_jax.config import TrainConfig
-from cae_jax.data.conversion import Conversion, UnreadableError, check_shape, check_size, header
-from cae_jax.data.sources import ALL, SPLITS, Source, split_of
+from cae_jax.data.conversion import Conversion, values_of
+from cae_jax.data.files import UnreadableError, frames, further_frames, header
+from cae_jax.data.pixels import (
+    WHITE,
+    RangeError,
+    Statistics,
+    check_shape,
+    check_size,
+    extremes,
+    range_of,
+)
+from cae_jax.data.sources import ALL, SPLITS, Item, Source, split_of
 from cae_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -36,21 +46,62 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
         UserError: an unreadable image, unless the config skips them; images of several sizes; a
             split without images; or images that are black because their white is 1.
     """
+    if config.white == "auto":
+        config = dataclasses.replace(config, levels=_levels(source, config, title))
+    preparation = _Preparation(source, config, title)
     try:
-        record = _Preparation(source, config, title).write(folder)
+        record = preparation.write(folder)
     except _ColorError:  # rare: gray images come first, and all of them become RGB
-        config = dataclasses.replace(config, channels=3)
-        record = _Preparation(source, config, title).write(folder)
+        preparation = _Preparation(source, dataclasses.replace(config, channels=3), title)
+        record = preparation.write(folder)
     skipped, ignored = record["skipped"], source.notes.get("ignored", {})
     left_out = [f"{skipped} unreadable"] if skipped else []
     left_out += [f"{count} {name}" for name, count in ignored.items()]
-    (_, train), (_, test) = (record["arrays"][f"{split}_images"] for split in SPLITS)
+    left_out += [f"{record['frames']} further frames"] if record["frames"] else []
+    shapes = {name: shape for name, (_, shape) in record["arrays"].items()}
+    train, test = shapes["train_images"], shapes["test_images"]
+    validation = shapes.get("validation_images")
     logger.warning(
-        "Prepared %d training and %d test images of %d x %d x %d%s",
-        *(train[0], *test),
+        "Prepared %d training%s and %d test images of %d x %d x %d, %s%s",
+        train[0],
+        f", {validation[0]} validation" if validation else "",
+        test[0],
+        *max(train, test, key=len)[1:],  # one of them may be empty
+        preparation.statistics,
         f"; left out: {', '.join(left_out)}" if left_out else "",
     )
+    if doubt := preparation.statistics.doubt:
+        logger.warning(doubt)
     return record
+
+
+def _levels(source: Source, config: TrainConfig, title: str) -> tuple[float, float] | None:
+    """The smallest and the largest value of the training images, by an additional pass."""
+    found: list[tuple[float, float]] = []
+    for item in _items(source, "train", config.split):
+        with contextlib.suppress(UnreadableError), _opened(item) as image:  # `write` names it
+            values = (extremes(values_of(x, item.name)) for x in frames(image, config.frames))
+            found += [each for each in values if each]
+    if not found:
+        return None
+    low, high = min(least for least, _ in found), max(most for _, most in found)
+    if not low < high:
+        raise UserError(f"{title} has training images of the value {low:g} alone; give others")
+    return low, high
+
+
+def _items(source: Source, split: str, fraction: float) -> Iterator[Item]:
+    """The images of a split."""
+    if ALL not in source.items:
+        return source.items[split]()
+    return (item for item in source.items[ALL]() if split_of(item.key, fraction) == split)
+
+
+@contextlib.contextmanager
+def _opened(item: Item) -> Iterator[Image.Image | np.ndarray]:
+    image = item.read()
+    with image if isinstance(image, Image.Image) else contextlib.nullcontext():
+        yield image
 
 
 class _ColorError(Exception):
@@ -66,68 +117,83 @@ class _Preparation:
     def __init__(self, source: Source, config: TrainConfig, title: str) -> None:
         self._config, self._source, self._title = config, source, title
         channels = 0 if config.channels == "auto" else config.channels
-        self._convert = Conversion(config.image_size, config.resize, config.background, channels)
+        self._convert = Conversion(
+            config.image_size,
+            config.resize,
+            config.background,
+            channels,
+            range_of(config),
+            config.frames,
+            config.max_pixels,
+        )
         self._ask = self._convert.size is None, not self._convert.channels
         self._first = title
         self._skipped: list[str] = []
+        self._further_frames = 0
+        self.statistics = Statistics()
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Writes the arrays of both splits; returns their record."""
+        """Writes the arrays of all splits; returns their record."""
         arrays: dict[str, Any] = {}
         images, labels = hashlib.sha256(), hashlib.sha256()
-        for split in SPLITS:
+        whole = ALL in self._source.items
+        for split in SPLITS[:2] if whole else [s for s in SPLITS if s in self._source.items]:
             found: list[int | None] = []
             with (folder / f"{split}_images.npy").open("wb") as file:
                 shape = _write(file, self._converted(split, found), images)
-            if not found:
-                raise self._empty(split)
             arrays[f"{split}_images"] = "uint8", shape
             if self._source.classes:
                 values = np.array(found, np.int32)
                 labels.update(values)
                 np.save(folder / f"{split}_labels.npy", values)
                 arrays[f"{split}_labels"] = "int32", values.shape
+        if not any(shape[0] for _, shape in arrays.values()):
+            left_out = f", {len(self._skipped)} unreadable ones left out" if self._skipped else ""
+            raise UserError(f"{self._title} gives no training images{left_out}", "give more images")
         return {
             "data": self._title,
             "arrays": arrays,
             "sha256": {"images": images.hexdigest(), "labels": labels.hexdigest()},
             "classes": self._source.classes,
+            "divided": whole,
             "skipped": len(self._skipped),
             "skipped_files": self._skipped[:MAX_NAMES],
+            "frames": self._further_frames,
+            "levels": self._config.levels,
             **self._source.notes,
         }
 
     def _converted(self, split: str, labels: list[int | None]) -> Iterator[np.ndarray]:
         """The converted images of a split, whose labels it appends."""
-        lightest, classes = 0, len(self._source.classes)
-        whole, fraction = ALL in self._source.items, self._config.split
-        for item in self._source.items[ALL if whole else split]():
-            if whole and split_of(item.key, fraction) != split:
-                continue
-            try:
-                image = item.read()
-                with image if isinstance(image, Image.Image) else contextlib.nullcontext():
-                    self._agree(image, item.name)
-                    converted = self._convert(image, item.name)
-            except UnreadableError as error:
-                if not self._config.skip_unreadable:
-                    advice = f"{error.advice}, remove it, or pass `skip_unreadable=True`"
-                    raise UnreadableError(error.problem, advice) from error
-                self._skipped.append(item.name)
-                continue
+        classes = len(self._source.classes)
+        for item in _items(self._source, split, self._config.split):
             if item.label is not None and classes and not -1 <= item.label < classes:
                 raise UserError(
                     f"{item.name} has the label {item.label}, and there are {classes} classes; "
                     "correct the source"
                 )
-            labels.append(item.label)
-            lightest = lightest if lightest > 1 else int(converted.max())
-            yield converted
-        if lightest == 1:
-            raise UserError(
-                f"{self._title} has no pixel above 1, which is black for 8 bits; multiply the "
-                "images by 255, or save an array of bool"
-            )
+            try:
+                for converted in self._frames(item):
+                    labels.append(item.label)
+                    self.statistics.add(converted)
+                    yield converted
+            except UnreadableError as error:
+                if not self._config.skip_unreadable:
+                    advice = f"{error.advice}, remove it, or pass `skip_unreadable=True`"
+                    raise UnreadableError(error.problem, advice) from error
+                self._skipped.append(item.name)
+            except RangeError as error:
+                raise RangeError(error.problem, WHITE) from error
+        self.statistics.check(self._title)
+
+    def _frames(self, item: Item) -> Iterator[np.ndarray]:
+        """The converted image, or all of its frames."""
+        with _opened(item) as image:
+            for frame in frames(image, self._config.frames):
+                self._agree(frame, item.name)
+                yield self._convert(frame, item.name)
+            if self._config.frames == "first":
+                self._further_frames += further_frames(image)
 
     def _agree(self, image: Image.Image | np.ndarray, name: str) -> None:
         """Keeps the size and channels of the first image; refuses others."""
@@ -149,14 +215,6 @@ class _Preparation:
         if ask_channels and to.channels == 1 < channels:
             raise _ColorError
         self._convert = to._replace(size=to.size or size, channels=to.channels or channels)
-
-    def _empty(self, split: str) -> UserError:
-        name = {"train": "training", "test": "test"}[split]
-        left_out = f", {len(self._skipped)} unreadable ones left out" if self._skipped else ""
-        advice = "give more images"
-        if ALL in self._source.items and self._config.split != 0.5:
-            advice += ", or divide them by `split=0.5`"
-        return UserError(f"{self._title} gives no {name} images{left_out}", advice)
 
 
 def _write(file: IO[bytes], images: Iterator[np.ndarray], digest: Any) -> tuple[int, ...]:

@@ -35,22 +35,31 @@ RECORD = "source.json"
 FORM = 2  # of the files; others are prepared again
 # The fields of a config that decide what is prepared from a source.
 _OPTIONS = ("image_size", "resize", "channels", "background", "split", "skip_unreadable")
+# Options that the folder's name has where they are given.
+_LATER_OPTIONS = ("black", "white", "frames", "include", "exclude")
 
 
 class Prepared(NamedTuple):
     """Prepared images, mapped to memory and read-only.
 
     Attributes:
-        train, test: images uint8 ``[N, height, width, channels]``, and labels int32 ``[N]`` or
-            None.
+        train, test, validation: images uint8 ``[N, height, width, channels]``, and labels int32
+            ``[N]`` or None; the test images also validate if there are no others.
         classes: names of the labels, in order; () without labels.
-        digest: SHA-256 of the training images followed by the test images.
+        digest: SHA-256 of the images, in this order.
+        divided: whether the source is one split, which `split` divides.
+        skipped: number of unreadable images that are left out.
+        levels: their black and white, where the config's `white` is ``"auto"``.
     """
 
     train: Arrays
     test: Arrays
+    validation: Arrays
     classes: tuple[str, ...]
     digest: str
+    divided: bool
+    skipped: int
+    levels: tuple[float, float] | None
 
 
 def load(
@@ -131,6 +140,9 @@ def _copies(folder: Path) -> list[Path]:
 def _folder(config: TrainConfig, location: Location, root: Path, files: list[File]) -> Path:
     """The folder of prepared data, named after the path, the options and the files."""
     options = {name: getattr(config, name) for name in _OPTIONS}
+    for name in _LATER_OPTIONS:
+        if (value := getattr(config, name)) != getattr(TrainConfig, name):
+            options[name] = value
     name = location.path.name
     if re.fullmatch(r"[\d.]+", name):  # the version of a TFDS data set
         name = location.path.parent.name
@@ -174,8 +186,21 @@ def _map(folder: Path, verify: bool) -> Prepared:
         found = digest(*(array for name, array in arrays.items() if name.endswith(kind)))
         if found != expected:
             raise ValueError(f"the SHA-256 of the {kind} is {found}, expected {expected}")
-    train, test = ((arrays[f"{s}_images"], arrays.get(f"{s}_labels")) for s in SPLITS)
-    return Prepared(train, test, tuple(record["classes"]), record["sha256"]["images"])
+    splits = {
+        split: (arrays[f"{split}_images"], arrays.get(f"{split}_labels"))
+        for split in SPLITS
+        if f"{split}_images" in arrays
+    }
+    splits.setdefault("validation", splits["test"])
+    levels = record.get("levels")  # earlier versions have neither these nor `divided`
+    return Prepared(
+        **splits,
+        classes=tuple(record["classes"]),
+        digest=record["sha256"]["images"],
+        divided=record.get("divided", False),
+        skipped=record["skipped"],
+        levels=levels and tuple(levels),
+    )
 
 
 def digest(*arrays: np.ndarray) -> str:

@@ -101,7 +101,7 @@ def open_runs(label: str, runs: Sequence[Path]) -> Trained:
     """
     return Trained(
         label,
-        [load(run) for run in runs],
+        [load(run).of_pixels for run in runs],
         [sum(row.epoch_seconds for row in history.of_run(run)) for run in runs],
     )
 

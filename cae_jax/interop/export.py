@@ -18,10 +18,10 @@ from jax import export as jax_export
 from safetensors.numpy import save
 
 from cae_jax import atomic
-from cae_jax.config import to_dict
+from cae_jax.config import to_shared
 from cae_jax.errors import UserError
 from cae_jax.models.inference import Autoencoder
-from cae_jax.ops import matmul
+from cae_jax.ops import matmul, settings
 
 Format = Literal["stablehlo", "safetensors", "onnx"]
 Function = Literal["reconstruct", "encode", "decode"]
@@ -54,6 +54,7 @@ def check(format: str, function: str | None = None) -> None:
         raise UserError(f'format {format} needs {package}; pip install "cae-jax[export]"')
 
 
+@settings.ours()
 def write(
     path: str | Path, autoencoder: Autoencoder, format: Format, function: Function | None = None
 ) -> None:
@@ -137,7 +138,7 @@ def parameters(autoencoder: Autoencoder) -> dict[str, np.ndarray]:
 def metadata(autoencoder: Autoencoder) -> dict[str, str]:
     """The entry ``cae_jax`` of an exported file: format_version and config, as JSON."""
     # A single entry, because safetensors writes several in an order that varies between calls.
-    values = {"format_version": FORMAT_VERSION, "config": to_dict(autoencoder.config)}
+    values = {"format_version": FORMAT_VERSION, "config": to_shared(autoencoder.config)}
     return {"cae_jax": json.dumps(values)}
 
 

@@ -1,5 +1,6 @@
 """A trained autoencoder as functions of NumPy images."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from cae_jax.data.images import conversion_of, take_images
 from cae_jax.data.pictures import take_pictures
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, tiles, topology
+from cae_jax.ops import settings
 from cae_jax.ops.backend import MATMUL, Backend, choose
 
 logger = logging.getLogger(__name__)
@@ -28,9 +30,10 @@ Images = Image | Sequence[Image]
 class Autoencoder:
     """A trained autoencoder: `encode`, `decode` and `reconstruct`.
 
-    Images are arrays of uint8, bool (True is white), or floats in [0, 1], of shape ``[N, height,
-    width, channels]``, gray ones also ``[N, height, width]``, with any N including 0; or a PIL
-    image or the name of an image or .npy file; or a list of those. A single image gives an N of 1.
+    Images are arrays of uint8, uint16 (divided by 257), bool (True is white), or floats in [0, 1],
+    or of values as the config's `black` and `white` have them, of shape ``[N, height, width,
+    channels]``, gray ones also ``[N, height, width]``, with any N including 0; or a PIL image or
+    the name of an image or .npy file; or a list of those. A single image gives an N of 1.
     ``resize=True`` converts images of other sizes and colors by the `resize` and `background` of
     the config, as a training on them would.
 
@@ -80,6 +83,15 @@ class Autoencoder:
             taken = f"{backend.name}: {backend.reason}"
             logger.warning("Pickled with %s, loaded with %s", name, taken)
         self.__init__(config, model, backend)
+
+    @property
+    def of_pixels(self) -> "Autoencoder":
+        """The same network for images of 8 bits or floats in [0, 1], as data sets have them.
+
+        The white of a run applies to the images that a user has, and not once more to these.
+        """
+        config = dataclasses.replace(self.config, black=0.0, white=None, levels=None)
+        return self.with_params(config, self.params)
 
     @property
     def parameters(self) -> int:
@@ -166,6 +178,7 @@ class Autoencoder:
     def _taken(self, images: Images, resize: bool) -> np.ndarray:
         return take_images(images, self._conversion, resize=resize)
 
+    @settings.ours()
     def _batched(
         self, function: Callable, inputs: np.ndarray, shape: tuple[int, ...]
     ) -> np.ndarray:

@@ -25,7 +25,7 @@ from flax import nnx
 from cae_jax.errors import UserError
 from cae_jax.models.autoencoders import ConvAutoencoder, scale
 from cae_jax.models.topology import Topology
-from cae_jax.ops import xla
+from cae_jax.ops import settings, xla
 
 # Values of the first convolution's output in a tile: smaller ones overlap more, larger ones leave
 # the cache.
@@ -94,6 +94,7 @@ def along(network: Topology, axis: int, size: int) -> list[Tile]:
     ]
 
 
+@settings.ours()
 def reconstruct(
     network: Topology,
     params: nnx.State,
@@ -124,6 +125,7 @@ def reconstruct(
     program = _program(network.features, (*shape, network.image_shape[2]))
     output = np.empty_like(picture)
 
+    @settings.ours()
     def compute(rows: Tile, columns: Tile) -> None:
         tile = picture[places[0][rows.start : rows.stop]]
         result = program(params, tile[:, places[1][columns.start : columns.stop]])

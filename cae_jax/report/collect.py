@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from cae_jax import data
-from cae_jax.config import NOISES, TrainConfig, check_level, resolved, to_dict
+from cae_jax.config import NOISES, TrainConfig, check_level, resolved, to_dict, to_shared
 from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison, members
 from cae_jax.models.inference import Autoencoder
@@ -50,7 +50,7 @@ def collect(
     runs = [each for run in runs for each in _shown(run, populations.get(run))]
     configs = [read_config(run) for run in runs]
     comparison.check_same_images(configs)
-    autoencoders = [load(run) for run in runs]
+    autoencoders = [load(run).of_pixels for run in runs]
     parameters = sum(autoencoder.parameters for autoencoder in autoencoders)
     if parameters > MAX_PARAMETERS:
         raise UserError(
@@ -139,7 +139,7 @@ def _run_data(run: Path, autoencoder: Autoencoder, images: np.ndarray) -> dict[s
     noisy = config.noise != "none"
     columns = ("epoch", "loss", "val_loss", "val_psnr")
     return {
-        "config": to_dict(config),
+        "config": to_shared(config),
         "noise": config.noise,
         "noise_level": check_level(config.noise, config.noise_level, images.shape[1:]),
         "results": _results(run, autoencoder, rows),

@@ -192,6 +192,8 @@ class Checkpoints:
                     self._leave()
                     raise
                 self.clean()
+                if isinstance(error, UserError):
+                    raise
                 raise OSError(_orbax_io().reason(error)) from error
 
     def _write(
@@ -207,7 +209,7 @@ class Checkpoints:
         if path.exists():  # saved on an interruption, before the loss was known
             self._remove(path)
         temporary.rename(path)
-        atomic.sync(self.folder)  # before an older one is removed
+        atomic.sync(self.folder, needed=True)  # before an older one is removed
         for step in self._superseded():
             self._remove(self.folder / str(step))
 

@@ -5,13 +5,16 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from cae_jax.errors import UserError
+from cae_jax.ops import settings
 from cae_jax.runs.history import Row
-from cae_jax.runs.interruption import Interruption
+from cae_jax.runs.interruption import Interruption, Result
 from cae_jax.runs.journal import Journal
 from cae_jax.training.step import TrainState
 from cae_jax.training.trainer import Chunk, Trainer
@@ -84,6 +87,11 @@ class Session(Interruption):
         super().__init__()
         self.chunks = Chunks(chunk_steps)
         self.on_epoch, self.on_chunk = on_epoch, on_chunk
+
+    @staticmethod
+    def start(function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        # JAX keeps its settings for each thread.
+        return Interruption.start(settings.ours()(function), *arguments)
 
 
 def run_epochs(progress: Progress, trainer: Trainer, journal: Journal, session: Session) -> None:

@@ -14,6 +14,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
+from cae_jax.ops import settings
 from cae_jax.runs.epochs import Progress, Session, run_epochs
 from cae_jax.runs.folder import OpenFolder, open_run
 from cae_jax.runs.history import Row
@@ -42,6 +43,7 @@ class FitResult(NamedTuple):
     interrupted: int | None = None
 
 
+@settings.ours()
 def fit(
     config: TrainConfig,
     workdir: str | Path = "runs/fit",

@@ -197,6 +197,7 @@ def open_folder(run: Path, *, overwrite: bool) -> Iterator[OpenFolder]:
 
 def _opened(run: Path, *, overwrite: bool) -> OpenFolder:
     run.mkdir(parents=True, exist_ok=True)
+    atomic.sync(run, needed=True)
     folder = OpenFolder(run, _locked(run))
     with contextlib.ExitStack() as stack:
         stack.callback(folder.close)

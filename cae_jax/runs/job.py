@@ -47,7 +47,7 @@ class Job:
         fields: Sequence[str] = (),
     ) -> None:
         self.config, self.backend, self._fields = config, backend, tuple(fields)
-        self._images = jax.device_put(dataset.train), jax.device_put(dataset.test)
+        self._images = jax.device_put(dataset.train), jax.device_put(dataset.validation)
         self._digest = dataset.digest
         self._trainers: dict[object, Trainer] = {}
         self.compile_seconds = 0.0
@@ -140,7 +140,8 @@ def prepare(
         if known_shape(config) is not None:
             config = resolved(config)
             choosing = choose(config)
-            return config, data.load(config, **where), choosing.result()
+            dataset = data.load(config, **where)
+            return dataset.resolve(config), dataset, choosing.result()
         dataset = data.load(config, **where)
-    config = resolved(config, dataset.image_shape)
+    config = dataset.resolve(config)
     return config, dataset, choose(config).result()

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from cae_jax import atomic
-from cae_jax.config import TrainConfig, to_dict
+from cae_jax.config import TrainConfig, to_shared
 from cae_jax.errors import UserError
 from cae_jax.models.autoencoders import scale
 from cae_jax.runs import history
@@ -196,7 +196,7 @@ class Journal:
             np.asarray(scale(each[:_PICTURES]))
             for each in (trainer.validation.images, trainer.validation.inputs(k))
         )
-        autoencoder = job.autoencoder.with_params(config, jax.device_put(state.params))
+        autoencoder = job.autoencoder.with_params(config, jax.device_put(state.params)).of_pixels
         noisy = {} if config.noise == "none" else {"noisy": inputs}
         images = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}
         columns = {name: [getattr(row, name) for row in rows] for name in Row._fields}
@@ -212,7 +212,7 @@ class Journal:
             "backend": job.backend.name,
             "device": device_name(),
             "versions": versions,
-            "config": to_dict(config),
+            "config": to_shared(config),
         }
         with self.folder.writing():
             figures.save_rows(run / "reconstructions.png", images)

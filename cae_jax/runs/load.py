@@ -9,6 +9,7 @@ from flax import nnx
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, topology
 from cae_jax.models.inference import Autoencoder
+from cae_jax.ops import settings
 from cae_jax.ops.backend import choose
 from cae_jax.runs import pretrained
 from cae_jax.runs.checkpoints import Checkpoints
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 5  # a training process may remove a checkpoint while it is read
 
 
+@settings.ours()
 def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoencoder:
     """Opens the autoencoder of a run, even while the run is training.
 

@@ -16,6 +16,7 @@ from flax import nnx
 from cae_jax.config import RUN_MARK, TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models.inference import Autoencoder
+from cae_jax.ops import settings
 from cae_jax.runs import members
 from cae_jax.runs.epochs import Chunks, NotFiniteError, Session
 from cae_jax.runs.fit import train
@@ -51,6 +52,7 @@ class PopulationResult(NamedTuple):
     interrupted: int | None = None
 
 
+@settings.ours()
 def fit_population(
     configs: Sequence[TrainConfig],
     workdir: str | Path = "runs/population",

@@ -21,7 +21,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.autoencoders import Model, scale
-from cae_jax.ops import cuda_graphs
+from cae_jax.ops import cuda_graphs, settings
 from cae_jax.ops.backend import MATMUL, Backend
 from cae_jax.training import metrics, step
 from cae_jax.training.noise import build_corruption
@@ -50,7 +50,8 @@ class Program(NamedTuple):
         def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-        return self.function.lower(*jax.tree.map(place, self.arguments))
+        with settings.ours():
+            return self.function.lower(*jax.tree.map(place, self.arguments))
 
     def compile(self, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Compiled:
         """Compiles the function, for the default device or for that of `sharding`."""

@@ -9,10 +9,9 @@ depend on the chunk length.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -24,8 +23,6 @@ from cae_jax.ops.backend import MATMUL, Backend
 from cae_jax.training.loss import Losses, make_loss, make_losses
 from cae_jax.training.noise import Corruption
 
-# jax.experimental has it in versions before 0.8.
-_enable_x64: Any = vars(jax if hasattr(jax, "enable_x64") else jax.experimental)["enable_x64"]
 # Test images in a step of the evaluation: few enough for their activations to stay in the cache.
 EVAL_BATCH = 250
 
@@ -149,9 +146,7 @@ def make_run_steps(
             )[0]
             return train_step(i, state, unravel, images_NxHxWxC, batch_B, noise_key)
 
-        # Optax computes with Python numbers, which `jax_enable_x64` makes double: other bits.
-        with _enable_x64(False):
-            state = jax.lax.fori_loop(start, stop, body, state._replace(params=vector))
+        state = jax.lax.fori_loop(start, stop, body, state._replace(params=vector))
         return state._replace(params=unravel(state.params))
 
     return run_steps

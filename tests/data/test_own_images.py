@@ -317,7 +317,7 @@ def test_the_first_images_are_of_all_classes(tmp_path):
     path = image_folder(tmp_path)
     for labels in (labels for _, labels in splits(path, split=0.5)):
         assert set(labels[:6]) == {0, 1}
-    train, test, _ = data.load(config(path, train_examples=6, test_examples=5, split=0.5))
+    train, test, *_ = data.load(config(path, train_examples=6, test_examples=5, split=0.5))
     assert (len(train), len(test)) == (6, 5)
 
 
@@ -416,7 +416,7 @@ def test_unreadable_files(tmp_path, caplog, prepared):
     ]
     for file in path.rglob("*.PNG"):
         file.write_bytes(b"")
-    denied(path, "gives no training images, 28 unreadable ones left out", skip_unreadable=True)
+    denied(path, "gives no training images, 29 unreadable ones left out", skip_unreadable=True)
 
 
 def test_no_test_images(tmp_path):
@@ -429,7 +429,8 @@ def test_no_test_images(tmp_path):
 
 def test_white_that_is_1(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES // 128)
-    denied(tmp_path / "a.npy", r"a\.npy has no pixel above 1, which is black .*multiply")
+    denied(tmp_path / "a.npy", r"a\.npy has no pixel above 1, which is black .*pass `white=1`")
+    assert set(splits(tmp_path / "a.npy", white=1)[0][0].flat) == {0, 255}
     np.save(tmp_path / "a.npy", IMAGES >= 128)
     assert set(splits(tmp_path / "a.npy")[0][0].flat) == {0, 255}
 
@@ -461,7 +462,7 @@ def test_the_order_of_axes_in_a_file_does_not_matter(tmp_path):
 
 
 def test_medmnist(tmp_path, caplog):
-    # As its script writes: labels [N, 1]; validation images beside test images stay aside.
+    # As its script writes: labels [N, 1].
     np.savez_compressed(
         tmp_path / "pathmnist.npz",
         train_images=IMAGES,
@@ -471,9 +472,13 @@ def test_medmnist(tmp_path, caplog):
         val_labels=LABELS[:5, None].astype(np.uint8),
         test_labels=TEST_LABELS[:, None].astype(np.uint8),
     )
-    check_own_splits(tmp_path / "pathmnist.npz")
-    assert "left out: 1 val_images, 1 val_labels" in caplog.text
-    assert data.class_names(config(tmp_path / "pathmnist.npz")) == ("0", "1")
+    path = tmp_path / "pathmnist.npz"
+    check_own_splits(path)
+    assert "Prepared 24 training, 5 validation and 6 test images of 8 x 8 x 3\n" in caplog.text
+    assert data.class_names(config(path)) == ("0", "1")
+    images, labels = data.load_split(config(path), "validation")
+    np.testing.assert_array_equal(images, IMAGES[:5])
+    np.testing.assert_array_equal(labels, LABELS[:5])
 
 
 @pytest.mark.parametrize(
@@ -565,6 +570,41 @@ def test_any_damage_is_a_line_for_the_user(tmp_path, data, name):
     assert "\n" not in refused
 
 
+def test_validation_chooses_and_test_images_are_evaluated(tmp_path, capsys):
+    # Black images to validate on, and white ones to test.
+    arrays = {
+        "train": IMAGES,
+        "val": IMAGES[:5] // 255,
+        "test": np.full((3, 8, 8, 3), 255, np.uint8),
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    images = data.load(config(tmp_path / "a.npz"))
+    np.testing.assert_array_equal(images.validation, arrays["val"])
+    expected = hashlib.sha256(b"".join(arrays[x].tobytes() for x in ("train", "test", "val")))
+    assert images.digest == expected.hexdigest()
+    some = data.load(config(tmp_path / "a.npz", test_examples=2))
+    expected = hashlib.sha256(
+        b"".join(x.tobytes() for x in (IMAGES, arrays["test"], arrays["val"][:2]))
+    )
+    assert (len(some.validation), some.digest) == (2, expected.hexdigest())
+    training = config(tmp_path / "a.npz", epochs=1, model="simple", optimizer="adam")
+    result = cae_jax.fit(training, tmp_path / "run")
+
+    def psnr(originals):
+        errors = result.autoencoder.reconstruct(originals).astype(np.float64) - originals / 255
+        return np.mean(-10 * np.log10((errors**2).mean((1, 2, 3))))
+
+    np.testing.assert_allclose(result.history[0].val_psnr, psnr(arrays["val"]), rtol=1e-5)
+    cli.main(["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "e.json")])
+    (row,) = json.loads((tmp_path / "e.json").read_text())["rows"]
+    np.testing.assert_allclose(row["psnr"][0], psnr(arrays["test"]), rtol=1e-5)
+
+
+def test_two_splits_without_training_images(tmp_path):
+    np.savez(tmp_path / "a.npz", val=IMAGES, test=TEST_IMAGES)
+    denied(tmp_path / "a.npz", "images of test and validation; it takes train with")
+
+
 # IDX files.
 
 
@@ -647,6 +687,15 @@ def test_a_tfds_folder(tmp_path, file_format):
     np.testing.assert_array_equal(test, TEST_IMAGES)
     (train, _), (test, _) = splits(f"{path}::train+test,test")
     np.testing.assert_array_equal(train, np.concatenate([IMAGES, TEST_IMAGES]))
+    (train, _), (test, _) = splits(f"{path}::train[:9],train[9:12],test")
+    np.testing.assert_array_equal(test, IMAGES[9:12])
+    both = f"{path}::train[:9],train[9:12],test"
+    np.testing.assert_array_equal(data.load_split(config(both), "validation")[0], TEST_IMAGES)
+    denied(f"{path}::train,test,test,test", "names no part of the data set")
+    (path.parent / "2.1.0").mkdir()
+    for mark in ("dataset_info.json", "features.json"):
+        shutil.copy(path / mark, path.parent / "2.1.0" / mark)
+    denied(path.parent, r"has 2 data sets of TFDS, in 2\.0\.0, 2\.1\.0; give the folder of one")
     denied(f"{path}::training[:9]", r"names no part .*train \(24\), test \(6\): write ::train\[")
     assert "tensorflow" not in sys.modules
 
@@ -687,6 +736,15 @@ def test_parquet_without_metadata_or_test_images(tmp_path):
     assert data.class_names(config(tmp_path / "hub")) == ("0", "1")
     parquet.write_table(plain.select(["img"]), tmp_path / "a.parquet")
     check_whole(tmp_path / "a.parquet", with_labels=False)
+
+
+def test_words_in_names_of_parquet_files(tmp_path):
+    path = tmp_path / "hub"
+    path.mkdir()
+    for name, of in (("my_train_file", IMAGES), ("myTestFile2", TEST_IMAGES), ("dev", IMAGES[:3])):
+        parquet.write_table(table(of, LABELS[: len(of)]), path / f"{name}.parquet")
+    for split, expected in (("train", IMAGES), ("test", TEST_IMAGES), ("validation", IMAGES[:3])):
+        np.testing.assert_array_equal(data.load_split(config(path), split)[0], expected)
 
 
 def test_parquet_files_that_are_refused(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What survives a power failure: the order of the calls, and real file systems cut off."""
 
 import dataclasses
+import errno
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import cae_jax
 from cae_jax import atomic
 from cae_jax.config import resolved
 from tests.conftest import DENSE, SMALL
+from tests.helpers import assert_fails_in_one_line
 from tests.runs.test_reliability import TRAIN_SMALL, assert_same_end
 
 
@@ -69,6 +71,60 @@ def test_what_a_checkpoint_needs_is_on_the_disk_before_an_older_one_goes(
         if later:
             assert ("fsync", str(folder)) in traced[i : later[0]]
     assert commits == 5
+
+
+@pytest.fixture(params=[errno.EINVAL, errno.ENOTSUP])
+def cannot_sync(request, monkeypatch):
+    """A function that lets no directory at or below a path be synced, as on VirtualBox's mounts."""
+    original, folders = os.fsync, []
+
+    def fsync(descriptor):
+        path = Path(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+        if path.is_dir() and any(path.is_relative_to(each) for each in folders):
+            raise OSError(request.param, os.strerror(request.param))
+        return original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    yield folders.append
+    atomic._warn.cache_clear()
+
+
+@needs_proc
+def test_outputs_are_written_where_directories_cannot_be_synced(
+    cannot_sync, dense_run, command, tmp_path
+):
+    cannot_sync(tmp_path.resolve())
+    for name in ("a.safetensors", "b.safetensors"):
+        done = command("export", dense_run, "--format", "safetensors", "--out", tmp_path / name)
+        assert done.returncode == 0
+        assert (tmp_path / name).stat().st_size > 10_000
+        warning = "The output is on a file system that cannot sync directories ("
+        assert done.stderr.count(warning) == (name == "a.safetensors")
+        assert len(done.stderr.splitlines()) == (name == "a.safetensors")
+
+
+@needs_proc
+def test_a_training_is_refused_where_directories_cannot_be_synced(
+    cannot_sync, command, data_dir, copied, tmp_path
+):
+    cannot_sync(tmp_path.resolve() / "mount")
+    before = set(copied.rglob("*"))
+    shutil.copytree(copied, tmp_path / "mount" / "run")
+    for name in ("new", "run"):
+        place = tmp_path / "mount" / name
+        done = command("train", "--config", "simple", "--workdir", place)
+        assert_fails_in_one_line(done, f"{place} is on a file system that cannot sync directories")
+        assert "choose a --workdir on a local disk" in done.stderr
+    assert [*(tmp_path / "mount" / "new").iterdir()] == []
+    assert len([*(tmp_path / "mount" / "run").rglob("*")]) == len(before)
+    # The checkpoints of a run on a local disk may lie there.
+    elsewhere = tmp_path / "mount" / "checkpoints"
+    shutil.copytree(copied / "checkpoints", elsewhere)
+    shutil.rmtree(copied / "checkpoints")
+    (copied / "checkpoints").symlink_to(elsewhere, target_is_directory=True)
+    config = dataclasses.replace(DENSE, epochs=3)
+    with pytest.raises(cae_jax.UserError, match=r"cannot sync directories .* on a local disk$"):
+        cae_jax.fit(config, copied, data_dir=data_dir)
 
 
 @needs_proc

@@ -1,7 +1,10 @@
 """What every kind of image source provides, and how its images are split."""
 
+import functools
 import hashlib
+import logging
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,15 +18,21 @@ from PIL import Image
 from cae_jax.errors import UserError
 
 T = TypeVar("T")
-SPLITS = ("train", "test")
+logger = logging.getLogger(__name__)
+SPLITS = ("train", "test", "validation")  # the last one only of sources that have all three
 ALL = "all"  # the split of a source without test images of its own
-# Names of the training and test images of a data set, in lower case; a validation split replaces
-# missing test images.
+# Words in the names of training, test and validation images, in lower case.
 SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("train", "training", "trainval"), "train"),
     **dict.fromkeys(("test", "testing", "t10k"), "test"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("eval", "evaluation"), "evaluation"),  # test or validation, what is missing
 }
+# Names that begin or end with one, as testset does, and latest.
+_SIMILAR = re.compile("^(?:{0})|(?:{0})$".format("|".join(w for w in SPLIT_NAMES if len(w) > 3)))
+_CASES = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_AXES = re.compile(r"(?<![^\W\d_])([xy])(?=train|test|val)")  # as in xtrain
+_SHOWN = 3  # names in a message
 MAX_CLASSES = 10_000  # larger labels count something else
 
 
@@ -42,8 +51,11 @@ class File(NamedTuple):
 
     @property
     def parts(self) -> list[str]:
-        """The folders that it lies in, and its name."""
-        return self.key.split("/")
+        """The folders that it lies in, and its name.
+
+        Archives from Windows leave backslashes in names of files where they are unpacked elsewhere.
+        """
+        return self.key.replace("\\", "/").split("/")
 
     @property
     def suffix(self) -> str:
@@ -56,13 +68,13 @@ class Listing(NamedTuple):
 
     Attributes:
         root: the folder.
-        files: those that are not hidden, in the order of their keys.
-        hidden: number of hidden files; a hidden folder counts as one.
+        files: those that are read, in the order of their keys.
+        left_out: numbers of the others by the reason; a hidden folder counts as one.
     """
 
     root: Path
     files: list[File]
-    hidden: int
+    left_out: dict[str, int]
 
     def with_suffix(self, suffixes: Iterable[str]) -> list[File]:
         """The files with one of some suffixes."""
@@ -73,7 +85,7 @@ class Listing(NamedTuple):
         """Number of files by suffix, apart from those that are used."""
         used = frozenset(used)
         counts = Counter(file.suffix or "none" for file in self.files if file not in used)
-        return dict(counts.most_common()) | ({"hidden": self.hidden} if self.hidden else {})
+        return dict(counts.most_common()) | self.left_out
 
 
 class Item(NamedTuple):
@@ -96,8 +108,8 @@ class Source(NamedTuple):
     """Images in a fixed order.
 
     Attributes:
-        items: reads the images of each split: of ``train`` and ``test``, or of ``all`` where
-            `split_of` chooses.
+        items: reads the images of each split: of ``train`` and ``test``, perhaps ``validation``;
+            or of ``all`` where `split_of` chooses.
         classes: names of the labels, in order; () without labels.
         notes: kept in ``source.json``: ignored files, checksums of files.
     """
@@ -172,23 +184,67 @@ def mixed(keys: Iterable[str]) -> list[str]:
     return sorted(keys, key=lambda key: _hash(f"order of {key}"))
 
 
-def splits_of(found: dict[str, T], where: object) -> dict[str, T]:
-    """Chooses the training and test images among the splits of a source.
+@functools.lru_cache(10_000)
+def named_split(name: str) -> str | None:
+    """The split in the name of a folder, file or array: that of its first word which names one.
+
+    Words end at digits, other characters and changes of case: ``seg_train``, ``train2017``,
+    ``trainA`` and ``xtrain`` name one, ``trainers`` none.
+    """
+    name = _AXES.sub(r"\1_", _CASES.sub("_", name).lower())
+    words = re.findall(r"t10k|[^\W\d_]+", name)
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
+
+def splits_of(
+    found: dict[str, T],
+    where: object,
+    title: Callable[[T], str] = str,
+    names: Iterable[str] = (),
+) -> dict[str, T]:
+    """Chooses the training, validation and test images among those of a source; logs the choice.
 
     Args:
-        found: the images by ``train``, ``test``, ``validation`` and ``all``, those that it has.
-        where: the source, as an error names it.
+        found: the images by the values of `SPLIT_NAMES` and ``all``, those that it has.
+        where: the source, as messages name it.
+        title: how messages name the images of a split.
+        names: of its folders and files, among which a message names those like a split's.
 
     Returns:
-        the images of ``train`` and ``test``, or of ``all``. Validation images replace missing test
-        images; a single split is divided.
+        the images by `SPLITS`, or of ``all``. Validation images replace missing test images; a
+        single split is divided.
     """
-    test = found.get("test", found.get("validation"))
-    if "train" in found and test is not None:
-        return {"train": found["train"], "test": test}
+    found = dict(found)
+    for missing in ("test", "validation"):
+        if missing not in found and "evaluation" in found:
+            found[missing] = found.pop("evaluation")
+    if "test" not in found and len(found) > 1 and "validation" in found:
+        found["test"] = found.pop("validation")
+    if found.keys() >= {"train", "test"}:
+        chosen = {split: found[split] for split in SPLITS if split in found}
+        titles = (f"{split} images of {title(images)}" for split, images in chosen.items())
+        logger.warning("%s: %s", where, ", ".join(titles))
+        return chosen
     if len(found) == 1:
+        if similar := listed(name for name in names if _is_like_a_split(name)):
+            logger.warning(
+                "%s is divided by a hash: names such as %s do not tell training from test images "
+                "for all of them, in folders of one depth",
+                *(where, similar),
+            )
         return {ALL: next(iter(found.values()))}
     raise UserError(
         f"{where} has images of {' and '.join(sorted(found))}; it takes train with test or "
         "validation, or images of one kind, which are split"
     )
+
+
+def _is_like_a_split(name: str) -> bool:
+    return bool(named_split(name) or _SIMILAR.search(name.lower()))
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of some names, sorted, and the number of others."""
+    names = sorted(set(names))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0
 
-from cae_jax.data.conversion import check_shape
-from cae_jax.data.sources import ALL, SPLIT_NAMES, Images, Source, of_arrays, splits_of
+from cae_jax.data.pixels import check_shape
+from cae_jax.data.sources import ALL, Images, Source, named_split, of_arrays, splits_of
 from cae_jax.errors import UserError, naming
 
 # Of several arrays of whole numbers, the one with such a name has the labels.
@@ -36,7 +36,7 @@ def open_file(path: Path) -> Source:
             arrays, read = _headers(path), partial(_member, path)
     several = {name: array for name, array in arrays.items() if array.ndim > 2}
     flat = {name: a for name, a in arrays.items() if a.ndim == 2 and not _is_label(a)}
-    images = splits_of(_images(several or flat, path), path)
+    images = splits_of(_images(several or flat, path), path, names=several or flat)
     labels = _labels(name for name, array in arrays.items() if _is_label(array))
     found, used = {}, set()
     for split, name in images.items():
@@ -118,5 +118,4 @@ def _is_label(array: np.ndarray) -> bool:
 
 def _split_name(name: str) -> str:
     """The split in the name of an array; `all` if it has none."""
-    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[xy])_?(?=train|test|val)", "_", name.lower()))
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), ALL)
+    return named_split(name) or ALL

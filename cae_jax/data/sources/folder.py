@@ -1,49 +1,124 @@
 """Reads the image files of a folder, with optional folders of splits and of classes."""
 
-from collections.abc import Iterator
+import itertools
+import logging
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from cae_jax.data.conversion import SUFFIXES, open_image
-from cae_jax.data.sources import ALL, SPLIT_NAMES, File, Item, Listing, Source, mixed
+from cae_jax.data.files import SUFFIXES, open_image
+from cae_jax.data.sources import (
+    ALL,
+    SPLIT_NAMES,
+    File,
+    Item,
+    Listing,
+    Source,
+    listed,
+    mixed,
+    named_split,
+    splits_of,
+)
+
+logger = logging.getLogger(__name__)
+Splits = dict[str, list[File]]  # by `SPLIT_NAMES` and `ALL`
+# Names of what belongs to an image; MVTec's masks lie in a folder beside train and test.
+_MASKS = re.compile(
+    r"(?<![a-z])(?:masks?|segmentations?|annotations?|labels|ground_?truth)(?![a-z])", re.IGNORECASE
+)
+_GROUND_TRUTH = "ground_truth"
 
 
 def open_folder(listing: Listing) -> Source:
     """Image files in folders of any depth.
 
-    If the top folders are train and test (or val), they are the splits. The names of the next
-    folders are the classes if every image lies in one. Files come in the order of a hash, so that
-    any first images are of all classes.
+    Folders, or files, whose names tell training from test images are the splits, at the first depth
+    where all names do. The first other folders that differ are the classes, if every image lies in
+    one. Files come in the order of a hash, so that any first images are of all classes.
     """
-    depth, splits = _by_split(listing.with_suffix(SUFFIXES))
+    images, masks = _without_masks(listing.with_suffix(SUFFIXES))
+    found, level = _by_split(images)
+    splits = splits_of(
+        found,
+        listing.root,
+        lambda files: listed(file.parts[level] for file in files),
+        (name for file in images for name in file.parts),
+    )
     used = [file for files in splits.values() for file in files]
-    classes: list[str] = []
-    if all(len(file.parts) >= depth + 2 for file in used):
-        classes = sorted({file.parts[depth] for file in used})
+    depth = _class_level(used)
+    classes = [] if depth is None else sorted({file.parts[depth] for file in used})
     labels = {name: label for label, name in enumerate(classes)}
     items = {
         split: partial(_items, listing.root, files, depth, labels)
         for split, files in splits.items()
     }
-    return Source(items, tuple(classes), {"ignored": listing.unused(used)})
+    ignored = listing.unused([*used, *masks])
+    if masks:
+        ignored[f"masks in {_GROUND_TRUTH}"] = len(masks)
+    return Source(items, tuple(classes), {"ignored": ignored})
 
 
-def _items(root: Path, files: list[File], depth: int, labels: dict[str, int]) -> Iterator[Item]:
+def _items(
+    root: Path, files: list[File], depth: int | None, labels: dict[str, int]
+) -> Iterator[Item]:
     """The images of a split."""
     parts = {file.key: file.parts for file in files}
     for key in mixed(parts):
         path = root / key
-        label = labels.get(parts[key][depth])
+        label = None if depth is None else labels[parts[key][depth]]
         yield Item(key, str(path), partial(open_image, path, str(path)), label)
 
 
-def _by_split(images: list[File]) -> tuple[int, dict[str, list[File]]]:
-    """The depth of the folders of classes, and the files of each split."""
-    found: dict[str, list[File]] = {}
-    for file in images:
-        name = file.parts[0].lower() if len(file.parts) > 1 else ""
-        found.setdefault(SPLIT_NAMES.get(name, ""), []).append(file)
-    test = found.get("test", found.get("validation"))
-    if "train" in found and test:
-        return 1, {"train": found["train"], "test": test}
-    return int(set(found) == {"train"}), {ALL: images}
+def _without_masks(images: list[File]) -> tuple[list[File], list[File]]:
+    """The images, and the masks in folders of the ground truth; warns of other masks."""
+    masks = [file for file in images if _GROUND_TRUTH in file.parts[:-1]]
+    left = [file for file in images if _GROUND_TRUTH not in file.parts[:-1]]
+    if not left:
+        return images, []
+    like = [file.key for file in left if _MASKS.search(file.key)]
+    if 0 < len(like) < len(left):
+        logger.warning(
+            "%d of %d images look like masks and are used: %s; leave them out with patterns "
+            "(exclude), such as *_mask.png or masks",
+            *(len(like), len(left), listed(like)),
+        )
+    return left, masks
+
+
+def _by_split(images: list[File]) -> tuple[Splits, int]:
+    """The files of each split, and the level of the names that tell them."""
+    parts = [file.parts for file in images]
+    for level in range(max(map(len, parts))):
+        found, others = _grouped(images, level, named_split)
+        if not others and "train" in found and len(found) > 1:
+            return found, level
+    # Below one outer folder, beside images of no split, which are left out.
+    levels = zip(*(each[:-1] for each in parts), strict=False)
+    outer = len(list(itertools.takewhile(lambda names: len(set(names)) == 1, levels)))
+    inner = [file for file in images if len(file.parts) > outer + 1]
+    found, others = _grouped(inner, outer, named_split)
+    if others:
+        found, _ = _grouped(inner, outer, lambda name: SPLIT_NAMES.get(name.lower()))
+    if "train" in found and len(found) > 1:
+        return found, outer
+    return {ALL: images}, 0
+
+
+def _grouped(
+    files: list[File], level: int, split: Callable[[str], str | None]
+) -> tuple[Splits, list[File]]:
+    """Files by the split in the names of one level, and those without."""
+    found: Splits = {}
+    for file in files:
+        name = "".join(file.parts[level : level + 1])
+        found.setdefault(split(name) or "", []).append(file)
+    return found, found.pop("", [])
+
+
+def _class_level(files: list[File]) -> int | None:
+    """The level of the folders of classes: the first whose names differ and are not of splits."""
+    common = min(len(file.parts) for file in files) - 1
+    names = [{file.parts[level] for file in files} for level in range(common)]
+    levels = [k for k, each in enumerate(names) if not all(map(named_split, each))]
+    return next((k for k in levels if len(names[k]) > 1), next(iter(levels), None))

@@ -1,7 +1,6 @@
 """Reads parquet files with a column of encoded images, as Hugging Face publishes them."""
 
 import json
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from cae_jax.data.conversion import UnreadableError, open_image
+from cae_jax.data.files import UnreadableError, open_image
 from cae_jax.data.sources import (
     ALL,
-    SPLIT_NAMES,
     File,
     Item,
     Listing,
     Source,
+    listed,
+    named_split,
     numbered_classes,
     splits_of,
 )
@@ -36,7 +36,12 @@ def open_folder(listing: Listing) -> Source:
     Raises:
         UserError: pyarrow is missing, a damaged file, or no column of images.
     """
-    splits = splits_of(_by_split(listing), listing.root)
+    splits = splits_of(
+        _by_split(listing),
+        listing.root,
+        lambda files: listed(file.key for file in files),
+        (part for file in listing.with_suffix([SUFFIX]) for part in file.parts),
+    )
     used = [file for files in splits.values() for file in files]
     schema = _opened(listing.root, used[0]).schema_arrow
     features = _features(schema)
@@ -156,11 +161,9 @@ def _by_split(listing: Listing) -> dict[str, list[File]]:
     found: dict[str, list[File]] = {}
     homes = set()
     for file in listing.with_suffix([SUFFIX]):
-        *folders, name = [part.lower() for part in file.parts]
-        word = re.split(r"[^a-z0-9]", name)[0]
-        splits = [SPLIT_NAMES[part] for part in (*folders, word) if part in SPLIT_NAMES]
+        splits = [split for part in file.parts if (split := named_split(part))]
         found.setdefault(splits[-1] if splits else ALL, []).append(file)
-        homes.add("/".join(part for part in file.parts[:-1] if part.lower() not in SPLIT_NAMES))
+        homes.add("/".join(part for part in file.parts[:-1] if not named_split(part)))
     if len(homes) > 1:
         raise UserError(
             f"{listing.root} has parquet files of several data sets; give one of the folders "

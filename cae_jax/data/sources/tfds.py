@@ -9,8 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from cae_jax.data.conversion import reading
-from cae_jax.data.sources import ALL, SPLIT_NAMES, File, Item, Listing, Source, splits_of
+from cae_jax.data.files import reading
+from cae_jax.data.sources import (
+    ALL,
+    SPLITS,
+    File,
+    Item,
+    Listing,
+    Source,
+    listed,
+    named_split,
+    splits_of,
+)
 from cae_jax.errors import UserError, naming, reason_of
 
 logger = logging.getLogger(__name__)
@@ -25,9 +35,9 @@ def open_folder(folder: Path, chosen: str) -> Source:
 
     Args:
         folder: the one with ``dataset_info.json``.
-        chosen: the training images, or training and test images with a comma between, in TFDS's
-            notation: ``train[:90%]``, ``train[:90%],train[90%:]``. "" takes the splits that the
-            data set has.
+        chosen: the training images, or training, test and perhaps validation images with commas
+            between, in TFDS's notation: ``train[:90%]``, ``train[:90%],train[90%:]``. "" takes the
+            splits that the data set has, as do those that are not given.
 
     Raises:
         UserError: records that only TensorFlow reads, no images, or an unknown split.
@@ -47,9 +57,7 @@ def open_folder(folder: Path, chosen: str) -> Source:
         for split, name in _names(builder, folder, chosen).items()
     }
     if ALL not in splits:
-        for (one, first), (other, second) in itertools.product(splits["train"], splits["test"]):
-            if one == other and range(max(first.start, second.start), min(first.stop, second.stop)):
-                logger.warning("%s::%s trains on test images, of %s", folder, chosen, one)
+        _warn_of_overlap(splits, f"{folder}::{chosen}")
     image, label = _features(builder.info.features, folder)
     items = {
         split: partial(_items, builder, folder, slices, image, label)
@@ -60,16 +68,28 @@ def open_folder(folder: Path, chosen: str) -> Source:
     return Source(items, tuple(classes or ()), {})
 
 
+def _warn_of_overlap(splits: dict[str, list[tuple[str, range]]], title: str) -> None:
+    for name in SPLITS[1:]:
+        for (one, a), (other, b) in itertools.product(splits["train"], splits.get(name, [])):
+            if one == other and range(max(a.start, b.start), min(a.stop, b.stop)):
+                logger.warning("%s trains on %s images, of %s", title, name, one)
+
+
 def _names(builder: Any, folder: Path, chosen: str) -> dict[str, str]:
     """What each split takes of the data set, in TFDS's notation."""
     names = list(builder.info.splits)
-    own = {SPLIT_NAMES[name]: name for name in names if name in SPLIT_NAMES}
+    own: dict[str, str] = {}
+    for name in sorted(names, key=len):  # test before test2015
+        if split := named_split(name):
+            own.setdefault(split, name)
     if not chosen:
-        return splits_of(own or dict(zip(names, names, strict=True)), folder)
-    train, _, test = chosen.partition(",")
-    test = test or own.get("test") or own.get("validation") or ""
+        return splits_of(own or dict(zip(names, names, strict=True)), folder, names=names)
+    parts: dict[str, str] = dict(zip(SPLITS, chosen.split(",", 2), strict=False))
     # A slice of the test images has none beside it, and is split itself.
-    return {"train": train, "test": test} if test and not train.startswith(test) else {ALL: train}
+    if len(parts) == 1 and not chosen.startswith(own.get("test", ",")):
+        others = {split: name for split, name in own.items() if not chosen.startswith(name)}
+        parts = others | parts
+    return splits_of(parts, folder)
 
 
 def _slices(builder: Any, name: str, folder: Path, chosen: str) -> list[tuple[str, range]]:
@@ -131,7 +151,11 @@ def _naming(folder: Path) -> Any:
 
 
 def find_folder(listing: Listing) -> Path | None:
-    """The folder with the marks of a prepared data set: the one given, or the one in it."""
+    """The folder with the marks of a prepared data set: the one given, or the one in it.
+
+    Raises:
+        UserError: several are in it, such as versions of a data set.
+    """
     parents: dict[str, set[str]] = {mark: set() for mark in MARKS}
     for file in listing.files:
         if file.key.endswith(MARKS):
@@ -140,7 +164,12 @@ def find_folder(listing: Listing) -> Path | None:
     folders = set.intersection(*parents.values())
     if "" in folders:
         return listing.root
-    return listing.root / folders.pop() if len(folders) == 1 else None
+    if len(folders) > 1:
+        raise UserError(
+            f"{listing.root} has {len(folders)} data sets of TFDS, in {listed(folders)}; give the "
+            "folder of one"
+        )
+    return listing.root / folders.pop() if folders else None
 
 
 def files(listing: Listing) -> list[File]:

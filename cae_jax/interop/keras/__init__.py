@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cae_jax import atomic
-from cae_jax.config import Shape, TrainConfig, known_shape, resolved
+from cae_jax.config import Shape, TrainConfig, known_shape
 from cae_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def import_run(
     """
     from cae_jax import data  # these take seconds, which a refused file does without
     from cae_jax.models.autoencoders import build_with
+    from cae_jax.ops import settings
     from cae_jax.ops.backend import XLA
     from cae_jax.runs import checkpoints, folder
     from cae_jax.training.trainer import initial_state
@@ -188,10 +189,11 @@ def import_run(
     config = data.located(config, data_dir=data_dir)
     images = data.load(config, data_dir=data_dir, verify_data=verify_data)
     _check_images(weights, images.image_shape, config.data)
-    config = resolved(matching(config, weights), images.image_shape)
-    model = build_with(config, weights.params)
-    state = initial_state(config, model, len(images.train))
-    [score] = Validation([config], model, XLA, images.test).evaluate(state.params)
+    config = images.resolve(matching(config, weights))
+    with settings.ours():
+        model = build_with(config, weights.params)
+        state = initial_state(config, model, len(images.train))
+        [score] = Validation([config], model, XLA, images.validation).evaluate(state.params)
     with folder.open_folder(workdir, overwrite=overwrite):
         with checkpoints.Checkpoints(folder.checkpoint_folder(workdir), config) as saved:
             saved.save(state, score.val_loss)

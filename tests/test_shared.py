@@ -1,0 +1,80 @@
+"""What people pass on names the data, never the folders in which they lie."""
+
+import dataclasses
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cae_jax
+from tests.conftest import DENSE
+
+SMALL = dataclasses.replace(
+    DENSE, train_examples=None, test_examples=None, batch_size=8, noise="gaussian"
+)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The home of a user, with images, a config and runs on them."""
+    folder = tmp_path / "home" / "j.doe"
+    photos = folder / "family" / "photos"
+    photos.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(photos / f"{i}.png")
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USER", "j.doe")
+    config = dataclasses.replace(SMALL, data=str(photos))
+    cae_jax.fit(config, folder / "run", data_dir=folder / "prepared")
+    (folder / "mine.py").write_text(
+        "from cae_jax import TrainConfig\n\n\ndef get_config():\n"
+        f"    return TrainConfig(model='simple', data={str(photos)!r}, batch_size=8, epochs=1)\n"
+    )
+    return folder
+
+
+def leaks(path):
+    """The files at a path, or in a zip archive there, that hold the user's name or a folder's."""
+    if path.is_dir():
+        return [leak for each in path.rglob("*") if each.is_file() for leak in leaks(each)]
+    contents = {path.name: path.read_bytes()}
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            contents |= {name: archive.read(name) for name in archive.namelist()}
+    words = (b"j.doe", b"family")
+    return [name for name, content in contents.items() if any(word in content for word in words)]
+
+
+def test_no_artefact_holds_a_path_of_its_author(home, command, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    run, data = home / "run", ("--data-dir", home / "prepared")
+    for name in ("stablehlo", "safetensors", "onnx"):
+        command("export", run, "--format", name, "--out", out / f"model.{name}")
+    table, figure = out / "table.json", out / "figure.png"
+    command("evaluate", run, *data, "--json", table, "--figure", figure)
+    command("report", run, *data, "--out", out / "report.html")
+    command("reconstruct", run, home / "family" / "photos", "--out", out / "images")
+    assert len([path for path in out.rglob("*") if path.is_file()]) == 3 + 2 + 1 + 20
+    assert leaks(out) == []
+    assert json.loads(table.read_text())["dataset"] == "photos"
+    assert '"data": "photos"' in (out / "report.html").read_text()
+    # Of the run itself, its config needs the path, to resume.
+    others = [path for path in run.iterdir() if path.name != "checkpoints"]
+    assert [leak for path in others for leak in leaks(path)] == ["config.json"]
+    assert json.loads((run / "config.json").read_text())["data"].startswith(str(home))
+
+
+@pytest.mark.slow
+def test_nor_do_those_that_take_long(home, command, tmp_path):
+    out, config = tmp_path / "out", ("--config", home / "mine.py")
+    out.mkdir()
+    command("export", home / "run", "--format", "keras", "--out", out / "model.keras")
+    times = ("--timed", 1, "--discard", 0, "--json", out / "times.json")
+    command("benchmark", *config, *times, "--data-dir", home / "prepared")
+    assert len([*out.iterdir()]) == 2
+    assert leaks(out) == []
+    assert json.loads((out / "times.json").read_text())["config"] == "mine"
