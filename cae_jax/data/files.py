@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from cae_jax.config import MAX_PIXELS
-from cae_jax.data.pixels import check_shape
+from cae_jax.data.pixels import MODES, check_shape
 from cae_jax.errors import UserError, naming
 
 # The file formats that are read, by Pillow's names; PPM includes PGM and PBM.
@@ -85,7 +85,12 @@ def open_image(file: Path | bytes | Image.Image, name: str) -> Image.Image | np.
 
 def _array(path: Path, name: str) -> np.ndarray:
     values = np.lib.format.open_memmap(path, mode="r")
-    check_shape((1, *values.shape), name)
+    if values.ndim != 2 and not (values.ndim == 3 and values.shape[-1] in MODES):
+        raise UserError(
+            f"{name} has shape {list(values.shape)}, and a .npy file in a folder holds one image, "
+            "[H, W] or [H, W, C]",
+            "give the file itself if it holds many",
+        )
     return values
 
 

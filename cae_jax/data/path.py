@@ -6,6 +6,7 @@ import errno
 import fnmatch
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -47,6 +48,11 @@ _DANGLING = "links that lead nowhere"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MOST_OF_POINTER = 1024  # bytes
 _SEPARATOR = "::"  # between a path and a part of the data set there
+# How archives are unpacked, by the last of their suffixes.
+_ARCHIVES = {
+    ".zip": "python -m zipfile -e {}",
+    **dict.fromkeys((".tar", ".tgz", ".gz", ".bz2", ".xz"), "tar -xf {} -C"),
+}
 
 
 class Location(NamedTuple):
@@ -111,6 +117,14 @@ def locate(data: str) -> Location:
     if _exists(path) and not path.is_dir():
         if path.suffix.lower() in SUFFIXES:
             raise UserError(f"`data` is the image {path}", f"give its folder, {path.parent}")
+        if path.suffix.lower() in _ARCHIVES:
+            folder = str(path)[: -len(path.suffix)]
+            unpack = _ARCHIVES[path.suffix.lower()].format(shlex.quote(str(path)))
+            raise UserError(
+                f"`data` is the archive {path}",
+                f"unpack it with `mkdir -p {shlex.quote(folder)} && {unpack} {shlex.quote(folder)}`"
+                f", and give {folder}",
+            )
         if not path.is_file() or path.suffix.lower() not in (".npz", ".npy", ".parquet"):
             raise UserError(f"`data` is {path}, which is not a folder", f"it takes {ACCEPTED}")
     return Location(path, part, None if _exists(path) else _missing(data, path))
@@ -171,7 +185,7 @@ def _found(location: Location, listing: Listing) -> Found:
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         _refuse_part(location)
         return Found(listing.files, partial(arrays.open_file, path))
-    tables, images = listing.with_suffix([parquet.SUFFIX]), listing.with_suffix(SUFFIXES)
+    tables, images = listing.with_suffix([parquet.SUFFIX]), folder.files(listing)
     if (prepared := tfds.find_folder(listing)) is not None:
         if prepared != listing.root:
             _refuse_mixture(path, f"a TFDS data set in {prepared}", images)
@@ -185,6 +199,11 @@ def _found(location: Location, listing: Listing) -> Found:
         return Found(tables, partial(parquet.open_folder, listing))
     if images:
         return Found(images, partial(folder.open_folder, listing))
+    if listing.with_suffix([".arrow"]):
+        raise UserError(
+            f"{path} has .arrow files, as `datasets` saves them to disk",
+            f"give {path}_parquet after `{parquet.CONVERT.format(str(path))}`",
+        )
     others = ", ".join(f"{count} {name}" for name, count in listing.unused([]).items())
     but = f", but {others}" if others else ""
     raise UserError(f"{path} has no images{but}; it takes {ACCEPTED}")

@@ -12,7 +12,7 @@ from cae_jax.errors import UserError
 
 # jax.experimental has it in versions before 0.8.
 _enable_x64: Any = vars(jax if hasattr(jax, "enable_x64") else jax.experimental)["enable_x64"]
-# The process that has computed with JAX first, whose threads a fork of it lacks.
+# The process that has computed with JAX first; a fork lacks its threads.
 _process: int | None = None
 
 

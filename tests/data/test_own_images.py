@@ -474,7 +474,7 @@ def test_medmnist(tmp_path, caplog):
     )
     path = tmp_path / "pathmnist.npz"
     check_own_splits(path)
-    assert "Prepared 24 training, 5 validation and 6 test images of 8 x 8 x 3\n" in caplog.text
+    assert "Prepared 24 training, 5 validation and 6 test images of 8 x 8 x 3, " in caplog.text
     assert data.class_names(config(path)) == ("0", "1")
     images, labels = data.load_split(config(path), "validation")
     np.testing.assert_array_equal(images, IMAGES[:5])

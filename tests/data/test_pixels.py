@@ -2,7 +2,11 @@
 
 import contextlib
 import io
+import re
+import shutil
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -43,7 +47,7 @@ def config(path, **fields) -> TrainConfig:
 def both(path, **fields) -> np.ndarray:
     """Training and test images together, [N, H, W, C]."""
     loaded = data.load(config(path, **fields))
-    return np.concatenate([loaded.train, loaded.test])
+    return np.concatenate([loaded.train, loaded.validation])
 
 
 def convert(file, name="image", channels=1, **fields):
@@ -241,7 +245,7 @@ def test_a_run_on_12_bits_takes_them_everywhere(tmp_path, caplog):
         loaded.reconstruct(tmp_path / "images" / "0.png"), loaded.reconstruct(TWELVE[:1])
     )
     pixels = eighths(TWELVE[:1], *found)[..., None]
-    assert any((image == pixels[0]).all() for image in (*stored.train, *stored.test))
+    assert any((image == pixels[0]).all() for image in (*stored.train, *stored.validation))
     np.testing.assert_array_equal(
         loaded.reconstruct(TWELVE[:1]), loaded.of_pixels.reconstruct(pixels)
     )
@@ -383,3 +387,36 @@ def test_other_numbers_of_channels_are_refused_by_name(tmp_path):
         (tmp_path / "five" / f"{i}.tif").write_bytes(content)
     with pytest.raises(UserError, match=r"shape \[1, 8, 8, 5\]; images take .*1, 3 or 4 channels"):
         data.load(config(tmp_path / "five"))
+
+
+def test_a_folder_of_arrays(tmp_path):
+    (tmp_path / "arrays").mkdir()
+    for i, image in enumerate(TWELVE):
+        np.save(tmp_path / "arrays" / f"{i}.npy", image)
+    found = both(tmp_path / "arrays", white=4095)[..., 0]
+    expected = eighths(TWELVE)
+    assert sorted(map(bytes, found)) == sorted(map(bytes, expected))
+    np.save(tmp_path / "arrays" / "all.npy", TWELVE)
+    with pytest.raises(UserError, match=r"all\.npy has shape \[24, 8, 8\], .*the file itself"):
+        data.load(config(tmp_path / "arrays"))
+
+
+@pytest.mark.parametrize(("suffix", "form"), [(".zip", "zip"), (".tar.gz", "gztar")])
+def test_the_advice_for_archives_works(tmp_path, suffix, form):
+    folder = tmp_path / "a b" / "photos"
+    folder.mkdir(parents=True)
+    for i in range(20):
+        (folder / f"{i}.png").write_bytes(png(RNG.integers(0, 256, (8, 8), np.uint8)))
+    archive = shutil.make_archive(str(tmp_path / "a b" / "my set"), form, folder)
+    with pytest.raises(UserError, match="is the archive") as caught:
+        data.load(config(archive))
+    command = re.search("`(mkdir.*)`", str(caught.value))[1].replace("python", sys.executable)
+    subprocess.run(command, shell=True, check=True)
+    given = re.search("and give (.*)$", str(caught.value))[1]
+    assert len(both(given)) == 20
+
+
+def test_what_datasets_saves_to_disk(tmp_path):
+    (tmp_path / "data-00000-of-00001.arrow").touch()
+    with pytest.raises(UserError, match=r"\.arrow files.*load_from_disk.*to_parquet"):
+        data.load(config(tmp_path))

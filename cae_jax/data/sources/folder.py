@@ -30,6 +30,11 @@ _MASKS = re.compile(
 _GROUND_TRUTH = "ground_truth"
 
 
+def files(listing: Listing) -> list[File]:
+    """The image files; where there are none, .npy files of one image each."""
+    return listing.with_suffix(SUFFIXES) or listing.with_suffix([".npy"])
+
+
 def open_folder(listing: Listing) -> Source:
     """Image files in folders of any depth.
 
@@ -37,7 +42,7 @@ def open_folder(listing: Listing) -> Source:
     where all names do. The first other folders that differ are the classes, if every image lies in
     one. Files come in the order of a hash, so that any first images are of all classes.
     """
-    images, masks = _without_masks(listing.with_suffix(SUFFIXES))
+    images, masks = _without_masks(files(listing))
     found, level = _by_split(images)
     splits = splits_of(
         found,

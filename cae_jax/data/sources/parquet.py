@@ -23,6 +23,13 @@ from cae_jax.data.sources import (
 from cae_jax.errors import UserError, naming
 
 SUFFIX = ".parquet"
+# Writes what `datasets` saved to disk, one set or several by their splits, as parquet files.
+CONVERT = (
+    'python -c "import datasets, os; d = datasets.load_from_disk({0!r}); '
+    "os.makedirs({0!r} + '_parquet'); "
+    "[x.to_parquet({0!r} + '_parquet/' + n + '.parquet') for n, x in "
+    "(d.items() if isinstance(d, dict) else [('all', d)])]\""
+)
 _ROWS = 64  # rows that are in memory at once
 _IMAGES = ("image", "img", "pixel_values", "picture", "photo", "jpg", "png")
 _LABELS = ("label", "labels", "fine_label", "class", "target")
