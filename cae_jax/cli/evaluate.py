@@ -15,7 +15,7 @@ import tyro
 
 from cae_jax import atomic
 from cae_jax.cli import common
-from cae_jax.config import NOISES, Noise, TrainConfig, check_level, known_shape
+from cae_jax.config import NOISES, PAIRS, Noise, TrainConfig, check_level, known_shape
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -64,7 +64,7 @@ def run(flags: Flags) -> None:
     if flags.baselines:
         with atomic.writing(flags.baselines, "give another directory for `baselines`"):
             flags.baselines.mkdir(parents=True, exist_ok=True)
-    from cae_jax.evaluation import comparison
+    from cae_jax.evaluation import baselines, comparison
     from cae_jax.runs import environment
     from cae_jax.runs.folder import read_config
 
@@ -76,18 +76,19 @@ def run(flags: Flags) -> None:
     def load(split: str) -> np.ndarray:
         return environment.load_split(flags.runs[0], configs[0], split, **vars(flags.data))[0]
 
-    images = load("test")
+    given = noise, level, flags.noise_seed
+    images, inputs = comparison.clean_and_noisy(load("test"), configs[0], *given)
     environment.warn_of_other_images(flags.runs, configs, **vars(flags.data))
-    inputs = comparison.noisy_images(images, noise, level, flags.noise_seed)
     groups = comparison.group_runs(flags.runs)
     trained = [comparison.open_runs(label, runs) for label, runs in groups.items()]
     others = []
     if noise != "none":
         others.append(comparison.untrained_entry("noisy image", inputs, images))
     if flags.baselines:
-        others += comparison.baseline_entries(
-            flags.baselines, load("train"), images, noise, level, flags.noise_seed
-        )
+        some = load("train")[: baselines.TUNING_IMAGES]
+        # Another seed: tuning must not see the noise of the test images.
+        tuning = comparison.clean_and_noisy(some, configs[0], noise, level, flags.noise_seed + 1)
+        others += comparison.baseline_entries(flags.baselines, tuning, images, inputs)
     metadata = {
         "dataset": Path(configs[0].data).name,
         "noise": noise,
@@ -124,6 +125,8 @@ def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float |
             shared("noise_level", levels, "`noise_level`")
             level = configs[0].noise_level
     check_level(noise, level, known_shape(configs[0]))
+    if noise == PAIRS and not configs[0].pairs:
+        raise UserError("`noise` is pairs, and the runs were trained without; give another")
     if flags.robustness and noise not in NOISES:
         raise UserError(
             f"noise {noise} has no level for `robustness`; give `noise`, one of {', '.join(NOISES)}"

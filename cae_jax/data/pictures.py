@@ -50,8 +50,7 @@ class Picture(NamedTuple):
         pixels: uint8, or float32 in [0, 1], ``[height, width, channels]``, of 1 (gray), 3 (RGB) or
             4 (RGBA) channels; upright.
         mode: Pillow's mode of what is written: L, LA, RGB or RGBA.
-        metadata: ``exif`` and ``icc_profile`` of its file, as far as there are, as Pillow takes
-            them.
+        metadata: ``exif`` and ``icc_profile`` of its file, if it has any, as Pillow takes them.
     """
 
     pixels: np.ndarray

@@ -1,9 +1,9 @@
 """Applies a convolutional network to a picture of any size, in tiles that overlap.
 
 The kernels fit every size, but sizes differ in the padding of the layers: of 28 pixels one
-upsampling is followed by a 'valid' convolution, which moves all by two pixels, and of 32 none. What
-was learned holds for sizes that differ from the trained one by a multiple of 2 for each pooling. A
-picture is therefore extended to such a size, at the right and at the bottom, by its mirror image.
+upsampling is followed by a 'valid' convolution, which moves all by two pixels, and of 32 none. The
+weights fit sizes that differ from the trained one by a multiple of 2 ** poolings. A picture is
+therefore extended to such a size, at the right and at the bottom, by its mirror image.
 
 A tile begins at a multiple of the same number. Of its output those pixels are kept that do not
 depend on what lies beyond it, so that they equal those of the whole picture up to rounding. The
@@ -45,7 +45,7 @@ def check(network: Topology) -> None:
 
 
 class Tile(NamedTuple):
-    """A range of rows or columns that is computed, and the part of it that is kept."""
+    """A range of rows or columns that is computed, and the part that is kept."""
 
     start: int
     stop: int
