@@ -117,13 +117,13 @@ class TrainConfig:
     """Share for training if there is no test set."""
 
     include: tuple[str, ...] = ()
-    """Take only files below the folder that match a pattern, such as *.png or left/*."""
+    """Take only files that match, such as left/*.png."""
 
     exclude: tuple[str, ...] = ()
-    """Leave out files and folders that match a pattern, such as *_mask.png or masks."""
+    """Leave out what matches, such as *_mask.png masks."""
 
     skip_unreadable: bool = False
-    """Skip folders that may not be read and files that are not intact images."""
+    """Skip damaged files, and folders without permission."""
 
     image_shape: tuple[int, int, int] | None = None
     """Height, width and channels of the images, which `resolved` sets; not a flag."""
@@ -135,7 +135,7 @@ class TrainConfig:
     """Train on the first N images only."""
 
     test_examples: int | None = None
-    """Validate on the first N test images only."""
+    """Validate on the first N images only."""
 
     model: Literal["conv", "simple", "deep"] = "conv"
     """conv, or dense: simple (1 layer), deep (5)."""

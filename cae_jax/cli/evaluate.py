@@ -1,6 +1,7 @@
 """Evaluate trained autoencoders on the test images of their data set.
 
     cae-jax evaluate runs/denoise runs/denoise_deep --figure comparison.png
+    cae-jax evaluate runs/photographs --data other_photographs
 
 Prints a table with one row per config: quality on the test images with 95 % intervals. Runs that
 differ only in their seed share a row. A second table shows the differences between all pairs of
@@ -53,6 +54,9 @@ class Flags:
     robustness: Path | None = None
     """Draw the PSNR of each model over the noise level."""
 
+    other: Annotated[str | None, tyro.conf.arg(name="data")] = None
+    """Evaluate on the images there: others than in the training, or the same after they moved."""
+
     data: common.Data = common.DataFlags()
 
 
@@ -65,37 +69,51 @@ def run(flags: Flags) -> None:
         with atomic.writing(flags.baselines, "give another directory for `baselines`"):
             flags.baselines.mkdir(parents=True, exist_ok=True)
     from cae_jax.evaluation import baselines, comparison
-    from cae_jax.runs import environment
     from cae_jax.runs.folder import read_config
 
     cache.use_compilation_cache()
     configs = [read_config(each) for each in flags.runs]
-    comparison.check_same_images(configs)
+    comparison.check_same_images(configs, flags.runs)
     noise, level = conditions(flags, configs)
-
-    def load(split: str) -> np.ndarray:
-        return environment.load_split(flags.runs[0], configs[0], split, **vars(flags.data))[0]
-
-    given = noise, level, flags.noise_seed
-    images, inputs = comparison.clean_and_noisy(load("test"), configs[0], *given)
-    environment.warn_of_other_images(flags.runs, configs, **vars(flags.data))
+    config, stored, other = test_images(flags, configs)
+    images, inputs = comparison.clean_and_noisy(stored, config, noise, level, flags.noise_seed)
     groups = comparison.group_runs(flags.runs)
     trained = [comparison.open_runs(label, runs) for label, runs in groups.items()]
     others = []
     if noise != "none":
         others.append(comparison.untrained_entry("noisy image", inputs, images))
     if flags.baselines:
-        some = load("train")[: baselines.TUNING_IMAGES]
+        some = load(flags, config, "train")[: baselines.TUNING_IMAGES]
         # Another seed: tuning must not see the noise of the test images.
-        tuning = comparison.clean_and_noisy(some, configs[0], noise, level, flags.noise_seed + 1)
+        tuning = comparison.clean_and_noisy(some, config, noise, level, flags.noise_seed + 1)
         others += comparison.baseline_entries(flags.baselines, tuning, images, inputs)
-    metadata = {
-        "dataset": Path(configs[0].data).name,
-        "noise": noise,
-        "noise_seed": flags.noise_seed,
-    }
+    name = Path(other or config.data).name
+    metadata = {"dataset": name, "noise": noise, "noise_seed": flags.noise_seed}
     metadata["level"] = check_level(noise, level, images.shape[1:])
-    report(flags, metadata, trained, others, images, inputs)
+    report(flags, metadata, trained, others, images, inputs, f"on {name}" if other else "")
+
+
+def load(flags: Flags, config: TrainConfig, split: str) -> np.ndarray:
+    """The images of a split of the training's data set."""
+    from cae_jax.runs import environment
+
+    return environment.load_split(flags.runs[0], config, split, **vars(flags.data))[0]
+
+
+def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, np.ndarray, str]:
+    """The config of the training images, the images to evaluate on, and the path of others."""
+    from cae_jax import data
+    from cae_jax.runs import environment
+
+    where, config = vars(flags.data), configs[0]
+    if flags.other in (None, config.data):
+        images = load(flags, config, "test")
+        environment.warn_of_other_images(flags.runs, configs, **where)
+        return config, images, ""
+    other = data.elsewhere(config, flags.other, data_dir=flags.data.data_dir)
+    if environment.has_images(flags.runs, other, **where):
+        return other, load(flags, other, "test"), ""
+    return config, data.load_unseen(other, **where), flags.other
 
 
 def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float | None]:
@@ -141,6 +159,7 @@ def report(
     others: list["comparison.Entry"],
     images: np.ndarray,
     inputs: np.ndarray,
+    title: str,
 ) -> None:
     """Prints the tables and writes the requested files."""
     from cae_jax import figures
@@ -149,9 +168,9 @@ def report(
     models = [comparison.trained_entry(each, images, inputs) for each in trained]
     entries, noise = [*others, *models], metadata["noise"]
     rows, differences = comparison.summaries(entries), comparison.differences(entries)
-    print(comparison.metrics_table(rows))
+    print(comparison.metrics_table(rows, title=title))
     if differences:
-        print(f"\n{comparison.metrics_table(differences, signed=True)}")
+        print(f"\n{comparison.metrics_table(differences, signed=True, title=title)}")
     common.write_json(flags.json, {**metadata, "rows": rows, "differences": differences})
     if flags.figure:
         figures.save_rows(flags.figure, comparison.first_rows(entries, images))

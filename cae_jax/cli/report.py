@@ -24,6 +24,9 @@ class Flags:
     out: Path = Path("report.html")
     """The page."""
 
+    moved: Annotated[str | None, tyro.conf.arg(name="data")] = None
+    """The path of the images, if they have moved since the training."""
+
     data: common.Data = common.DataFlags()
 
 
@@ -32,5 +35,5 @@ def run(flags: Flags) -> None:
 
     atomic.check_output(flags.out)
     cache.use_compilation_cache()
-    page.write(flags.out, collect.collect(flags.runs, **vars(flags.data)))
+    page.write(flags.out, collect.collect(flags.runs, flags.moved, **vars(flags.data)))
     print(f"{flags.out}: {flags.out.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -7,7 +7,7 @@ The path in a config leads to a source (`path`), whose images are converted to o
 import dataclasses
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,7 @@ __all__ = [
     "Arrays",
     "Dataset",
     "class_names",
+    "elsewhere",
     "load",
     "load_split",
     "load_unseen",
@@ -216,10 +217,33 @@ def load_split(
     return getattr(_load(config, data_dir, verify_data), split)
 
 
+def elsewhere(config: TrainConfig, data: str, *, data_dir: str | Path | None = None) -> TrainConfig:
+    """The config of a training with other images, which are converted as its own.
+
+    Args:
+        config: of the training.
+        data: name or path of the images, as in a config.
+        data_dir: see `load_split`.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    assert config.image_shape is not None
+    *size, channels = config.image_shape
+    changes: dict[str, Any] = {"data": data, "image_size": tuple(size), "channels": channels}
+    if config.levels is not None:  # those that were found, not those of other images
+        changes |= {"black": config.levels[0], "white": config.levels[1], "levels": None}
+    if config.resize == "none":
+        changes["resize"] = "stretch"  # as `Autoencoder` does
+    if not path.locate(data).path.is_dir():
+        changes |= {"include": (), "exclude": ()}
+    return located(dataclasses.replace(config, **changes), data_dir=data_dir)
+
+
 def load_unseen(
     config: TrainConfig, *, data_dir: str | Path | None = None, verify_data: bool = False
 ) -> np.ndarray:
-    """Loads the images of a data set that a model was not trained on; arguments as of `load_split`.
+    """Loads images that a model was not trained on; arguments as of `load_split`.
 
     Returns:
         uint8 ``[N, height, width, channels]``: the test images, or all where the source is not

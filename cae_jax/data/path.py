@@ -220,11 +220,12 @@ def _open(root: Path, found: Found, skip_unreadable: bool) -> Source:
             with contextlib.suppress(OSError), (root / file.key).open("rb") as opened:
                 if opened.read(len(_POINTER)) == _POINTER:
                     pointers.append(file.key)
-    if pointers and not (skip_unreadable and len(pointers) < len(found.files)):
+    some = len(pointers) < len(found.files)
+    if pointers and not (skip_unreadable and some):
         raise UserError(
             f"{len(pointers)} of {len(found.files)} files in {root} are pointers of Git LFS, whose "
             f"content is not here: {listed(pointers)}",
-            "run git lfs pull there",
+            "run git lfs pull there" + (", or pass `skip_unreadable=True`" if some else ""),
         )
     return found.open()
 
@@ -291,7 +292,8 @@ def walk(path: Path, config: TrainConfig | None = None) -> Listing:
 
 def _matching(patterns: Sequence[str]) -> re.Pattern[str]:
     """Matches paths of files, or of folders that files lie in, from any folder on; "" without."""
-    forms = (form for p in patterns for form in (p, f"*/{p}", f"{p}/*", f"*/{p}/*"))
+    bare = [pattern.rstrip("/") for pattern in patterns]
+    forms = (form for p in bare for form in (p, f"*/{p}", f"{p}/*", f"*/{p}/*"))
     return re.compile("|".join(map(fnmatch.translate, forms)) or r"\Z")
 
 

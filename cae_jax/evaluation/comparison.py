@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cae_jax import markdown
-from cae_jax.config import NOISES, PAIRS, TrainConfig, check_level
+from cae_jax.config import ARRAYS, NOISES, PAIRS, TrainConfig, check_level
 from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines
 from cae_jax.evaluation.intervals import Interval, difference_interval, mean_interval
@@ -21,7 +21,7 @@ from cae_jax.evaluation.quality import Quality, evaluate_images, evaluate_model
 from cae_jax.models.autoencoders import scale
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import history
-from cae_jax.runs.folder import read_config
+from cae_jax.runs.folder import images_of, read_config
 from cae_jax.runs.load import load
 from cae_jax.runs.names import run_names
 from cae_jax.training import metrics
@@ -34,8 +34,8 @@ _RELATIVE_LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _LABELS = ("clean", "noisy image", *baselines.DENOISERS)
 # Fields of a config that determine the images.
 DATA_FIELDS = (
-    *("data", "image_size", "resize", "channels", "background", "split"),
-    *("skip_unreadable", "image_shape", "pairs"),
+    *("data", "image_size", "resize", "channels", "background", "black", "white", "frames"),
+    *("split", "include", "exclude", "skip_unreadable", "image_shape", "pairs"),
 )
 _FORMATS = {"bce": ".4f", "mse": ".5f", "psnr": ".2f", "ssim": ".4f"}
 _FORMATS |= {"parameters": ",", "seconds": ".0f"}
@@ -43,9 +43,14 @@ _COLUMNS = ("label", "model", "runs", "parameters", "code", "seconds")
 _TITLES = {"label": "", "bce": "BCE", "mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 
 
-def check_same_images(configs: Sequence[TrainConfig]) -> None:
-    """Raises a `UserError` if configs take different images; it names the first difference."""
-    for name in DATA_FIELDS:
+def check_same_images(configs: Sequence[TrainConfig], runs: Sequence[Path] = ()) -> None:
+    """Raises a `UserError` if configs take different images; it names the first difference.
+
+    The path to the images may differ where the runs were trained on the same.
+    """
+    digests = {images_of(run) for run in runs}
+    same = len(digests) == 1 and digests != {""}
+    for name in DATA_FIELDS[1:] if same else DATA_FIELDS:
         values = sorted({str(getattr(config, name)) for config in configs})
         if len(values) > 1:
             raise UserError(
@@ -116,7 +121,8 @@ def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
     names = dict(zip(runs, run_names(runs, taken=_LABELS), strict=True))
     for run in runs:
         config = read_config(run)
-        group = groups.setdefault(repr(dataclasses.replace(config, seed=0)), {})
+        # Images may have moved between two trainings.
+        group = groups.setdefault(repr(dataclasses.replace(config, seed=0, data=ARRAYS)), {})
         if config.seed in group:
             raise UserError(
                 f"{group[config.seed]} and {run} are the same config with the same seed; give one"
@@ -233,9 +239,18 @@ def differences(
     ]
 
 
-def metrics_table(records: Sequence[Mapping[str, Any]], *, signed: bool = False) -> str:
-    """Formats `summaries` or `differences` as Markdown, with the columns of the first record."""
-    header, sign = [_TITLES.get(name, name) for name in records[0]], "+" if signed else ""
+def metrics_table(
+    records: Sequence[Mapping[str, Any]], *, signed: bool = False, title: str = ""
+) -> str:
+    """Formats `summaries` or `differences` as Markdown, with the columns of the first record.
+
+    Args:
+        records: one for each row.
+        signed: whether numbers have a sign.
+        title: of the first column.
+    """
+    titles, sign = _TITLES | {"label": title}, "+" if signed else ""
+    header = [titles.get(name, name) for name in records[0]]
     cells = [[_cell(name, value, sign) for name, value in row.items()] for row in records]
     return markdown.table(header, cells)
 

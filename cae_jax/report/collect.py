@@ -30,26 +30,31 @@ _METHODS = {"conv": "xla", "phase": "matmul", "fused": "native"}
 
 
 def collect(
-    runs: Sequence[Path], *, data_dir: Path | None = None, verify_data: bool = False
+    runs: Sequence[Path],
+    moved: str | None = None,
+    *,
+    data_dir: Path | None = None,
+    verify_data: bool = False,
 ) -> dict[str, Any]:
     """The report data of runs, finished or not, with the weights of their newest checkpoints.
 
     Args:
         runs: directories of runs and populations on one data set; a population is represented by
             its best, median and worst member.
-        data_dir, verify_data: location of the test images, as in `data.load_split`.
+        moved: path of the images, if they have moved since the training.
+        data_dir, verify_data: location of the images, as in `data.load_split`.
 
     Raises:
         UserError: no runs, a directory that is not a run, a run without a checkpoint or with a
             damaged file, several data sets, more than `MAX_PARAMETERS` parameters, or the data set
-            is unavailable.
+            is unavailable or another one.
     """
     if not runs:
         raise UserError("`runs` is empty; pass directories written by `cae-jax train`")
     populations = {run: found for run in runs if (found := of_population(run)) is not None}
     runs = [each for run in runs for each in _shown(run, populations.get(run))]
     configs = [read_config(run) for run in runs]
-    comparison.check_same_images(configs)
+    comparison.check_same_images(configs, runs)
     autoencoders = [load(run).of_pixels for run in runs]
     parameters = sum(autoencoder.parameters for autoencoder in autoencoders)
     if parameters > MAX_PARAMETERS:
@@ -58,16 +63,25 @@ def collect(
             "pass fewer runs"
         )
     where = {"data_dir": data_dir, "verify_data": verify_data}
-    images, labels = environment.load_split(runs[0], configs[0], "test", **where)
-    environment.warn_of_other_images(runs, configs, **where)
+    config = configs[0]
+    if moved not in (None, config.data):
+        config = data.elsewhere(config, moved, data_dir=data_dir)
+        if not environment.has_images(runs, config, **where):
+            raise UserError(
+                f"`data` {moved} has other images than {runs[0]} was trained on; give those, or "
+                "evaluate on them with cae-jax evaluate"
+            )
+    images, labels = environment.load_split(runs[0], config, "validation", **where)
+    if config == configs[0]:
+        environment.warn_of_other_images(runs, configs, **where)
     stored = images[:IMAGES]
-    images, _ = comparison.clean_and_noisy(stored, configs[0], "none")
+    images, _ = comparison.clean_and_noisy(stored, config, "none")
     height, width, channels = images.shape[1:]
     return {
-        "dataset": Path(configs[0].data).name,
+        "dataset": Path(config.data).name,
         "image_shape": list(images.shape[1:]),
         "images": _base64(images),
-        "classes": _classes(labels, data.class_names(configs[0], data_dir=data_dir)),
+        "classes": _classes(labels, data.class_names(config, data_dir=data_dir)),
         "noises": {noise: _slider(noise, configs, images.shape[1:]) for noise in NOISES},
         "defaults": to_dict(resolved(TrainConfig(), (height, width, channels))),
         "populations": [

@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 from cae_jax import atomic
-from cae_jax.config import RUN_MARK, TrainConfig, differences, to_dict, upgraded
+from cae_jax.config import NAMED, RUN_MARK, TrainConfig, differences, to_dict, upgraded
 from cae_jax.errors import UserError
 from cae_jax.runs import history, manifest
 from cae_jax.training.step import TrainState
@@ -246,6 +246,8 @@ class Checkpoints:
             del there["epochs"]
         if there.get("restarts") == now["restarts"][: len(there.get("restarts", ()))]:
             del there["restarts"]
+        if not NAMED.keys() & {there.get("data"), now["data"]}:
+            there.pop("data", None)  # images may have moved; their digest identifies them
         differing = differences(there, now)
         if differing:
             raise UserError(

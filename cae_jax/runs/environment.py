@@ -4,6 +4,8 @@ A run keeps its backend. Users may change everything else; a change is logged, b
 may then differ in the last digits.
 """
 
+import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -20,6 +22,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models.topology import from_config
 from cae_jax.ops.backend import Backend, Name, check_device, choose, device_memory
+from cae_jax.runs.folder import images_of
 from cae_jax.training.trainer import device_name
 
 logger = logging.getLogger(__name__)
@@ -90,6 +93,20 @@ def record(run: Path, backend: Backend, images: str) -> None:
         atomic.write_json(run / "environment.json", now)
 
 
+def has_images(runs: Sequence[Path], config: TrainConfig, **where: Any) -> bool:
+    """Whether a config leads to the images that runs were trained on.
+
+    Args:
+        runs: their directories.
+        config: theirs, perhaps with another path, see `cae_jax.data.elsewhere`.
+        where: see `cae_jax.data.load_split`.
+    """
+    digests = {images_of(run) for run in runs}
+    with contextlib.suppress(UserError):  # of others, such as too few for a batch
+        return digests != {""} and digests == {data.load(config, **where).digest}
+    return False
+
+
 def load_split(run: Path, config: TrainConfig, split: str, **where: Any) -> data.Arrays:
     """Reads the images of a run as `cae_jax.data.load_split` does.
 
@@ -102,7 +119,8 @@ def load_split(run: Path, config: TrainConfig, split: str, **where: Any) -> data
             raise
         raise UserError(
             f"the images of {run} cannot be read: {error.problem}",
-            "restore them as they were, or pass the `data_dir` that has them",
+            "restore them as they were, or pass the `data_dir` that has them, or their new path as "
+            "`data`",
         ) from error
 
 
@@ -119,7 +137,8 @@ def warn_of_other_images(
     try:
         for run, config in zip(runs, configs, strict=True):
             before = _read(run).get("images")
-            if before and data.load(config, **where).digest != before:
+            now = dataclasses.replace(config, data=configs[0].data)
+            if before and data.load(now, **where).digest != before:
                 logger.warning("%s was trained on other images than %s has now", run, config.data)
     except UserError as error:  # of the training images, which nothing else needs
         logger.warning("It is not known whether %s has changed: %s", configs[0].data, error)

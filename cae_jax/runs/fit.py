@@ -88,7 +88,7 @@ def fit(
         config, dataset, chosen = prepare(config, workdir, backend, arrays, session.start, **where)
         weights = None if start_from is None else _weights_of(config, start_from)
         session.check()
-        with open_run(workdir, config, overwrite=overwrite) as folder:
+        with open_run(workdir, config, overwrite=overwrite, images=dataset.digest) as folder:
             job = Job(folder.config, chosen, dataset)
             del dataset  # those on the device remain
             return _fit(job, folder, session, weights)

@@ -80,6 +80,20 @@ def read_config(run: Path) -> TrainConfig:
     return read_json(path, parse)
 
 
+def images_of(run: Path) -> str:
+    """The digest of the images that a run was trained on; "" if its config identifies them."""
+    try:
+        return str(json.loads((run / "environment.json").read_bytes())["images"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # of earlier versions
+        return ""
+
+
+def moved(run: Path, there: TrainConfig, data: str, digest: str) -> TrainConfig:
+    """The config of a run with another path to its images, if those there have its digest."""
+    same = digest != "" and digest == images_of(run)
+    return dataclasses.replace(there, data=data) if same else there
+
+
 def read_json(path: Path, parse: Callable[[dict[str, Any]], _Parsed]) -> _Parsed:
     """Parses the content of a JSON file that has a format.
 
@@ -149,10 +163,18 @@ class OpenFolder:
 
 
 @contextlib.contextmanager
-def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> Iterator[OpenFolder]:
+def open_run(
+    run: Path, config: TrainConfig, *, overwrite: bool, images: str = ""
+) -> Iterator[OpenFolder]:
     """Opens and locks a directory for training, new or of a run with the same config.
 
-    If a finished run gets more epochs, its config gets a restart after those that it had.
+    If a finished run gets more epochs, its config gets a restart after those that it had; if its
+    images have moved, their new path.
+
+    Args:
+        run, config: of the training.
+        overwrite: replace the run that is there.
+        images: digest of the images of the training; "" if the config identifies them.
 
     Raises:
         UserError: see `open_folder`; or it holds a run of another config.
@@ -162,7 +184,10 @@ def open_run(run: Path, config: TrainConfig, *, overwrite: bool) -> Iterator[Ope
             raise UserError(f"`workdir` {run} holds a population; choose another `workdir`")
     with open_folder(run, overwrite=overwrite) as folder:
         there = read_config(run) if (run / "config.json").exists() else None
-        folder.config = config if there is None else _agreed(run, there, config)
+        folder.config = config
+        if there is not None:
+            same = moved(run, there, config.data, images)
+            folder.config = _agreed(run, same, config)
         if folder.config != there:
             with folder.writing():
                 write_config(run, folder.config)

@@ -39,6 +39,7 @@ class Job:
 
     Attributes:
         config, backend: as given.
+        digest: of the images.
         compile_seconds: the time that the last group took to compile.
     """
 
@@ -51,8 +52,8 @@ class Job:
     ) -> None:
         self.config, self.backend, self._fields = config, backend, tuple(fields)
         self._images = jax.device_put(dataset.train), jax.device_put(dataset.validation)
-        self._digest = dataset.digest
-        self._trainers: dict[object, Trainer] = {}
+        self.digest = dataset.digest
+        self._trainers: dict[int, Trainer] = {}
         self.compile_seconds = 0.0
 
     @functools.cached_property
@@ -76,15 +77,14 @@ class Job:
         return programs.steps_per_epoch(self.config, self.examples)
 
     def trainer(self, members: Sequence[TrainConfig]) -> Trainer:
-        """A trainer of a group; groups share programs if they can."""
+        """A trainer of a group; groups of a size share programs."""
         started = time.perf_counter()
-        alone = dataclasses.replace(members[0], seed=0)  # a program does not depend on the seed
-        key = alone if len(members) == 1 else len(members)
-        if key not in self._trainers:
-            self._trainers[key] = Trainer(
+        count = len(members)
+        if count not in self._trainers:
+            self._trainers[count] = Trainer(
                 members, self.model, self.backend, *self._images, self._fields
             )
-        trainer = self._trainers[key].with_members(members)
+        trainer = self._trainers[count].with_members(members)
         self.compile_seconds = time.perf_counter() - started
         return trainer
 
@@ -107,7 +107,7 @@ class Job:
 
     def record(self, folder: Path) -> None:
         """Writes the environment to the directory of a run or population."""
-        environment.record(folder, self.backend, self._digest)
+        environment.record(folder, self.backend, self.digest)
 
     def describe(self, run: Path) -> None:
         """Writes the environment and the layers of the model to the directory of a run."""

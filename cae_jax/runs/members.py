@@ -33,6 +33,7 @@ from cae_jax.runs.folder import (
     OpenFolder,
     check_ours,
     has_checkpoint,
+    moved,
     open_folder,
     read_config,
     read_json,
@@ -204,7 +205,8 @@ def open_population(
         per_program = there.per_program  # the groups on disk
     now = Members(named, {}, _members_per_program(named, backend, dataset, per_program))
     with open_folder(workdir, overwrite=overwrite) as folder:
-        there = read(workdir)
+        before = read(workdir)
+        there = _moved(workdir, before, now, dataset.digest)
         if (workdir / "config.json").exists():
             raise UserError(f"`workdir` {workdir} holds a run; choose another `workdir`")
         if there is not None and (difference := _difference(there, now)):
@@ -214,10 +216,10 @@ def open_population(
             )
         for name, config in named.items():
             with atomic.writing(workdir / name, "choose another `workdir`"):
-                _check_place(workdir / name, config)
-        if there is None:
+                _check_place(workdir / name, config, dataset.digest)
+        if there != before or there is None:
             with folder.writing():
-                write(workdir, now)
+                write(workdir, there or now)
         yield Population(folder, there or now)
 
 
@@ -261,14 +263,23 @@ def _difference(there: Members, now: Members) -> str:
     return next(iter(found), "")
 
 
-def _check_place(path: Path, config: TrainConfig) -> None:
+def _moved(folder: Path, there: Members | None, now: Members, digest: str) -> Members | None:
+    """The members of a population with the path that its images have now, if they are the same."""
+    if there is None:
+        return None
+    path = next(iter(now.configs.values())).data
+    configs = {name: moved(folder, config, path, digest) for name, config in there.configs.items()}
+    return there._replace(configs=configs)
+
+
+def _check_place(path: Path, config: TrainConfig, digest: str) -> None:
     """Refuses a directory that is not the run of this member, which may have been continued."""
     if (path.exists() and not path.is_dir()) or (path / MEMBERS).exists():
         raise UserError(f"{path} is not a run; choose another `workdir`")
     if not (path / "config.json").exists():
         check_ours(path)
         return
-    there = read_config(path)
+    there = moved(path, read_config(path), config.data, digest)
     same = dataclasses.replace(there, epochs=config.epochs, restarts=config.restarts) == config
     if not same or there.epochs < config.epochs:
         raise UserError(f"{path} is a run of another config; choose another `workdir`")

@@ -168,8 +168,10 @@ def _train_group(
     names, configs = [*group], [*group.values()]
     with contextlib.ExitStack() as stack:
         if len(group) == 1:
-            place = open_run(there.folder.path / names[0], configs[0], overwrite=False)
-            run = stack.enter_context(place)
+            place = there.folder.path / names[0]
+            run = stack.enter_context(
+                open_run(place, configs[0], overwrite=False, images=job.digest)
+            )
             journal = Journal(run, run.config, least_seconds=LEAST_SECONDS)
         else:
             journal = GroupJournal(there, first, group, job)
@@ -284,7 +286,7 @@ class GroupJournal(Journal):
         """Creates the run of a member, and yields its journal."""
         path = self.folder.path / self._names[k]
         with (
-            open_run(path, self._configs[k], overwrite=False) as run,
+            open_run(path, self._configs[k], overwrite=False, images=self._job.digest) as run,
             Journal(run, run.config) as journal,
         ):
             journal.begin(self._job)

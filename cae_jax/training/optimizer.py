@@ -1,13 +1,48 @@
 """Builds the Optax optimizer and the learning rate schedule of a config."""
 
+import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 
 from cae_jax.config import TrainConfig
 from cae_jax.training.soap import scale_by_soap
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decay:
+    """A decay rate as an argument of a program, with the bits that it has as a constant of one.
+
+    Attributes:
+        rate: float32.
+        complement: float32, 1 - rate, which Optax computes of a Python number in double precision.
+    """
+
+    rate: Any
+    complement: Any
+
+    def __rsub__(self, one: int) -> Any:
+        return self.complement
+
+    def __mul__(self, other: Any) -> Any:
+        return self.rate * other
+
+    def __pow__(self, other: Any) -> Any:
+        return self.rate**other
+
+
+def as_arguments(config: TrainConfig, fields: Sequence[str]) -> dict[str, Any]:
+    """The hyperparameters of some fields as arguments of a program, see `build_optimizer`."""
+    decays = {name: getattr(config, name) for name in fields if name in ("b1", "b2", "rho")}
+    return {
+        **{name: np.float32(getattr(config, name)) for name in fields},
+        **{name: Decay(np.float32(x), np.float32(1 - x)) for name, x in decays.items()},
+    }
 
 
 def build_optimizer(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from cae_jax.config import PAIRS, TrainConfig
@@ -25,7 +26,7 @@ from cae_jax.ops import cuda_graphs, settings
 from cae_jax.ops.backend import MATMUL, Backend
 from cae_jax.training import metrics, step
 from cae_jax.training.noise import build_corruption, targets
-from cae_jax.training.optimizer import build_optimizer
+from cae_jax.training.optimizer import as_arguments, build_optimizer
 
 # Fields in which the members of a group may differ: the seed, and arguments of its program.
 VARYING = ("seed", "learning_rate", "b1", "b2", "eps", "rho", "momentum", "weight_decay")
@@ -137,10 +138,10 @@ def training(
         fields: of the config, in which several members may differ.
 
     Returns:
-        ``run_chunk(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which returns
-        the state after the steps and whether all parameters are finite. For several members the
-        batches, keys and results have a first axis M, and after the keys comes ``numbers``: an
-        array ``[M]`` by name for each of `fields`.
+        ``run_chunk(state, images_NxHxWxC, batches_SxB, noise_key, numbers, start, stop)``, which
+        returns the state after the steps and whether all parameters are finite; for `numbers` see
+        the function of that name. For several members batches, keys, numbers and results have a
+        first axis M.
     """
     config, count = members[0], len(members)
     steps = steps_per_epoch(config, examples)
@@ -153,23 +154,39 @@ def training(
     batches = jax.ShapeDtypeStruct((steps, config.batch_size), jnp.int32)
     state = jax.eval_shape(init, params)
     images = _stored(config, model, examples, jnp.uint8)
+    varying = _shapes(numbers(members, fields))
+
+    def run_chunk(state, images, batches_SxB, key, numbers, start, stop):
+        run = _make_run_chunk(config, graphdef, backend, examples, numbers)
+        return run(state, images, batches_SxB, key, start, stop)
+
     if count == 1:
-        run_chunk = jax.jit(_make_run_chunk(config, graphdef, backend, examples))
-        return Program(run_chunk, (state, images, batches, _key(), _number(), _number()))
+        arguments = (state, images, batches, _key(), varying, _number(), _number())
+        return Program(jax.jit(run_chunk), arguments)
 
     @jax.jit
     def run_chunks(state, images, batches_MxSxB, keys_M, numbers, start, stop):
         def one(state, batches_SxB, key, numbers):
-            run_chunk = _make_run_chunk(config, graphdef, backend, examples, numbers)
-            return run_chunk(state, images, batches_SxB, key, start, stop)
+            return run_chunk(state, images, batches_SxB, key, numbers, start, stop)
 
         together = jax.vmap(one, in_axes=(_AXES, 0, 0, 0), out_axes=(_AXES, 0))
         return together(state, batches_MxSxB, keys_M, numbers)
 
     states = _stacked(count, state)._replace(step=state.step)
     batches, keys = _stacked(count, (batches, _key()))
-    numbers = {name: jax.ShapeDtypeStruct((count,), jnp.float32) for name in fields}
-    return Program(run_chunks, (states, images, batches, keys, numbers, _number(), _number()))
+    return Program(run_chunks, (states, images, batches, keys, varying, _number(), _number()))
+
+
+def numbers(members: Sequence[TrainConfig], fields: Sequence[str]) -> dict[str, Any]:
+    """The numbers of the optimizer that are arguments of a program: float32 by field.
+
+    Of one member as `as_arguments`, with which its bits are those of a program for its
+    config alone; of several, ``[M]``.
+    """
+    if len(members) == 1:
+        return as_arguments(members[0], fields)
+    columns = {name: [getattr(each, name) for each in members] for name in fields}
+    return {name: np.array(values, np.float32) for name, values in columns.items()}
 
 
 def _make_run_chunk(
@@ -177,7 +194,7 @@ def _make_run_chunk(
     graphdef: nnx.GraphDef,
     backend: Backend,
     examples: int,
-    numbers: Mapping[str, Any] | None = None,
+    numbers: Mapping[str, Any],
 ) -> Callable[..., tuple[step.TrainState, jax.Array]]:
     """The function of `training` for one model; `numbers` as of `build_optimizer`."""
     optimizer = build_optimizer(config, all_steps(config, examples), numbers)
@@ -280,6 +297,10 @@ def _key() -> jax.ShapeDtypeStruct:
 
 def _number() -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def _shapes(arrays: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
 
 
 def _stacked(members: int, shapes: Any) -> Any:

@@ -2,10 +2,9 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cae_jax.config import TrainConfig
@@ -96,13 +95,10 @@ class Trainer:
         """Sets the members; their keys and numbers are arguments of the programs."""
         self.members = tuple(members)
         self._keys = step.make_keys(*(config.seed for config in members))
-        self._varying: tuple[Any, ...] = (self._keys.noise,)
-        if len(members) > 1:
-            columns = {name: [getattr(each, name) for each in members] for name in self._fields}
-            self._varying += ({k: jnp.array(v, jnp.float32) for k, v in columns.items()},)
+        self._numbers = programs.numbers(members, self._fields)
 
     def with_members(self, members: Sequence[TrainConfig]) -> "Trainer":
-        """The same programs for as many other members; a single one may differ in its seed only."""
+        """The same programs for as many other members, which differ in seed and `fields`."""
         other = copy.copy(self)
         other._take(members)
         other.validation = self.validation.with_members(members)
@@ -114,8 +110,8 @@ class Trainer:
 
     def run(self, state: TrainState, batches: jax.Array, start: int, stop: int) -> Chunk:
         """Takes the steps ``start <= i < stop`` of an epoch; `batches` are those of `order`."""
-        bounds = np.int32(start), np.int32(stop)
-        state, finite = self._run_chunk(state, self.train_images, batches, *self._varying, *bounds)
+        varying, bounds = (self._keys.noise, self._numbers), (np.int32(start), np.int32(stop))
+        state, finite = self._run_chunk(state, self.train_images, batches, *varying, *bounds)
         return Chunk(state, self.losses(state), np.array(finite).reshape(-1))
 
     def losses(self, state: TrainState) -> np.ndarray:

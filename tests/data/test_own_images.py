@@ -14,6 +14,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -238,6 +239,80 @@ def test_a_run_and_the_images_it_was_trained_on(tmp_path, monkeypatch, caplog, c
         assert "skip" not in error
 
 
+def test_a_run_whose_images_have_moved(tmp_path, monkeypatch, capsys):
+    path, new, run = image_folder(tmp_path), tmp_path / "new" / "place", tmp_path / "run"
+    other = tmp_path / "other"
+    other.mkdir()
+    for i in range(3):  # too few to train on, and of another size
+        Image.fromarray(IMAGES[i].repeat(2, 0).repeat(2, 1)).save(other / f"{i}.png")
+    fields = {"model": "simple", "optimizer": "adam", "schedule": "constant", "warmup_steps": 0}
+    result = cae_jax.fit(config(path, epochs=1, **fields), run)
+    once = cae_jax.fit(config(path, epochs=2, **fields), tmp_path / "once").autoencoder
+
+    def evaluated(*arguments):
+        capsys.readouterr()
+        cli.main(["evaluate", str(run), "--json", str(tmp_path / "e.json"), *map(str, arguments)])
+        values = json.loads((tmp_path / "e.json").read_text())
+        return values["rows"][0]["psnr"], values["dataset"], capsys.readouterr().out
+
+    before = evaluated()
+    new.parent.mkdir()
+    path.rename(new)
+    shutil.rmtree(tmp_path / "prepared")
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(run)])
+    assert "or their new path as --data" in capsys.readouterr().err
+    found = evaluated("--data", new)
+    assert (found[0], found[2]) == (before[0], before[2])
+    psnr, name, table = evaluated("--data", other)
+    originals = IMAGES[:3].repeat(2, 1).repeat(2, 2)
+    shrunk = np.stack([np.asarray(Image.fromarray(x).resize((8, 8), 1)) for x in originals])
+    errors = result.autoencoder.reconstruct(shrunk).astype(np.float64) - shrunk / 255
+    expected = np.mean(-10 * np.log10((errors**2).mean((1, 2, 3))))
+    np.testing.assert_allclose(psnr[0], expected, rtol=1e-5)
+    assert (name, table.split("|")[1].strip()) == ("other", "on other")
+    cli.main(["report", str(run), "--data", str(new), "--out", str(tmp_path / "r.html")])
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(run), "--data", str(other)])
+    assert f"--data {other} has other images than {run} was" in capsys.readouterr().err
+    np.save(tmp_path / "others.npy", IMAGES)
+    with pytest.raises(UserError, match=r"differs in data \(.*photos there, .*npy now\), epochs"):
+        cae_jax.fit(config(tmp_path / "others.npy", epochs=2, **fields), run)
+    with pytest.raises(UserError, match="differs in data"):
+        cae_jax.fit(config(new, epochs=2, **fields, split=0.5), run)
+    longer = cae_jax.fit(config(new, epochs=2, **fields), run).autoencoder
+    assert json.loads((run / "config.json").read_text())["data"] == str(new)
+    for a, b in zip(*map(jax.tree.leaves, (longer.params, once.params)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert evaluated()[1] == new.name
+
+
+@pytest.mark.slow
+def test_a_population_whose_images_have_moved(tmp_path, capsys):
+    path, new, folder = image_folder(tmp_path), tmp_path / "new", tmp_path / "pop"
+
+    def members(data, epochs=1):
+        fields = {"epochs": epochs, "model": "simple", "optimizer": "adam"}
+        return [config(data, seed=seed, **fields) for seed in (0, 1)]
+
+    before = cae_jax.fit_population(members(path), folder)
+    path.rename(new)
+    shutil.rmtree(tmp_path / "prepared")
+    shutil.rmtree(folder / "seed=1")  # which is trained again
+    np.save(tmp_path / "others.npy", IMAGES)
+    with pytest.raises(UserError, match="holds a population that differs in data"):
+        cae_jax.fit_population(members(tmp_path / "others.npy"), folder)
+    after = cae_jax.fit_population(members(new), folder)
+    losses = [[m.val_loss for m in each.members.values()] for each in (before, after)]
+    assert losses[0] == losses[1]
+    kept = json.loads((folder / "members.json").read_text())["members"]
+    assert {each["data"] for each in kept.values()} == {str(new)}
+    # The first member has the old path.
+    cli.main(["evaluate", str(folder / "seed=0"), str(folder / "seed=1"), "--data", str(new)])
+    assert capsys.readouterr().out.splitlines()[-1].split("|")[3].strip() == "2"  # runs
+    cli.main(["report", str(folder), "--data", str(new), "--out", str(tmp_path / "r.html")])
+
+
 # Folders of images.
 
 
@@ -336,6 +411,113 @@ def test_other_files_are_counted(tmp_path, caplog, prepared):
     (path / "notes.txt").write_bytes(b"longer")  # what is ignored does not count
     splits(path)
     assert not caplog.records
+
+
+SYSTEM = [
+    *("@eaDir/a.png/SYNOPHOTO_THUMB_M.png", "SYNOPHOTO_THUMB_XL.png", "#recycle/a.png"),
+    *("#snapshot/a.png", "$RECYCLE.BIN/a.png", "System Volume Information/a.png"),
+    *("lost+found/a.png", "Thumbs/a.png", "Mine.photoslibrary/resources/a.png", ".git/a.png"),
+    *("__MACOSX/cat/._1.png", "Thumbs.db", "@Recycle/a.png", "cat\\.git\\a.png"),
+]
+
+
+@pytest.mark.parametrize("below", ["", "cat"])
+def test_files_of_systems_are_hidden(tmp_path, caplog, below):
+    path = image_folder(tmp_path)
+    for name in SYSTEM:
+        (path / below / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / below / name).write_bytes(png(IMAGES[0]))
+    check_whole(path)
+    assert f"; left out: {len(SYSTEM)} hidden\n" in caplog.text
+
+
+def test_links_that_lead_nowhere(tmp_path, caplog):
+    path = image_folder(tmp_path)
+    (path / "cat" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    (path / "gone").symlink_to(tmp_path / "nowhere", target_is_directory=True)
+    (path / "loop.png").symlink_to(path / "loop.png")
+    check_whole(path)
+    assert "; left out: 3 links that lead nowhere\n" in caplog.text
+    for file in path.rglob("*.PNG"):
+        file.unlink()
+    denied(path, "has no images, but 3 links that lead nowhere; it takes")
+
+
+# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+
+
+def test_pointers_of_git_lfs(tmp_path, caplog):
+    path = image_folder(tmp_path)
+    for name in ("b.png", "a.png"):
+        (path / "cat" / name).write_bytes(POINTER)
+    denied(
+        path,
+        r"2 of 26 files in .*my photos are pointers of Git LFS, whose content is not here: "
+        r"cat/a\.png, cat/b\.png; run git lfs pull there, or pass `skip_unreadable=True`",
+    )
+    (train, _), (test, _) = splits(path, skip_unreadable=True)
+    assert len(train) + len(test) == 24
+    assert "left out: 2 unreadable" in caplog.text
+    for name in ("train.parquet", "a.npz", "a.npy", "train-images-idx3-ubyte"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(POINTER)
+        where = tmp_path / name / name if name.startswith("a.") else tmp_path / name
+        denied(where, "1 of 1 files in .*: .*; run git lfs pull there$", skip_unreadable=True)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "left"),
+    [
+        ({"exclude": ("*_mask.png",)}, {"a/1.png", "a/masks/2.png", "a/b/3.jpg", "b/4.png"}),
+        ({"exclude": ("masks", "b")}, {"a/1.png", "a/1_mask.png"}),
+        ({"exclude": ("a/b/", "[ab]/[14].png")}, {"a/1_mask.png", "a/masks/2.png"}),
+        ({"include": ("*.jpg", "4.png")}, {"a/b/3.jpg", "b/4.png"}),
+        ({"include": ("a",), "exclude": ("b",)}, {"a/1.png", "a/1_mask.png", "a/masks/2.png"}),
+    ],
+)
+def test_patterns_of_files(tmp_path, patterns, left):
+    names = ["a/1.png", "a/1_mask.png", "a/masks/2.png", "a/b/3.jpg", "b/4.png", "b/notes.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listing = paths.walk(tmp_path, config("x", **patterns))
+    found = {file.key for file in listing.files} - {"b/notes.txt"}
+    assert found == left
+    assert listing.left_out == {"excluded": 6 - len(listing.files)}
+
+
+def test_a_choice_of_files_is_prepared_apart(tmp_path, prepared, caplog):
+    path = image_folder(tmp_path)
+    Image.new("L", (3, 3)).save(path / "cat" / "1_mask.png")
+    check_patterns = partial(splits, path, exclude=["*_mask.png"])
+    assert sum(len(images) for images, _ in check_patterns()) == 24
+    assert "; left out: 1 excluded\n" in caplog.text
+    (path / "cat" / "1_mask.png").unlink()
+    check_whole(path)
+    caplog.clear()
+    check_patterns()
+    assert not caplog.records
+    assert len(list(prepared.glob("my_photos-*"))) == 2
+    denied(path, r"has no images, but 24 excluded; it takes", include=("*.tif",))
+    for other in (npz_file(tmp_path), "mnist"):
+        denied(other, "`include` and `exclude` choose files of a folder, and", include=("*.png",))
+
+
+def test_an_archive_from_windows_unpacked_elsewhere(tmp_path):
+    path = tmp_path / "own"
+    path.mkdir()
+    for split, images, labels in (("train", IMAGES, LABELS), ("test", TEST_IMAGES, TEST_LABELS)):
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            (path / f"photos\\{split}\\{NAMES[label]}\\{i}.png").write_bytes(png(image))
+    (train, labels), (test, _) = splits(path)
+    assert {x.tobytes() for x in train} == {x.tobytes() for x in IMAGES}
+    assert {x.tobytes() for x in test} == {x.tobytes() for x in TEST_IMAGES}
+    assert sorted(labels) == sorted(LABELS)
+    assert data.class_names(config(path)) == NAMES
 
 
 def test_mixed_sizes_are_refused_with_two_files(tmp_path):
@@ -931,7 +1113,7 @@ def test_gray_images_before_a_colored_one_become_rgb(tmp_path):
     assert sorted(map(tuple, images[:, 0, 0].tolist())) == [(9, 90, 200), *[(100, 100, 100)] * 11]
 
 
-def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch, caplog):
     path = image_folder(tmp_path)
     scandir = os.scandir
 
@@ -941,7 +1123,12 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    denied(path, "my photos cannot be read .*cat.*grant read permission")
+    denied(path, "my photos cannot be read .*cat.*grant read permission, or pass `skip_unreadable")
+    caplog.clear()
+    (train, _), (test, _) = splits(path, skip_unreadable=True)
+    assert len(train) + len(test) == (LABELS == 1).sum()
+    assert "; left out: 1 without permission\n" in caplog.text
+    denied(path / "cat", "cat.*grant read permission$", skip_unreadable=True)
 
 
 def test_the_split_takes_both_forms_of_a_name():

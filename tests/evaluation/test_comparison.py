@@ -227,6 +227,8 @@ def test_runs_of_other_images_are_not_compared(name):
     values = {"image_size": (8, 8), "channels": 3, "image_shape": (8, 8, 1)}
     values |= {"data": "mnist", "resize": "fit", "background": "white", "split": 0.5}
     values["pairs"] = "noisy", "clean"
+    values |= dict.fromkeys(("include", "exclude"), ("*.png",))
+    values |= {"black": 1.0, "white": 9.0, "frames": "all"}
     other = cae_jax.TrainConfig(**{name: values.get(name, True)})
     comparison.check_same_images([cae_jax.TrainConfig(), cae_jax.TrainConfig(seed=1, noise="mix")])
     with pytest.raises(cae_jax.UserError, match=f"were trained with {name} "):

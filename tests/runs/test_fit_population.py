@@ -536,3 +536,35 @@ def test_ten_kills_of_a_population_do_not_change_a_bit(data_dir, tmp_path, capsy
     command = [*TRAIN, *small, "--seeds", "0", "1", "2", "--data-dir", str(data_dir)]
     stress(command, tmp_path / "stress", kills=10, fresh=False)
     assert "all ended with the same bits" in capsys.readouterr().out
+
+
+# Fields that an optimizer uses, with values that are no float32.
+SWEPT = {
+    "adam": {"b2": (0.9713, 0.97), "eps": (1e-8, 1.3e-7), "learning_rate": (1e-2, 0.0137)},
+    "soap": {"b1": (0.9, 0.873), "b2": (0.95, 0.9713), "learning_rate": (1e-2, 0.0137)},
+    "nadam": {"b1": (0.9, 0.873), "eps": (1e-8, 1.3e-7)},
+    "adamw": {"weight_decay": (0.0, 0.00123), "b1": (0.9, 0.873)},
+    "adadelta": {"rho": (0.95, 0.937)},
+    "sgd": {"momentum": (0.9, 0.77)},
+}
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["adam", *(pytest.param(each, marks=pytest.mark.slow) for each in [*SWEPT][1:])]
+)
+def test_swept_numbers_share_a_program_and_have_the_bits_of_runs_alone(
+    optimizer, monkeypatch, data_dir, tmp_path
+):
+    base = dataclasses.replace(DENSE, optimizer=optimizer, clip_norm=0.7)
+    configs = [
+        dataclasses.replace(base, **dict(zip(SWEPT[optimizer], values, strict=True)))
+        for values in zip(*SWEPT[optimizer].values(), strict=True)
+    ]
+    compiled, original = [], Trainer._compile
+    monkeypatch.setattr(
+        Trainer, "_compile", lambda *args: (compiled.append(args), original(*args))[1]
+    )
+    population = cae_jax.fit_population(configs, tmp_path / "many", data_dir=data_dir)
+    assert len(compiled) == 1
+    cae_jax.fit(configs[1], tmp_path / "alone", data_dir=data_dir)
+    assert_same_end(tmp_path / "many" / [*population.members][1], tmp_path / "alone")

@@ -1,6 +1,5 @@
 """What every kind of image source provides, and how its images are split."""
 
-import functools
 import hashlib
 import logging
 import os
@@ -32,6 +31,7 @@ SPLIT_NAMES = {
 _SIMILAR = re.compile("^(?:{0})|(?:{0})$".format("|".join(w for w in SPLIT_NAMES if len(w) > 3)))
 _CASES = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _AXES = re.compile(r"(?<![^\W\d_])([xy])(?=train|test|val)")  # as in xtrain
+_ANY = re.compile("train|test|t10k|val|dev", re.IGNORECASE)  # one of which each word has
 _SHOWN = 3  # names in a message
 MAX_CLASSES = 10_000  # larger labels count something else
 
@@ -186,13 +186,14 @@ def mixed(keys: Iterable[str]) -> list[str]:
     return sorted(keys, key=lambda key: _hash(f"order of {key}"))
 
 
-@functools.lru_cache(10_000)
 def named_split(name: str) -> str | None:
     """The split in the name of a folder, file or array: that of its first word which names one.
 
     Words end at digits, other characters and changes of case: ``seg_train``, ``train2017``,
     ``trainA`` and ``xtrain`` name one, ``trainers`` none.
     """
+    if not _ANY.search(name):  # most of 200,000 names
+        return None
     name = _AXES.sub(r"\1_", _CASES.sub("_", name).lower())
     words = re.findall(r"t10k|[^\W\d_]+", name)
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)

@@ -65,7 +65,10 @@ def open_folder(folder: Path, chosen: str) -> Source:
     }
     feature = builder.info.features[label] if label else None
     classes = feature and (feature.names or map(str, range(feature.num_classes or 0)))
-    return Source(items, tuple(classes or ()), {})
+    used = {name for slices in splits.values() for name, _ in slices}
+    others = {f"of {n}": each.num_examples for n, each in builder.info.splits.items()}
+    ignored = {} if chosen else {n: count for n, count in others.items() if n[3:] not in used}
+    return Source(items, tuple(classes or ()), {"ignored": ignored})
 
 
 def _warn_of_overlap(splits: dict[str, list[tuple[str, range]]], title: str) -> None:
