@@ -14,6 +14,7 @@ from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import Backend
 from cae_jax.training import metrics, programs, step
 from cae_jax.training.loss import select_loss
+from cae_jax.training.noise import build_corruption, targets
 
 
 class Score(NamedTuple):
@@ -47,7 +48,8 @@ class Validation:
         backend: Backend,
         test_images: np.ndarray | jax.Array,
     ) -> None:
-        self.images = jax.device_put(test_images)
+        self._stored = jax.device_put(test_images)
+        self.images = targets(build_corruption(members[0].noise), self._stored)
         self._members = members
         self._noise = programs.noise(members[0], model, len(test_images))
         program = programs.evaluation(members, model, backend, len(test_images))
@@ -78,7 +80,7 @@ class Validation:
     def _noisy(self, config: TrainConfig) -> jax.Array:
         if self._noise is None:
             return self.images
-        return self._noise.function(step.make_keys(config.seed).test_noise, scale(self.images))
+        return self._noise.function(step.make_keys(config.seed).test_noise, scale(self._stored))
 
     def evaluate(self, params: nnx.State) -> list[Score]:
         """The quality of each member of a group with these parameters."""
@@ -88,7 +90,7 @@ class Validation:
             psnr = _mean(metrics.psnr_of_mse(losses[1]))
             return [Score(_mean(select_loss(losses, kind)), psnr, self._psnr_input)]
         keys = step.make_keys(*(config.seed for config in self._members))
-        bce_MxN, mse_MxN, noisy_MxN = self._evaluate(params, keys.test_noise, self.images)
+        bce_MxN, mse_MxN, noisy_MxN = self._evaluate(params, keys.test_noise, self._stored)
         losses_MxN = select_loss((bce_MxN, mse_MxN), kind)
         columns = (losses_MxN, *map(metrics.psnr_of_mse, (mse_MxN, noisy_MxN)))
         scores = [Score(*map(_mean, row)) for row in zip(*map(np.asarray, columns), strict=True)]

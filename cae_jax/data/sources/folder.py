@@ -3,7 +3,7 @@
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from cae_jax.data.sources import (
     listed,
     mixed,
     named_split,
+    pairs,
     splits_of,
 )
 
@@ -36,8 +37,8 @@ def files(listing: Listing) -> list[File]:
     return listing.with_suffix(SUFFIXES) or listing.with_suffix([".npy"])
 
 
-def open_folder(listing: Listing) -> Source:
-    """Image files in folders of any depth.
+def open_folder(listing: Listing, names: Sequence[str] = ()) -> Source:
+    """Image files in folders of any depth; with the two `names` of folders, pairs of files.
 
     Folders, or files, whose names tell training from test images are the splits, at the first depth
     where all names do. The first other folders that differ are the classes, if every image lies in
@@ -62,7 +63,8 @@ def open_folder(listing: Listing) -> Source:
     ignored = listing.unused([*used, *masks])
     if masks:
         ignored[f"masks in {_GROUND_TRUTH}"] = len(masks)
-    return Source(items, tuple(classes), {"ignored": ignored})
+    source = Source(items, tuple(classes), {"ignored": ignored})
+    return pairs.of_folders(source, names, listing.root) if names else source
 
 
 def _items(
