@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, feature
 
 from cae_jax.config import MAX_PIXELS
 from cae_jax.data.pixels import MODES, check_shape
-from cae_jax.errors import UserError, naming
+from cae_jax.errors import UserError, installing, naming
 
 # The file formats that are read, by Pillow's names; PPM includes PGM and PBM.
 FORMATS = [
@@ -150,7 +150,7 @@ def _extra(module: str, name: str, what: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"{name} is a {what}, which takes {module.replace('_', '-')}",
-            'pip install "cae-jax[formats]"',
+            installing("formats"),
         ) from error
 
 

@@ -94,7 +94,7 @@ def record(run: Path, backend: Backend, images: str) -> None:
 
 
 def has_images(run: Path, config: TrainConfig, **where: Any) -> bool:
-    """Whether a config leads to the images that a run was trained on, as far as that is known.
+    """Whether a config leads to the images that a run was trained on, where that is known.
 
     Args:
         run: its directory.

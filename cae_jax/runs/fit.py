@@ -147,7 +147,7 @@ def train(
 
 
 def _explain_warmup(config: TrainConfig, steps: int) -> None:
-    """Logs in what a continued run with a constant schedule differs from one that is trained anew.
+    """Logs in what a continued run with a constant schedule differs from one of all its epochs.
 
     Args:
         config: of the run.

@@ -968,7 +968,7 @@ def test_parquet_files_that_are_refused(tmp_path, monkeypatch):
     assert len(splits(path)[0][0]) + len(splits(path)[1][0]) == 24
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     file.touch()
-    denied(path, r'take pyarrow; pip install "cae-jax\[parquet\]"')
+    denied(path, r'take pyarrow; pip install .*\[parquet\]"$')
 
 
 # Names and paths.
