@@ -87,7 +87,7 @@ def write_photographs(folder: Path, size: int) -> int:
         for name in names:
             place = folder / Path(name).stem
             place.mkdir(parents=True, exist_ok=True)
-            for row, column, patch in _patches(_read(package, name, "RGB"), size):
+            for row, column, patch in _patches(read_sample(package, name, "RGB"), size):
                 Image.fromarray(patch).save(place / f"{row:02}_{column:02}.png")
                 count += 1
     return count
@@ -121,7 +121,9 @@ def write_faces(path: Path) -> None:
 def textures(size: int = 28) -> np.ndarray:
     """The patches of all textures, uint8 ``[N, size, size]``, in an order without sense."""
     patches = [
-        patch for name in TEXTURES for *_, patch in _patches(_read("skimage.data", name, "L"), size)
+        patch
+        for name in TEXTURES
+        for *_, patch in _patches(read_sample("skimage.data", name, "L"), size)
     ]
     return np.random.default_rng(0).permutation(np.stack(patches))
 
@@ -129,7 +131,9 @@ def textures(size: int = 28) -> np.ndarray:
 def crops(count: int, size: int) -> np.ndarray:
     """Patches of random photographs at random places, uint8 ``[N, size, size, 3]``."""
     photographs = [
-        _read(package, name, "RGB") for package, names in PHOTOGRAPHS.items() for name in names
+        read_sample(package, name, "RGB")
+        for package, names in PHOTOGRAPHS.items()
+        for name in names
     ]
     random = np.random.default_rng(0)
     patches = np.empty((count, size, size, 3), np.uint8)
@@ -140,7 +144,8 @@ def crops(count: int, size: int) -> np.ndarray:
     return patches
 
 
-def _read(package: str, name: str, mode: str) -> np.ndarray:
+def read_sample(package: str, name: str, mode: str) -> np.ndarray:
+    """Pixels of an image that a package carries, in a mode of Pillow."""
     with resources.files(package).joinpath(name).open("rb") as file:
         return np.asarray(Image.open(file).convert(mode))
 

@@ -28,7 +28,15 @@ Loss = Literal["bce", "mse"]
 _FEATURES = {16: (16, 8), 47: (16, 8, 8), 95: (32, 16, 16, 8), math.inf: (32, 32, 16, 16, 8)}
 
 Noise = Literal[
-    "none", "gaussian", "salt_and_pepper", "masking", "speckle", "poisson", "occlusion", "mix"
+    "none",
+    "gaussian",
+    "salt_and_pepper",
+    "masking",
+    "speckle",
+    "poisson",
+    "occlusion",
+    "mix",
+    "pairs",
 ]
 
 
@@ -61,6 +69,7 @@ NOISES = {
 # The least and the largest number that float32 holds with all its digits.
 _TINY, _HUGE = 1.2e-38, 3.4e38
 MIX = "mix"  # one of the others for each image, at its default level
+PAIRS = "pairs"  # none is drawn: the data have an input for each target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +155,10 @@ class TrainConfig:
     """Standard deviation (gaussian, speckle), fraction of pixels (salt_and_pepper, masking),
     photons at white (poisson), side in pixels (occlusion)."""
 
+    pairs: tuple[str, ...] = ()
+    """Train on inputs and targets of your own, such as noisy clean: two folders in `data` with
+    files of the same names, two columns, or two arrays."""
+
     batch_size: int = 128
     """Images per step; fewer in the last one."""
 
@@ -200,6 +213,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        if self.pairs and self.noise == "none":
+            object.__setattr__(self, "noise", PAIRS)
         _check_ranges(self)
 
 
@@ -230,7 +245,8 @@ def _check_types(config: TrainConfig) -> None:
         elif hint == tuple[str, ...]:
             value = (value,) if type(value) is str else value
             accepted = isinstance(value, (tuple, list)) and all(type(x) is str and x for x in value)
-            value, takes = tuple(value) if accepted else value, "patterns of file names"
+            value = tuple(value) if accepted else value
+            takes = "two names" if name == "pairs" else "patterns of file names"
         else:
             lengths, least, takes = _TUPLES[name]
             kinds = {int, typing.get_args(hint)[0]}
@@ -275,6 +291,17 @@ def _check_ranges(config: TrainConfig) -> None:
                 raise UserError(f"`{name}` is {value!r}; it takes {takes}")
     check_level(config.noise, config.noise_level, known_shape(config))
     _check_levels(config)
+    if config.pairs and (len(set(config.pairs)) != 2 or len(config.pairs) != 2):
+        raise UserError(
+            f"`pairs` is {_short(config.pairs)}; it takes two names, of inputs and of targets"
+        )
+    if bool(config.pairs) != (config.noise == PAIRS):
+        raise UserError(
+            f"`noise` is {config.noise}; `pairs` names inputs and targets, to which no noise is "
+            "added: leave one of them out"
+            if config.pairs
+            else "`noise` is pairs; give the names of inputs and targets in `pairs`"
+        )
     phases = (0, *config.restarts, config.epochs)
     if any(a >= b for a, b in itertools.pairwise(phases)):
         raise UserError(f"`restarts` is {config.restarts}; it takes rising epochs below `epochs`")
@@ -371,17 +398,17 @@ def resolved(config: TrainConfig, image_shape: Shape | None = None) -> TrainConf
 def check_level(
     noise: str, level: float | None, image_shape: tuple[int, ...] | None = None
 ) -> float:
-    """Returns the level of a noise; 0 for ``"none"`` and `MIX`.
+    """Returns the level of a noise; 0 for ``"none"``, `MIX` and `PAIRS`.
 
     Args:
-        noise: ``"none"``, `MIX` or a key of `NOISES`.
+        noise: ``"none"``, `MIX`, `PAIRS` or a key of `NOISES`.
         level: None for the default; in pixels at most half of the images' shorter side.
         image_shape: ``(height, width, channels)``, which bounds a level in pixels, if known.
 
     Raises:
         UserError: unknown noise, or a level outside its range.
     """
-    if noise in ("none", MIX):
+    if noise in ("none", MIX, PAIRS):
         if level is not None:
             raise UserError(f"`noise_level` is {level!r}; noise {noise} takes none")
         return 0.0

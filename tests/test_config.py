@@ -14,6 +14,7 @@ from cae_jax.cli.configs import load_config
 from cae_jax.config import (
     MIX,
     NOISES,
+    PAIRS,
     TrainConfig,
     check_level,
     from_dict,
@@ -93,7 +94,7 @@ def test_is_frozen_and_checked_on_replace():
 
 def test_the_config_takes_every_noise():
     hint = typing.get_type_hints(TrainConfig)["noise"]
-    assert typing.get_args(hint) == ("none", *NOISES, MIX)
+    assert typing.get_args(hint) == ("none", *NOISES, MIX, PAIRS)
     for noise in NOISES:
         TrainConfig(noise=noise)  # the default level is one of its levels
 

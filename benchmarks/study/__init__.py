@@ -174,7 +174,10 @@ def _add_denoising(
             "The parameters of the classical denoisers, and an affine map of their output, are "
             f"tuned on {baselines.TUNING_IMAGES} noisy training images."
         )
-        others += comparison.baseline_entries(cache, data.train, data.test, noise, level)
+        clean = data.train[: baselines.TUNING_IMAGES]
+        # Another seed: tuning must not see the noise of the test images.
+        tuning = clean, comparison.noisy_images(clean, noise, level, seed=1)
+        others += comparison.baseline_entries(cache, tuning, data.test, inputs)
     networks = [trained[name] for name in (*plan.denoising, *plan.mix)]
     entries = [_entry(each, data.test, inputs) for each in networks]
     # Compare the networks, the best classical denoiser and the noisy images.

@@ -40,7 +40,7 @@ _GROUPS = {
     "data": "data image_size resize channels background split train_examples test_examples "
     "white black frames include exclude skip_unreadable max_pixels",
     "network": "model features loss",
-    "noise": "noise noise_level",
+    "noise": "noise noise_level pairs",
     "optimizer": "optimizer learning_rate schedule warmup_steps b1 b2 eps rho momentum "
     "weight_decay clip_norm",
 }

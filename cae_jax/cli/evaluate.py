@@ -16,7 +16,7 @@ import tyro
 
 from cae_jax import atomic
 from cae_jax.cli import common
-from cae_jax.config import NOISES, Noise, TrainConfig, check_level, known_shape
+from cae_jax.config import NOISES, PAIRS, Noise, TrainConfig, check_level, known_shape
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -69,24 +69,25 @@ def run(flags: Flags) -> None:
         with atomic.writing(flags.baselines, "give another directory for `baselines`"):
             flags.baselines.mkdir(parents=True, exist_ok=True)
         atomic.check_output(flags.baselines / "results.npz")
-    from cae_jax.evaluation import comparison
+    from cae_jax.evaluation import baselines, comparison
     from cae_jax.runs.folder import read_config
 
     cache.use_compilation_cache()
     configs = [read_config(each) for each in flags.runs]
     comparison.check_same_images(configs, flags.runs)
     noise, level = conditions(flags, configs)
-    config, images, other = test_images(flags, configs)
-    inputs = comparison.noisy_images(images, noise, level, flags.noise_seed)
+    config, stored, other = test_images(flags, configs)
+    images, inputs = comparison.clean_and_noisy(stored, config, noise, level, flags.noise_seed)
     groups = comparison.group_runs(flags.runs)
     trained = [comparison.open_runs(label, runs) for label, runs in groups.items()]
     others = []
     if noise != "none":
         others.append(comparison.untrained_entry("noisy image", inputs, images))
     if flags.baselines:
-        others += comparison.baseline_entries(
-            flags.baselines, load(flags, config, "train"), images, noise, level, flags.noise_seed
-        )
+        some = load(flags, config, "train")[: baselines.TUNING_IMAGES]
+        # Another seed: tuning must not see the noise of the test images.
+        tuning = comparison.clean_and_noisy(some, config, noise, level, flags.noise_seed + 1)
+        others += comparison.baseline_entries(flags.baselines, tuning, images, inputs)
     name = Path(other or config.data).name
     metadata = {"dataset": name, "noise": noise, "noise_seed": flags.noise_seed}
     metadata["level"] = check_level(noise, level, images.shape[1:])
@@ -105,15 +106,16 @@ def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, 
     from cae_jax import data
     from cae_jax.runs import environment
 
-    where, config = vars(flags.data), configs[0]
-    if flags.other in (None, config.data):
-        images = load(flags, config, "test")
-        environment.warn_of_other_images(flags.runs, configs, **where)
-        return config, images, ""
-    other = data.elsewhere(config, flags.other, data_dir=flags.data.data_dir)
-    if environment.has_images(flags.runs, other, **where):
-        return other, load(flags, other, "test"), ""
-    return config, data.load_unseen(other, **where), flags.other
+    where = vars(flags.data)
+    if flags.other not in (None, configs[0].data):
+        moved = [data.elsewhere(x, flags.other, data_dir=flags.data.data_dir) for x in configs]
+        same = (environment.has_images(*x, **where) for x in zip(flags.runs, moved, strict=True))
+        if not any(same):
+            return configs[0], data.load_unseen(moved[0], **where), flags.other
+        configs = moved
+    images = load(flags, configs[0], "test")
+    environment.warn_of_other_images(flags.runs, configs, **where)
+    return configs[0], images, ""
 
 
 def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float | None]:
@@ -143,6 +145,8 @@ def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float |
             shared("noise_level", levels, "`noise_level`")
             level = configs[0].noise_level
     check_level(noise, level, known_shape(configs[0]))
+    if noise == PAIRS and not configs[0].pairs:
+        raise UserError("`noise` is pairs, and the runs were trained without; give another")
     if flags.robustness and noise not in NOISES:
         raise UserError(
             f"noise {noise} has no level for `robustness`; give `noise`, one of {', '.join(NOISES)}"

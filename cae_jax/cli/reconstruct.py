@@ -2,12 +2,15 @@
 
     cae-jax reconstruct runs/fashion_mnist boot.png images.npy --out reconstructed
     cae-jax reconstruct runs/photos holidays --out reconstructed --resize
+    cae-jax reconstruct runs/denoise photo.jpg --out denoised --full-size
 
 Prints the PSNR of each reconstruction against its input image.
 """
 
 import collections
 import contextlib
+import functools
+import itertools
 import math
 import os
 import sys
@@ -26,7 +29,9 @@ from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
 if TYPE_CHECKING:  # the modules that import JAX are imported once the flags are accepted
+    from cae_jax.data.conversion import Conversion
     from cae_jax.models.inference import Autoencoder
+    from cae_jax.models.topology import Topology
 
 # In dB: how far the median may fall below the validation, and what inverting has to gain.
 _FAR_BELOW, _CLEAR_GAIN = 6, 3
@@ -52,6 +57,10 @@ class Flags:
     """Accept other sizes, colours, transparency and 16 bits, and convert them as a training would,
     by the `resize` of the run's config."""
 
+    full_size: bool = False
+    """Give pictures of any size and color back in theirs, with EXIF data and ICC profile; for
+    convolutional networks."""
+
     invert: bool = False
     """Invert the images before use: for dark shapes on a light background."""
 
@@ -64,6 +73,9 @@ def run(flags: Flags) -> None:
     if not flags.files:
         raise UserError("no FILES given; give image files, folders of them, or .npy files")
     files = find(flags)
+    if flags.full_size:
+        run_at_full_size(flags, files)
+        return
     names, images = read(flags, files)
     check_outputs(flags, files, names)
     cache.use_compilation_cache()
@@ -71,10 +83,59 @@ def run(flags: Flags) -> None:
     autoencoder = cae_jax.load(flags.run, backend="matmul").of_pixels
     psnr = reconstruct(flags.out, autoencoder, names, images)
     for name, value in zip(names, psnr, strict=True):
-        shown = name.encode(errors="surrogateescape").decode(errors="replace")
-        print(f"{shown}.png: {value:.2f} dB")
+        print_psnr(name, value)
     print(f"{len(names)} images in {flags.out}")
     hint(flags, autoencoder, images, psnr)
+
+
+def print_psnr(name: str, psnr: float) -> None:
+    """Prints the line of an output."""
+    shown = name.encode(errors="surrogateescape").decode(errors="replace")
+    print(f"{shown}.png: {psnr:.2f} dB")
+
+
+def run_at_full_size(flags: Flags, files: dict[Path, Path]) -> None:
+    """Reads, reconstructs and writes one picture after the other."""
+    from cae_jax.data.pictures import take_pictures, write_picture
+    from cae_jax.data.pixels import eight_bit_array
+    from cae_jax.models import tiles
+
+    if flags.resize or flags.background is not None:
+        ignored = "`resize`" if flags.resize else "`background`"
+        raise UserError(f"`full_size` keeps sizes and transparency; leave {ignored} out")
+    network, convert = network_of(flags)
+    tiles.check(network)
+    found = {file: take_pictures(file, convert) for file in files}
+    names = [
+        each for file, name in files.items() for each in numbered(file, name, len(found[file]))
+    ]
+    check_outputs(flags, files, names)
+    cache.use_compilation_cache()
+    autoencoder = cae_jax.load(flags.run, backend="matmul")
+    make_folders(flags.out, names)
+    for name, read_one in zip(names, itertools.chain(*found.values()), strict=True):
+        picture = read_one()
+        pixels = eight_bit_array(picture.pixels, name)
+        pixels = inverted(pixels) if flags.invert else pixels
+        bar = functools.partial(tqdm, desc=name, unit="tile", leave=False, disable=None)
+        output = tiles.reconstruct(network, autoencoder.params, pixels, bar)
+        with atomic.writing(flags.out):
+            write_picture(flags.out / f"{name}.png", picture._replace(pixels=output))
+        print_psnr(name, psnr_of_bytes(output, pixels))
+    print(f"{len(names)} pictures in {flags.out}")
+
+
+def psnr_of_bytes(output: np.ndarray, pixels: np.ndarray) -> float:
+    """PSNR in dB of a large picture, whose rows become floats one by one."""
+    rows = zip(output, pixels, strict=True)
+    squares = [np.square(a.astype(np.float32) - b).mean() for a, b in rows]
+    return -10 * math.log10(max(float(np.mean(squares)) / 255**2, 1e-10))
+
+
+def numbered(file: Path, name: Path, count: int) -> list[str]:
+    """The names of the outputs of a file, which are numbered for an array or several frames."""
+    one = count == 1 and file.suffix.lower() != ".npy"
+    return [f"{name}"] if one else [f"{name}-{i:04}" for i in range(count)]
 
 
 def find(flags: Flags) -> dict[Path, Path]:
@@ -105,20 +166,27 @@ def real(path: Path) -> Path:
 
 def read(flags: Flags, files: dict[Path, Path]) -> tuple[list[str], np.ndarray]:
     """The name of each output and the images ``[N, *image_shape]``, uint8 or float32 in [0, 1]."""
-    from cae_jax.data.images import conversion_of, joined, take_images
+    from cae_jax.data.images import joined, take_images
+
+    _, convert = network_of(flags)
+    names, parts = [], []
+    for file, name in progress(list(files.items()), "Reading"):
+        images = take_images(file, convert, resize=flags.resize)
+        names += numbered(file, name, len(images))
+        parts.append(inverted(images) if flags.invert else images)
+    return names, joined(parts)
+
+
+def network_of(flags: Flags) -> tuple["Topology", "Conversion"]:
+    """The network of the run, and how images are converted for it."""
+    from cae_jax.data.images import conversion_of
     from cae_jax.models.topology import from_config
     from cae_jax.runs.folder import read_config
 
     config = read_config(flags.run)
-    convert = conversion_of(config, from_config(config).image_shape)
-    convert = convert._replace(background=flags.background or config.background)
-    names, parts = [], []
-    for file, name in progress(list(files.items()), "Reading"):
-        images = take_images(file, convert, resize=flags.resize)
-        array = file.suffix.lower() == ".npy"
-        names += [f"{name}-{i:04}" if array else f"{name}" for i in range(len(images))]
-        parts.append(inverted(images) if flags.invert else images)
-    return names, joined(parts)
+    network = from_config(config)
+    convert = conversion_of(config, network.image_shape)
+    return network, convert._replace(background=flags.background or config.background)
 
 
 def inverted(images: np.ndarray) -> np.ndarray:
@@ -145,9 +213,7 @@ def reconstruct(
     from cae_jax.data.images import write_png
 
     psnr, size = [np.zeros(0)], block_size(images)
-    with atomic.writing(folder):
-        for parent in {folder, *((folder / name).parent for name in names)}:
-            parent.mkdir(parents=True, exist_ok=True)
+    make_folders(folder, names)
     with progress(range(len(names)), "Writing") as bar:
         for start in range(0, len(names), size):
             block = slice(start, start + size)
@@ -158,6 +224,13 @@ def reconstruct(
                     write_png(folder / f"{name}.png", image)
                 bar.update()
     return np.concatenate(psnr)
+
+
+def make_folders(folder: Path, names: list[str]) -> None:
+    """Makes the folders of the outputs."""
+    with atomic.writing(folder):
+        for parent in {folder, *((folder / name).parent for name in names)}:
+            parent.mkdir(parents=True, exist_ok=True)
 
 
 def block_size(images: np.ndarray) -> int:

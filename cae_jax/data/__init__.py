@@ -46,6 +46,8 @@ __all__ = [
 class Dataset(NamedTuple):
     """The images that a config trains and validates on.
 
+    Those of pairs have the channels of the target and after them those of the input.
+
     Attributes:
         train: training images, uint8 ``[N, height, width, channels]``.
         validation: validation images, uint8 ``[N, height, width, channels]``; the test images of a
@@ -68,7 +70,8 @@ class Dataset(NamedTuple):
 
     def resolve(self, config: TrainConfig) -> TrainConfig:
         """The config with what the images decide: their shape, black and white, and features."""
-        return resolved(dataclasses.replace(config, levels=self.levels), self.image_shape)
+        shape = _shape_of_one(config, self.image_shape)
+        return resolved(dataclasses.replace(config, levels=self.levels), shape)
 
 
 def load(
@@ -90,7 +93,11 @@ def load(
     return Dataset(train, validation, prepared.digest(train, *others, validation), images.levels)
 
 
-def of_arrays(config: TrainConfig, images: tuple[np.ndarray, np.ndarray]) -> Dataset:
+def of_arrays(
+    config: TrainConfig,
+    images: tuple[np.ndarray, np.ndarray],
+    targets: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Dataset:
     """Takes arrays as the images that a config trains and validates on.
 
     Args:
@@ -98,13 +105,19 @@ def of_arrays(config: TrainConfig, images: tuple[np.ndarray, np.ndarray]) -> Dat
         images: training and test images: uint8, uint16 (divided by 257), bool (True is white) or
             floats in [0, 1], of any type if the config has a `white`, ``[N, height, width,
             channels]``, N at least 1, of 1, 3 or 4 channels; gray ones also ``[N, height, width]``.
+        targets: what the images are to become, arrays of the same types and shapes, for a config
+            with `pairs`. Default: the images themselves.
 
     Raises:
         UserError: arrays of another type or shape, or too few training images for one batch.
     """
-    if not isinstance(images, (tuple, list)) or len(images) != 2:
-        raise UserError("`images` takes two arrays, of training and of test images")
+    for name, given in (("images", images), ("targets", targets)):
+        if given is not None and not (isinstance(given, (tuple, list)) and len(given) == 2):
+            raise UserError(f"`{name}` takes two arrays, of training and of test images")
     raw = _array(images[0], "training"), _array(images[1], "test")
+    if targets is not None:
+        wanted = _array(targets[0], "training targets"), _array(targets[1], "test targets")
+        raw = _pairs(raw[0], wanted[0]), _pairs(raw[1], wanted[1])
     levels = extremes(raw[0]) if config.white == "auto" else None
     train, test = _eight_bits(dataclasses.replace(config, levels=levels), *raw)
     if train.shape[1:] != test.shape[1:]:
@@ -119,6 +132,16 @@ def of_arrays(config: TrainConfig, images: tuple[np.ndarray, np.ndarray]) -> Dat
         )
     train, test = _first(config, train, test)
     return Dataset(train, test, prepared.digest(train, test), levels)
+
+
+def _pairs(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Targets and inputs in one array, see `Dataset`."""
+    if (inputs.shape, inputs.dtype) != (targets.shape, targets.dtype):
+        raise UserError(
+            f"`images` has {inputs.dtype} of shape {list(inputs.shape)} and `targets` "
+            f"{targets.dtype} of shape {list(targets.shape)}; give one type and shape"
+        )
+    return np.concatenate([targets, inputs], axis=-1)
 
 
 def _eight_bits(
@@ -243,7 +266,7 @@ def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -
     for split in SPLITS:
         if not len(getattr(images, split)[0]):
             raise _empty(config, images, split)
-    shape = images.train[0].shape[1:]
+    shape = _shape_of_one(config, images.train[0].shape[1:])
     if config.image_shape not in (None, shape):
         raise UserError(
             f"`data` {config.data} has images of shape {list(shape)}, and the config's "
@@ -257,6 +280,12 @@ def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -
             "give the images of the run",
         )
     return images
+
+
+def _shape_of_one(config: TrainConfig, shape: tuple[int, ...]) -> Shape:
+    """The shape of an image, given that of images or of pairs."""
+    height, width, channels = shape
+    return height, width, channels // 2 if config.pairs else channels
 
 
 def _empty(config: TrainConfig, images: Prepared, split: str) -> UserError:

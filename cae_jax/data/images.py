@@ -92,18 +92,34 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def _read_file(path: str | Path, convert: Conversion, resize: bool) -> np.ndarray:
     """Reads the image or images in a file; see `take_images`."""
+    path = checked_file(path)
+    if path.suffix.lower() == ".npy":
+        images = _converted(read_array(path), f"{path}", convert, resize)
+    else:
+        images = _read_image(path, f"{path}", convert, resize)
+    refuse_mask(images, path)
+    return images
+
+
+def checked_file(path: str | os.PathLike[str]) -> Path:
+    """The path of a file of one of the `SUFFIXES`; raises a `UserError` for others."""
     path = Path(os.path.expanduser(path))  # noqa: PTH111, the method fails on a file ~lock.png
     if not os.path.isfile(path):  # noqa: PTH113 - which raises without permission
         raise UserError(f"{path} is not a file that can be read; pass image files or .npy files")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path} is of an unknown type; files end in {', '.join(SUFFIXES)}")
-    if path.suffix.lower() == ".npy":
-        # np.load would also open .npz archives.
-        with naming(path, "a readable array", "save it with numpy.save"), path.open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-        images = _converted(array, f"{path}", convert, resize)
-    else:
-        images = _read_image(path, f"{path}", convert, resize)
+    return path
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array in a .npy file; raises a `UserError` for others."""
+    # np.load would also open .npz archives.
+    with naming(path, "a readable array", "save it with numpy.save"), path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def refuse_mask(images: np.ndarray, path: Path) -> None:
+    """Refuses whole numbers up to 1 from a file."""
     # Refused, not guessed: such a file is nearly always a mask, but a black image with a little
     # noise looks the same. Arrays in memory pass, where a dark frame must not stop a program.
     if images.dtype == np.uint8 and images.max(initial=0) == 1:
@@ -111,7 +127,6 @@ def _read_file(path: str | Path, convert: Conversion, resize: bool) -> np.ndarra
             f"{path} has whole numbers up to 1, which is black for uint8; if 1 is white, save the "
             "image as bool in a .npy file, or multiply it by 255"
         )
-    return images
 
 
 def _read_image(

@@ -171,34 +171,37 @@ def find(config: TrainConfig, location: Location, root: Path) -> Found | None:
             "leave them out",
         )
     if location.data in NAMED:
+        _refuse_pairs(location, config.pairs)
         return Found([], partial(_open_named, location.data, root))
     if location.missing:
         return None
     listing = walk(path, config)
-    found = _found(location, listing)
+    found = _found(location, listing, config.pairs)
     return found._replace(open=partial(_open, listing.root, found, config.skip_unreadable))
 
 
-def _found(location: Location, listing: Listing) -> Found:
+def _found(location: Location, listing: Listing, pairs: Sequence[str]) -> Found:
     """What the files of a listing are."""
     path, part = location.path, location.part
     if path.suffix.lower() in (".npy", ".npz") and path.is_file():
         _refuse_part(location)
-        return Found(listing.files, partial(arrays.open_file, path))
+        return Found(listing.files, partial(arrays.open_file, path, pairs))
     tables, images = listing.with_suffix([parquet.SUFFIX]), folder.files(listing)
     if (prepared := tfds.find_folder(listing)) is not None:
+        _refuse_pairs(location, pairs)
         if prepared != listing.root:
             _refuse_mixture(path, f"a TFDS data set in {prepared}", images)
         return Found(tfds.files(listing), partial(tfds.open_folder, prepared, part))
     if idx_files := idx.files(listing):
+        _refuse_pairs(location, pairs)
         _refuse_mixture(path, f"{len(idx_files)} IDX files", images)
         return Found(idx_files, partial(idx.open_folder, listing, part))
     _refuse_part(location)
     if tables:
         _refuse_mixture(path, f"{len(tables)} parquet files", images)
-        return Found(tables, partial(parquet.open_folder, listing))
+        return Found(tables, partial(parquet.open_folder, listing, pairs))
     if images:
-        return Found(images, partial(folder.open_folder, listing))
+        return Found(images, partial(folder.open_folder, listing, pairs))
     if listing.with_suffix([".arrow"]):
         raise UserError(
             f"{path} has .arrow files, as `datasets` saves them to disk",
@@ -232,6 +235,14 @@ def _open_named(name: str, root: Path) -> Source:
     from cae_jax.data.sources.named import open_named
 
     return open_named(name, root)
+
+
+def _refuse_pairs(location: Location, pairs: Sequence[str]) -> None:
+    if pairs:
+        raise UserError(
+            f"`data` is {location.data}, which has no `pairs`",
+            "they are of folders of images, columns of parquet files and arrays of a .npz file",
+        )
 
 
 def _refuse_mixture(path: Path, what: str, images: list[File]) -> None:

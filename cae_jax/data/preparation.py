@@ -61,12 +61,14 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
     shapes = {name: shape for name, (_, shape) in record["arrays"].items()}
     train, test = shapes["train_images"], shapes["test_images"]
     validation = shapes.get("validation_images")
+    *size, channels = max(train, test, key=len)[1:]  # one of them may be empty
     logger.warning(
-        "Prepared %d training%s and %d test images of %d x %d x %d, %s%s",
+        "Prepared %d training%s and %d test %s of %d x %d x %d, %s%s",
         train[0],
         f", {validation[0]} validation" if validation else "",
         test[0],
-        *max(train, test, key=len)[1:],  # one of them may be empty
+        *("pairs" if config.pairs else "images", *size),
+        channels // 2 if config.pairs else channels,
         preparation.statistics,
         f"; left out: {', '.join(left_out)}" if left_out else "",
     )
@@ -78,7 +80,8 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
 def _levels(source: Source, config: TrainConfig, title: str) -> tuple[float, float] | None:
     """The smallest and the largest value of the training images, by an additional pass."""
     found: list[tuple[float, float]] = []
-    for item in _items(source, "train", config.split):
+    items = _items(source, "train", config.split)
+    for item in (one for pair in items for one in (pair, pair.input) if one):
         with contextlib.suppress(UnreadableError), _opened(item) as image:  # `write` names it
             values = (extremes(values_of(x, item.name)) for x in frames(image, config.frames))
             found += [each for each in values if each]
@@ -187,7 +190,14 @@ class _Preparation:
         self.statistics.check(self._title)
 
     def _frames(self, item: Item) -> Iterator[np.ndarray]:
-        """The converted image, or all of its frames."""
+        """The converted image, or all of its frames; of pairs, with the channels of the input."""
+        if item.input is None:
+            yield from self._alone(item)
+        else:
+            for pair in zip(self._alone(item), self._alone(item.input), strict=True):
+                yield np.concatenate(pair, axis=-1)
+
+    def _alone(self, item: Item) -> Iterator[np.ndarray]:
         with _opened(item) as image:
             for frame in frames(image, self._config.frames):
                 self._agree(frame, item.name)

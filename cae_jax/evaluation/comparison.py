@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cae_jax import markdown
-from cae_jax.config import ARRAYS, NOISES, TrainConfig, check_level
+from cae_jax.config import ARRAYS, NOISES, PAIRS, TrainConfig, check_level
 from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines
 from cae_jax.evaluation.intervals import Interval, difference_interval, mean_interval
@@ -35,7 +35,7 @@ _LABELS = ("clean", "noisy image", *baselines.DENOISERS)
 # Fields of a config that determine the images.
 DATA_FIELDS = (
     *("data", "image_size", "resize", "channels", "background", "black", "white", "frames"),
-    *("split", "include", "exclude", "skip_unreadable", "image_shape"),
+    *("split", "include", "exclude", "skip_unreadable", "image_shape", "pairs"),
 )
 _FORMATS = {"bce": ".4f", "mse": ".5f", "psnr": ".2f", "ssim": ".4f"}
 _FORMATS |= {"parameters": ",", "seconds": ".0f"}
@@ -150,6 +150,23 @@ def noisy_images(
     return np.asarray(noisy)
 
 
+def clean_and_noisy(
+    stored: np.ndarray, config: TrainConfig, noise: str, level: float | None = None, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The targets among images and what the models are to restore them from.
+
+    Args:
+        stored: uint8 ``[N, H, W, C]``, or pairs, see `cae_jax.data.Dataset`.
+        config: says whether they are pairs.
+        noise, level, seed: see `noisy_images`; ``"pairs"`` takes the inputs of the pairs.
+
+    Returns:
+        targets uint8 and inputs float32, ``[N, H, W, C]``.
+    """
+    images = stored[..., : stored.shape[-1] // 2] if config.pairs else stored
+    return images, noisy_images(stored if noise == PAIRS else images, noise, level, seed)
+
+
 def trained_entry(trained: Trained, images: np.ndarray, inputs: np.ndarray) -> Entry:
     """Evaluates the runs of a config on `inputs`, whose clean form is `images`."""
     first = trained.autoencoders[0]
@@ -173,27 +190,23 @@ def untrained_entry(
 
 def baseline_entries(
     folder: Path,
-    train_images: np.ndarray,
+    tuning: tuple[np.ndarray, np.ndarray],
     images: np.ndarray,
-    noise: str,
-    level: float | None = None,
-    seed: int = 0,
+    inputs: np.ndarray,
 ) -> list[Entry]:
     """Evaluates the classical denoisers, tuned on training images with the same kind of noise.
 
     Args:
         folder: cache of the denoised images, see `baselines.denoise_all`.
-        train_images: uint8, of which the first `baselines.TUNING_IMAGES` are used.
+        tuning: training images and their noisy form, with other noise than the test images, as of
+            `clean_and_noisy`.
         images: test images, uint8 ``[N, H, W, C]``.
-        noise, level, seed: noise on the test images, see `noisy_images`.
+        inputs: their noisy form, float32 ``[N, H, W, C]`` in [0, 1].
 
     Raises:
         UserError: the extra ``baselines`` is not installed, or `folder` cannot be written.
     """
-    inputs = noisy_images(images, noise, level, seed)
-    clean = train_images[: baselines.TUNING_IMAGES]
-    # Another seed: tuning must not see the noise of the test images.
-    noisy = noisy_images(clean, noise, level, seed + 1)
+    clean, noisy = tuning
     return [
         untrained_entry(name, outputs, images, settings)
         for name, settings, outputs in baselines.denoise_all(folder, noisy, clean, inputs)

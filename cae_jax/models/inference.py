@@ -14,9 +14,11 @@ from flax import nnx
 from jax.core import Tracer
 
 from cae_jax.config import TrainConfig
+from cae_jax.data.conversion import Conversion
 from cae_jax.data.images import conversion_of, take_images
+from cae_jax.data.pictures import take_pictures
 from cae_jax.errors import UserError
-from cae_jax.models import autoencoders, topology
+from cae_jax.models import autoencoders, tiles, topology
 from cae_jax.ops import settings
 from cae_jax.ops.backend import MATMUL, Backend, choose
 
@@ -133,12 +135,20 @@ class Autoencoder:
             raise UserError(f"codes ({codes.dtype}) must be finite floats, as encode gives")
         return self._batched(self._passes.decode, values, self._image_shape)
 
-    def reconstruct(self, images: Images, *, resize: bool = False) -> np.ndarray:
+    def reconstruct(
+        self, images: Images, *, resize: bool = False, full_size: bool = False
+    ) -> np.ndarray:
         """Encodes and decodes images: ``[N, *image_shape]`` in [0, 1].
 
+        With `full_size` the images are pictures of any size and color, and come back with their own
+        height, width and channels: the network is computed for their size from the same weights,
+        see `cae_jax.models.tiles`. It takes a convolutional network, and pictures of one shape.
+
         Raises:
-            UserError: see `encode`.
+            UserError: see `encode`; a fully connected network, or pictures of several shapes.
         """
+        if full_size:
+            return self._at_full_size(images, resize)
         images = self._taken(images, resize)
         return self._batched(self._passes.reconstruct, images, self._image_shape)
 
@@ -150,9 +160,26 @@ class Autoencoder:
         """
         return self._batched(self._passes.logits, self._taken(images, resize), self._image_shape)
 
+    def _at_full_size(self, images: Images, resize: bool) -> np.ndarray:
+        tiles.check(self.topology)
+        if resize:
+            raise UserError("`resize` and `full_size` exclude each other; leave one out")
+        pictures = [read().pixels for read in take_pictures(images, self._conversion)]
+        if len({picture.shape for picture in pictures}) > 1:
+            raise UserError("the pictures differ in shape; pass them one by one")
+        floats = [
+            picture / np.float32(255) if picture.dtype == np.uint8 else picture
+            for picture in pictures
+        ]
+        return np.stack([tiles.reconstruct(self.topology, self.params, each) for each in floats])
+
+    @property
+    def _conversion(self) -> Conversion:
+        return conversion_of(self.config, self._image_shape)
+
     def _taken(self, images: Images, resize: bool) -> np.ndarray:
         _refuse_traced(images)
-        return take_images(images, conversion_of(self.config, self._image_shape), resize=resize)
+        return take_images(images, self._conversion, resize=resize)
 
     @settings.ours()
     def _batched(

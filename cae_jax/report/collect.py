@@ -63,24 +63,25 @@ def collect(
             "pass fewer runs"
         )
     where = {"data_dir": data_dir, "verify_data": verify_data}
-    config = configs[0]
-    if moved not in (None, config.data):
-        config = data.elsewhere(config, moved, data_dir=data_dir)
-        if not environment.has_images(runs, config, **where):
+    if moved not in (None, configs[0].data):
+        configs = [data.elsewhere(config, moved, data_dir=data_dir) for config in configs]
+        if not any(
+            environment.has_images(*each, **where) for each in zip(runs, configs, strict=True)
+        ):
             raise UserError(
                 f"`data` {moved} has other images than {runs[0]} was trained on; give those, or "
                 "evaluate on them with cae-jax evaluate"
             )
-    images, labels = environment.load_split(runs[0], config, "validation", **where)
-    if config == configs[0]:
-        environment.warn_of_other_images(runs, configs, **where)
-    images = images[:IMAGES]
+    images, labels = environment.load_split(runs[0], configs[0], "validation", **where)
+    environment.warn_of_other_images(runs, configs, **where)
+    stored = images[:IMAGES]
+    images, _ = comparison.clean_and_noisy(stored, configs[0], "none")
     height, width, channels = images.shape[1:]
     return {
-        "dataset": Path(config.data).name,
+        "dataset": Path(configs[0].data).name,
         "image_shape": list(images.shape[1:]),
         "images": _base64(images),
-        "classes": _classes(labels, data.class_names(config, data_dir=data_dir)),
+        "classes": _classes(labels, data.class_names(configs[0], data_dir=data_dir)),
         "noises": {noise: _slider(noise, configs, images.shape[1:]) for noise in NOISES},
         "defaults": to_dict(resolved(TrainConfig(), (height, width, channels))),
         "populations": [
@@ -88,7 +89,7 @@ def collect(
             for name, found in zip(run_names([*populations]), populations.values(), strict=True)
         ],
         "runs": [
-            {"name": name, **_run_data(run, autoencoder, images)}
+            {"name": name, **_run_data(run, autoencoder, stored)}
             for name, run, autoencoder in zip(run_names(runs), runs, autoencoders, strict=True)
         ],
     }
@@ -150,11 +151,13 @@ def network(topology: Topology, parameters: Mapping[str, Mapping[str, Any]]) -> 
     return {"code": topology.code, "layers": layers}
 
 
-def _run_data(run: Path, autoencoder: Autoencoder, images: np.ndarray) -> dict[str, Any]:
-    """The report data of one run; `images` are the clean test images."""
+def _run_data(run: Path, autoencoder: Autoencoder, stored: np.ndarray) -> dict[str, Any]:
+    """The report data of one run; `stored` are the test images or pairs."""
     parameters = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     config, rows = autoencoder.config, history.of_run(run)
-    inputs = comparison.noisy_images(images, config.noise, config.noise_level, config.seed)
+    images, inputs = comparison.clean_and_noisy(
+        stored, config, config.noise, config.noise_level, config.seed
+    )
     noisy = config.noise != "none"
     columns = ("epoch", "loss", "val_loss", "val_psnr")
     return {

@@ -52,6 +52,7 @@ def fit(
     overwrite: bool = False,
     start_from: str | Path | None = None,
     images: tuple[np.ndarray, np.ndarray] | None = None,
+    targets: tuple[np.ndarray, np.ndarray] | None = None,
     data_dir: str | Path | None = None,
     verify_data: bool = False,
     chunk_steps: int | None = None,
@@ -70,6 +71,7 @@ def fit(
         overwrite: replace the run in `workdir`, which is kept until the new one has a checkpoint.
         start_from: run of the same network, whose weights a new run begins with.
         images: training and test images in place of the data set, see `cae_jax.data.of_arrays`.
+        targets: what these images are to become, such as clean ones; as `TrainConfig.pairs`.
         data_dir, verify_data: see `cae_jax.data.load_split`.
         chunk_steps: steps between two checks for signals, see `cae_jax.runs.epochs.Chunks`.
         backend: see `cae_jax.ops.backend.choose`; a run keeps its backend unless another is named.
@@ -83,7 +85,8 @@ def fit(
     workdir = Path(workdir).expanduser()
     with Session(chunk_steps, on_epoch, on_chunk) as session:
         where: Any = {"data_dir": data_dir, "verify_data": verify_data}
-        config, dataset, chosen = prepare(config, workdir, backend, images, session.start, **where)
+        arrays = images, targets
+        config, dataset, chosen = prepare(config, workdir, backend, arrays, session.start, **where)
         weights = None if start_from is None else _weights_of(config, start_from)
         session.check()
         with open_run(workdir, config, overwrite=overwrite, images=dataset.digest) as folder:

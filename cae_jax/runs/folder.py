@@ -8,7 +8,7 @@ checkpoints/           the newest three and the best
 tensorboard/           the history for TensorBoard
 summary.txt            the layer table
 history.png            loss over epochs
-reconstructions.png    the first ten test images, their noisy inputs if any, and reconstructions
+reconstructions.png    the first ten validation images, noisy inputs if any, and reconstructions
 result.json            final and best metrics, versions, device; written last
 damaged/               damaged checkpoints, set aside
 """

@@ -15,6 +15,7 @@ from flax import nnx
 
 from cae_jax import atomic, data
 from cae_jax.config import ARRAYS, TrainConfig, known_shape, resolved
+from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from cae_jax.models.summary import layer_table
@@ -23,6 +24,8 @@ from cae_jax.runs import environment
 from cae_jax.training import programs
 from cae_jax.training.step import TrainState, make_keys
 from cae_jax.training.trainer import Trainer, initial_state, stack
+
+Splits = tuple[np.ndarray, np.ndarray]  # training and test images
 
 
 class Job:
@@ -116,7 +119,7 @@ def prepare(
     config: TrainConfig,
     workdir: Path,
     backend: str,
-    images: tuple[np.ndarray, np.ndarray] | None,
+    arrays: tuple[Splits | None, Splits | None],
     start: Callable[..., Future[Backend]],
     **where: Any,
 ) -> tuple[TrainConfig, data.Dataset, Backend]:
@@ -125,6 +128,7 @@ def prepare(
     Compiles the kernel and prepares the data, concurrently if the image shape is known in advance.
 
     Args:
+        arrays: `images` and `targets` of `fit`.
         start: starts a function in a thread, so that a signal can end the wait for it.
     """
 
@@ -132,9 +136,16 @@ def prepare(
         environment.check_memory(config)
         return start(environment.choose_backend, workdir, config, backend)
 
+    images, targets = arrays
+    if targets is not None:
+        if images is None:
+            raise UserError("`targets` are for `images`; give both, or name them in `pairs`")
+        config = dataclasses.replace(config, pairs=("images", "targets"))
     if images is not None:
+        if config.pairs and targets is None:
+            raise UserError("`pairs` names what `data` has; with `images` give `targets`")
         config = dataclasses.replace(config, data=ARRAYS, image_shape=None)
-        dataset = data.of_arrays(config, images)
+        dataset = data.of_arrays(config, images, targets)
     else:
         config = data.located(config, data_dir=where["data_dir"])
         if known_shape(config) is not None:

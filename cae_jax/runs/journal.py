@@ -29,7 +29,7 @@ from cae_jax.training.step import TrainState
 from cae_jax.training.trainer import Trainer, device_name
 
 logger = logging.getLogger(__name__)
-_PICTURES = 10  # test images in the figure
+_PICTURES = 10  # validation images in the figure
 _PACKAGES = ("cae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

@@ -60,6 +60,7 @@ def fit_population(
     *,
     overwrite: bool = False,
     images: tuple[np.ndarray, np.ndarray] | None = None,
+    targets: tuple[np.ndarray, np.ndarray] | None = None,
     data_dir: str | Path | None = None,
     verify_data: bool = False,
     chunk_steps: int | None = None,
@@ -78,7 +79,7 @@ def fit_population(
         configs: of the members.
         workdir: directory of the population; `cae_jax.runs.members` lists its files.
         overwrite: replace a run in `workdir`; a population with runs is never replaced.
-        images, data_dir, verify_data, chunk_steps, backend, on_chunk: as of `fit`.
+        images, targets, data_dir, verify_data, chunk_steps, backend, on_chunk: as of `fit`.
         members_per_program: models trained by one compiled program. None takes 1 on a CPU, and
             otherwise as many as fit in memory. One at a time, the results equal those of `fit` bit
             by bit; several together agree with them up to rounding.
@@ -92,9 +93,10 @@ def fit_population(
     with Session(chunk_steps, on_chunk=on_chunk) as session:
         where: Any = {"data_dir": data_dir, "verify_data": verify_data}
         config, dataset, chosen = prepare(
-            configs[0], workdir, backend, images, session.start, **where
+            configs[0], workdir, backend, (images, targets), session.start, **where
         )
-        shared = {name: getattr(config, name) for name in ("data", "image_shape", "features")}
+        fields = ("data", "pairs", "image_shape", "features")
+        shared = {name: getattr(config, name) for name in fields}
         configs = [dataclasses.replace(each, **shared) for each in configs]
         session.check()
         with members.open_population(

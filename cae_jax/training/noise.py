@@ -8,11 +8,12 @@ all channels, including transparency.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cae_jax.config import MIX, check_level
+from cae_jax.config import MIX, PAIRS, check_level
 
 # Photons at white up to which their number is drawn by inversion.
 _FEW_PHOTONS = 16.0
@@ -24,8 +25,8 @@ def build_corruption(noise: str, level: float | None = None) -> Corruption | Non
     """Builds ``corrupt(key, images)``, which returns noisy images; None for ``"none"``.
 
     Args:
-        noise: ``"none"``, a key of `cae_jax.config.NOISES`, or ``"mix"``, which draws one of them
-            for each image, at its default level.
+        noise: ``"none"``, a key of `cae_jax.config.NOISES`, ``"mix"``, which draws one of them
+            for each image, at its default level, or ``"pairs"``, which draws nothing.
         level: see `cae_jax.config.check_level`.
 
     Raises:
@@ -35,9 +36,21 @@ def build_corruption(noise: str, level: float | None = None) -> Corruption | Non
     check_level(noise, level)
     if noise == "none":
         return None
+    if noise == PAIRS:
+        return inputs_of_pairs
     if noise == MIX:
         return _mix
     return lambda key, images: _draw(noise, key, images, level)
+
+
+def inputs_of_pairs(_key: jax.Array, images: jax.Array) -> jax.Array:
+    """The inputs among the channels of pairs, which are those of the target and of the input."""
+    return images[..., images.shape[-1] // 2 :]
+
+
+def targets(corrupt: Corruption | None, images: Any) -> Any:
+    """What the network is to restore: the images, or their first channels if they are pairs."""
+    return images[..., : images.shape[-1] // 2] if corrupt is inputs_of_pairs else images
 
 
 def _draw(noise: str, key: jax.Array, images: jax.Array, level: float | None = None) -> jax.Array:

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cae_jax.config import TrainConfig, check_used
+from cae_jax.config import PAIRS, TrainConfig, check_used
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops import cuda_graphs, settings
-from cae_jax.ops.backend import MATMUL, Backend
+from cae_jax.ops.backend import MATMUL, Backend, device_memory
 from cae_jax.training import metrics, step
-from cae_jax.training.noise import build_corruption
+from cae_jax.training.noise import build_corruption, targets
 from cae_jax.training.optimizer import as_arguments, build_optimizer
 
 # Fields in which the members of a group may differ: the seed, and arguments of its program.
@@ -58,6 +58,24 @@ class Program(NamedTuple):
         """Compiles the function, for the default device or for that of `sharding`."""
         device = next(iter(sharding.device_set)) if sharding else jax.devices()[0]
         return cuda_graphs.compile_loop(self.lower(sharding), device)
+
+    def compile_here(self) -> jax.stages.Compiled:
+        """Compiles the function for the default device.
+
+        Raises:
+            UserError: the program needs more memory than the device has.
+        """
+        compiled, there = self.compile(), device_memory()
+        memory = compiled.memory_analysis()
+        # Not its arguments: a CPU reads the images from a file that is mapped to memory. What a CPU
+        # has in all is also for other programs, whose needs were up to as much again when measured.
+        most = there // 2 if jax.default_backend() == "cpu" else there
+        if memory is not None and (needed := memory.temp_size_in_bytes) > most:
+            raise UserError(
+                f"training needs {needed / 1e9:,.1f} GB for the layers, and of {there / 1e9:,.1f} "
+                f"GB it takes {most / 1e9:,.1f}; lower `image_size`, `features` or `batch_size`"
+            )
+        return compiled
 
 
 def steps_per_epoch(config: TrainConfig, examples: int) -> int:
@@ -154,7 +172,7 @@ def training(
 
     batches = jax.ShapeDtypeStruct((steps, config.batch_size), jnp.int32)
     state = jax.eval_shape(init, params)
-    images = _images(model, examples, jnp.uint8)
+    images = _stored(config, model, examples, jnp.uint8)
     varying = _shapes(numbers(members, fields))
 
     def run_chunk(state, images, batches_SxB, key, numbers, start, stop):
@@ -231,15 +249,17 @@ def evaluation(
 
     @jax.jit
     def evaluate(params, keys_M, images):
-        clean = scale(images)
+        clean, floats = targets(corrupt, images), scale(images)
 
         def one(member):
             params, key = member
-            inputs = images if corrupt is None else corrupt(key, clean)
-            return *losses(params, inputs, images), metrics.mse(scale(inputs), clean)
+            inputs = images if corrupt is None else corrupt(key, floats)
+            mse = metrics.mse(scale(inputs), targets(corrupt, floats))
+            return *losses(params, inputs, clean), mse
 
         return jax.lax.map(one, (params, keys_M), batch_size=_EVALUATED)
 
+    images = _stored(config, model, examples, jnp.uint8)
     return Program(evaluate, (*_stacked(count, (params, _key())), images))
 
 
@@ -261,7 +281,7 @@ def noise(config: TrainConfig, model: Model, examples: int) -> Program | None:
     corrupt = build_corruption(config.noise, config.noise_level)
     if corrupt is None:
         return None
-    return Program(jax.jit(corrupt), (_key(), _images(model, examples, jnp.float32)))
+    return Program(jax.jit(corrupt), (_key(), _stored(config, model, examples, jnp.float32)))
 
 
 def inference(model: Model, backend: Backend) -> dict[str, Program]:
@@ -281,6 +301,13 @@ def inference(model: Model, backend: Backend) -> dict[str, Program]:
 
 def _images(model: Model, examples: int, dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((examples, *model.image_shape), dtype)
+
+
+def _stored(config: TrainConfig, model: Model, examples: int, dtype: Any) -> jax.ShapeDtypeStruct:
+    """Images as data sets have them: those of pairs have the channels of target and input."""
+    images = _images(model, examples, dtype)
+    *size, channels = images.shape
+    return images.update(shape=(*size, 2 * channels)) if config.noise == PAIRS else images
 
 
 def _key() -> jax.ShapeDtypeStruct:

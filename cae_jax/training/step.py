@@ -21,7 +21,7 @@ from cae_jax.config import Loss
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import MATMUL, Backend
 from cae_jax.training.loss import Losses, make_loss, make_losses
-from cae_jax.training.noise import Corruption
+from cae_jax.training.noise import Corruption, targets
 
 # Test images in a step of the evaluation: few enough for their activations to stay in the cache.
 EVAL_BATCH = 250
@@ -105,7 +105,7 @@ def make_run_steps(
 ) -> jax.stages.Wrapped:
     """Makes the compiled loop over training steps that minimise the loss `kind`.
 
-    `corrupt` adds noise to the inputs only.
+    `corrupt` adds noise to the inputs only, or takes pairs apart.
 
     Returns:
         ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
@@ -117,10 +117,11 @@ def make_run_steps(
         params = unravel(state.params)
         # The last batch is padded; mask the padding.
         weights_B = (batch_B < images_NxHxWxC.shape[0]).astype(jnp.float32)
-        inputs_BxHxWxC = targets_BxHxWxC = images_NxHxWxC.at[batch_B].get(mode="clip")
+        images_BxHxWxC = images_NxHxWxC.at[batch_B].get(mode="clip")
+        inputs_BxHxWxC = targets_BxHxWxC = targets(corrupt, images_BxHxWxC)
         if corrupt is not None:
             key = jax.random.fold_in(noise_key, state.step)
-            inputs_BxHxWxC = corrupt(key, scale(targets_BxHxWxC))
+            inputs_BxHxWxC = corrupt(key, scale(images_BxHxWxC))
         loss, grads = value_and_grad(params, inputs_BxHxWxC, targets_BxHxWxC, weights_B)
         # A loss or gradient that is not finite marks the step's loss and the whole gradient, so
         # that the losses name the step and the optimizer can skip it.

@@ -1,4 +1,4 @@
-"""Evaluates a group of models on the test images, with the noise that their training has."""
+"""Evaluates a group of models on validation images, with the noise that their training has."""
 
 import copy
 import functools
@@ -14,15 +14,16 @@ from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import Backend
 from cae_jax.training import metrics, programs, step
 from cae_jax.training.loss import select_loss
+from cae_jax.training.noise import build_corruption, targets
 
 
 class Score(NamedTuple):
-    """The quality of a model after an epoch: means over the test images.
+    """The quality of a model after an epoch: means over the validation images.
 
     Attributes:
         val_loss: the loss that training minimises, with noise if the config has any.
         val_psnr: PSNR of the reconstructions in dB, against the clean images.
-        val_psnr_input: PSNR of the noisy test images themselves in dB; None without noise.
+        val_psnr_input: PSNR of the noisy images themselves in dB; None without noise.
     """
 
     val_loss: float
@@ -31,7 +32,7 @@ class Score(NamedTuple):
 
 
 class Validation:
-    """Evaluates a group of models on the test images; its program is compiled on construction.
+    """Evaluates a group of models on validation images; its program is compiled on construction.
 
     Args:
         members: configs of the group, see `programs.check_members`.
@@ -47,10 +48,12 @@ class Validation:
         backend: Backend,
         test_images: np.ndarray | jax.Array,
     ) -> None:
-        self.images = jax.device_put(test_images)
+        self._stored = jax.device_put(test_images)
+        self.images = targets(build_corruption(members[0].noise), self._stored)
         self._members = members
         self._noise = programs.noise(members[0], model, len(test_images))
-        self._evaluate = programs.evaluation(members, model, backend, len(test_images)).compile()
+        program = programs.evaluation(members, model, backend, len(test_images))
+        self._evaluate = program.compile_here()
 
     def with_members(self, members: Sequence[TrainConfig]) -> "Validation":
         """The same images and program for other members, with the noise of their seeds."""
@@ -61,7 +64,7 @@ class Validation:
         return other
 
     def inputs(self, k: int = 0) -> jax.Array:
-        """The test images with the noise of member `k`, if any."""
+        """The validation images with the noise of member `k`, if any."""
         return self._inputs if len(self._members) == 1 else self._noisy(self._members[k])
 
     @functools.cached_property
@@ -77,7 +80,7 @@ class Validation:
     def _noisy(self, config: TrainConfig) -> jax.Array:
         if self._noise is None:
             return self.images
-        return self._noise.function(step.make_keys(config.seed).test_noise, scale(self.images))
+        return self._noise.function(step.make_keys(config.seed).test_noise, scale(self._stored))
 
     def evaluate(self, params: nnx.State) -> list[Score]:
         """The quality of each member of a group with these parameters."""
@@ -87,7 +90,7 @@ class Validation:
             psnr = _mean(metrics.psnr_of_mse(losses[1]))
             return [Score(_mean(select_loss(losses, kind)), psnr, self._psnr_input)]
         keys = step.make_keys(*(config.seed for config in self._members))
-        bce_MxN, mse_MxN, noisy_MxN = self._evaluate(params, keys.test_noise, self.images)
+        bce_MxN, mse_MxN, noisy_MxN = self._evaluate(params, keys.test_noise, self._stored)
         losses_MxN = select_loss((bce_MxN, mse_MxN), kind)
         columns = (losses_MxN, *map(metrics.psnr_of_mse, (mse_MxN, noisy_MxN)))
         scores = [Score(*map(_mean, row)) for row in zip(*map(np.asarray, columns), strict=True)]

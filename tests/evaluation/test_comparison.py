@@ -215,7 +215,8 @@ def test_colors(tmp_path, monkeypatch):
     function, grid = baselines.DENOISERS["median"]
     monkeypatch.setattr(baselines, "DENOISERS", {"median": (function, grid[:1])})
     monkeypatch.setattr(baselines, "workers", lambda: contextlib.nullcontext(InThisProcess()))
-    (median,) = comparison.baseline_entries(tmp_path / "cache", images[:16], test, "occlusion")
+    tuning = images[:16], comparison.noisy_images(images[:16], "occlusion", seed=1)
+    (median,) = comparison.baseline_entries(tmp_path / "cache", tuning, test, inputs)
     assert median.outputs.shape == test.shape
     figures.save_rows(tmp_path / "a.png", comparison.first_rows([entry, median], test))
     figures.save_rows(tmp_path / "b.png", comparison.worst_rows([entry], test, inputs))
@@ -225,6 +226,7 @@ def test_colors(tmp_path, monkeypatch):
 def test_runs_of_other_images_are_not_compared(name):
     values = {"image_size": (8, 8), "channels": 3, "image_shape": (8, 8, 1)}
     values |= {"data": "mnist", "resize": "fit", "background": "white", "split": 0.5}
+    values["pairs"] = "noisy", "clean"
     values |= dict.fromkeys(("include", "exclude"), ("*.png",))
     values |= {"black": 1.0, "white": 9.0, "frames": "all"}
     other = cae_jax.TrainConfig(**{name: values.get(name, True)})

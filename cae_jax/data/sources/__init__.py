@@ -96,12 +96,14 @@ class Item(NamedTuple):
         name: how an error names it.
         read: opens it; raises `cae_jax.data.conversion.UnreadableError`.
         label: index of its class; None without labels.
+        input: what is to become this image, in pairs; None without.
     """
 
     key: str
     name: str
     read: Callable[[], Image.Image | np.ndarray]
     label: int | None = None
+    input: "Item | None" = None
 
 
 class Source(NamedTuple):

@@ -2,7 +2,7 @@
 
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -11,19 +11,20 @@ import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0
 
 from cae_jax.data.pixels import check_shape
-from cae_jax.data.sources import ALL, Images, Source, named_split, of_arrays, splits_of
+from cae_jax.data.sources import ALL, Images, Item, Source, named_split, of_arrays, splits_of
 from cae_jax.errors import UserError, naming
 
 # Of several arrays of whole numbers, the one with such a name has the labels.
 _LABEL_NAMES = re.compile(r"label|target|class|(^|_)y(_|$)", re.IGNORECASE)
 
 
-def open_file(path: Path) -> Source:
+def open_file(path: Path, pairs: Sequence[str] = ()) -> Source:
     """The images of a .npy or .npz file in their order.
 
     Images are arrays of three or four dimensions, labels whole numbers with the same first axis:
     ``train_images`` and ``train_labels``, ``x_test`` and ``y_test``, or a single array. A .npy file
-    is mapped to memory; of a .npz file one array at a time is read whole.
+    is mapped to memory; of a .npz file one array at a time is read whole. With `pairs` the arrays
+    have these words in their names: of inputs and of targets.
 
     Raises:
         UserError: a damaged file, no images, or several arrays of images.
@@ -34,6 +35,8 @@ def open_file(path: Path) -> Source:
             read = arrays.__getitem__
         else:
             arrays, read = _headers(path), partial(_member, path)
+    if pairs:
+        return _open_pairs(path, arrays, read, pairs)
     several = {name: array for name, array in arrays.items() if array.ndim > 2}
     flat = {name: a for name, a in arrays.items() if a.ndim == 2 and not _is_label(a)}
     images = splits_of(_images(several or flat, path), path, names=several or flat)
@@ -52,6 +55,43 @@ def open_file(path: Path) -> Source:
         )
     others = sorted(arrays.keys() - used)
     return of_arrays(found, {"ignored": dict.fromkeys(others, 1)} if others else {})
+
+
+def _open_pairs(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    read: Callable[[str], np.ndarray],
+    pairs: Sequence[str],
+) -> Source:
+    """The pairs of images at the same places of two arrays."""
+    sides = []
+    for word in pairs:
+        has_word = re.compile(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", re.IGNORECASE)
+        named = {name: array for name, array in arrays.items() if has_word.search(name)}
+        if not named:
+            raise UserError(
+                f"{path} has no array {word}, only {', '.join(filter(None, arrays)) or 'one'}",
+                "`pairs` takes the names of two arrays in a .npz file",
+            )
+        sides.append(splits_of(_images(named, path), path, names=named))
+    inputs, targets = sides
+    if inputs.keys() != targets.keys() or any(
+        len(arrays[inputs[split]]) != len(arrays[targets[split]]) for split in inputs
+    ):
+        shapes = [f"{name} {list(arrays[name].shape)}" for x in sides for name in x.values()]
+        raise UserError(f"{path} has {', '.join(shapes)}; save as many inputs as targets")
+
+    def items(split: str) -> Iterator[Item]:
+        both = [
+            Images(lambda i: f"[{i}]", f"{path}: {name}", partial(read, name), None).items(False)
+            for name in (inputs[split], targets[split])
+        ]
+        for given, target in zip(*both, strict=True):
+            yield target._replace(input=given)
+
+    others = sorted(arrays.keys() - {*inputs.values(), *targets.values()})
+    notes = {"ignored": dict.fromkeys(others, 1)} if others else {}
+    return Source({split: partial(items, split) for split in inputs}, (), notes)
 
 
 def _headers(path: Path) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from cae_jax.data.sources import (
     listed,
     mixed,
     named_split,
+    pairs,
     splits_of,
 )
 
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 Splits = dict[str, list[File]]  # by `SPLIT_NAMES` and `ALL`
 # Names of what belongs to an image; MVTec's masks lie in a folder beside train and test.
 _MASKS = re.compile(
-    r"(?<![a-z])(?:masks?|segmentations?|annotations?|labels|ground_?truth)(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])(?:masks?|segmentations?|annotations?|labels|gt|ground_?truth)(?![a-z])",
+    re.IGNORECASE,
 )
 _GROUND_TRUTH = "ground_truth"
 
@@ -35,8 +37,8 @@ def files(listing: Listing) -> list[File]:
     return listing.with_suffix(SUFFIXES) or listing.with_suffix([".npy"])
 
 
-def open_folder(listing: Listing) -> Source:
-    """Image files in folders of any depth.
+def open_folder(listing: Listing, names: Sequence[str] = ()) -> Source:
+    """Image files in folders of any depth; with the two `names` of folders, pairs of files.
 
     Folders, or files, whose names tell training from test images are the splits, at the first depth
     where all names do. The first other folders that differ are the classes, if every image lies in
@@ -61,7 +63,8 @@ def open_folder(listing: Listing) -> Source:
     ignored = listing.unused([*used, *masks])
     if masks:
         ignored[f"masks in {_GROUND_TRUTH}"] = len(masks)
-    return Source(items, tuple(classes), {"ignored": ignored})
+    source = Source(items, tuple(classes), {"ignored": ignored})
+    return pairs.of_folders(source, names, listing.root) if names else source
 
 
 def _items(
@@ -103,7 +106,11 @@ def _by_split(images: list[File]) -> tuple[Splits, int]:
     outer = len(list(itertools.takewhile(lambda names: len(set(names)) == 1, levels)))
     inner = [file for file in images if len(file.parts) > outer + 1]
     found, others = _grouped(inner, outer, named_split)
-    if others:
+    taken, left_out = (
+        len({file.parts[outer] for file in files})
+        for files in (itertools.chain(*found.values()), others)
+    )
+    if left_out >= taken:  # a class may be called train_station, and another one test_tube
         found, _ = _grouped(inner, outer, lambda name: SPLIT_NAMES.get(name.lower()))
     if "train" in found and len(found) > 1:
         return found, outer

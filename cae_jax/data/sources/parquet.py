@@ -1,7 +1,7 @@
 """Reads parquet files with a column of encoded images, as Hugging Face publishes them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ _IMAGES = ("image", "img", "pixel_values", "picture", "photo", "jpg", "png")
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 
 
-def open_folder(listing: Listing) -> Source:
+def open_folder(listing: Listing, pairs: Sequence[str] = ()) -> Source:
     """The images of parquet files in their order.
 
-    The splits are in the names: ``data/train-00000-of-00001.parquet``, ``test/0000.parquet``.
+    The splits are in the names: ``data/train-00000-of-00001.parquet``, ``test/0000.parquet``. With
+    `pairs` the images are in two columns of these names, inputs and targets.
 
     Raises:
         UserError: pyarrow is missing, a damaged file, or no column of images.
@@ -50,6 +51,11 @@ def open_folder(listing: Listing) -> Source:
         (part for file in listing.with_suffix([SUFFIX]) for part in file.parts),
     )
     used = [file for files in splits.values() for file in files]
+    if pairs:
+        columns = {
+            split: partial(_pairs, listing.root, files, pairs) for split, files in splits.items()
+        }
+        return Source(columns, (), {"ignored": listing.unused(used)})
     schema = _opened(listing.root, used[0]).schema_arrow
     features = _features(schema)
     image = _column_of_images(schema, features, listing.root / used[0].key)
@@ -77,6 +83,18 @@ def _items(root: Path, files: list[File], columns: list[str]) -> Iterator[Item]:
             if not isinstance(label, int | None):
                 raise UserError(f"{name} has the label {label!r}, no whole number; give it")
             yield Item(f"{file.key}[{i}]", name, partial(_read, image, name), label)
+
+
+def _pairs(root: Path, files: list[File], names: Sequence[str]) -> Iterator[Item]:
+    """The images of a split, from the columns of inputs and of targets."""
+    for file in files:
+        for i, row in enumerate(_rows(root, file, list(names))):
+            key = f"{file.key}[{i}]"
+            given, target = (
+                Item(key, f"{root / key} ({name})", partial(_read, row[name], f"{root / key}"))
+                for name in names
+            )
+            yield target._replace(input=given)
 
 
 def _rows(root: Path, file: File, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -125,6 +143,11 @@ def _column_of_images(schema: Any, features: dict[str, Any], path: Path) -> str:
         raise UserError(
             f"{path} has the columns {', '.join(schema.names)}; it takes one of encoded images, "
             "such as image with bytes: give another folder"
+        )
+    if len(chosen) > 1 and not named:
+        raise UserError(
+            f"{path} has several columns of images, {', '.join(chosen)}; name one image, or "
+            f"give inputs and targets as `pairs=('{chosen[0]}', '{chosen[1]}')`"
         )
     return chosen[0]
 
