@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def check_output(path: str | Path | None) -> None:
         path: the file; None passes.
 
     Raises:
-        UserError: the path is a directory or a device, or its parent directory does not exist.
+        UserError: the path is a directory or a device, or its parent directory does not exist or
+            cannot be written.
     """
     if path is None:
         return
@@ -126,6 +128,8 @@ def check_output(path: str | Path | None) -> None:
             raise IsADirectoryError("it is not a regular file")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {path.parent}")
+        with tempfile.TemporaryFile(dir=path.parent):  # raises without permission
+            pass
 
 
 @contextlib.contextmanager

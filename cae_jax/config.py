@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -341,6 +341,31 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
         f"at least {LEAST_SIDE} x {LEAST_SIDE} pixels, 1, 3 or 4 channels",
     ),
 ]
+
+
+_MOMENTS = ("soap", "adam", "nadam", "adamw")
+# Fields that not every config uses: the field on which that depends, and its values that do.
+_USED_BY = {
+    "features": ("model", ("conv",)),
+    "b1": ("optimizer", _MOMENTS),
+    "b2": ("optimizer", _MOMENTS),
+    "eps": ("optimizer", (*_MOMENTS, "adadelta")),
+    "rho": ("optimizer", ("adadelta",)),
+    "momentum": ("optimizer", ("sgd",)),
+    "weight_decay": ("optimizer", ("adamw",)),
+    "max_skips": ("on_nan", ("skip",)),
+}
+
+
+def check_used(config: TrainConfig, fields: Iterable[str]) -> None:
+    """Raises a `UserError` if the training of a config ignores one of these fields."""
+    for name in _USED_BY.keys() & set(fields):
+        decides, values = _USED_BY[name]
+        if (chosen := getattr(config, decides)) not in values:
+            raise UserError(
+                f"`{name}` has no effect with {decides} {chosen}; leave it out, or set "
+                f"`{decides}` to {' or '.join(values)}"
+            )
 
 
 def known_shape(config: TrainConfig) -> Shape | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -44,6 +45,13 @@ def naming(
         raise raises(problem, "grant read permission") from error
     except Exception as error:
         raise raises(f"{name} is not {kind} ({reason_of(error)})", advice) from error
+
+
+def installing(extra: str) -> str:
+    """The command that installs an extra of the package, from its clone where it runs in one."""
+    clone = Path(__file__).absolute().parent.parent
+    source = f'-e "{clone}' if (clone / "pyproject.toml").exists() else '"cae-jax'
+    return f'pip install {source}[{extra}]"'
 
 
 def reason_of(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 Every function raises `UserError` when its file cannot be written.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,5 +177,6 @@ def _save_axes(figure: Figure, path: str | Path) -> None:
 
 def _save(figure: Figure, path: str | Path) -> None:
     """Writes a PNG, whatever the suffix of the name."""
-    with atomic.output_file(path) as temporary:
+    with atomic.output_file(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such as Chinese names
         figure.savefig(temporary, dpi=110, format="png")

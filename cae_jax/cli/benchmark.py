@@ -11,6 +11,7 @@ evaluated every quarter of an epoch, first reaches a value.
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import platform
 import statistics
@@ -72,6 +73,9 @@ def run(flags: Flags) -> None:
             raise UserError(
                 f"`{name}` is {getattr(flags, name)}; it takes a whole number of at least {least}"
             )
+    if flags.time_to is not None and not 0 < flags.time_to < math.inf:
+        raise UserError(f"`time_to` is {flags.time_to}; it takes a positive number")
+    common.check_used(flags)
     atomic.check_output(flags.json)
     cache.use_compilation_cache()
     measured = time_to(flags, flags.time_to) if flags.time_to is not None else time_epochs(flags)
@@ -92,10 +96,11 @@ def time_epochs(flags: Flags) -> dict[str, Any]:
     phases: dict[str, float] = {}
     images = start(flags, phases)
     config = dataclasses.replace(flags.train, epochs=1 + flags.discard + flags.timed)
+    bar = common.progress(range(1, config.epochs + 1), "Compiling, then training", "epoch")
     with timed(phases, "build_and_compile"):
         job, trainer, state = build(config, flags.backend, images)
     epochs, evaluations, val_loss = [], [], 0.0
-    for epoch in range(1, config.epochs + 1):
+    for epoch in bar:
         began = time.perf_counter()
         state = trainer.run(state, trainer.order(epoch), 0, trainer.steps).state
         trained = time.perf_counter()
@@ -124,13 +129,14 @@ def time_to(flags: Flags, target: float) -> dict[str, Any]:
     """
     phases: dict[str, float] = {}
     images, described, reached, whole = start(flags, phases), {}, [], []
-    for seed in range(flags.train.seed, flags.train.seed + flags.seeds):
+    seeds = range(flags.train.seed, flags.train.seed + flags.seeds)
+    for seed in common.progress(seeds, "Training", "seed"):
         config = dataclasses.replace(flags.train, seed=seed)
         began = time.perf_counter()
         job, trainer, state = build(config, flags.backend, images)
         reached.append(reach(trainer, state, config.epochs, target))
         loss = reached[-1][-1]
-        if loss > target:
+        if not loss <= target:  # also NaN
             raise UserError(
                 f"with seed {seed} the validation loss is {loss:.4f} after {config.epochs} epochs; "
                 f"`time_to` {target} takes a higher value, or more `epochs`"

@@ -12,14 +12,15 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
+from tqdm import tqdm
 from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from cae_jax import atomic
+from cae_jax import atomic, config
 from cae_jax.cli import process
 from cae_jax.cli.configs import config_names, load_config
 from cae_jax.config import TrainConfig
@@ -27,6 +28,7 @@ from cae_jax.errors import UserError
 from cae_jax.runs.interruption import Interrupted, Interruption
 
 Flags = TypeVar("Flags")
+Item = TypeVar("Item")
 Backend = Literal["auto", "xla", "matmul", "native"]
 DEFAULT_CONFIG = "fashion_mnist"
 _CONFIG_HELP = f"A shipped config ({', '.join(config_names())}) or a Python file."
@@ -175,6 +177,13 @@ def parse(flags: type[Flags], arguments: Sequence[str] | None = None, **options:
     raise UserError(f"{_one_line(stderr.getvalue())}; see --help")
 
 
+def check_used(flags: ConfigFlags) -> None:
+    """Raises a `UserError` if a flag changes a field that the training ignores."""
+    before = vars(load_config(flags.config))
+    changed = [name for name, value in vars(flags.train).items() if value != before[name]]
+    config.check_used(flags.train, changed)
+
+
 def _config_of(arguments: Sequence[str]) -> str:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", nargs="?")
@@ -221,6 +230,11 @@ def fail(message: str, program: str | None = None) -> NoReturn:
     with contextlib.suppress(OSError):  # the exit code is enough
         print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def progress(items: Iterable[Item], what: str, unit: str) -> "tqdm[Item]":
+    """A bar over the items; none where the output is no terminal."""
+    return tqdm(items, desc=what, unit=unit, leave=False, disable=None)
 
 
 def print_values(values: Mapping[str, Any]) -> None:

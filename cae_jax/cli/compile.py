@@ -48,6 +48,7 @@ class Flags(common.ConfigFlags):
 def run(flags: Flags) -> None:
     if flags.members is not None and flags.members < 1:
         raise UserError(f"`members` is {flags.members}; it takes a whole number of at least 1")
+    common.check_used(flags)
     atomic.check_output(flags.json)
     import jax
 

@@ -68,6 +68,7 @@ def run(flags: Flags) -> None:
     if flags.baselines:
         with atomic.writing(flags.baselines, "give another directory for `baselines`"):
             flags.baselines.mkdir(parents=True, exist_ok=True)
+        atomic.check_output(flags.baselines / "results.npz")
     from cae_jax.evaluation import baselines, comparison
     from cae_jax.runs.folder import read_config
 
@@ -105,15 +106,16 @@ def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, 
     from cae_jax import data
     from cae_jax.runs import environment
 
-    where, config = vars(flags.data), configs[0]
-    if flags.other in (None, config.data):
-        images = load(flags, config, "test")
-        environment.warn_of_other_images(flags.runs, configs, **where)
-        return config, images, ""
-    other = data.elsewhere(config, flags.other, data_dir=flags.data.data_dir)
-    if environment.has_images(flags.runs, other, **where):
-        return other, load(flags, other, "test"), ""
-    return config, data.load_unseen(other, **where), flags.other
+    where = vars(flags.data)
+    if flags.other not in (None, configs[0].data):
+        moved = [data.elsewhere(x, flags.other, data_dir=flags.data.data_dir) for x in configs]
+        same = (environment.has_images(*x, **where) for x in zip(flags.runs, moved, strict=True))
+        if not any(same):
+            return configs[0], data.load_unseen(moved[0], **where), flags.other
+        configs = moved
+    images = load(flags, configs[0], "test")
+    environment.warn_of_other_images(flags.runs, configs, **where)
+    return configs[0], images, ""
 
 
 def conditions(flags: Flags, configs: list[TrainConfig]) -> tuple[Noise, float | None]:
@@ -165,7 +167,8 @@ def report(
     from cae_jax import figures
     from cae_jax.evaluation import comparison
 
-    models = [comparison.trained_entry(each, images, inputs) for each in trained]
+    bar = common.progress(trained, "Evaluating", "model")
+    models = [comparison.trained_entry(each, images, inputs) for each in bar]
     entries, noise = [*others, *models], metadata["noise"]
     rows, differences = comparison.summaries(entries), comparison.differences(entries)
     print(comparison.metrics_table(rows, title=title))

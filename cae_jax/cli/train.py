@@ -54,6 +54,8 @@ def run(flags: Flags) -> None:
     cache.use_compilation_cache()
     many = bool(flags.seeds or flags.sweep)
     workdir = flags.workdir or Path("runs") / (Path(flags.config).stem + ("_many" if many else ""))
+    if not any((workdir.expanduser() / name).exists() for name in ("config.json", "members.json")):
+        common.check_used(flags)  # a run of an earlier version may have what it ignores
     options: dict[str, Any] = {
         "overwrite": flags.overwrite,
         "chunk_steps": flags.chunk_steps,

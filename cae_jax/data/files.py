@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, feature
 
 from cae_jax.config import MAX_PIXELS
 from cae_jax.data.pixels import MODES, check_shape
-from cae_jax.errors import UserError, naming
+from cae_jax.errors import UserError, installing, naming
 
 # The file formats that are read, by Pillow's names; PPM includes PGM and PBM.
 FORMATS = [
@@ -121,6 +121,8 @@ def _opened_otherwise(source: Path | io.BytesIO, name: str) -> Image.Image | np.
     if start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf"):
         _extra("pillow_heif", name, "HEIC file").register_heif_opener()
         return Image.open(source, formats=["HEIF"])
+    if start == b"version http":
+        raise ValueError("it is a pointer of Git LFS: run git lfs pull")
     raise ValueError(f"it begins as none of {', '.join(FORMATS)}")
 
 
@@ -148,7 +150,7 @@ def _extra(module: str, name: str, what: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"{name} is a {what}, which takes {module.replace('_', '-')}",
-            'pip install "cae-jax[formats]"',
+            installing("formats"),
         ) from error
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from cae_jax import atomic
 from cae_jax.config import NAMED
-from cae_jax.errors import UserError
+from cae_jax.errors import UserError, installing
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +130,7 @@ def workers() -> Iterator[Executor]:
         import pywt  # noqa: F401 - used by scikit-image's wavelet denoiser
         import skimage  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f'{error.name} is not installed; pip install "cae-jax[baselines]"'
-        ) from error
+        raise UserError(f"{error.name} is not installed; {installing('baselines')}") from error
     context = multiprocessing.get_context("spawn")  # threads of JAX do not survive a fork
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as executor:
         yield executor

@@ -46,6 +46,8 @@ def ranked(members: Mapping[str, Member]) -> list[str]:
 def headline(members: Mapping[str, Member]) -> str:
     """The best and the median member, in a sentence or two."""
     losses = [member.val_loss for member in members.values() if math.isfinite(member.val_loss)]
+    if all(member.stopped_at is not None for member in members.values()):
+        return "All members became non-finite."
     if not losses:
         return "No member has completed an epoch."
     return (

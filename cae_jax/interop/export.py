@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from cae_jax import atomic
 from cae_jax.config import to_shared
-from cae_jax.errors import UserError
+from cae_jax.errors import UserError, installing
 from cae_jax.models.inference import Autoencoder
 from cae_jax.ops import matmul, settings
 
@@ -51,7 +51,7 @@ def check(format: str, function: str | None = None) -> None:
         )
     package = _PACKAGES.get(format)
     if package is not None and importlib.util.find_spec(package) is None:
-        raise UserError(f'format {format} needs {package}; pip install "cae-jax[export]"')
+        raise UserError(f"format {format} needs {package}; {installing('export')}")
 
 
 @settings.ours()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from flax import nnx
+from jax.core import Tracer
 
 from cae_jax.config import TrainConfig
 from cae_jax.data.conversion import Conversion
@@ -117,6 +118,7 @@ class Autoencoder:
         Raises:
             UserError: codes of another shape, or with non-finite values.
         """
+        _refuse_traced(codes)
         try:
             codes = np.asarray(codes)
         except ValueError:
@@ -176,6 +178,7 @@ class Autoencoder:
         return conversion_of(self.config, self._image_shape)
 
     def _taken(self, images: Images, resize: bool) -> np.ndarray:
+        _refuse_traced(images)
         return take_images(images, self._conversion, resize=resize)
 
     @settings.ours()
@@ -187,3 +190,12 @@ class Autoencoder:
             batch = jnp.asarray(inputs[start : start + self._backend.max_batch])
             outputs.append(function(self.params, batch))
         return np.concatenate([np.asarray(output) for output in outputs])
+
+
+def _refuse_traced(values: Any) -> None:
+    """Refuses what `jax.jit` and other transformations pass in place of an array."""
+    if isinstance(values, Tracer):
+        raise UserError(
+            "an Autoencoder takes and returns NumPy arrays; in a function that JAX transforms, "
+            "call `autoencoder.model`, whose output are the logits of the images"
+        )

@@ -115,6 +115,15 @@ class Topology(NamedTuple):
         return 4 * (5 * self.parameters + 2 * batch_size * outputs)
 
     @property
+    def native_bytes(self) -> int:
+        """About what a thread of the native kernel keeps of each image: the image and its target,
+        and three arrays of the size of each pooling and of each convolution of the decoder."""
+        kept = [each for each in self.encoder if each.kind == "pool"]
+        kept += [each for each in self.decoder if each.kernel is not None]
+        values = sum(math.prod(each.shape) for each in kept)
+        return 4 * (2 * math.prod(self.image_shape) + 3 * values)
+
+    @property
     def native_sizes(self) -> tuple[tuple[str, str], ...] | None:
         """Compile-time sizes of the native kernel, by name; None for a network it cannot compute.
 

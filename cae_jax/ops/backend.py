@@ -5,15 +5,17 @@ and optionally a kernel that computes the whole network in one call. To add one,
 folder and a line to `choose`.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
 from cae_jax.config import NAMED, Loss
-from cae_jax.errors import UserError
+from cae_jax.errors import UserError, installing
 from cae_jax.ops import matmul, native, tpu, xla
 
 Name = Literal["xla", "matmul", "native"]
@@ -122,6 +124,10 @@ def choose(network: Any, name: str = "auto", platform: str | None = None) -> Bac
     try:
         if platform != "cpu":
             raise native.UnavailableError(f"it is for the CPU, and the device is a {platform}")
+        threads = 1 + (os.cpu_count() or 1)  # one more calls it
+        needed = threads * native.MAX_LANES * network.native_bytes
+        if name == "auto" and needed > device_memory() // 2:
+            raise native.UnavailableError(f"it would take {needed / 1e9:,.1f} GB")
         kernel = native.Kernel(network.native_sizes, network.image_shape, network.code_shape)
     except native.UnavailableError as error:
         if name == "native":
@@ -156,7 +162,12 @@ def limit_batch(
 def device_memory() -> int:
     """Bytes of memory that the default device has."""
     stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if limit := stats.get("bytes_limit"):
+        return limit
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # "max" without a limit of the container
+        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return there
 
 
 def check_device() -> None:
@@ -174,5 +185,5 @@ def check_device() -> None:
         reason = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
         raise UserError(
             f"JAX_PLATFORMS is {asked}, and JAX has no such device here{reason}; leave it out, or "
-            'install the package of the device, such as `pip install "cae-jax[cuda13]"`'
+            f"install the package of the device, such as {installing('cuda13')}"
         ) from error

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from cae_jax.errors import UserError
+from cae_jax.errors import UserError, installing
 
 # Fields of GpuDeviceInfoProto that all cards in targets.toml have in common.
 _GPU = {
@@ -81,9 +81,7 @@ def _require(kind: str, module: str, extra: str) -> None:
     except ModuleNotFoundError:  # the package around it
         found = None
     if found is None:
-        raise UserError(
-            f'the compiler for `target` {kind} is missing: pip install "cae-jax[{extra}]"'
-        )
+        raise UserError(f"the compiler for `target` {kind} is missing: {installing(extra)}")
 
 
 def _sharding(platform: str, **description: str) -> jax.sharding.Sharding:

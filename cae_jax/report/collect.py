@@ -63,25 +63,25 @@ def collect(
             "pass fewer runs"
         )
     where = {"data_dir": data_dir, "verify_data": verify_data}
-    config = configs[0]
-    if moved not in (None, config.data):
-        config = data.elsewhere(config, moved, data_dir=data_dir)
-        if not environment.has_images(runs, config, **where):
+    if moved not in (None, configs[0].data):
+        configs = [data.elsewhere(config, moved, data_dir=data_dir) for config in configs]
+        if not any(
+            environment.has_images(*each, **where) for each in zip(runs, configs, strict=True)
+        ):
             raise UserError(
                 f"`data` {moved} has other images than {runs[0]} was trained on; give those, or "
                 "evaluate on them with cae-jax evaluate"
             )
-    images, labels = environment.load_split(runs[0], config, "validation", **where)
-    if config == configs[0]:
-        environment.warn_of_other_images(runs, configs, **where)
+    images, labels = environment.load_split(runs[0], configs[0], "validation", **where)
+    environment.warn_of_other_images(runs, configs, **where)
     stored = images[:IMAGES]
-    images, _ = comparison.clean_and_noisy(stored, config, "none")
+    images, _ = comparison.clean_and_noisy(stored, configs[0], "none")
     height, width, channels = images.shape[1:]
     return {
-        "dataset": Path(config.data).name,
+        "dataset": Path(configs[0].data).name,
         "image_shape": list(images.shape[1:]),
         "images": _base64(images),
-        "classes": _classes(labels, data.class_names(config, data_dir=data_dir)),
+        "classes": _classes(labels, data.class_names(configs[0], data_dir=data_dir)),
         "noises": {noise: _slider(noise, configs, images.shape[1:]) for noise in NOISES},
         "defaults": to_dict(resolved(TrainConfig(), (height, width, channels))),
         "populations": [
@@ -108,6 +108,11 @@ def _shown(run: Path, population: Mapping[str, Member] | None) -> list[Path]:
     if population is None:
         return [run]
     good = [name for name in members.ranked(population) if math.isfinite(population[name].val_loss)]
+    if all(member.stopped_at is not None for member in population.values()):
+        raise UserError(
+            f"all members of {run} became non-finite; train others, with a lower learning rate or "
+            "a clipped gradient, in another directory"
+        )
     if not good:
         raise UserError(f"no member of {run} has completed an epoch; wait, or repeat its training")
     return [run / name for name in dict.fromkeys((good[0], good[len(good) // 2], good[-1]))]

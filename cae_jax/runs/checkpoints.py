@@ -139,7 +139,7 @@ class Checkpoints:
         if damage:
             raise UserError(
                 f"no checkpoint in {self.folder} is intact: {'; '.join(damage.values())}; restore "
-                "one from a copy, or train again with `overwrite=True`"
+                f"one from a copy, or remove {self.folder.parent} and train again"
             )
         return None, damage
 

@@ -93,17 +93,16 @@ def record(run: Path, backend: Backend, images: str) -> None:
         atomic.write_json(run / "environment.json", now)
 
 
-def has_images(runs: Sequence[Path], config: TrainConfig, **where: Any) -> bool:
-    """Whether a config leads to the images that runs were trained on.
+def has_images(run: Path, config: TrainConfig, **where: Any) -> bool:
+    """Whether a config leads to the images that a run was trained on, where that is known.
 
     Args:
-        runs: their directories.
-        config: theirs, perhaps with another path, see `cae_jax.data.elsewhere`.
+        run: its directory.
+        config: of the run, perhaps with another path, see `cae_jax.data.elsewhere`.
         where: see `cae_jax.data.load_split`.
     """
-    digests = {images_of(run) for run in runs}
     with contextlib.suppress(UserError):  # of others, such as too few for a batch
-        return digests != {""} and digests == {data.load(config, **where).digest}
+        return images_of(run) in {data.load(config, **where).digest} - {""}
     return False
 
 

@@ -22,6 +22,7 @@ from cae_jax.runs.interruption import Interrupted
 from cae_jax.runs.job import Job, prepare
 from cae_jax.runs.journal import Journal
 from cae_jax.runs.load import load
+from cae_jax.training.optimizer import warmup
 from cae_jax.training.trainer import device_name
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,21 @@ def train(
     return progress, None
 
 
+def _explain_warmup(config: TrainConfig, steps: int) -> None:
+    """Logs in what a continued run with a constant schedule differs from one of all its epochs.
+
+    Args:
+        config: of the run.
+        steps: in an epoch.
+    """
+    parts = [warmup(config, epochs * steps) for epochs in (*config.restarts[:1], config.epochs)]
+    if config.schedule == "constant" and parts[0] < parts[-1]:
+        logger.info(
+            f"The warm-up took {parts[0]} steps, half of the first {config.restarts[0]} epochs; "
+            f"with {config.epochs} epochs from the beginning it takes {parts[-1]}"
+        )
+
+
 def _run(
     job: Job,
     configs: Sequence[TrainConfig],
@@ -162,6 +178,7 @@ def _run(
     logger.info(f"Compiled in {job.compile_seconds:.1f}s for {device_name()}")
     if journal.saved_step is not None:
         logger.info("%s resumes after step %d", journal.folder.path, journal.saved_step)
+    _explain_warmup(configs[0], trainer.steps)
     run_epochs(progress, trainer, journal, session)
     journal.wait()
     session.check()

@@ -8,7 +8,7 @@ checkpoints/           the newest three and the best
 tensorboard/           the history for TensorBoard
 summary.txt            the layer table
 history.png            loss over epochs
-reconstructions.png    the first ten test images, their noisy inputs if any, and reconstructions
+reconstructions.png    the first ten validation images, noisy inputs if any, and reconstructions
 result.json            final and best metrics, versions, device; written last
 damaged/               damaged checkpoints, set aside
 """
@@ -94,8 +94,17 @@ def moved(run: Path, there: TrainConfig, data: str, digest: str) -> TrainConfig:
     return dataclasses.replace(there, data=data) if same else there
 
 
-def read_json(path: Path, parse: Callable[[dict[str, Any]], _Parsed]) -> _Parsed:
+def read_json(
+    path: Path,
+    parse: Callable[[dict[str, Any]], _Parsed],
+    otherwise: str = "train in another `workdir`",
+) -> _Parsed:
     """Parses the content of a JSON file that has a format.
+
+    Args:
+        path: the file.
+        parse: of its content without the format.
+        otherwise: advice for a damaged file that no copy has.
 
     Raises:
         UserError: it is damaged, does not parse, or is of a later version.
@@ -109,8 +118,7 @@ def read_json(path: Path, parse: Callable[[dict[str, Any]], _Parsed]) -> _Parsed
     # RecursionError comes from nested brackets; AttributeError and TypeError from other JSON.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} cannot be used ({error}); restore it from a copy, or train in another "
-            "`workdir`"
+            f"{path} cannot be used ({error}); restore it from a copy, or {otherwise}"
         ) from error
     raise UserError(
         f"{path.parent} has format {number} and this version reads up to {FORMAT}; update cae-jax"
@@ -240,14 +248,6 @@ def is_finished(run: Path, epochs: int) -> bool:
         return json.loads((run / "result.json").read_bytes())["final"]["epoch"] == epochs
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
-
-
-def is_written(run: Path, config: TrainConfig) -> bool:
-    """Whether a run has the results of a config, or was given more epochs since."""
-    if not (run / "config.json").exists():
-        return False
-    epochs = read_config(run).epochs
-    return epochs > config.epochs or is_finished(run, epochs)
 
 
 def has_checkpoint(run: Path) -> bool:

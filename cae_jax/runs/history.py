@@ -27,9 +27,10 @@ class Row(NamedTuple):
         epoch: counted from 1.
         step: steps since the start of training.
         loss: mean training loss over the epoch's images, each as its step saw it, nats.
-        val_loss: mean loss over the test images after the epoch, with noise if the config has any.
+        val_loss: mean loss over the validation images after the epoch, with noise if the config
+            has any.
         val_psnr: mean PSNR of their reconstructions in dB, against the clean images.
-        val_psnr_input: mean PSNR of the noisy test images themselves in dB; None without noise.
+        val_psnr_input: mean PSNR of the noisy images themselves in dB; None without noise.
         skipped: number of updates skipped because of a loss or gradient that was not finite.
         epoch_seconds: seconds of training, without evaluation and compilation; of a resumed epoch,
             those after the resumption.

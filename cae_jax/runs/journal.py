@@ -29,7 +29,7 @@ from cae_jax.training.step import TrainState
 from cae_jax.training.trainer import Trainer, device_name
 
 logger = logging.getLogger(__name__)
-_PICTURES = 10  # test images in the figure
+_PICTURES = 10  # validation images in the figure
 _PACKAGES = ("cae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -97,7 +97,7 @@ class Journal:
         elif (run / "result.json").exists():
             raise UserError(
                 f"{run} is finished but its checkpoints are gone; restore them from a copy, or "
-                "start again with `overwrite=True`"
+                f"remove {run} and train again"
             )
         self.rows = [kept[:epochs]]
         there = [row.epoch for row in self.rows[0]]

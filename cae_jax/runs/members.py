@@ -33,6 +33,8 @@ from cae_jax.runs.folder import (
     OpenFolder,
     check_ours,
     has_checkpoint,
+    images_of,
+    is_finished,
     moved,
     open_folder,
     read_config,
@@ -146,7 +148,7 @@ def read(folder: Path) -> Members | None:
             raise ValueError("it has no members, or others that are stopped")
         return Members(configs, stopped, per_program)
 
-    return read_json(path, parse)
+    return read_json(path, parse, "remove it and repeat the training, which keeps the members")
 
 
 def write(folder: Path, members: Members) -> None:
@@ -166,6 +168,8 @@ def of_population(folder: Path) -> dict[str, Member] | None:
     """
     if (there := read(folder)) is None:
         return None
+    for name, config in there.configs.items():
+        check(folder, name, config)
     return {
         name: Member(config, history.of_run(folder / name), there.stopped.get(name))
         for name, config in there.configs.items()
@@ -216,7 +220,8 @@ def open_population(
             )
         for name, config in named.items():
             with atomic.writing(workdir / name, "choose another `workdir`"):
-                _check_place(workdir / name, config, dataset.digest)
+                _check_place(workdir / name)
+                check(workdir, name, config, dataset.digest)
         if there != before or there is None:
             with folder.writing():
                 write(workdir, there or now)
@@ -272,14 +277,43 @@ def _moved(folder: Path, there: Members | None, now: Members, digest: str) -> Me
     return there._replace(configs=configs)
 
 
-def _check_place(path: Path, config: TrainConfig, digest: str) -> None:
-    """Refuses a directory that is not the run of this member, which may have been continued."""
+def _check_place(path: Path) -> None:
+    """Refuses a directory that is not a run."""
     if (path.exists() and not path.is_dir()) or (path / MEMBERS).exists():
         raise UserError(f"{path} is not a run; choose another `workdir`")
     if not (path / "config.json").exists():
         check_ours(path)
+
+
+def is_written(population: Path, name: str, config: TrainConfig) -> bool:
+    """Whether a member has its results, or was given more epochs since; raises as `check`."""
+    check(population, name, config)
+    run = population / name
+    if not (run / "config.json").exists():
+        return False
+    epochs = read_config(run).epochs
+    return epochs > config.epochs or is_finished(run, epochs)
+
+
+def check(population: Path, name: str, config: TrainConfig, digest: str | None = None) -> None:
+    """Raises a `UserError` if the run at a member's place is another one.
+
+    The member may have been given more epochs since, or its images another path.
+
+    Args:
+        population: the directory.
+        name: of the member.
+        config: of the member.
+        digest: of the images; by default as the population has recorded it.
+    """
+    run = population / name
+    if not (run / "config.json").exists():
         return
-    there = moved(path, read_config(path), config.data, digest)
+    digest = images_of(population) if digest is None else digest
+    there = moved(run, read_config(run), config.data, digest)
     same = dataclasses.replace(there, epochs=config.epochs, restarts=config.restarts) == config
-    if not same or there.epochs < config.epochs:
-        raise UserError(f"{path} is a run of another config; choose another `workdir`")
+    if not same or there.epochs < config.epochs or (digest and images_of(run) not in ("", digest)):
+        raise UserError(
+            f"{run} is not the member of that name but a run of another config or on other images; "
+            "move it elsewhere, and repeat the training"
+        )

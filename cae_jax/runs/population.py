@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from tqdm.auto import tqdm
 
 from cae_jax.config import RUN_MARK, TrainConfig
 from cae_jax.errors import UserError
@@ -20,12 +21,12 @@ from cae_jax.ops import settings
 from cae_jax.runs import members
 from cae_jax.runs.epochs import Chunks, NotFiniteError, Session
 from cae_jax.runs.fit import train
-from cae_jax.runs.folder import has_checkpoint, is_written, open_run
+from cae_jax.runs.folder import has_checkpoint, open_run
 from cae_jax.runs.interruption import Interrupted
 from cae_jax.runs.job import Job, prepare
 from cae_jax.runs.journal import Journal, epochs_before, newest_intact
 from cae_jax.runs.load import load
-from cae_jax.runs.members import Member, Population
+from cae_jax.runs.members import Member, Population, is_written
 from cae_jax.training import programs
 from cae_jax.training.step import TrainState
 from cae_jax.training.trainer import Trainer, member
@@ -115,7 +116,7 @@ def _train_groups(job: Job, there: Population, session: Session) -> PopulationRe
     with there.folder.writing():
         job.record(folder)
     for first, group in there.groups():
-        left = [name for name in group if not is_written(folder / name, group[name])]
+        left = [name for name in group if not is_written(folder, name, group[name])]
         if set(left) - stopped.keys():
             names = f"{left[0]} to {left[-1]}" if len(left) > 1 else left[0]
             logger.info("Training %s (%d of %d)", names, first + len(group), len(named))
@@ -134,8 +135,9 @@ def _train_groups(job: Job, there: Population, session: Session) -> PopulationRe
         there.check_some_left()
         if not trained:
             logger.info(f"{folder} is finished after {job.config.epochs} epochs")
-    for name, config in named.items():
-        if name not in {*params, *stopped} and is_written(folder / name, config):
+    # disable=None: silent unless the output is a terminal
+    for name, config in tqdm(named.items(), "Reading members", leave=False, disable=None):
+        if name not in {*params, *stopped} and is_written(folder, name, config):
             try:
                 params[name] = load(folder / name).params
             except UserError as error:
@@ -272,7 +274,7 @@ class GroupJournal(Journal):
         """Writes the runs of the members that are not stopped."""
         hosted = jax.tree.map(np.asarray, state)
         for k, (name, config) in enumerate(zip(self._names, self._configs, strict=True)):
-            if k in self.stopped or is_written(self.folder.path / name, config):
+            if k in self.stopped or is_written(self.folder.path, name, config):
                 continue
             check()
             self.folder.check()

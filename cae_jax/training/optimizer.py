@@ -95,14 +95,19 @@ def build_schedule(config: TrainConfig, total_steps: int, rate: Any = None) -> o
     return optax.join_schedules([_phase(config, rate, phase) for phase in phases], steps[1:])
 
 
+def warmup(config: TrainConfig, steps: int) -> int:
+    """Steps of the warm-up of a training or phase of `steps`; short ones warm up too."""
+    return min(config.warmup_steps, steps // 2)
+
+
 def _phase(config: TrainConfig, rate: Any, steps: int) -> optax.Schedule:
     """A warm-up, and the schedule after it."""
-    warmup_steps = min(config.warmup_steps, steps // 2)  # short runs warm up too
+    warmup_steps = warmup(config, steps)
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(rate, steps - warmup_steps)
     else:
         after = optax.constant_schedule(rate)
     if warmup_steps == 0:
         return after
-    warmup = optax.linear_schedule(0.0, rate, warmup_steps)
-    return optax.join_schedules([warmup, after], [warmup_steps])
+    rise = optax.linear_schedule(0.0, rate, warmup_steps)
+    return optax.join_schedules([rise, after], [warmup_steps])

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cae_jax.config import PAIRS, TrainConfig
+from cae_jax.config import PAIRS, TrainConfig, check_used
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops import cuda_graphs, settings
-from cae_jax.ops.backend import MATMUL, Backend
+from cae_jax.ops.backend import MATMUL, Backend, device_memory
 from cae_jax.training import metrics, step
 from cae_jax.training.noise import build_corruption, targets
 from cae_jax.training.optimizer import as_arguments, build_optimizer
@@ -59,6 +59,24 @@ class Program(NamedTuple):
         device = next(iter(sharding.device_set)) if sharding else jax.devices()[0]
         return cuda_graphs.compile_loop(self.lower(sharding), device)
 
+    def compile_here(self) -> jax.stages.Compiled:
+        """Compiles the function for the default device.
+
+        Raises:
+            UserError: the program needs more memory than the device has.
+        """
+        compiled, there = self.compile(), device_memory()
+        memory = compiled.memory_analysis()
+        # Not its arguments: a CPU reads the images from a file that is mapped to memory. What a CPU
+        # has in all is also for other programs, whose needs were up to as much again when measured.
+        most = there // 2 if jax.default_backend() == "cpu" else there
+        if memory is not None and (needed := memory.temp_size_in_bytes) > most:
+            raise UserError(
+                f"training needs {needed / 1e9:,.1f} GB for the layers, and of {there / 1e9:,.1f} "
+                f"GB it takes {most / 1e9:,.1f}; lower `image_size`, `features` or `batch_size`"
+            )
+        return compiled
+
 
 def steps_per_epoch(config: TrainConfig, examples: int) -> int:
     """Number of steps in an epoch."""
@@ -77,7 +95,7 @@ def check_members(configs: Sequence[TrainConfig]) -> None:
     """Refuses members that cannot be trained by one program.
 
     Raises:
-        UserError: names the field in which they differ.
+        UserError: names the field in which they differ, or which the optimizer does not use.
     """
     if not configs:
         raise UserError("`configs` is empty; give at least one")
@@ -88,6 +106,7 @@ def check_members(configs: Sequence[TrainConfig]) -> None:
                 f"`{name}` differs among the members ({', '.join(map(str, values))}), which share "
                 f"a program and may differ in {', '.join(VARYING)}; train it in other runs"
             )
+    check_used(configs[0], swept(configs))
     if len(set(configs)) < len(configs):
         raise UserError(
             "two members have the same config; change `seed` or another field in one of them"

@@ -88,8 +88,8 @@ class Trainer:
 
     def _compile(self, model: Model, backend: Backend) -> None:
         arguments = (self.members, model, backend, self.examples, self._fields)
-        self._order = programs.order(self.members, self.examples).compile()
-        self._run_chunk = programs.training(*arguments).compile()
+        self._order = programs.order(self.members, self.examples).compile_here()
+        self._run_chunk = programs.training(*arguments).compile_here()
 
     def _take(self, members: Sequence[TrainConfig]) -> None:
         """Sets the members; their keys and numbers are arguments of the programs."""

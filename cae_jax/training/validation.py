@@ -1,4 +1,4 @@
-"""Evaluates a group of models on the test images, with the noise that their training has."""
+"""Evaluates a group of models on validation images, with the noise that their training has."""
 
 import copy
 import functools
@@ -18,12 +18,12 @@ from cae_jax.training.noise import build_corruption, targets
 
 
 class Score(NamedTuple):
-    """The quality of a model after an epoch: means over the test images.
+    """The quality of a model after an epoch: means over the validation images.
 
     Attributes:
         val_loss: the loss that training minimises, with noise if the config has any.
         val_psnr: PSNR of the reconstructions in dB, against the clean images.
-        val_psnr_input: PSNR of the noisy test images themselves in dB; None without noise.
+        val_psnr_input: PSNR of the noisy images themselves in dB; None without noise.
     """
 
     val_loss: float
@@ -32,7 +32,7 @@ class Score(NamedTuple):
 
 
 class Validation:
-    """Evaluates a group of models on the test images; its program is compiled on construction.
+    """Evaluates a group of models on validation images; its program is compiled on construction.
 
     Args:
         members: configs of the group, see `programs.check_members`.
@@ -52,7 +52,8 @@ class Validation:
         self.images = targets(build_corruption(members[0].noise), self._stored)
         self._members = members
         self._noise = programs.noise(members[0], model, len(test_images))
-        self._evaluate = programs.evaluation(members, model, backend, len(test_images)).compile()
+        program = programs.evaluation(members, model, backend, len(test_images))
+        self._evaluate = program.compile_here()
 
     def with_members(self, members: Sequence[TrainConfig]) -> "Validation":
         """The same images and program for other members, with the noise of their seeds."""
@@ -63,7 +64,7 @@ class Validation:
         return other
 
     def inputs(self, k: int = 0) -> jax.Array:
-        """The test images with the noise of member `k`, if any."""
+        """The validation images with the noise of member `k`, if any."""
         return self._inputs if len(self._members) == 1 else self._noisy(self._members[k])
 
     @functools.cached_property

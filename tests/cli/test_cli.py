@@ -595,6 +595,10 @@ def test_benchmark(output, refuse, tmp_path):
         ("--discard", -1, "error: --discard is -1; it"),
         ("--timed", 0, "error: --timed is 0; it takes"),
         ("--json", "no/x", "no/x cannot be written"),
+        ("--json", "/proc/x", "/proc/x cannot be written"),  # not even by root
+        ("--time-to", "nan", "error: --time-to is nan; it takes a positive number"),
+        ("--time-to", "inf", "error: --time-to is inf; it takes a positive number"),
+        ("--rho", 0.9, "--rho has no effect with optimizer soap; leave it out, or set --optimizer"),
     ):
         assert_fails_in_one_line(refuse("benchmark", flag, value), message)
 
@@ -614,3 +618,30 @@ def test_benchmark_times_a_training_to_a_loss(output, refuse, tmp_path, data_dir
     assert times["seconds"]["n"] == 1
     message = "after 3 epochs; --time-to 0.1 takes a higher value"
     assert_fails_in_one_line(refuse(*small, 0.1), message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--momentum", 0.5), "--momentum has no effect with optimizer soap; leave it out, or set"),
+        (("--optimizer", "sgd", "--b2", 0.5), "set --optimizer to soap or adam or nadam or adamw"),
+        (("--model", "deep", "--features", 8), "--features has no effect with model deep"),
+        (("--max-skips", 3), "or set --on-nan to skip"),
+        (("--sweep", "rho=0.9,0.8"), "--rho has no effect with optimizer soap"),
+    ],
+)
+def test_a_flag_that_the_training_ignores_is_refused(refuse, tmp_path, flags, message):
+    assert_fails_in_one_line(refuse("train", "--workdir", "new", *flags), message)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_config_may_have_fields_that_another_optimizer_would_use(command):
+    # lab.py has adadelta with its rho, which --optimizer leaves in the config.
+    done = command("train", "--config", "lab", "--optimizer", "adam", "--epochs", 0)
+    assert_fails_in_one_line(done, "--epochs is 0; it takes")  # and nothing before
+
+
+def test_a_run_may_have_what_its_training_ignores(command, copied):
+    done = command("train", "--config", "simple", "--workdir", copied, "--rho", 0.5)
+    assert "holds a run that differs in " in done.stderr
+    assert "no effect" not in done.stderr

@@ -29,7 +29,8 @@ from cae_jax import TrainConfig, UserError, cli, data
 from cae_jax.config import RUN_MARK
 from cae_jax.data import path as paths
 from cae_jax.data import sources
-from cae_jax.data.conversion import eight_bit_array
+from cae_jax.data.conversion import Conversion, eight_bit_array
+from cae_jax.data.images import take_images
 from cae_jax.data.sources import arrays, folder
 
 RNG = np.random.default_rng(0)
@@ -459,6 +460,8 @@ def test_pointers_of_git_lfs(tmp_path, caplog):
         r"2 of 26 files in .*my photos are pointers of Git LFS, whose content is not here: "
         r"cat/a\.png, cat/b\.png; run git lfs pull there, or pass `skip_unreadable=True`",
     )
+    with pytest.raises(UserError, match=r"a\.png is not a readable image \(it is a pointer of Git"):
+        take_images(path / "cat" / "a.png", Conversion((8, 8), "crop", "auto", 3))
     (train, _), (test, _) = splits(path, skip_unreadable=True)
     assert len(train) + len(test) == 24
     assert "left out: 2 unreadable" in caplog.text
@@ -956,10 +959,16 @@ def test_parquet_files_that_are_refused(tmp_path, monkeypatch):
     (path / "train_2.parquet").unlink()
     (path / "a.png").write_bytes(png(IMAGES[0]))
     denied(path, "has 1 parquet files and 1 images; give a folder of one kind")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
     (path / "a.png").unlink()
+    both = whole.rename_columns(["noisy", "label"]).append_column("clean", whole["img"])
+    parquet.write_table(both.replace_schema_metadata(None), file)
+    denied(path, r"several columns of images, noisy, clean; .*`pairs=\('noisy', 'clean'\)`")
+    named = both.rename_columns(["mask", "label", "image"]).replace_schema_metadata(None)
+    parquet.write_table(named, file)
+    assert len(splits(path)[0][0]) + len(splits(path)[1][0]) == 24
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     file.touch()
-    denied(path, r'take pyarrow; pip install "cae-jax\[parquet\]"')
+    denied(path, r'take pyarrow; pip install .*\[parquet\]"$')
 
 
 # Names and paths.

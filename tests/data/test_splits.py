@@ -119,7 +119,10 @@ def test_validation_images_beside_test_images(caplog, folders, roles):
         ("train/1.png car/1.png boat/1.png", "names such as train do not tell"),
         ("testudo/1.png chelonia/1.png", "names such as testudo do not tell"),
         ("trainset/1.png testset/1.png", "names such as testset, trainset do not tell"),
-        ("train_1/1.png test_1/1.png extra/1.png", "names such as test_1, train_1 do not tell"),
+        (
+            "train_station/1.png test_tube/1.png tree/1.png zoo/1.png",
+            "names such as test_tube, train_station do not tell",
+        ),
         ("train_1.png test_1.png logo.png", "names such as test_1.png, train_1.png do not tell"),
         ("train/cat/1.png train/dog/1.png", "names such as train do not tell"),
         ("test/cat/1.png val/dog/1.png", "names such as test, val do not tell"),
@@ -140,8 +143,10 @@ def test_images_beside_the_splits_are_left_out_and_counted(caplog):
         splits, source, _ = opened(caplog, *ours, *others)
         assert splits == {"train": ["train/1.png"], "test": ["test/1.png"]}
         assert source.notes["ignored"] == {".png": 2}
-    splits, source, _ = opened(caplog, "train_set/1.png", "test_set/1.png", "cover.png")
-    assert splits == {"train": ["train_set/1.png"], "test": ["test_set/1.png"]}
+    for other in ("cover.png", "seg_pred/1.png"):  # the latter in Kaggle's Intel images
+        splits, source, _ = opened(caplog, "seg_train/1.png", "seg_test/1.png", other)
+        assert splits == {"train": ["seg_train/1.png"], "test": ["seg_test/1.png"]}
+        assert source.notes["ignored"] == {".png": 1}
 
 
 MVTEC = [

@@ -2,6 +2,7 @@
 
 import pickle
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -118,6 +119,21 @@ def test_other_images_are_refused(autoencoder, images, message):
 def test_other_codes_are_refused(autoencoder, codes, message):
     with pytest.raises(cae_jax.UserError, match=message):
         autoencoder.decode(codes)
+
+
+def test_what_jax_traces_is_refused_with_what_can_be_traced(dense_run):
+    autoencoder = cae_jax.load(dense_run)
+    images = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
+    for function, x in (
+        (autoencoder.reconstruct, images),
+        (autoencoder.encode, images),
+        (autoencoder.decode, np.zeros((2, 32), np.float32)),
+    ):
+        with pytest.raises(cae_jax.UserError, match=r"NumPy arrays; .* call `autoencoder.model`"):
+            jax.jit(function)(x)
+    traced = jax.jit(lambda x: jax.nn.sigmoid(autoencoder.model(x)))(images)
+    # float32 sums of 784 terms in another order
+    np.testing.assert_allclose(traced, autoencoder.reconstruct(images), rtol=0, atol=1e-6)
 
 
 def test_a_run_without_a_checkpoint(dense_run, tmp_path):

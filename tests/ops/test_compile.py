@@ -10,7 +10,7 @@ import pytest
 import cae_jax
 from cae_jax import cli
 from cae_jax.ops import hlo, targets
-from tests.conftest import SMALL
+from tests.conftest import ROOT, SMALL
 from tests.helpers import assert_fails_in_one_line
 
 # A loop as XLA writes it for a GPU: a fused loop, a matmul of cuBLAS and one of Triton, a
@@ -204,7 +204,7 @@ def test_other_targets_are_refused(name):
 @pytest.mark.parametrize(("name", "extra"), [("t4", "cuda13"), ("v5e", "tpu")])
 def test_a_missing_compiler_is_named(name, extra, monkeypatch, refuse):
     monkeypatch.setattr(targets.util, "find_spec", lambda module: None)
-    error = f'compiler for --target {name} is missing: pip install "cae-jax[{extra}]"'
+    error = f'compiler for --target {name} is missing: pip install -e "{ROOT}[{extra}]"'
     assert_fails_in_one_line(refuse("compile", "--target", name), error)
 
 

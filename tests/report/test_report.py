@@ -224,9 +224,7 @@ def test_a_run_on_colored_images_without_classes(browser, color_run, tmp_path, m
     show(browser, tmp_path / "page.html")
     assert number(browser.find_element(By.ID, "agreement").text) < TOLERANCE
     thumbs = browser.find_elements(By.CSS_SELECTOR, "#noise-images label")
-    assert [each.get_attribute("title") for each in thumbs] == [
-        f"test image {i}" for i in range(1, 11)
-    ]
+    assert [each.get_attribute("title") for each in thumbs] == [f"image {i}" for i in range(1, 11)]
     pixels = """
 const canvas = document.querySelectorAll(`#noise-boxes canvas`)[arguments[0]];
 return Array.from(canvas.getContext("2d").getImageData(0, 0, 10, 13).data);"""

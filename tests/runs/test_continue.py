@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import cae_jax
 import cae_jax.data
 from cae_jax.config import resolved
 from cae_jax.ops import backend, native
+from cae_jax.runs.fit import _explain_warmup
 from cae_jax.training.optimizer import build_schedule
 from tests.conftest import DENSE, SMALL, needs_native
 from tests.runs.test_reliability import assert_same_end
@@ -31,6 +33,24 @@ def test_a_constant_schedule_goes_on_as_if_the_epochs_had_been_there(data_dir, t
     assert result.autoencoder.config.restarts == (2,)
     assert_same_end(tmp_path / "in two", tmp_path / "whole")
     assert json.loads((tmp_path / "in two" / "result.json").read_text())["final"]["epoch"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"warmup_steps": 120}, "took 100 steps, half of the first 2 epochs; with 5 .* takes 120"),
+        ({"warmup_steps": 1000}, "took 100 steps, half of the first 2 epochs; with 5 .* takes 250"),
+        ({"warmup_steps": 100}, None),
+        ({"warmup_steps": 120, "schedule": "cosine"}, None),
+        ({"warmup_steps": 120, "restarts": ()}, None),
+    ],
+)
+def test_a_warm_up_that_was_cut_short_is_told(changes, told, capsys):
+    """Of 100 steps an epoch: by hand."""
+    config = cae_jax.TrainConfig(epochs=5, restarts=(2,), schedule="constant")
+    _explain_warmup(dataclasses.replace(config, **changes), 100)
+    line = capsys.readouterr().out
+    assert re.search(told, line) if told else line == ""
 
 
 @pytest.mark.slow

@@ -9,8 +9,10 @@ import cae_jax
 import cae_jax.data
 from cae_jax.cli.configs import load_config
 from cae_jax.models import topology
+from cae_jax.ops.backend import choose
 from cae_jax.report import collect
 from cae_jax.runs import history
+from cae_jax.training import programs
 from tests.conftest import DENSE
 
 
@@ -53,6 +55,22 @@ def test_a_network_beyond_the_memory_is_refused_before_it_is_allocated(data_dir,
     with pytest.raises(cae_jax.UserError, match=r"needs at least (3[6-9]\d|4\d\d),\d\d\d\.\d GB"):
         cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_program_beyond_the_memory_is_refused_before_it_runs(data_dir, tmp_path, monkeypatch):
+    # A chunk of DENSE keeps 2 to 200 kB.
+    monkeypatch.setattr(programs, "device_memory", lambda: 1000)
+    with pytest.raises(cae_jax.UserError, match=r"training needs .* GB for the layers.*lower"):
+        cae_jax.fit(DENSE, tmp_path / "run", data_dir=data_dir)
+
+
+def test_auto_leaves_a_kernel_beyond_the_memory():
+    config = cae_jax.TrainConfig(image_shape=(20_000, 20_000, 3))
+    chosen = choose(topology.from_config(config))
+    # By hand, of a thread of 16 images at least the image and its target: 154 GB.
+    assert chosen.name == "matmul"
+    assert "it would take" in chosen.reason
+    assert topology.from_config(config).native_bytes > 4 * 2 * 20_000 * 20_000 * 3
 
 
 def test_the_estimate_by_hand():

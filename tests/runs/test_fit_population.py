@@ -1,6 +1,7 @@
 """Populations on disk: what `fit_population` leaves, resumes and refuses."""
 
 import dataclasses
+import json
 import math
 import shutil
 import signal
@@ -17,6 +18,7 @@ from benchmarks.kill_and_resume import final, stress
 from cae_jax.cli.train import members as configs_of
 from cae_jax.config import resolved
 from cae_jax.evaluation import members as comparison
+from cae_jax.report import collect
 from cae_jax.runs import history, journal, members
 from cae_jax.runs.members import Member
 from cae_jax.training.trainer import Trainer
@@ -568,3 +570,102 @@ def test_swept_numbers_share_a_program_and_have_the_bits_of_runs_alone(
     assert len(compiled) == 1
     cae_jax.fit(configs[1], tmp_path / "alone", data_dir=data_dir)
     assert_same_end(tmp_path / "many" / [*population.members][1], tmp_path / "alone")
+
+
+@pytest.fixture
+def many(population, tmp_path) -> Path:
+    """A copy of `population`, which a test may change."""
+    return Path(shutil.copytree(population, tmp_path / "many"))
+
+
+def damage_all(checkpoints):
+    for path in checkpoints.glob("*/manifest.json"):
+        path.write_text("{}")
+
+
+def test_without_a_damaged_list_of_members_the_runs_are_taken_up(many, data_dir):
+    before = {path: path.stat().st_mtime_ns for path in many.rglob("manifest.json")}
+    (many / "members.json").write_bytes(b"{")
+    advice = r"members.json cannot be used .* or remove it and repeat the training"
+    with pytest.raises(cae_jax.UserError, match=advice):
+        members.of_population(many)
+    (many / "members.json").unlink()
+    result = cae_jax.fit_population(CONFIGS, many, data_dir=data_dir)
+    assert [*result.autoencoders] == NAMES
+    assert {path: path.stat().st_mtime_ns for path in many.rglob("manifest.json")} == before
+
+
+@pytest.mark.parametrize("other", ["config", "images"])
+def test_a_run_at_the_place_of_a_member_is_not_counted(many, dense_run, data_dir, other):
+    run = many / "seed=4"
+    if other == "config":
+        shutil.rmtree(run)
+        shutil.copytree(dense_run, run)
+    else:
+        environment = json.loads((run / "environment.json").read_text())
+        (run / "environment.json").write_text(json.dumps({**environment, "images": "others"}))
+    message = r"seed=4 is not the member of that name but a run of another .* move it elsewhere"
+    for count in (
+        lambda: members.of_population(many),
+        lambda: members.is_written(many, "seed=4", resolved(CONFIGS[1])),
+        lambda: cae_jax.fit_population(CONFIGS, many, data_dir=data_dir),
+    ):
+        with pytest.raises(cae_jax.UserError, match=message):
+            count()
+    run.rename(many.parent / "mine")
+    found = members.of_population(many)
+    assert found is not None
+    assert [len(member.rows) for member in found.values()] == [2, 0]
+
+
+@pytest.mark.slow
+def test_a_member_with_damaged_checkpoints_is_trained_again_once_removed(many, data_dir):
+    run = many / "seed=4"
+    expected = shutil.copytree(run, many.parent / "expected")
+    (run / "result.json").unlink()
+    damage_all(run / "checkpoints")
+    with pytest.raises(cae_jax.UserError, match=f"or remove {run} and train again$"):
+        cae_jax.fit_population(CONFIGS, many, data_dir=data_dir)
+    shutil.rmtree(run)
+    cae_jax.fit_population(CONFIGS, many, data_dir=data_dir)
+    assert_same_end(run, expected)
+
+
+@pytest.mark.slow
+def test_a_group_with_damaged_checkpoints_is_trained_again_once_removed(data_dir, tmp_path):
+    options = {"data_dir": data_dir, "members_per_program": 2}
+    cae_jax.fit_population(CONFIGS, tmp_path / "whole", **options)
+    stop = signal_in_chunk(2)
+    cae_jax.fit_population(CONFIGS, tmp_path / "many", chunk_steps=5, on_chunk=stop, **options)
+    group = tmp_path / "many" / ".cae-jax-group-0"
+    damage_all(group / "checkpoints")
+    with pytest.raises(cae_jax.UserError, match=f"or remove {group} and train again$"):
+        cae_jax.fit_population(CONFIGS, tmp_path / "many", **options)
+    shutil.rmtree(group)
+    cae_jax.fit_population(CONFIGS, tmp_path / "many", **options)
+    for name in NAMES:
+        assert_same_end(tmp_path / "many" / name, tmp_path / "whole" / name)
+
+
+def test_a_population_without_a_finite_member_is_called_that():
+    stopped = {name: Member(CONFIGS[0], [row(1, 0.3)], 9) for name in NAMES}
+    assert comparison.headline(stopped) == "All members became non-finite."
+    with pytest.raises(cae_jax.UserError, match="all members of many became non-finite; train oth"):
+        collect._shown(Path("many"), stopped)
+    waiting = {**stopped, "seed=4": Member(CONFIGS[1], [])}
+    with pytest.raises(cae_jax.UserError, match="has completed an epoch; wait"):
+        collect._shown(Path("many"), waiting)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{"rho": 0.9}, {"rho": 0.8}], "`rho` has no effect with optimizer adam; leave it out"),
+        ([{"momentum": 0.9}, {}], "`momentum` has no effect with optimizer adam"),
+    ],
+)
+def test_a_sweep_over_what_the_optimizer_ignores_is_refused(changes, message, tmp_path):
+    configs = [dataclasses.replace(DENSE, **each) for each in changes]
+    with pytest.raises(cae_jax.UserError, match=message):
+        cae_jax.fit_population(configs, tmp_path / "many")
+    assert not (tmp_path / "many").exists()

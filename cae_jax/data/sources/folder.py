@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 Splits = dict[str, list[File]]  # by `SPLIT_NAMES` and `ALL`
 # Names of what belongs to an image; MVTec's masks lie in a folder beside train and test.
 _MASKS = re.compile(
-    r"(?<![a-z])(?:masks?|segmentations?|annotations?|labels|ground_?truth)(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])(?:masks?|segmentations?|annotations?|labels|gt|ground_?truth)(?![a-z])",
+    re.IGNORECASE,
 )
 _GROUND_TRUTH = "ground_truth"
 
@@ -105,7 +106,11 @@ def _by_split(images: list[File]) -> tuple[Splits, int]:
     outer = len(list(itertools.takewhile(lambda names: len(set(names)) == 1, levels)))
     inner = [file for file in images if len(file.parts) > outer + 1]
     found, others = _grouped(inner, outer, named_split)
-    if others:
+    taken, left_out = (
+        len({file.parts[outer] for file in files})
+        for files in (itertools.chain(*found.values()), others)
+    )
+    if left_out >= taken:  # a class may be called train_station, and another one test_tube
         found, _ = _grouped(inner, outer, lambda name: SPLIT_NAMES.get(name.lower()))
     if "train" in found and len(found) > 1:
         return found, outer

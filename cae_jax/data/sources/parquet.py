@@ -20,7 +20,7 @@ from cae_jax.data.sources import (
     numbered_classes,
     splits_of,
 )
-from cae_jax.errors import UserError, naming
+from cae_jax.errors import UserError, installing, naming
 
 SUFFIX = ".parquet"
 # Writes what `datasets` saved to disk, one set or several by their splits, as parquet files.
@@ -115,7 +115,7 @@ def _opened(root: Path, file: File) -> Any:
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(
-            f"{root} holds parquet files, which take pyarrow", 'pip install "cae-jax[parquet]"'
+            f"{root} holds parquet files, which take pyarrow", installing("parquet")
         ) from error
     with _naming(root / file.key):
         return parquet.ParquetFile(root / file.key)
@@ -143,6 +143,11 @@ def _column_of_images(schema: Any, features: dict[str, Any], path: Path) -> str:
         raise UserError(
             f"{path} has the columns {', '.join(schema.names)}; it takes one of encoded images, "
             "such as image with bytes: give another folder"
+        )
+    if len(chosen) > 1 and not named:
+        raise UserError(
+            f"{path} has several columns of images, {', '.join(chosen)}; name one image, or "
+            f"give inputs and targets as `pairs=('{chosen[0]}', '{chosen[1]}')`"
         )
     return chosen[0]
 

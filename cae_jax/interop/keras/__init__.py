@@ -20,7 +20,7 @@ import numpy as np
 
 from cae_jax import atomic
 from cae_jax.config import Shape, TrainConfig, known_shape
-from cae_jax.errors import UserError
+from cae_jax.errors import UserError, installing
 
 if TYPE_CHECKING:
     from cae_jax.models.inference import Autoencoder
@@ -242,7 +242,7 @@ def _check_keras() -> None:
         if tuple(map(int, installed.split(".")[:3])) >= _KERAS:
             return
         problem = f"Keras {installed} is installed"
-    raise UserError(f'{problem}; {needed} or later is needed: pip install "cae-jax[keras]"')
+    raise UserError(f"{problem}; {needed} or later is needed: {installing('keras')}")
 
 
 def _run(mode: str, path: Path, scratch: Path) -> None:

@@ -9,7 +9,7 @@ const runs = reportData.runs;
 const images = split(Float32Array.from(bytesOf(reportData.images), (pixel) => pixel / 255));
 // The class of each image; "" where the data have none.
 const classes = images.map((_, i) => reportData.classes[i] ?? "");
-const imageNames = classes.map((name, i) => `test image ${i + 1}${name && `: ${name}`}`);
+const imageNames = classes.map((name, i) => `image ${i + 1}${name && `: ${name}`}`);
 
 function bytesOf(base64) {
   return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));

@@ -28,7 +28,7 @@ function showResults() {
     ...runs.map((run) => run.results[name]),
   ]);
   const heads = ["", ...runs.map((run) => run.name)];
-  byId("results").append(table("After the last epoch, on the test images", heads, rows));
+  byId("results").append(table("After the last epoch, on the held-out images", heads, rows));
 }
 
 // The members of populations: their losses over epochs and swept values, and their tables.
@@ -107,7 +107,7 @@ function showCurves() {
       runs.flatMap((run, i) => [line("loss", run, i, true), line("val_loss", run, i)]),
     ),
     chart(
-      "PSNR on the test images (dB)",
+      "PSNR on the held-out images (dB)",
       runs.map((run, i) => line("val_psnr", run, i)),
     ),
   );
