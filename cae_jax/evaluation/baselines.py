@@ -13,8 +13,10 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
+import timeit
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
@@ -22,14 +24,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from cae_jax import atomic
+from cae_jax.config import NAMED
 from cae_jax.errors import UserError, installing
 
 logger = logging.getLogger(__name__)
 
-# Number of training images for tuning, enough to distinguish the parameters.
+# Training images for tuning, enough to distinguish the parameters: of larger ones as many as have
+# the values of these of Fashion-MNIST.
 TUNING_IMAGES = 200
+_TUNING_VALUES, _LEAST_IMAGES = TUNING_IMAGES * math.prod(NAMED["fashion_mnist"]), 12
 _THRESHOLDS = ("BayesShrink", "VisuShrink")
 
 
@@ -130,7 +136,18 @@ def workers() -> Iterator[Executor]:
         yield executor
 
 
-def tune(name: str, noisy: np.ndarray, clean: np.ndarray, executor: Executor) -> Tuned:
+def tuning_images(image_shape: tuple[int, ...]) -> int:
+    """How many training images of a shape the denoisers are tuned on, at most."""
+    return min(TUNING_IMAGES, max(_LEAST_IMAGES, _TUNING_VALUES // math.prod(image_shape)))
+
+
+def tune(
+    name: str,
+    noisy: np.ndarray,
+    clean: np.ndarray,
+    executor: Executor,
+    progress: Callable[[], object] = int,
+) -> Tuned:
     """Finds the parameters with the highest mean PSNR; each gets its own affine map.
 
     Args:
@@ -138,13 +155,14 @@ def tune(name: str, noisy: np.ndarray, clean: np.ndarray, executor: Executor) ->
         noisy: noisy training images.
         clean: the same images without noise.
         executor: maps over the images.
+        progress: is called after each channel of an image and parameter.
     """
     from cae_jax.training.metrics import psnr_of_mse  # imports JAX, which the workers do not need
 
     function, grid = DENOISERS[name]
     best, best_psnr = None, -np.inf
     for parameters in grid:
-        outputs = _map(partial(function, **parameters), noisy, executor)
+        outputs = _map(partial(function, **parameters), noisy, executor, progress)
         slope, offset = np.polyfit(outputs.ravel(), clean.ravel(), 1)
         errors = (np.clip(slope * outputs + offset, 0, 1) - clean) ** 2
         psnr = float(np.mean(psnr_of_mse(errors.mean(axis=(1, 2, 3)))))
@@ -154,10 +172,12 @@ def tune(name: str, noisy: np.ndarray, clean: np.ndarray, executor: Executor) ->
     return best
 
 
-def denoise(tuned: Tuned, noisy: np.ndarray, executor: Executor) -> np.ndarray:
-    """Denoises images: float32 ``[N, H, W, C]`` in [0, 1]."""
+def denoise(
+    tuned: Tuned, noisy: np.ndarray, executor: Executor, progress: Callable[[], object] = int
+) -> np.ndarray:
+    """Denoises images: float32 ``[N, H, W, C]`` in [0, 1]; `progress` as of `tune`."""
     function, _ = DENOISERS[tuned.name]
-    outputs = _map(partial(function, **tuned.parameters), noisy, executor)
+    outputs = _map(partial(function, **tuned.parameters), noisy, executor, progress)
     return np.clip(tuned.slope * outputs + tuned.offset, 0, 1).astype(np.float32)
 
 
@@ -186,13 +206,25 @@ def denoise_all(
             digest.update(f"{name} {grid}".encode())
             path = folder / f"{name.replace(' ', '_')}-{digest.hexdigest()[:16]}.npz"
             if not path.exists():
-                logger.info("Denoising by %s, which takes minutes", name)
-                tuned = tune(name, tuning_inputs, tuning_images / 255, executor)
-                _save(path, tuned, denoise(tuned, inputs, executor))
+                planes = (len(grid) * len(tuning_inputs) + len(inputs)) * inputs.shape[-1]
+                seconds = planes * _seconds(name, inputs[0, ..., 0]) / (os.cpu_count() or 1)
+                logger.info("Denoising by %s, about %.0f s", name, seconds)
+                with tqdm(total=planes, desc=name, leave=False, disable=None) as bar:
+                    tuned = tune(name, tuning_inputs, tuning_images / 255, executor, bar.update)
+                    denoised = denoise(tuned, inputs, executor, bar.update)
+                _save(path, tuned, denoised)
             with np.load(path) as arrays:
                 parameters = json.loads(str(arrays["tuned"]))["parameters"]
                 settings = ", ".join(f"{key} {value}" for key, value in parameters.items())
                 yield name, settings, arrays["pictures"]
+
+
+def _seconds(name: str, plane: np.ndarray) -> float:
+    """The time that a denoiser takes for a channel of an image."""
+    function, grid = DENOISERS[name]
+    run = partial(function, plane.astype(np.float64), **grid[len(grid) // 2])
+    run()  # imports
+    return timeit.timeit(run, number=1)
 
 
 def _save(path: Path, tuned: Tuned, images: np.ndarray) -> None:
@@ -202,8 +234,13 @@ def _save(path: Path, tuned: Tuned, images: np.ndarray) -> None:
             np.savez(file, pictures=images, tuned=json.dumps(tuned._asdict()))
 
 
-def _map(function: Callable, images: np.ndarray, executor: Executor) -> np.ndarray:
+def _map(
+    function: Callable, images: np.ndarray, executor: Executor, progress: Callable[[], object]
+) -> np.ndarray:
     planes = np.moveaxis(images, -1, 1)  # [N, C, H, W]
     flat = planes.reshape(-1, *planes.shape[2:]).astype(np.float64)
-    outputs = executor.map(function, flat, chunksize=16)
-    return np.moveaxis(np.stack(list(outputs)).reshape(planes.shape), 1, -1)
+    outputs = []
+    for output in executor.map(function, flat, chunksize=4):
+        outputs.append(output)
+        progress()
+    return np.moveaxis(np.stack(outputs).reshape(planes.shape), 1, -1)

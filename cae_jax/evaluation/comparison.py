@@ -206,7 +206,7 @@ def baseline_entries(
     Raises:
         UserError: the extra ``baselines`` is not installed, or `folder` cannot be written.
     """
-    clean, noisy = tuning
+    clean, noisy = (each[: baselines.tuning_images(images.shape[1:])] for each in tuning)
     return [
         untrained_entry(name, outputs, images, settings)
         for name, settings, outputs in baselines.denoise_all(folder, noisy, clean, inputs)

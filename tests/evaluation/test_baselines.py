@@ -1,5 +1,8 @@
 """Classical denoisers: what is tuned, what they take off real images."""
 
+import contextlib
+import types
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -29,6 +32,40 @@ def test_tuning_finds_the_parameters_and_the_affine_map(monkeypatch, test_images
     restored = baselines.denoise(tuned, distorted, InThisProcess())
     assert restored.dtype == np.float32
     np.testing.assert_allclose(restored, clean, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [
+        ((28, 28, 1), 200),
+        ((8, 8, 3), 200),
+        ((32, 32, 3), 51),
+        ((64, 64, 3), 12),
+        ((512, 512, 3), 12),
+    ],
+)
+def test_larger_images_take_fewer_for_tuning(shape, count):
+    assert baselines.tuning_images(shape) == count
+
+
+def test_a_line_and_a_bar_say_how_long_it_takes(tmp_path, monkeypatch, test_images, capsys):
+    grid = [{"gain": 1.0, "power": power} for power in (1.0, 2.0, 3.0)]
+    monkeypatch.setattr(baselines, "DENOISERS", {"scaled": (scaled, grid)})
+    monkeypatch.setattr(baselines, "workers", lambda: contextlib.nullcontext(InThisProcess()))
+    steps = []
+
+    def bar(total, **_):
+        return types.SimpleNamespace(update=lambda: steps.append(total))
+
+    monkeypatch.setattr(baselines, "tqdm", lambda **options: contextlib.nullcontext(bar(**options)))
+    images = np.repeat(test_images[:7], 3, axis=-1)
+    [(name, settings, outputs)] = baselines.denoise_all(
+        tmp_path, images[:4] / 255, images[:4], images / 255
+    )
+    assert (name, settings) == ("scaled", "gain 1.0, power 1.0")
+    np.testing.assert_allclose(outputs, images / 255, atol=1e-6)
+    assert steps == [57] * 57  # three channels of four images by three parameters, and of seven
+    assert capsys.readouterr().out == "Denoising by scaled, about 0 s\n"
 
 
 def psnr(images, clean):
