@@ -59,8 +59,8 @@ def checked_array(values: np.ndarray, name: str, levels: Range | None = None) ->
         levels: their black and white. Default: `Range()`.
 
     Raises:
-        RangeError: a type whose white is not known, floats outside [0, 1] that have no white, or
-            values that are not finite; names the images.
+        RangeError: a type whose white is not known, or floats outside [0, 1] that have no white.
+        UserError: floats that are not finite.
     """
     levels, kind = levels or Range(), values.dtype.kind
     if kind == "b":
@@ -96,12 +96,14 @@ def _check_floats(values: np.ndarray, name: str, bounded: bool) -> None:
     finite = math.isfinite(low) and math.isfinite(high)
     if finite and (not bounded or (low >= 0 and high <= 1)):
         return
-    advice = "divide them by the value of white" if low >= 0 else "shift and scale them"
-    raise RangeError(
+    problem = (
         f"{name} has floats in [{_shortest(low)}, {_shortest(high)}]; images take finite ones in "
-        "[0, 1]",
-        f"{advice if finite else 'replace those that are not finite'}, or pass uint8",
+        "[0, 1]"
     )
+    if not finite:
+        raise UserError(problem, "replace those that are not finite")
+    advice = "divide them by the value of white" if low >= 0 else "shift and scale them"
+    raise RangeError(problem, f"{advice}, or pass uint8")
 
 
 def _shortest(value: Any) -> str:

@@ -95,7 +95,7 @@ def fit_population(
         config, dataset, chosen = prepare(
             configs[0], workdir, backend, (images, targets), session.start, **where
         )
-        fields = ("data", "pairs", "image_shape", "features")
+        fields = ("data", "pairs", "image_shape", "levels", "features")
         shared = {name: getattr(config, name) for name in fields}
         configs = [dataclasses.replace(each, **shared) for each in configs]
         session.check()

@@ -223,8 +223,8 @@ def test_arrays_are_trained_on(data_dir, tmp_path, dense_run):
         ([np.zeros((5, 3, 28, 1), np.uint8)] * 2, "has 3 x 28 pixels; images take at least 4 x"),
         ([np.zeros((0, 28, 28, 1), np.uint8)] * 2, "[0, 28, 28, 1], which holds no images"),
         ([np.zeros((5, 1, 28, 28), np.uint8)] * 2, "which looks like channels first"),
-        ([np.full((5, 28, 28), np.nan)] * 2, "[nan, nan]; images take finite ones in [0, 1]: repl"),
-        ([np.full((5, 28, 28), -1.0)] * 2, "[-1, -1]; images take finite ones in [0, 1]: shift"),
+        ([np.full((5, 28, 28), np.nan)] * 2, "[nan, nan]; images take finite ones in [0, 1]; repl"),
+        ([np.full((5, 28, 28), -1.0)] * 2, "[-1, -1]; images take finite ones in [0, 1]; pass"),
         (np.zeros((5, 28, 28), np.uint8), "`images` takes two arrays, of training and of test"),
         ([np.zeros((5, 8, 8)), np.zeros((5, 9, 8))], "it takes one size and number of channels"),
         ([[np.zeros((8, 8)), np.zeros((8, 9))]] * 2, "has images of several shapes"),
@@ -241,7 +241,7 @@ def test_arrays_are_converted_as_those_of_a_file():
     pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
     config = dataclasses.replace(DENSE, batch_size=2, train_examples=None, test_examples=None)
     for images in (pixels, pixels / 255, [*pixels], pixels.astype(np.uint16) * 257):
-        train, test, _ = cae_jax.data.of_arrays(config, (images, images[:2]))
+        train, test, *_ = cae_jax.data.of_arrays(config, (images, images[:2]))
         np.testing.assert_array_equal(train, pixels[..., None])
         np.testing.assert_array_equal(test, pixels[:2, ..., None])
     train, *_ = cae_jax.data.of_arrays(config, (pixels > 99, pixels > 99))
