@@ -68,6 +68,9 @@ class Flags:
     """Shows behind transparent pixels; auto takes black behind light pixels and white behind dark
     ones, so that the shape shows; None takes what the run was trained with."""
 
+    max_pixels: int | None = None
+    """Accept files that claim up to so many pixels; None takes what the run was trained with."""
+
 
 def run(flags: Flags) -> None:
     if not flags.files:
@@ -186,7 +189,10 @@ def network_of(flags: Flags) -> tuple["Topology", "Conversion"]:
     config = read_config(flags.run)
     network = from_config(config)
     convert = conversion_of(config, network.image_shape)
-    return network, convert._replace(background=flags.background or config.background)
+    return network, convert._replace(
+        background=flags.background or config.background,
+        max_pixels=flags.max_pixels or config.max_pixels,
+    )
 
 
 def inverted(images: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from cae_jax.config import MAX_PIXELS, Background, Shape
 from cae_jax.data.files import check_pixels, is_transparent, raw, reading, turned, upright
-from cae_jax.data.pixels import MODES, WHITE, Range, RangeError, eight_bit_array
+from cae_jax.data.pixels import MODES, Range, RangeError, eight_bit_array
 from cae_jax.errors import UserError
 
 
@@ -87,7 +87,10 @@ class Conversion(NamedTuple):
             return _scaled(upright(image), self.range)
         levels, values = self.range, found.values
         if values.dtype.kind != "f" and values.max(initial=0) == 1 and levels == Range():
-            raise RangeError(f"{name} has values up to 1, which is black for {values.dtype}", WHITE)
+            raise RangeError(
+                f"{name} has values up to 1, which is black for {values.dtype}",
+                "save it as 8 bits, multiplied by 255, if 1 is white",
+            )
         if levels.white is None and found.white is not None:
             levels = levels._replace(white=float(found.white))
         pixels = eight_bit_array(values, name, levels)
@@ -112,10 +115,11 @@ def _scaled(image: Image.Image, levels: Range) -> Image.Image:
     return image.point([x for band in image.getbands() for x in (whole if band == "A" else table)])
 
 
-def values_of(image: Image.Image | np.ndarray, name: str) -> np.ndarray:
+def values_of(image: Image.Image | np.ndarray, name: str, max_pixels: int) -> np.ndarray:
     """The values of an image as its file has them, without alpha, for `pixels.extremes`."""
     if isinstance(image, np.ndarray):
         return image
+    check_pixels(image, name, max_pixels)
     with reading(name):
         if (found := raw(image, name, whole=True)) is not None:
             return found.values

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,8 @@ def open_image(file: Path | bytes | Image.Image, name: str) -> Image.Image | np.
     """
     with reading(name):
         if isinstance(file, Image.Image):
-            file.load()  # a draft would shrink the caller's JPEG
+            if not _has_sixteen_bits(file):  # which are read from its file
+                file.load()  # a draft would shrink the caller's JPEG
             return file
         if isinstance(file, Path) and file.suffix.lower() == ".npy":
             return _array(file, name)
@@ -148,7 +150,7 @@ def _extra(module: str, name: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
+        raise UnreadableError(
             f"{name} is a {what}, which takes {module.replace('_', '-')}",
             installing("formats"),
         ) from error
@@ -161,16 +163,36 @@ def reading(name: str) -> Iterator[None]:
     Of Pillow's bounds against bombs `check_pixels` takes the place of one, and text in a PNG may be
     longer than Pillow's 1 MB, as that of a photograph's editor.
     """
-    before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
-    Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = None, _TEXT_BYTES
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            naming(name, "a readable image", "save it again", raises=UnreadableError),
-        ):
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = before
+    with (
+        _bounds,
+        warnings.catch_warnings(action="ignore"),
+        naming(name, "a readable image", "save it again", raises=UnreadableError),
+    ):
+        yield
+
+
+class _Bounds:
+    """Replaces Pillow's bounds, which are the process's, while any thread reads an image."""
+
+    def __init__(self) -> None:
+        self._lock, self._readers = threading.Lock(), 0
+        self._before: tuple[int | None, int] = None, 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._readers:
+                self._before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+                Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = None, _TEXT_BYTES
+            self._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = self._before
+
+
+_bounds = _Bounds()
 
 
 def check_pixels(image: Image.Image, name: str, most: int) -> None:
@@ -230,19 +252,30 @@ def _is_gray(image: Image.Image) -> bool:
     return image.mode in _GRAY_MODES or image.mode.startswith("I;")
 
 
-def further_frames(image: Image.Image | np.ndarray) -> int:
-    """The number of frames or pages after the first one."""
+def further_frames(image: Image.Image | np.ndarray, name: str) -> int:
+    """The number of frames or pages after the first one.
+
+    Raises:
+        UnreadableError: one of them is damaged.
+    """
     if isinstance(image, np.ndarray) or image.format not in _FRAMED:
         return 0
-    return getattr(image, "n_frames", 1) - 1
+    with reading(name):
+        return getattr(image, "n_frames", 1) - 1
 
 
-def frames(image: Any, which: str) -> Iterator[Any]:
-    """The first of the frames or pages of an image, or all in turn, without smaller versions."""
+def frames(image: Any, which: str, name: str) -> Iterator[Any]:
+    """The first of the frames or pages of an image, or all in turn, without smaller versions.
+
+    Raises:
+        UnreadableError: a frame is damaged.
+    """
     yield image
-    for i in range(1, 1 + further_frames(image) * (which == "all")):
-        image.seek(i)
-        if image.format != "TIFF" or not image.getexif().get(_REDUCED, 0) & 1:
+    for i in range(1, 1 + further_frames(image, name) if which == "all" else 1):
+        with reading(name):
+            image.seek(i)
+            reduced = image.format == "TIFF" and image.getexif().get(_REDUCED, 0) & 1
+        if not reduced:
             yield image
 
 
@@ -274,16 +307,17 @@ def raw(image: Any, name: str, whole: bool) -> Raw | None:
         name: how an error names it.
         whole: also read colors of 16 bits, of which Pillow keeps the upper 8.
     """
-    if (
-        whole
-        and image.mode in _COLOR_MODES
-        and getattr(image, "tile", ())
-        and "16" in str(image.tile[0][3])
-    ):
+    if whole and _has_sixteen_bits(image):
         return Raw(_sixteen_bits(image, name))
+    own_white = _ppm_white(image)
+    if whole and own_white and image.mode == "RGB":
+        raise UserError(f"{name} has colors of 16 bits, of which Pillow reads 8; save it as PNG")
     if not image.mode.startswith(("I", "F")):
         return None
     values = np.asarray(image)
+    if own_white:  # of which Pillow makes 65535
+        stored = np.rint(values * (own_white / 65535)).astype(np.uint16)
+        return Raw(stored, own_white)
     if image.format != "TIFF":  # mode I is that of PGM, and of 16-bit PNG in older versions
         small = image.mode == "I" and values.min(initial=0) >= 0 and values.max(initial=0) < 2**16
         return Raw(values.astype(np.uint16) if small else values)
@@ -295,12 +329,29 @@ def raw(image: Any, name: str, whole: bool) -> Raw | None:
     return Raw(values, white, tags.get(_PHOTOMETRIC) == 0)
 
 
+def _has_sixteen_bits(image: Any) -> bool:
+    """Whether an image that is not decoded has colors of 16 bits, of which Pillow keeps 8."""
+    if image.mode not in _COLOR_MODES or image.format not in ("PNG", "TIFF"):
+        return False
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]
+    return any(";16" in (x if isinstance(x, str) else str(x[0])) for x in arguments)
+
+
+def _ppm_white(image: Any) -> int:
+    """The white of more than 8 bits that a PPM or PGM file names; 0 for others."""
+    tiles = image.tile if image.format == "PPM" else ()
+    white = tiles[0][3][1] if tiles and tiles[0][0].startswith("ppm") else 0
+    return white if white > 255 else 0
+
+
 def _sixteen_bits(image: Any, name: str) -> np.ndarray:
     """Colors of 16 bits, ``[height, width, 3 or 4]``."""
     file = image.fp
+    position = file.tell()
     file.seek(0)
     if image.format == "TIFF":
         return _by_tifffile(file, name, image.tell())
     values = _extra("imagecodecs", name, "PNG of 16 bits").png_decode(file.read())
+    file.seek(position)
     gray = values.shape[-1] == 2
     return np.concatenate([values[..., :1]] * 3 + [values[..., 1:]], -1) if gray else values

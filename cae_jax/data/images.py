@@ -15,7 +15,7 @@ from cae_jax.config import Shape, TrainConfig
 from cae_jax.data import files
 from cae_jax.data.conversion import Conversion
 from cae_jax.data.files import frames, open_image
-from cae_jax.data.pixels import MODES, checked_array, range_of
+from cae_jax.data.pixels import MODES, Range, checked_array, range_of
 from cae_jax.errors import UserError, naming
 
 # Pillow's modes that are converted without loss, by number of channels.
@@ -97,7 +97,7 @@ def _read_file(path: str | Path, convert: Conversion, resize: bool) -> np.ndarra
         images = _converted(read_array(path), f"{path}", convert, resize)
     else:
         images = _read_image(path, f"{path}", convert, resize)
-    refuse_mask(images, path)
+    refuse_mask(images, path, convert)
     return images
 
 
@@ -118,11 +118,11 @@ def read_array(path: Path) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def refuse_mask(images: np.ndarray, path: Path) -> None:
-    """Refuses whole numbers up to 1 from a file."""
+def refuse_mask(images: np.ndarray, path: Path, convert: Conversion) -> None:
+    """Refuses whole numbers up to 1 from a file, unless black and white are known."""
     # Refused, not guessed: such a file is nearly always a mask, but a black image with a little
     # noise looks the same. Arrays in memory pass, where a dark frame must not stop a program.
-    if images.dtype == np.uint8 and images.max(initial=0) == 1:
+    if convert.range == Range() and images.dtype == np.uint8 and images.max(initial=0) == 1:
         raise UserError(
             f"{path} has whole numbers up to 1, which is black for uint8; if 1 is white, save the "
             "image as bool in a .npy file, or multiply it by 255"
@@ -137,12 +137,11 @@ def _read_image(
     if isinstance(image, np.ndarray):
         return _converted(image, name, convert, resize)
     with contextlib.nullcontext() if image is file else image:
-        return np.stack(
-            [
-                convert(frame if resize else _exact(frame, name, convert), name)
-                for frame in frames(image, convert.frames)
-            ]
-        )
+        found = frames(image, convert.frames, name)
+        if resize:
+            return np.stack([convert(frame, name) for frame in found])
+        plain = convert._replace(range=Range())  # of 8 bits, as `_exact` makes them
+        return np.stack([plain(_exact(frame, name, convert), name) for frame in found])
 
 
 def _exact(image: Image.Image, name: str, convert: Conversion) -> Image.Image:

@@ -83,15 +83,17 @@ def take_pictures(images: Any, convert: Conversion) -> list[Callable[[], Picture
     path = checked_file(images)
     if path.suffix.lower() == ".npy":
         array = read_array(path)
-        refuse_mask(array, path)
+        refuse_mask(array, path, convert)
         return _of_array(array, f"{path}", convert)
     image = open_image(path, f"{path}")
     if isinstance(image, np.ndarray):
         return _of_array(image, f"{path}", convert)
     with image:
-        if convert.frames == "first" or not further_frames(image):
+        if convert.frames == "first" or not further_frames(image, f"{path}"):
             return [partial(_of_file, path, convert)]
-        pictures = [_of_image(each, f"{path}", convert) for each in frames(image, convert.frames)]
+        pictures = [
+            _of_image(each, f"{path}", convert) for each in frames(image, convert.frames, f"{path}")
+        ]
         return [partial(Picture, *picture) for picture in pictures]
 
 
@@ -111,7 +113,7 @@ def _of_file(path: Path, convert: Conversion) -> Picture:
     image: Any = open_image(path, f"{path}")
     with image:
         picture = _of_image(image, f"{path}", convert)
-    refuse_mask(picture.pixels, path)
+    refuse_mask(picture.pixels, path, convert)
     return picture
 
 

@@ -30,9 +30,10 @@ class Range(NamedTuple):
     white: float | None = None
 
     def concerns(self, dtype: np.dtype) -> bool:
-        """Whether pixels of a type are scaled: not those of 8 bits if they cannot reach white."""
+        """Whether pixels of a type are scaled: not those of 8 bits if white is for other types."""
         eight = dtype.kind in "ui" and dtype.itemsize == 1
-        return self != Range() and not (eight and max(self.black, self.white or 0) > 255)
+        largest = max(self.black, self.white or 0)
+        return self != Range() and not (eight and not 1 <= largest <= 255)
 
 
 def range_of(config: TrainConfig) -> Range:
@@ -86,6 +87,8 @@ def checked_array(values: np.ndarray, name: str, levels: Range | None = None) ->
     if white is None:
         white = 1 if kind == "f" else np.iinfo(values.dtype).max
     black = levels.black if scaled else 0.0
+    if black == white or (levels.white is None and black > white):
+        raise RangeError(f"{name} has black at {black:g} and white at {white:g}", WHITE)
     shares = np.clip((values.astype(np.float64) - black) / (white - black), 0, 1)
     return shares.astype(np.float32) if kind == "f" else np.rint(shares * 255).astype(np.uint8)
 
@@ -144,8 +147,9 @@ class Statistics:
         """Raises a `UserError` if nothing is lighter than 1, as in masks of 0 and 1."""
         if self._most == 1:
             raise UserError(
-                f"{name} has no pixel above 1, which is black for 8 bits",
-                "pass `white=1`, or save an array of bool",
+                f"{name} has no pixel above 1 of 255",
+                "if white is less in its files, pass `white=1` for masks of 0 and 1, or another "
+                "value, or `white='auto'`",
             )
 
     @property

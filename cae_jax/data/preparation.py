@@ -83,13 +83,14 @@ def _levels(source: Source, config: TrainConfig, title: str) -> tuple[float, flo
     items = _items(source, "train", config.split)
     for item in (one for pair in items for one in (pair, pair.input) if one):
         with contextlib.suppress(UnreadableError), _opened(item) as image:  # `write` names it
-            values = (extremes(values_of(x, item.name)) for x in frames(image, config.frames))
-            found += [each for each in values if each]
+            for frame in frames(image, config.frames, item.name):
+                values = extremes(values_of(frame, item.name, config.max_pixels))
+                found += [values] if values else []
     if not found:
         return None
     low, high = min(least for least, _ in found), max(most for _, most in found)
     if not low < high:
-        raise UserError(f"{title} has training images of the value {low:g} alone; give others")
+        raise UserError(f"{title} has training images of values {low:g} to {high:g}; give others")
     return low, high
 
 
@@ -199,11 +200,12 @@ class _Preparation:
 
     def _alone(self, item: Item) -> Iterator[np.ndarray]:
         with _opened(item) as image:
-            for frame in frames(image, self._config.frames):
+            for frame in frames(image, self._config.frames, item.name):
                 self._agree(frame, item.name)
                 yield self._convert(frame, item.name)
             if self._config.frames == "first":
-                self._further_frames += further_frames(image)
+                with contextlib.suppress(UnreadableError):  # of a frame that is left out
+                    self._further_frames += further_frames(image, item.name)
 
     def _agree(self, image: Image.Image | np.ndarray, name: str) -> None:
         """Keeps the size and channels of the first image; refuses others."""

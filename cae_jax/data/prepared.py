@@ -36,7 +36,7 @@ FORM = 2  # of the files; others are prepared again
 # The fields of a config that decide what is prepared from a source.
 _OPTIONS = ("image_size", "resize", "channels", "background", "split", "skip_unreadable")
 # Options that the folder's name has where they are given.
-_LATER_OPTIONS = ("black", "white", "frames", "include", "exclude", "pairs")
+_LATER_OPTIONS = ("black", "white", "frames", "max_pixels", "include", "exclude", "pairs")
 
 
 class Prepared(NamedTuple):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import imagecodecs
 import numpy as np
@@ -290,7 +291,7 @@ def test_smaller_versions_of_a_page_are_no_frames(tmp_path):
         file.write(np.full((16, 16), 9, np.uint8), photometric="minisblack")
         file.write(np.full((8, 8), 9, np.uint8), photometric="minisblack", subfiletype=1)
     with files.open_image(tmp_path / "a.tif", "a.tif") as image:
-        assert [frame.size for frame in files.frames(image, "all")] == [(16, 16)]
+        assert [frame.size for frame in files.frames(image, "all", "a.tif")] == [(16, 16)]
 
 
 # Intact files that were refused, and other formats.
@@ -420,3 +421,83 @@ def test_what_datasets_saves_to_disk(tmp_path):
     (tmp_path / "data-00000-of-00001.arrow").touch()
     with pytest.raises(UserError, match=r"\.arrow files.*load_from_disk.*to_parquet"):
         data.load(config(tmp_path))
+
+
+# Twice, not at all, or for others.
+
+
+def test_white_is_applied_once_with_and_without_resize(tmp_path):
+    values = np.array([[0, 50, 100, 200]] * 4, np.uint8)
+    (tmp_path / "a.png").write_bytes(png(values))
+    (tmp_path / "a.tif").write_bytes(
+        tiff((values / 250).astype(np.float32), photometric="minisblack")
+    )
+    for name, white in (("a.png", 200), ("a.tif", 0.8)):
+        to = conversion_of(TrainConfig(white=white), (4, 4, 1))
+        for resize in (False, True):
+            pixels = take_images(tmp_path / name, to, resize=resize)
+            np.testing.assert_array_equal(pixels[0, :, :, 0], eighths(values, 0, 200))
+
+
+def test_colors_of_16_bits_in_memory(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(FILES["color.png"]())
+    to = conversion_of(TrainConfig(white=4095), (8, 8, 3))
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(take_images(image, to), take_images(path, to))
+        assert np.asarray(image).max() == 15  # still what Pillow makes of it
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "tif", "png"])
+def test_8_bits_are_not_taken_for_16(suffix, tmp_path):
+    """Rows of 168 or 216 bytes stand among the arguments of Pillow's decoders."""
+    image = Image.fromarray(RNG.integers(0, 256, (8, 56 if suffix == "bmp" else 72, 3), np.uint8))
+    image.save(tmp_path / f"a.{suffix}")
+    pixels = convert(tmp_path / f"a.{suffix}", channels=3, range=Range(0, 4095))
+    np.testing.assert_array_equal(pixels, np.asarray(image))
+
+
+def test_a_pgm_names_its_white():
+    header = b"P5 8 8 4095\n"
+    content = header + TWELVE[0].astype(">u2").tobytes()
+    np.testing.assert_array_equal(convert(content)[..., 0], eighths(TWELVE[0]))
+    np.testing.assert_allclose(
+        convert(content, range=Range(0, 1000))[..., 0].astype(int),
+        eighths(TWELVE[0], 0, 1000),
+        atol=1,
+    )
+    color = b"P6 8 8 4095\n" + np.repeat(TWELVE[0], 3).astype(">u2").tobytes()
+    assert convert(color, channels=3).max() == 255
+    with pytest.raises(UserError, match="colors of 16 bits, of which Pillow reads 8; save it"):
+        convert(color, range=Range(0, 1000))
+
+
+def test_black_and_white_differ():
+    for levels in (Range(7, 7), Range(300)):
+        with pytest.raises(UserError, match=r"x has black at \d+ and white at"):
+            checked_array(np.full((4, 4), 0.5), "x", levels)
+    with pytest.raises(UserError, match="black at 7 and white at 7"):
+        data.of_arrays(config("arrays", white="auto"), (np.full((4, 8, 8), 7),) * 2)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tif"])
+def test_a_damaged_frame_matters_only_if_it_is_taken(tmp_path, suffix):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pages(folder, suffix)
+    path = folder / f"pages{suffix}"
+    path.write_bytes(path.read_bytes()[: -len(path.read_bytes()) // 3])
+    for i in range(9):
+        Image.new("L", (8, 8), 250).save(folder / f"{i}.png")
+    assert len(both(folder, channels=1)) == 10
+    with pytest.raises(UserError, match=f"pages{suffix} is not a readable image"):
+        both(folder, channels=1, frames="all")
+
+
+def test_pillows_bounds_are_restored_after_threads(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(TWELVE[0].astype(np.uint8)))
+    before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+    with ThreadPoolExecutor(6) as executor:
+        list(executor.map(lambda _: convert(path), range(200)))
+    assert before == (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK)
