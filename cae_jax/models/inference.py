@@ -32,11 +32,11 @@ class Autoencoder:
     """A trained autoencoder: `encode`, `decode` and `reconstruct`.
 
     Images are arrays of uint8, uint16 (divided by 257), bool (True is white), or floats in [0, 1],
-    or, in a run with a `black` or `white`, of values as its training images had (so that floats in
-    [0, 1] are nearly black where white is 4095; uint8 keeps its white where that is not for it), of
-    shape ``[N, height, width,
-    channels]``, gray ones also ``[N, height, width]``, with any N including 0; or a PIL image or
-    the name of an image or .npy file; or a list of those. A single image gives an N of 1.
+    of shape ``[N, height, width, channels]``, gray ones also ``[N, height, width]``, with any N
+    including 0; or a PIL image or the name of an image or .npy file; or a list of those. A single
+    image gives an N of 1. In a run with a `black` or `white` values are as its training images had
+    them: floats in [0, 1] are nearly black where white is 4095. Images of 8 bits keep their white
+    where that of the run is above 255 or below 1.
     ``resize=True`` converts images of other sizes and colors by the `resize` and `background` of
     the config, as a training on them would.
 
