@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from cae_jax.config import MAX_PIXELS, Background, Shape
+from cae_jax.config import MAX_PIXELS, Background, Shape, TrainConfig
 from cae_jax.data.files import check_pixels, is_transparent, raw, reading, turned, upright
-from cae_jax.data.pixels import MODES, Range, RangeError, eight_bit_array
+from cae_jax.data.pixels import MODES, Range, RangeError, eight_bit_array, range_of
 from cae_jax.errors import UserError
 
 
@@ -29,6 +29,15 @@ class Conversion(NamedTuple):
     range: Range = Range()
     frames: str = "first"
     max_pixels: int = MAX_PIXELS
+
+    @classmethod
+    def from_config(
+        cls, config: TrainConfig, size: tuple[int, ...] | None, channels: int
+    ) -> "Conversion":
+        """The conversion of the images of a config."""
+        levels = range_of(config)
+        options = (levels, config.frames, config.max_pixels)
+        return cls(size, config.resize, config.background, channels, *options)
 
     @property
     def shape(self) -> Shape:

@@ -15,7 +15,7 @@ from cae_jax.config import Shape, TrainConfig
 from cae_jax.data import files
 from cae_jax.data.conversion import Conversion
 from cae_jax.data.files import frames, open_image
-from cae_jax.data.pixels import MODES, Range, checked_array, range_of
+from cae_jax.data.pixels import MODES, Range, checked_array
 from cae_jax.errors import UserError, naming
 
 # Pillow's modes that are converted without loss, by number of channels.
@@ -30,16 +30,8 @@ def conversion_of(config: TrainConfig, image_shape: Shape) -> Conversion:
 
     A run that refused images of other sizes stretches them.
     """
-    resize = "stretch" if config.resize == "none" else config.resize
-    return Conversion(
-        image_shape[:2],
-        resize,
-        config.background,
-        image_shape[2],
-        range_of(config),
-        config.frames,
-        config.max_pixels,
-    )
+    convert = Conversion.from_config(config, image_shape[:2], image_shape[2])
+    return convert._replace(resize="stretch") if convert.resize == "none" else convert
 
 
 def prepare_images(images: np.ndarray, image_shape: Shape) -> np.ndarray:

@@ -21,7 +21,6 @@ from cae_jax.data.pixels import (
     check_shape,
     check_size,
     extremes,
-    range_of,
 )
 from cae_jax.data.sources import ALL, SPLITS, Item, Source, split_of
 from cae_jax.errors import UserError
@@ -121,15 +120,7 @@ class _Preparation:
     def __init__(self, source: Source, config: TrainConfig, title: str) -> None:
         self._config, self._source, self._title = config, source, title
         channels = 0 if config.channels == "auto" else config.channels
-        self._convert = Conversion(
-            config.image_size,
-            config.resize,
-            config.background,
-            channels,
-            range_of(config),
-            config.frames,
-            config.max_pixels,
-        )
+        self._convert = Conversion.from_config(config, config.image_size, channels)
         self._ask = self._convert.size is None, not self._convert.channels
         self._first = title
         self._skipped: list[str] = []
