@@ -76,6 +76,28 @@ def test_files_of_two_folders_are_matched_by_name(photos, tmp_path, capsys):
     assert dataset.resolve(config).image_shape == (8, 8, 1)
 
 
+@pytest.mark.parametrize("color", [(), (3,)])
+@pytest.mark.parametrize("dark", [0, 1])
+def test_each_side_of_pairs_is_looked_at(tmp_path, caplog, color, dark):
+    """The other side has clean pictures; a side of RGB is the first three channels."""
+    random, most = np.random.default_rng(0), [254, 254]
+    most[dark] = 15
+    shape = (12, 8, 8, *color)
+    pairs = [random.integers(0, value, shape, np.uint8, endpoint=True) for value in most]
+    np.savez(tmp_path / "a.npz", clean=pairs[0], noisy=pairs[1])
+    config = TrainConfig(data=str(tmp_path / "a.npz"), pairs=("noisy", "clean"), batch_size=2)
+    data.load(config, data_dir=tmp_path / "data")
+    _, prepared, warning = [record.getMessage() for record in caplog.records]
+    for side, pixels in zip(("targets", "inputs"), pairs, strict=True):
+        values = f"{side} of values 0 to {pixels.max()}, mean {pixels.mean():.1f} of 255"
+        assert values in prepared
+    side = ("targets", "inputs")[dark]
+    assert warning.startswith(f"The {side} are dark (values 0 to 15, mean ")
+    np.savez(tmp_path / "a.npz", clean=pairs[1 - dark], noisy=pairs[1 - dark] % 2)
+    with pytest.raises(UserError, match="has no pixel above 1 in its inputs"):
+        data.load(config, data_dir=tmp_path / "data")
+
+
 def test_pairs_keep_the_splits_of_their_folders(tmp_path):
     for split, value in (("train", 90), ("test", 180)):
         for side, more in (("in", 0), ("out", 5)):
