@@ -224,6 +224,28 @@ def test_arrays_that_are_no_pairs(tmp_path, arrays, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_alpha_of_arrays_keeps_its_white(caplog):
+    """Colors of 12 bits, targets darker than inputs, with an alpha of 16 bits on each side."""
+    random = np.random.default_rng(0)
+    arrays = [random.integers(0, most, (6, 8, 8, 4), np.uint16) for most in (2001, 4096)]
+    arrays[0][0, 0, 0, :3], arrays[1][0, 0, 0, :3] = 7, 4095
+    expected = []
+    for array in arrays:
+        array[..., :3] = np.maximum(array[..., :3], 7)
+        array[..., 3] = random.integers(0, 65536, (6, 8, 8))
+        colors = np.rint((array[..., :3] - 7.0) / (4095 - 7) * 255)
+        expected.append(np.concatenate([colors, np.rint(array[..., 3:] / 257)], axis=-1))
+    config = TrainConfig(data="arrays", batch_size=2, pairs=("a", "b"), white="auto")
+    targets, inputs = arrays
+    found = data.of_arrays(config, (inputs, inputs[:2]), (targets, targets[:2]))
+    assert found.levels == (7, 4095)
+    np.testing.assert_array_equal(found.train, np.concatenate(expected, axis=-1))
+    np.testing.assert_array_equal(found.validation, found.train[:2])
+    assert not caplog.records
+    data.of_arrays(config, (inputs // 100, inputs[:2]), (inputs, targets[:2]))
+    assert [each.getMessage().split(" (")[0] for each in caplog.records] == ["The inputs are dark"]
+
+
 def test_a_run_is_trained_evaluated_and_reported(command, photos, tmp_path):
     flags = ("--data", "photos", "--pairs", "noisy", "clean", "--split", 0.6, "--epochs", 2)
     small = ("--model", "simple", "--batch-size", 2, "--optimizer", "adam", "--workdir", "run")
