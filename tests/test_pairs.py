@@ -224,6 +224,22 @@ def test_arrays_that_are_no_pairs(tmp_path, arrays, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["ground_truth", "masks", "GT"])
+def test_targets_may_be_called_masks(tmp_path, caplog, name):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), np.uint8)
+    for i, image in enumerate(pixels):
+        for side, values in (("noisy", 255 - image), (name, image)):
+            (tmp_path / "a" / side).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(tmp_path / "a" / side / f"{i}.png")
+    (tmp_path / "a" / "b" / "ground_truth").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "ground_truth" / "1.png").write_bytes(encoded(pixels[0])["bytes"])
+    config = TrainConfig(data=str(tmp_path / "a"), pairs=("noisy", name), batch_size=2, split=0.5)
+    dataset = data.load(config, data_dir=tmp_path / "data")
+    found = as_set(dataset.train) | as_set(dataset.validation)
+    assert found == as_set(np.stack([pixels, 255 - pixels], axis=-1))
+    assert "look like masks" not in caplog.text
+
+
 def test_alpha_of_arrays_keeps_its_white(caplog):
     """Colors of 12 bits, targets darker than inputs, with an alpha of 16 bits on each side."""
     random = np.random.default_rng(0)
