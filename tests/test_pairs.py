@@ -240,6 +240,34 @@ def test_targets_may_be_called_masks(tmp_path, caplog, name):
     assert "look like masks" not in caplog.text
 
 
+def test_frames_of_pairs(tmp_path):
+    """All in turn, as many of both; otherwise one line, whose two ways out work."""
+    pages = [Image.new("L", (8, 8), 20 * i) for i in range(1, 11)]
+    stacks = {"in/1": pages[:4], "out/1": pages[4:8], "in/2": pages[8:], "out/2": pages[7:]}
+    for name, stack in stacks.items():
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        stack[0].save(tmp_path / "a" / f"{name}.tif", save_all=True, append_images=stack[1:])
+    for i in range(3, 9):
+        for side in ("in", "out"):
+            pages[0].save(tmp_path / "a" / side / f"{i}.tif")
+    config = TrainConfig(
+        data=str(tmp_path / "a"), pairs=("in", "out"), batch_size=2, split=0.5, frames="all"
+    )
+
+    def found(**changes):
+        changed = dataclasses.replace(config, **changes)
+        dataset = data.load(changed, data_dir=tmp_path / "data")
+        every = np.concatenate([dataset.train, dataset.validation])[:, 0, 0]
+        return sorted(set(map(tuple, every.tolist())))
+
+    message = r"out/2\.tif and .*in/2\.tif have different numbers of frames; pass `frames='first'`"
+    with pytest.raises(UserError, match=message):
+        found()
+    one = (20, 20)
+    assert found(frames="first") == [one, (100, 20), (160, 180)]
+    assert found(exclude=("2.tif",)) == [one, (100, 20), (120, 40), (140, 60), (160, 80)]
+
+
 def test_alpha_of_arrays_keeps_its_white(caplog):
     """Colors of 12 bits, targets darker than inputs, with an alpha of 16 bits on each side."""
     random = np.random.default_rng(0)

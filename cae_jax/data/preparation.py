@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,8 +199,14 @@ class _Preparation:
         if item.input is None:
             yield from self._alone(item)
         else:
-            for pair in zip(self._alone(item), self._alone(item.input), strict=True):
-                yield np.concatenate(pair, axis=-1)
+            sides = self._alone(item), self._alone(item.input)
+            for target, given in itertools.zip_longest(*sides):
+                if target is None or given is None:
+                    raise UserError(
+                        f"{item.name} and {item.input.name} have different numbers of frames",
+                        "pass `frames='first'`, or leave them out with `exclude`",
+                    )
+                yield np.concatenate([target, given], axis=-1)
 
     def _alone(self, item: Item) -> Iterator[np.ndarray]:
         with _opened(item) as image:
