@@ -64,8 +64,6 @@ _logger = logging.getLogger("cae_jax")
 _logger.addHandler(_Console())
 _logger.setLevel(logging.INFO)
 _logger.propagate = False  # whoever has configured the root logger would see each line twice
-# It logs a cache that it builds or cannot keep, and fonts, when it is imported.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,16 +3,38 @@
 Every function raises `UserError` when its file cannot be written.
 """
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from cae_jax import atomic
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps lines of matplotlib out of ours: on a cache that it builds or cannot keep, and fonts.
+
+    The program that imports us may want them at other times.
+    """
+    logger = logging.getLogger("matplotlib")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # as of Chinese names
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+with _quiet():
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 _IMAGE_INCHES = 0.85
 _LOSSES = {"bce": "binary cross-entropy (nats)", "mse": "mean squared error"}
@@ -177,6 +199,5 @@ def _save_axes(figure: Figure, path: str | Path) -> None:
 
 def _save(figure: Figure, path: str | Path) -> None:
     """Writes a PNG, whatever the suffix of the name."""
-    with atomic.output_file(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such as Chinese names
+    with atomic.output_file(path) as temporary, _quiet():
         figure.savefig(temporary, dpi=110, format="png")

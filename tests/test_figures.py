@@ -1,5 +1,7 @@
 """Figures as files."""
 
+import logging
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +19,7 @@ def test_a_png_whatever_the_suffix(tmp_path):
     figures.save_rows(tmp_path / "figure.txt", ROWS)
     with Image.open(tmp_path / "figure.txt") as image:
         assert image.format == "PNG"
+    assert logging.getLogger("matplotlib").level == logging.NOTSET  # the program's own
     assert [path.name for path in tmp_path.iterdir()] == ["figure.txt"]
 
 

@@ -76,6 +76,28 @@ def test_files_of_two_folders_are_matched_by_name(photos, tmp_path, capsys):
     assert dataset.resolve(config).image_shape == (8, 8, 1)
 
 
+@pytest.mark.parametrize("color", [(), (3,)])
+@pytest.mark.parametrize("dark", [0, 1])
+def test_each_side_of_pairs_is_looked_at(tmp_path, caplog, color, dark):
+    """The other side has clean pictures; a side of RGB is the first three channels."""
+    random, most = np.random.default_rng(0), [254, 254]
+    most[dark] = 15
+    shape = (12, 8, 8, *color)
+    pairs = [random.integers(0, value, shape, np.uint8, endpoint=True) for value in most]
+    np.savez(tmp_path / "a.npz", clean=pairs[0], noisy=pairs[1])
+    config = TrainConfig(data=str(tmp_path / "a.npz"), pairs=("noisy", "clean"), batch_size=2)
+    data.load(config, data_dir=tmp_path / "data")
+    _, prepared, warning = [record.getMessage() for record in caplog.records]
+    for side, pixels in zip(("targets", "inputs"), pairs, strict=True):
+        values = f"{side} of values 0 to {pixels.max()}, mean {pixels.mean():.1f} of 255"
+        assert values in prepared
+    side = ("targets", "inputs")[dark]
+    assert warning.startswith(f"The {side} are dark (values 0 to 15, mean ")
+    np.savez(tmp_path / "a.npz", clean=pairs[1 - dark], noisy=pairs[1 - dark] % 2)
+    with pytest.raises(UserError, match="has no pixel above 1 of 255 in its inputs"):
+        data.load(config, data_dir=tmp_path / "data")
+
+
 def test_pairs_keep_the_splits_of_their_folders(tmp_path):
     for split, value in (("train", 90), ("test", 180)):
         for side, more in (("in", 0), ("out", 5)):
@@ -200,6 +222,72 @@ def test_arrays_that_are_no_pairs(tmp_path, arrays, message):
     with pytest.raises(UserError, match=message):
         cae_jax.fit(SMALL, tmp_path / "run", **arrays(inputs, targets))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["ground_truth", "masks", "GT"])
+def test_targets_may_be_called_masks(tmp_path, caplog, name):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), np.uint8)
+    for i, image in enumerate(pixels):
+        for side, values in (("noisy", 255 - image), (name, image)):
+            (tmp_path / "a" / side).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(tmp_path / "a" / side / f"{i}.png")
+    (tmp_path / "a" / "b" / "ground_truth").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "ground_truth" / "1.png").write_bytes(encoded(pixels[0])["bytes"])
+    config = TrainConfig(data=str(tmp_path / "a"), pairs=("noisy", name), batch_size=2, split=0.5)
+    dataset = data.load(config, data_dir=tmp_path / "data")
+    found = as_set(dataset.train) | as_set(dataset.validation)
+    assert found == as_set(np.stack([pixels, 255 - pixels], axis=-1))
+    assert "look like masks" not in caplog.text
+
+
+def test_frames_of_pairs(tmp_path):
+    """All in turn, as many of both; otherwise one line, whose two ways out work."""
+    pages = [Image.new("L", (8, 8), 20 * i) for i in range(1, 11)]
+    stacks = {"in/1": pages[:4], "out/1": pages[4:8], "in/2": pages[8:], "out/2": pages[7:]}
+    for name, stack in stacks.items():
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        stack[0].save(tmp_path / "a" / f"{name}.tif", save_all=True, append_images=stack[1:])
+    for i in range(3, 9):
+        for side in ("in", "out"):
+            pages[0].save(tmp_path / "a" / side / f"{i}.tif")
+    config = TrainConfig(
+        data=str(tmp_path / "a"), pairs=("in", "out"), batch_size=2, split=0.5, frames="all"
+    )
+
+    def found(**changes):
+        changed = dataclasses.replace(config, **changes)
+        dataset = data.load(changed, data_dir=tmp_path / "data")
+        every = np.concatenate([dataset.train, dataset.validation])[:, 0, 0]
+        return sorted(set(map(tuple, every.tolist())))
+
+    message = r"out/2\.tif and .*in/2\.tif have different numbers of frames; pass `frames='first'`"
+    with pytest.raises(UserError, match=message):
+        found()
+    one = (20, 20)
+    assert found(frames="first") == [one, (100, 20), (160, 180)]
+    assert found(exclude=("2.tif",)) == [one, (100, 20), (120, 40), (140, 60), (160, 80)]
+
+
+def test_alpha_of_arrays_keeps_its_white(caplog):
+    """Colors of 12 bits, targets darker than inputs, with an alpha of 16 bits on each side."""
+    random = np.random.default_rng(0)
+    arrays = [random.integers(0, most, (6, 8, 8, 4), np.uint16) for most in (2001, 4096)]
+    arrays[0][0, 0, 0, :3], arrays[1][0, 0, 0, :3] = 7, 4095
+    expected = []
+    for array in arrays:
+        array[..., :3] = np.maximum(array[..., :3], 7)
+        array[..., 3] = random.integers(0, 65536, (6, 8, 8))
+        colors = np.rint((array[..., :3] - 7.0) / (4095 - 7) * 255)
+        expected.append(np.concatenate([colors, np.rint(array[..., 3:] / 257)], axis=-1))
+    config = TrainConfig(data="arrays", batch_size=2, pairs=("a", "b"), white="auto")
+    targets, inputs = arrays
+    found = data.of_arrays(config, (inputs, inputs[:2]), (targets, targets[:2]))
+    assert found.levels == (7, 4095)
+    np.testing.assert_array_equal(found.train, np.concatenate(expected, axis=-1))
+    np.testing.assert_array_equal(found.validation, found.train[:2])
+    assert not caplog.records
+    data.of_arrays(config, (inputs // 100, inputs[:2]), (inputs, targets[:2]))
+    assert [each.getMessage().split(" (")[0] for each in caplog.records] == ["The inputs are dark"]
 
 
 def test_a_run_is_trained_evaluated_and_reported(command, photos, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import cae_jax
+from cae_jax.cli import benchmark
 from tests.conftest import DENSE
 
 SMALL = dataclasses.replace(
@@ -66,6 +67,21 @@ def test_no_artefact_holds_a_path_of_its_author(home, command, tmp_path):
     others = [path for path in run.iterdir() if path.name != "checkpoints"]
     assert [leak for path in others for leak in leaks(path)] == ["config.json"]
     assert json.loads((run / "config.json").read_text())["data"].startswith(str(home))
+
+
+def test_json_is_what_was_measured(tmp_path, monkeypatch):
+    """Also where the home is the root, as in containers; without folders in a compiler's error."""
+    why = "matmul: native is unavailable"
+    error = f"{why}: its library cannot be kept ({tmp_path}/j.doe/.cache/cae_jax is full: 0 bytes)"
+    measured = {"backend": error, "unit": "images/s"}
+    monkeypatch.setattr(benchmark, "time_epochs", lambda flags: dict(measured))
+    monkeypatch.setattr(benchmark.cache, "use_compilation_cache", lambda: None)
+    for folder in (tmp_path / "j.doe", "/"):
+        monkeypatch.setenv("HOME", str(folder))
+        benchmark.run(benchmark.Flags(json=tmp_path / "times.json"))
+        assert leaks(tmp_path / "times.json") == []
+        found = json.loads((tmp_path / "times.json").read_text())
+        assert (found["backend"], found["unit"]) == (why, "images/s")
 
 
 @pytest.mark.slow

@@ -7,8 +7,6 @@ import dataclasses
 import inspect
 import io
 import itertools
-import json
-import os
 import re
 import sys
 import typing
@@ -255,11 +253,10 @@ def _shown(value: Any) -> str:
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
-    """Writes the file of ``--json``, if that flag is given, without the name of the home folder."""
+    """Writes the file of ``--json``, if that flag is given."""
     if path is not None:
-        text = json.dumps(values, indent=2).replace(os.path.expanduser("~/"), "~/")  # noqa: PTH111
-        with atomic.output_file(path) as file:
-            file.write_text(text + "\n")
+        with atomic.writing(path):
+            atomic.write_json(path.expanduser(), values)
 
 
 def as_flags(message: str, flags: type | None = None) -> str:

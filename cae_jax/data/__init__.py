@@ -114,12 +114,19 @@ def of_arrays(
     for name, given in (("images", images), ("targets", targets)):
         if given is not None and not (isinstance(given, (tuple, list)) and len(given) == 2):
             raise UserError(f"`{name}` takes two arrays, of training and of test images")
-    raw = _array(images[0], "training"), _array(images[1], "test")
+    given = _array(images[0], "training images"), _array(images[1], "test images")
+    sides = {"": given}
     if targets is not None:
         wanted = _array(targets[0], "training targets"), _array(targets[1], "test targets")
-        raw = _pairs(raw[0], wanted[0]), _pairs(raw[1], wanted[1])
-    levels = extremes(raw[0]) if config.white == "auto" else None
-    train, test = _eight_bits(dataclasses.replace(config, levels=levels), *raw)
+        for pair in zip(given, wanted, strict=True):
+            _check_pair(*pair)
+        sides = {"targets": wanted, "inputs": given}
+    levels = _levels([train for train, _ in sides.values()]) if config.white == "auto" else None
+    config = dataclasses.replace(config, levels=levels)
+    converted = [_eight_bits(config, *arrays, side) for side, arrays in sides.items()]
+    train, test = converted[0]
+    if targets is not None:  # by sides, of which the fourth channel is alpha
+        train, test = (np.concatenate(both, axis=-1) for both in zip(*converted, strict=True))
     if train.shape[1:] != test.shape[1:]:
         raise UserError(
             f"`images` has training images of shape {list(train.shape)} and test images of shape "
@@ -134,28 +141,33 @@ def of_arrays(
     return Dataset(train, test, prepared.digest(train, test), levels)
 
 
-def _pairs(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Targets and inputs in one array, see `Dataset`."""
+def _check_pair(inputs: np.ndarray, targets: np.ndarray) -> None:
     if (inputs.shape, inputs.dtype) != (targets.shape, targets.dtype):
         raise UserError(
             f"`images` has {inputs.dtype} of shape {list(inputs.shape)} and `targets` "
             f"{targets.dtype} of shape {list(targets.shape)}; give one type and shape"
         )
-    return np.concatenate([targets, inputs], axis=-1)
+
+
+def _levels(arrays: list[np.ndarray]) -> tuple[float, float] | None:
+    """The smallest and the largest value of colors in some arrays, as of `extremes`."""
+    found = [each for each in map(extremes, arrays) if each]
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
 def _eight_bits(
-    config: TrainConfig, train: np.ndarray, test: np.ndarray
+    config: TrainConfig, train: np.ndarray, test: np.ndarray, side: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images as uint8; warns of dark ones."""
+    """The images, or a side of pairs, as uint8; warns of dark ones."""
+    what = side or "images"
     try:
-        train = eight_bit_array(train, "the array of training images", range_of(config))
-        test = eight_bit_array(test, "the array of test images", range_of(config))
+        train = eight_bit_array(train, f"the array of training {what}", range_of(config))
+        test = eight_bit_array(test, f"the array of test {what}", range_of(config))
     except RangeError as error:
         raise RangeError(error.problem, WHITE) from error
-    statistics = Statistics()
+    statistics = Statistics(side)
     statistics.add(train)
-    statistics.check("`images`")
+    statistics.check("the array of pairs" if side else "`images`")
     if doubt := statistics.doubt:
         logger.warning(doubt)
     return train, test
@@ -163,7 +175,7 @@ def _eight_bits(
 
 def _array(images: np.ndarray, kind: str) -> np.ndarray:
     """Images of any type ``[N, height, width, channels]``."""
-    name = f"the array of {kind} images"
+    name = f"the array of {kind}"
     try:
         images = np.asarray(images)
     except ValueError:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cae_jax.config import NAMED, RUN_MARK, TrainConfig
 from cae_jax.data.files import SUFFIXES
@@ -45,6 +45,7 @@ _HIDDEN = re.compile(
     re.IGNORECASE,
 )
 _DANGLING = "links that lead nowhere"
+_READ = "links to folders that are read"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MOST_OF_POINTER = 1024  # bytes
 _SEPARATOR = "::"  # between a path and a part of the data set there
@@ -273,7 +274,7 @@ def walk(path: Path, config: TrainConfig | None = None) -> Listing:
         if path.is_file():
             status = path.stat()
             return Listing(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], {})
-        entries = list(_entries(str(path), "", frozenset(), chosen.skip_unreadable))
+        entries = list(_entries(str(path), chosen.skip_unreadable))
     except OSError as error:
         below = config and error.filename != str(path)
         advice = ", or pass `skip_unreadable=True`" if below else ""
@@ -297,37 +298,65 @@ def _matching(patterns: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(fnmatch.translate, forms)) or r"\Z")
 
 
-def _entries(
-    folder: str, prefix: str, above: frozenset[tuple[int, int]], skip_unreadable: bool
-) -> Iterator[File | str]:
-    """The files below a folder, and why others are left out; a link to a folder above ends."""
+class _Walk(NamedTuple):
+    """What is known of a walk: device and inode of the folders so far, and links to others."""
+
+    read: set[tuple[int, int]]
+    links: list[tuple[str, str]]  # their paths, and the keys of what lies below
+
+
+def _entries(folder: str, skip_unreadable: bool) -> Iterator[File | str]:
+    """The files below a folder, and why others are left out.
+
+    A folder is read once: where it lies, or else by the first link to it in the order of names.
+    """
+    walk = _Walk(set(), [])
+    yield from _below(folder, "", walk, skip_unreadable)
+    for path, prefix in walk.links:  # which grows
+        yield from _tolerant(_below(path, prefix, walk, skip_unreadable), skip_unreadable)
+
+
+def _below(folder: str, prefix: str, walk: _Walk, skip_unreadable: bool) -> Iterator[File | str]:
+    """The entries below a folder, apart from those behind links, which it notes."""
     status = os.stat(folder)  # noqa: PTH116 - as `scandir`
     identity = (status.st_dev, status.st_ino)
-    if identity in above:
+    if identity in walk.read:
+        yield _READ
         return
+    walk.read.add(identity)
     with os.scandir(folder) as scanned:
-        entries = list(scanned)
+        entries = sorted(scanned, key=lambda entry: entry.name)
     if any(entry.name == RUN_MARK for entry in entries):
         yield "hidden"  # a run, whose figures are not images to train on
         return
     for entry in entries:
-        try:
-            yield from _entry(entry, prefix, above | {identity}, skip_unreadable)
-        except OSError as error:
-            if error.errno == errno.ELOOP:  # a link that leads to itself
-                yield _DANGLING
-            elif isinstance(error, PermissionError) and skip_unreadable:
-                yield "without permission"
-            else:
-                raise
+        yield from _tolerant(_entry(entry, prefix, walk, skip_unreadable), skip_unreadable)
 
 
-def _entry(entry: os.DirEntry[str], prefix: str, *below: Any) -> Iterator[File | str]:
+def _tolerant(entries: Iterator[File | str], skip_unreadable: bool) -> Iterator[File | str]:
+    """The entries up to one that cannot be read, and why."""
+    try:
+        yield from entries
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads to itself
+            yield _DANGLING
+        elif isinstance(error, PermissionError) and skip_unreadable:
+            yield "without permission"
+        else:
+            raise
+
+
+def _entry(
+    entry: os.DirEntry[str], prefix: str, walk: _Walk, skip_unreadable: bool
+) -> Iterator[File | str]:
     """A file, or those below a folder."""
+    below = f"{prefix}{entry.name}/"
     if _is_hidden(entry.name) or (entry.name == PREPARED and entry.is_dir()):
         yield "hidden"  # `data_dir` may lie among the images
+    elif entry.is_dir() and entry.is_symlink():
+        walk.links.append((entry.path, below))
     elif entry.is_dir():
-        yield from _entries(entry.path, f"{prefix}{entry.name}/", *below)
+        yield from _below(entry.path, below, walk, skip_unreadable)
     elif entry.is_file():
         status = entry.stat()
         yield File(prefix + entry.name, status.st_size, status.st_mtime_ns)

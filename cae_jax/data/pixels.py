@@ -126,9 +126,14 @@ def eight_bit_array(values: np.ndarray, name: str, levels: Range | None = None) 
 
 
 class Statistics:
-    """The smallest, mean and largest value of images uint8 ``[..., channels]``, without alpha."""
+    """The smallest, mean and largest value of images uint8 ``[..., channels]``, without alpha.
 
-    def __init__(self) -> None:
+    Args:
+        side: "targets" or "inputs" of pairs; "" for images alone.
+    """
+
+    def __init__(self, side: str = "") -> None:
+        self._side, self._alike = side, ", for inputs and targets alike" if side else ""
         self._least, self._most, self._total, self._count = 255, 0, 0, 0
 
     def add(self, images: np.ndarray) -> None:
@@ -140,16 +145,21 @@ class Statistics:
         self._count += colors.size
 
     def __str__(self) -> str:
+        return f"{self._side} of {self._values}" if self._side else self._values
+
+    @property
+    def _values(self) -> str:
         mean = self._total / max(self._count, 1)
         return f"values {self._least} to {self._most}, mean {mean:.1f} of 255"
 
     def check(self, name: str) -> None:
         """Raises a `UserError` if nothing is lighter than 1, as in masks of 0 and 1."""
         if self._most == 1:
+            side = f" in its {self._side}" if self._side else ""
             raise UserError(
-                f"{name} has no pixel above 1 of 255",
+                f"{name} has no pixel above 1 of 255{side}",
                 "if white is less in its files, pass `white=1` for masks of 0 and 1, or another "
-                "value, or `white='auto'`",
+                f"value, or `white='auto'`{self._alike}",
             )
 
     @property
@@ -159,8 +169,9 @@ class Statistics:
             return ""
         what = "black" if not self._most else "dark" if self._most < _DARK else "of little contrast"
         return (
-            f"The images are {what} ({self}); if white has another value in their files, name it, "
-            "as in --white 4095, or find it by --white auto"
+            f"The {self._side or 'images'} are {what} ({self._values}); if white has another "
+            "value in their files, name it, as in --white 4095, or find it by --white auto"
+            f"{self._alike}"
         )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,10 +69,10 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
         test[0],
         *("pairs" if config.pairs else "images", *size),
         channels // 2 if config.pairs else channels,
-        preparation.statistics,
+        " and ".join(map(str, preparation.statistics)),
         f"; left out: {', '.join(left_out)}" if left_out else "",
     )
-    if doubt := preparation.statistics.doubt:
+    for doubt in filter(None, (each.doubt for each in preparation.statistics)):
         logger.warning(doubt)
     return record
 
@@ -125,7 +126,8 @@ class _Preparation:
         self._first = title
         self._skipped: list[str] = []
         self._further_frames = 0
-        self.statistics = Statistics()
+        sides = ("targets", "inputs") if config.pairs else ("",)
+        self.statistics = [Statistics(side) for side in sides]
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Writes the arrays of all splits; returns their record."""
@@ -170,7 +172,9 @@ class _Preparation:
             try:
                 for converted in self._frames(item):
                     labels.append(item.label)
-                    self.statistics.add(converted)
+                    sides = np.split(converted, len(self.statistics), axis=-1)
+                    for statistics, side in zip(self.statistics, sides, strict=True):
+                        statistics.add(side)
                     yield converted
             except UnreadableError as error:
                 if not self._config.skip_unreadable:
@@ -179,15 +183,22 @@ class _Preparation:
                 self._skipped.append(item.name)
             except RangeError as error:
                 raise RangeError(error.problem, WHITE) from error
-        self.statistics.check(self._title)
+        for statistics in self.statistics:
+            statistics.check(self._title)
 
     def _frames(self, item: Item) -> Iterator[np.ndarray]:
         """The converted image, or all of its frames; of pairs, with the channels of the input."""
         if item.input is None:
             yield from self._alone(item)
         else:
-            for pair in zip(self._alone(item), self._alone(item.input), strict=True):
-                yield np.concatenate(pair, axis=-1)
+            sides = self._alone(item), self._alone(item.input)
+            for target, given in itertools.zip_longest(*sides):
+                if target is None or given is None:
+                    raise UserError(
+                        f"{item.name} and {item.input.name} have different numbers of frames",
+                        "pass `frames='first'`, or leave them out with `exclude`",
+                    )
+                yield np.concatenate([target, given], axis=-1)
 
     def _alone(self, item: Item) -> Iterator[np.ndarray]:
         with _opened(item) as image:

@@ -76,7 +76,8 @@ def fit(
         chunk_steps: steps between two checks for signals, see `cae_jax.runs.epochs.Chunks`.
         backend: see `cae_jax.ops.backend.choose`; a run keeps its backend unless another is named.
         on_epoch: called after each epoch with the history so far.
-        on_chunk: called after each chunk of steps with the steps since the start of training.
+        on_chunk: called after each chunk of steps with the steps since the start of training. Both
+            are called under JAX's own settings, so ``JAX_ENABLE_X64`` does not apply in them.
 
     Raises:
         UserError: unusable data or directory, a run of another config, a number not finite.

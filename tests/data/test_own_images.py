@@ -444,6 +444,28 @@ def test_links_that_lead_nowhere(tmp_path, caplog):
     denied(path, "has no images, but 3 links that lead nowhere; it takes")
 
 
+def test_a_folder_is_read_once(tmp_path, caplog):
+    """Where it lies; one outside by the first link, and what lies in it by no other link."""
+    path = image_folder(tmp_path)
+    (path / "dög 犬").rename(tmp_path / "outside")
+    links = {
+        "a link": path / "cat",
+        "cat/deep": tmp_path / "outside" / "any depth",
+        "dög 犬": tmp_path / "outside",
+        "z": tmp_path / "outside",
+        "loop": path,
+    }
+    for name, target in links.items():
+        (path / name).symlink_to(target, target_is_directory=True)
+    train, test = splits(path, split=0.5)
+    found = [image.tobytes() for image in (*train[0], *test[0])]
+    assert sorted(found) == sorted(image.tobytes() for image in IMAGES)
+    # The deep one comes after "a link" and before the others, and "dög 犬" finds its folder read.
+    assert "; left out: 4 links to folders that are read\n" in caplog.text
+    keys = {"/".join(file.parts[:-1]) for file in paths.walk(path).files}
+    assert keys == {"cat/any depth", "cat/deep"}
+
+
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"

@@ -24,6 +24,7 @@ from cae_jax.data import files
 from cae_jax.data.conversion import Conversion
 from cae_jax.data.images import conversion_of, take_images
 from cae_jax.data.pixels import Range, Statistics, checked_array
+from cae_jax.report.collect import collect
 from tests.conftest import DENSE
 
 RNG = np.random.default_rng(0)
@@ -253,6 +254,9 @@ def test_a_run_on_12_bits_takes_them_everywhere(tmp_path, caplog):
     cli.main(["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "a.json")])
     row = result.history[-1]
     assert f"{row.val_psnr:.4f}"[:5] in (tmp_path / "a.json").read_text()
+    [shown] = collect([tmp_path / "run"])["runs"]
+    assert shown["config"]["white"] == "auto"
+    assert list(shown["config"]["levels"]) == list(found)
 
 
 # Frames.

@@ -67,10 +67,17 @@ def trained_group(configs, folder):
 
 
 def test_no_setting_changes_the_bits_of_soap(tmp_path):
+    """Callbacks of a user are called under the same settings."""
     config = dataclasses.replace(DENSE, optimizer="soap")
     expected = trained(config, tmp_path / "ours")
+    types, found = [], tmp_path / "theirs"
+
+    def called(_):
+        types.append(jax.numpy.ones(1).dtype)
+
     with theirs(*SETTINGS):
-        found = trained(config, tmp_path / "theirs")
+        cae_jax.fit(small(config), found, images=IMAGES, on_epoch=called, on_chunk=called)
+    assert set(types) == {np.dtype("float32")}
     assert_same_end(found, expected)
     assert (found / "environment.json").read_text() == (expected / "environment.json").read_text()
 

@@ -44,7 +44,7 @@ def open_folder(listing: Listing, names: Sequence[str] = ()) -> Source:
     where all names do. The first other folders that differ are the classes, if every image lies in
     one. Files come in the order of a hash, so that any first images are of all classes.
     """
-    images, masks = _without_masks(files(listing))
+    images, masks = _without_masks(files(listing), names)
     found, level = _by_split(images)
     splits = splits_of(
         found,
@@ -78,13 +78,18 @@ def _items(
         yield Item(key, str(path), partial(open_image, path, str(path)), label)
 
 
-def _without_masks(images: list[File]) -> tuple[list[File], list[File]]:
-    """The images, and the masks in folders of the ground truth; warns of other masks."""
-    masks = [file for file in images if _GROUND_TRUTH in file.parts[:-1]]
-    left = [file for file in images if _GROUND_TRUTH not in file.parts[:-1]]
+def _without_masks(images: list[File], pairs: Sequence[str]) -> tuple[list[File], list[File]]:
+    """The images, and the masks in folders of the ground truth; warns of other masks.
+
+    The names of the folders of pairs, which may well be called masks, do not count.
+    """
+    names = re.compile("|".join(f"(?<=/){re.escape(name)}/" for name in pairs) or r"\Z")
+    keys = {file: names.sub("", f"/{'/'.join(file.parts)}") for file in images}
+    masks = [file for file in images if f"/{_GROUND_TRUTH}/" in keys[file]]
+    left = [file for file in images if f"/{_GROUND_TRUTH}/" not in keys[file]]
     if not left:
         return images, []
-    like = [file.key for file in left if _MASKS.search(file.key)]
+    like = [file.key for file in left if _MASKS.search(keys[file])]
     if 0 < len(like) < len(left):
         logger.warning(
             "%d of %d images look like masks and are used: %s; leave them out with patterns "
