@@ -8,6 +8,7 @@ differ only in their seed share a row. A second table shows the differences betw
 rows, paired by image.
 """
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,8 @@ from cae_jax.ops import cache
 
 if TYPE_CHECKING:  # modules that import JAX are imported after the flags are checked
     from cae_jax.evaluation import comparison
+
+logger = logging.getLogger(__name__)
 
 
 @common.flags
@@ -111,7 +114,13 @@ def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, 
         moved = [data.elsewhere(x, flags.other, data_dir=flags.data.data_dir) for x in configs]
         same = (environment.has_images(*x, **where) for x in zip(flags.runs, moved, strict=True))
         if not any(same):
-            return configs[0], data.load_unseen(moved[0], **where), flags.other
+            images = data.load_unseen(moved[0], **where)
+            logger.warning(
+                "%s has other images than the training; of the %d that are evaluated some may be "
+                "training images",
+                *(flags.other, len(images)),
+            )
+            return configs[0], images, flags.other
         configs = moved
     images = load(flags, configs[0], "test")
     environment.warn_of_other_images(flags.runs, configs, **where)

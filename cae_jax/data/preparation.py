@@ -170,7 +170,7 @@ class _Preparation:
                     "correct the source"
                 )
             try:
-                for converted in self._frames(item):
+                for converted in list(self._frames(item)):  # all frames of a file, or none
                     labels.append(item.label)
                     sides = np.split(converted, len(self.statistics), axis=-1)
                     for statistics, side in zip(self.statistics, sides, strict=True):
