@@ -110,18 +110,16 @@ def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, 
     from cae_jax.runs import environment
 
     where = vars(flags.data)
-    if flags.other not in (None, configs[0].data):
-        moved = [data.elsewhere(x, flags.other, data_dir=flags.data.data_dir) for x in configs]
-        same = (environment.has_images(*x, **where) for x in zip(flags.runs, moved, strict=True))
-        if not any(same):
-            images = data.load_unseen(moved[0], **where)
-            logger.warning(
-                "%s has other images than the training; of the %d that are evaluated some may be "
-                "training images",
-                *(flags.other, len(images)),
-            )
-            return configs[0], images, flags.other
-        configs = moved
+    moved, same = environment.moved(flags.runs, configs, flags.other, **where)
+    if not same:
+        images = data.load_unseen(moved[0], **where)
+        logger.warning(
+            "%s has other images than the training; of the %d that are evaluated some may be "
+            "training images",
+            *(flags.other, len(images)),
+        )
+        return configs[0], images, flags.other or ""
+    configs = moved
     images = load(flags, configs[0], "test")
     environment.warn_of_other_images(flags.runs, configs, **where)
     return configs[0], images, ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cae_jax import atomic
 from cae_jax.data import files
@@ -21,22 +21,11 @@ from cae_jax.data.images import checked_file, read_array, refuse_mask
 from cae_jax.data.pixels import MODES, Range, check_shape, checked_array
 from cae_jax.errors import UserError
 
-_ORIENTATION = 274
+_ORIENTATION = ExifTags.Base.Orientation
 # Tags of TIFF that describe how its pixels are stored, the orientation, and the ICC profile.
 _STORAGE = {
-    *(
-        *range(254, 260),
-        262,
-        266,
-        273,
-        _ORIENTATION,
-        *range(277, 282),
-        284,
-        317,
-        320,
-        *range(322, 326),
-    ),
-    *(330, 338, 339, 347, *range(512, 520), *range(529, 533), 34675),
+    *(*range(254, 260), 262, 266, 273, _ORIENTATION, *range(277, 282), 284, 317, 320),
+    *(*range(322, 326), 330, 338, 339, 347, *range(512, 520), *range(529, 533), 34675),
 }
 _SUBORDINATE = (0x8769, 0x8825)  # tags of the tables of EXIF and of GPS
 _ONE = (str, os.PathLike, Image.Image, np.ndarray)

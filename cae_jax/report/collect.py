@@ -53,25 +53,9 @@ def collect(
         raise UserError("`runs` is empty; pass directories written by `cae-jax train`")
     populations = {run: found for run in runs if (found := of_population(run)) is not None}
     runs = [each for run in runs for each in _shown(run, populations.get(run))]
-    configs = [read_config(run) for run in runs]
-    comparison.check_same_images(configs, runs)
-    autoencoders = [load(run).of_pixels for run in runs]
-    parameters = sum(autoencoder.parameters for autoencoder in autoencoders)
-    if parameters > MAX_PARAMETERS:
-        raise UserError(
-            f"the runs have {parameters:,} parameters, a page takes at most {MAX_PARAMETERS:,}; "
-            "pass fewer runs"
-        )
     where = {"data_dir": data_dir, "verify_data": verify_data}
-    if moved not in (None, configs[0].data):
-        configs = [data.elsewhere(config, moved, data_dir=data_dir) for config in configs]
-        if not any(
-            environment.has_images(*each, **where) for each in zip(runs, configs, strict=True)
-        ):
-            raise UserError(
-                f"`data` {moved} has other images than {runs[0]} was trained on; give those, or "
-                "evaluate on them with cae-jax evaluate"
-            )
+    configs = _configs(runs, moved, **where)
+    autoencoders = _loaded(runs)
     images, labels = environment.load_split(runs[0], configs[0], "validation", **where)
     environment.warn_of_other_images(runs, configs, **where)
     stored = images[:IMAGES]
@@ -93,6 +77,31 @@ def collect(
             for name, run, autoencoder in zip(run_names(runs), runs, autoencoders, strict=True)
         ],
     }
+
+
+def _configs(runs: Sequence[Path], path: str | None, **where: Any) -> list[TrainConfig]:
+    """The configs of runs on one data set, with the path where its images are now."""
+    configs = [read_config(run) for run in runs]
+    comparison.check_same_images(configs, runs)
+    configs, same = environment.moved(runs, configs, path, **where)
+    if not same:
+        raise UserError(
+            f"`data` {path} has other images than {runs[0]} was trained on; give those, or "
+            "evaluate on them with cae-jax evaluate"
+        )
+    return configs
+
+
+def _loaded(runs: Sequence[Path]) -> list[Autoencoder]:
+    """The networks of runs; refuses more than a page takes."""
+    autoencoders = [load(run).of_pixels for run in runs]
+    parameters = sum(autoencoder.parameters for autoencoder in autoencoders)
+    if parameters > MAX_PARAMETERS:
+        raise UserError(
+            f"the runs have {parameters:,} parameters, a page takes at most {MAX_PARAMETERS:,}; "
+            "pass fewer runs"
+        )
+    return autoencoders
 
 
 def _classes(labels: np.ndarray | None, names: Sequence[str]) -> list[str]:

@@ -93,14 +93,29 @@ def record(run: Path, backend: Backend, images: str) -> None:
         atomic.write_json(run / "environment.json", now)
 
 
-def has_images(run: Path, config: TrainConfig, **where: Any) -> bool:
-    """Whether a config leads to the images that a run was trained on, where that is known.
+def moved(
+    runs: Sequence[Path], configs: Sequence[TrainConfig], path: str | None, **where: Any
+) -> tuple[list[TrainConfig], bool]:
+    """The configs with another path of their images, and whether one was trained on these.
 
     Args:
-        run: its directory.
-        config: of the run, perhaps with another path, see `cae_jax.data.elsewhere`.
+        runs: their directories.
+        configs: their configs, all of the same data set.
+        path: where the images are now; None where they were.
         where: see `cae_jax.data.load_split`.
+
+    Raises:
+        UserError: nothing is there.
     """
+    if path in (None, configs[0].data):
+        return [*configs], True
+    data_dir = where.get("data_dir")
+    there = [data.elsewhere(config, path, data_dir=data_dir) for config in configs]
+    return there, any(_has_images(*each, **where) for each in zip(runs, there, strict=True))
+
+
+def _has_images(run: Path, config: TrainConfig, **where: Any) -> bool:
+    """Whether a config leads to the images that a run was trained on, where that is known."""
     with contextlib.suppress(UserError):  # of others, such as too few for a batch
         return images_of(run) in {data.load(config, **where).digest} - {""}
     return False
