@@ -79,7 +79,8 @@ def record(run: Path, backend: Backend, images: str) -> None:
     before, now = _read(run), {**_current(backend), "images": images}
     if before.get("images", images) != images:
         raise UserError(
-            f"{run} began with other images than now; restore them, or pass another `workdir`"
+            f"{run} began with other images than now; restore them (without validation images, if "
+            "an earlier version began it, which left them out), or pass another `workdir`"
         )
     changes = [
         f"{key} {before[key]} -> {now[key]}" for key in now if before.get(key, now[key]) != now[key]

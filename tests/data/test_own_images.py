@@ -807,6 +807,26 @@ def test_validation_chooses_and_test_images_are_evaluated(tmp_path, capsys):
     np.testing.assert_allclose(row["psnr"][0], psnr(arrays["test"]), rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_run_that_began_without_validation_images(tmp_path):
+    """As with earlier versions, which left them out: what the line advises resumes it."""
+    path = tmp_path / "sets"
+    for split, images in (("train", IMAGES), ("test", TEST_IMAGES), ("val", TEST_IMAGES)):
+        (path / split).mkdir(parents=True)
+        for i, image in enumerate(images):
+            (path / split / f"{i}.png").write_bytes(png(image))
+    training = config(path, epochs=1, model="simple", optimizer="adam")
+    (path / "val").rename(tmp_path / "val")
+    cae_jax.fit(training, tmp_path / "run")
+    (tmp_path / "val").rename(path / "val")
+    shutil.rmtree(tmp_path / "prepared")
+    more = dataclasses.replace(training, epochs=2)
+    with pytest.raises(UserError, match=r"restore them \(without validation images, if"):
+        cae_jax.fit(more, tmp_path / "run")
+    (path / "val").rename(tmp_path / "val")
+    assert len(cae_jax.fit(more, tmp_path / "run").history) == 2
+
+
 def test_two_splits_without_training_images(tmp_path):
     np.savez(tmp_path / "a.npz", val=IMAGES, test=TEST_IMAGES)
     denied(tmp_path / "a.npz", "images of test and validation; it takes train with")
