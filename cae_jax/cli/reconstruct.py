@@ -69,7 +69,7 @@ class Flags:
     ones, so that the shape shows; None takes what the run was trained with."""
 
     max_pixels: int | None = None
-    """Accept files that claim up to so many pixels; None takes what the run was trained with."""
+    """Accept files that claim up to this number of pixels; None takes that of the training."""
 
 
 def run(flags: Flags) -> None:
