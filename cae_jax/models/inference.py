@@ -1,6 +1,5 @@
 """A trained autoencoder as functions of NumPy images."""
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -14,9 +13,9 @@ from flax import nnx
 from jax.core import Tracer
 
 from cae_jax.config import TrainConfig
-from cae_jax.data.conversion import Conversion
 from cae_jax.data.images import conversion_of, take_images
 from cae_jax.data.pictures import take_pictures
+from cae_jax.data.pixels import Range
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders, tiles, topology
 from cae_jax.ops import settings
@@ -58,6 +57,7 @@ class Autoencoder:
         self.model = model
         self.topology = topology.from_config(config)
         self._image_shape = self.topology.image_shape
+        self._conversion = conversion_of(config, self._image_shape)
         graphdef, self.params = nnx.split(model, nnx.Param)
         self._backend = backend
         self._passes = autoencoders.Passes(
@@ -68,6 +68,7 @@ class Autoencoder:
         """Returns the same network with other parameters, without compiling it again."""
         other = object.__new__(type(self))  # a copy by `copy` would be pickled
         vars(other).update(vars(self), config=config, params=params)
+        other._conversion = conversion_of(config, self._image_shape)
         other.model = nnx.merge(nnx.graphdef(self.model), params)
         return other
 
@@ -93,8 +94,9 @@ class Autoencoder:
 
         The white of a run applies to the images that a user has, and not once more to these.
         """
-        config = dataclasses.replace(self.config, black=0.0, white=None, levels=None)
-        return self.with_params(config, self.params)
+        other = self.with_params(self.config, self.params)
+        other._conversion = self._conversion._replace(range=Range())
+        return other
 
     @property
     def parameters(self) -> int:
@@ -174,10 +176,6 @@ class Autoencoder:
             for picture in pictures
         ]
         return np.stack([tiles.reconstruct(self.topology, self.params, each) for each in floats])
-
-    @property
-    def _conversion(self) -> Conversion:
-        return conversion_of(self.config, self._image_shape)
 
     def _taken(self, images: Images, resize: bool) -> np.ndarray:
         _refuse_traced(images)

@@ -170,7 +170,7 @@ def _run_data(run: Path, autoencoder: Autoencoder, stored: np.ndarray) -> dict[s
     noisy = config.noise != "none"
     columns = ("epoch", "loss", "val_loss", "val_psnr")
     return {
-        "config": to_shared(read_config(run)),  # with the white, which is not for these pixels
+        "config": to_shared(config),
         "noise": config.noise,
         "noise_level": check_level(config.noise, config.noise_level, images.shape[1:]),
         "results": _results(run, autoencoder, rows),
