@@ -14,7 +14,6 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -173,7 +172,7 @@ def read(flags: Flags, files: dict[Path, Path]) -> tuple[list[str], np.ndarray]:
 
     _, convert = network_of(flags)
     names, parts = [], []
-    for file, name in progress(list(files.items()), "Reading"):
+    for file, name in common.progress(list(files.items()), "Reading", "image"):
         images = take_images(file, convert, resize=flags.resize)
         names += numbered(file, name, len(images))
         parts.append(inverted(images) if flags.invert else images)
@@ -220,7 +219,7 @@ def reconstruct(
 
     psnr, size = [np.zeros(0)], block_size(images)
     make_folders(folder, names)
-    with progress(range(len(names)), "Writing") as bar:
+    with common.progress(range(len(names)), "Writing", "image") as bar:
         for start in range(0, len(names), size):
             block = slice(start, start + size)
             reconstructions = autoencoder.reconstruct(images[block])
@@ -242,11 +241,6 @@ def make_folders(folder: Path, names: list[str]) -> None:
 def block_size(images: np.ndarray) -> int:
     """How many images make a block, at least 1."""
     return max(1, _BLOCK // math.prod(images.shape[1:]))
-
-
-def progress(items: Sequence, what: str) -> tqdm:
-    """A bar over the items; none where the output is no terminal."""
-    return tqdm(items, desc=what, unit="image", leave=False, disable=None)
 
 
 def psnr_of(reconstructions: np.ndarray, images: np.ndarray) -> np.ndarray:

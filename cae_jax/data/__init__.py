@@ -20,8 +20,8 @@ from cae_jax.data.pixels import (
     check_shape,
     check_size,
     eight_bit_array,
-    extremes,
     range_of,
+    spanned,
 )
 from cae_jax.data.prepared import Arrays, Prepared
 from cae_jax.data.sources import SPLITS
@@ -121,7 +121,7 @@ def of_arrays(
         for pair in zip(given, wanted, strict=True):
             _check_pair(*pair)
         sides = {"targets": wanted, "inputs": given}
-    levels = _levels([train for train, _ in sides.values()]) if config.white == "auto" else None
+    levels = spanned(train for train, _ in sides.values()) if config.white == "auto" else None
     config = dataclasses.replace(config, levels=levels)
     converted = [_eight_bits(config, *arrays, side) for side, arrays in sides.items()]
     train, test = converted[0]
@@ -147,12 +147,6 @@ def _check_pair(inputs: np.ndarray, targets: np.ndarray) -> None:
             f"`images` has {inputs.dtype} of shape {list(inputs.shape)} and `targets` "
             f"{targets.dtype} of shape {list(targets.shape)}; give one type and shape"
         )
-
-
-def _levels(arrays: list[np.ndarray]) -> tuple[float, float] | None:
-    """The smallest and the largest value of colors in some arrays, as of `extremes`."""
-    found = [each for each in map(extremes, arrays) if each]
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
 def _eight_bits(

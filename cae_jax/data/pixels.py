@@ -1,6 +1,7 @@
 """Arrays of pixels of any type as 8 bits, or as floats in [0, 1]; checks of their shapes."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,12 @@ def extremes(values: np.ndarray) -> tuple[float, float] | None:
     return float(colors.min()), float(colors.max())
 
 
+def spanned(arrays: Iterable[np.ndarray]) -> tuple[float, float] | None:
+    """The `extremes` of several arrays together."""
+    found = [each for each in map(extremes, arrays) if each]
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+
+
 def checked_array(values: np.ndarray, name: str, levels: Range | None = None) -> np.ndarray:
     """Pixels of any type as uint8 (those of whole numbers and bool), or as floats in [0, 1].
 
@@ -89,8 +96,14 @@ def checked_array(values: np.ndarray, name: str, levels: Range | None = None) ->
     black = levels.black if scaled else 0.0
     if black == white or (levels.white is None and black > white):
         raise RangeError(f"{name} has black at {black:g} and white at {white:g}", WHITE)
-    shares = np.clip((values.astype(np.float64) - black) / (white - black), 0, 1)
-    return shares.astype(np.float32) if kind == "f" else np.rint(shares * 255).astype(np.uint8)
+    shares = values.astype(np.float64)  # in place from here: arrays may be large
+    shares -= black
+    shares /= white - black
+    np.clip(shares, 0, 1, out=shares)
+    if kind == "f":
+        return shares.astype(np.float32)
+    shares *= 255
+    return np.rint(shares, out=shares).astype(np.uint8)
 
 
 def _check_floats(values: np.ndarray, name: str, bounded: bool) -> None:

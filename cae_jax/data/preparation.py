@@ -21,7 +21,7 @@ from cae_jax.data.pixels import (
     Statistics,
     check_shape,
     check_size,
-    extremes,
+    spanned,
 )
 from cae_jax.data.sources import ALL, SPLITS, Item, Source, split_of
 from cae_jax.errors import UserError
@@ -79,16 +79,17 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
 
 def _levels(source: Source, config: TrainConfig, title: str) -> tuple[float, float] | None:
     """The smallest and the largest value of the training images, by an additional pass."""
-    found: list[tuple[float, float]] = []
-    items = _items(source, "train", config.split)
-    for item in (one for pair in items for one in (pair, pair.input) if one):
-        with contextlib.suppress(UnreadableError), _opened(item) as image:  # `write` names it
-            for frame in frames(image, config.frames, item.name):
-                values = extremes(values_of(frame, item.name, config.max_pixels))
-                found += [values] if values else []
-    if not found:
+
+    def values() -> Iterator[np.ndarray]:
+        items = _items(source, "train", config.split)
+        for item in (one for pair in items for one in (pair, pair.input) if one):
+            with contextlib.suppress(UnreadableError), _opened(item) as image:  # `write` names it
+                for frame in frames(image, config.frames, item.name):
+                    yield values_of(frame, item.name, config.max_pixels)
+
+    if (found := spanned(values())) is None:
         return None
-    low, high = min(least for least, _ in found), max(most for _, most in found)
+    low, high = found
     if not low < high:
         raise UserError(f"{title} has training images of values {low:g} to {high:g}; give others")
     return low, high
