@@ -6,7 +6,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cae_jax.config import MAX_PIXELS, Background, Shape, TrainConfig
-from cae_jax.data.files import check_pixels, is_transparent, raw, reading, turned, upright
+from cae_jax.data.files import (
+    check_pixels,
+    from_pixels,
+    is_transparent,
+    raw,
+    reading,
+    turned,
+    upright,
+)
 from cae_jax.data.pixels import MODES, Range, RangeError, eight_bit_array, range_of
 from cae_jax.errors import UserError
 
@@ -64,7 +72,7 @@ class Conversion(NamedTuple):
             pixels = eight_bit_array(image, name, self.range)
             if pixels.shape[-1] == self.channels and self.size in (None, pixels.shape[:2]):
                 return pixels
-            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            image = from_pixels(pixels)
         else:
             with reading(name):
                 if self.size is not None and self.resize != "none":
@@ -103,11 +111,10 @@ class Conversion(NamedTuple):
         if levels.white is None and found.white is not None:
             levels = levels._replace(white=float(found.white))
         pixels = eight_bit_array(values, name, levels)
-        gray = pixels.shape[-1] == 1
-        result = Image.fromarray(pixels[..., 0] if gray else pixels)
+        result = from_pixels(pixels)
         if found.inverted:
             result = ImageOps.invert(result)
-        if gray and "transparency" in image.info:
+        if result.mode == "L" and "transparency" in image.info:
             visible = values != image.info["transparency"]
             result.putalpha(Image.fromarray(visible.astype(np.uint8) * np.uint8(255)))
         return turned(result, image)

@@ -294,6 +294,11 @@ def turned(pixels: Image.Image, as_in: Image.Image) -> Image.Image:
     return upright(pixels)
 
 
+def from_pixels(pixels: np.ndarray) -> Image.Image:
+    """An image of pixels uint8 ``[height, width, channels]``, of 1, 3 or 4 channels."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
 def is_transparent(image: Image.Image) -> bool:
     """Whether an image has an alpha channel or a transparent color."""
     return "transparency" in image.info or not {"A", "a"}.isdisjoint(image.getbands())

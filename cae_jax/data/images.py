@@ -166,9 +166,8 @@ def write_png(path: Path, image: np.ndarray) -> None:
         OSError: the file cannot be written.
     """
     pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    plane = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     with atomic.replacing(path, durable=False) as temporary:
-        Image.fromarray(plane).save(temporary, format="PNG")
+        files.from_pixels(pixels).save(temporary, format="PNG")
 
 
 def _converted(array: np.ndarray, name: str, convert: Conversion, resize: bool) -> np.ndarray:

@@ -143,8 +143,7 @@ def write_picture(path: Path, picture: Picture) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    pixels = picture.pixels
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    image = files.from_pixels(picture.pixels)
     if image.mode != picture.mode:  # gray with transparency
         image = image.convert(picture.mode)
     with atomic.replacing(path, durable=False) as temporary:
