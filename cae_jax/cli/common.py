@@ -137,6 +137,9 @@ class ConfigFlags:
 
     train: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig()
 
+    unchanged: tyro.conf.SuppressFixed[tyro.conf.Fixed[TrainConfig]] = TrainConfig()
+    """The config before flags override it; not a flag."""
+
 
 Data = tyro.conf.OmitArgPrefixes[DataFlags]
 
@@ -164,7 +167,8 @@ def parse(flags: type[Flags], arguments: Sequence[str] | None = None, **options:
             for field in dataclasses.fields(flags)
             if field.default is field.default_factory is dataclasses.MISSING
         }
-        options["default"] = flags(train=load_config(_config_of(arguments)), **missing)
+        loaded = load_config(_config_of(arguments))
+        options["default"] = flags(train=loaded, unchanged=loaded, **missing)
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
@@ -177,7 +181,7 @@ def parse(flags: type[Flags], arguments: Sequence[str] | None = None, **options:
 
 def check_used(flags: ConfigFlags) -> None:
     """Raises a `UserError` if a flag changes a field that the training ignores."""
-    before = vars(load_config(flags.config))
+    before = vars(flags.unchanged)
     changed = [name for name, value in vars(flags.train).items() if value != before[name]]
     config.check_used(flags.train, changed)
 

@@ -645,3 +645,15 @@ def test_a_run_may_have_what_its_training_ignores(command, copied):
     done = command("train", "--config", "simple", "--workdir", copied, "--rho", 0.5)
     assert "holds a run that differs in " in done.stderr
     assert "no effect" not in done.stderr
+
+
+def test_a_config_file_runs_once(refuse, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from cae_jax import TrainConfig\n"
+        "def get_config():\n"
+        "    print('it runs')\n"
+        "    return TrainConfig(optimizer='adam')\n"
+    )
+    result = refuse("train", "--config", tmp_path / "mine.py", "--rho", 0.5)
+    assert result.stdout == "it runs\n"
+    assert "--rho has no effect with optimizer adam" in result.stderr
