@@ -311,6 +311,7 @@ def test_reconstruct_a_folder_in_color(color_run, output, refuse, tmp_path):
     for path, out, message in (
         ("in/out", "in/out", "--out in/out is the folder of the images; give another"),
         ("in/a.webp", "in/loop", "in/loop cannot be written"),
+        ("wide.png", "/proc/x/new", "/proc/x/new cannot be written"),  # before it is read
         ("empty", "new", "empty holds no image; its files may end in .png,"),
         ("wide.png", "new", "9 x 70 pixels (height x width) of mode RGB; pass 9 x 7 pixels of"),
     ):
