@@ -213,7 +213,7 @@ def test_frameworks_share_the_images_of_a_file(tmp_path):
     both = sweep.add_frameworks(sweep.on_images(ours, tmp_path / "images.npy"), ["torch"])
     assert {one.images for one in both} == {str(tmp_path / "images.npy")}
     for one in both:
-        assert adapter.network_of(from_dict(one.config)) == ((32, 32, 3), (16, 8, 8))
+        assert adapter.network_of(from_dict(one.config)) == ((32, 32, 3), (32, 32, 8))
         assert one.config["train_examples"] == 90
     np.save(tmp_path / "wide.npy", np.zeros((100, 32, 16, 3), np.uint8))
     for name, problem in (("wide.npy", "takes uint8"), ("none.npy", "is no .npy file")):

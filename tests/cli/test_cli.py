@@ -127,7 +127,14 @@ def test_a_config_keeps_the_fields_that_are_not_flags(tmp_path):
 
 
 def test_summary(output, refuse, capsys, monkeypatch):
-    assert "Total params: 4,385" in output("summary")
+    lines = output("summary")
+    assert "Total params: 4,385" in lines
+    assert "Features 16 8 8, the default for a short code of images of 28 pixels" in lines
+    photographs = ("--data", "photos", "--image-size", 64, "--channels", 3)
+    assert "32 64 64, the default for denoising" in output(
+        "summary", *photographs, "--noise", "mix"
+    )
+    assert "the default" not in output("summary", *photographs, "--features", 8)
     assert_fails_in_one_line(refuse("summary", "--config", "x.py"), "x.py is not a file")
     monkeypatch.setattr(sys, "argv", ["cae-jax", "summary", "--config", f"{ROOT}/configs/deep.py"])
     cli.main()
