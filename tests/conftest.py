@@ -198,6 +198,15 @@ def dense_run(shared_run) -> Path:
     return shared_run("dense", DENSE)
 
 
+@pytest.fixture(scope="session")
+def color_run(shared_run) -> tuple[Path, np.ndarray]:
+    """A run on 20 colored images of 13 x 10 pixels, with salt and pepper, and 10 to test it."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 13, 10, 3), np.uint8)
+    whole = {"train_examples": None, "test_examples": None, "batch_size": 8}
+    config = dataclasses.replace(DENSE, noise="salt_and_pepper", noise_level=0.3, **whole)
+    return shared_run("photos", config, images=(images[:20], images[20:])), images
+
+
 @pytest.fixture
 def copied(dense_run, tmp_path) -> Path:
     """A copy of `dense_run`, which a test may change."""

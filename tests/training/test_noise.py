@@ -9,12 +9,6 @@ import cae_jax
 from cae_jax.config import NOISES
 from cae_jax.training.noise import build_corruption
 
-
-def compiled(noise, level=None):
-    """One program, as training has it: operation by operation it would be many."""
-    return jax.jit(build_corruption(noise, level))
-
-
 GREYS = np.linspace(0, 1, 6, dtype=np.float32)
 
 
@@ -41,7 +35,7 @@ SLOW = pytest.param("poisson", 40.0, marks=pytest.mark.slow)
 @pytest.mark.parametrize(("noise", "level"), [*CASES, ("poisson", 16.0), SLOW])
 def test_distribution(noise, level):
     x = np.broadcast_to(GREYS[:, None, None, None, None], (6, 150, 28, 28, 1))
-    corrupt = compiled(noise, level)
+    corrupt = jax.jit(build_corruption(noise, level))
     ours = np.asarray(corrupt(jax.random.key(0), x.reshape(-1, 28, 28, 1)), np.float64)
     assert ours.min() >= 0
     assert ours.max() <= 1
@@ -61,7 +55,9 @@ def test_distribution(noise, level):
 
 def test_occlusion_is_one_square_anywhere():
     x = jnp.full((3000, 28, 28, 1), 0.5)
-    black = np.asarray(compiled("occlusion", 20)(jax.random.key(0), x))[..., 0] == 0
+    black = (
+        np.asarray(jax.jit(build_corruption("occlusion", 20))(jax.random.key(0), x))[..., 0] == 0
+    )
     corners = set()
     for image in black:
         rows, columns = np.nonzero(image)
@@ -76,7 +72,7 @@ def test_occlusion_is_one_square_anywhere():
 @pytest.mark.slow
 def test_mix_gives_each_image_one_of_all():
     x = np.full((3000, 28, 28, 1), 0.5, np.float32)
-    noisy = np.asarray(compiled("mix")(jax.random.key(0), x))[..., 0]
+    noisy = np.asarray(build_corruption("mix")(jax.random.key(0), x))[..., 0]
     counts = dict.fromkeys(NOISES, 0)
     for image in noisy:
         counts[recognise(image)] += 1
@@ -98,7 +94,7 @@ def recognise(image):
 
 @pytest.mark.parametrize("noise", [*NOISES, "mix"])
 def test_images_and_steps_are_independent_and_repeatable(noise):
-    corrupt = compiled(noise)
+    corrupt = jax.jit(build_corruption(noise))
     x = jnp.full((1000, 28, 28, 1), 0.5)
     keys = [jax.random.fold_in(jax.random.key(0), step) for step in (0, 1)]
     first, second = (np.asarray(corrupt(key, x)) for key in keys)
@@ -117,7 +113,7 @@ def test_images_and_steps_are_independent_and_repeatable(noise):
 def test_colors(noise, channels):
     """What replaces pixels replaces whole ones; a sensor has noise in every channel."""
     x = jnp.full((200, 9, 7, channels), 0.5)
-    noisy = np.asarray(compiled(noise)(jax.random.key(0), x))
+    noisy = np.asarray(build_corruption(noise)(jax.random.key(0), x))
     assert noisy.shape == x.shape
     changed = noisy != 0.5
     whole = (noisy == noisy[..., :1]).all(axis=-1)
@@ -133,7 +129,7 @@ def test_colors(noise, channels):
 @pytest.mark.parametrize("noise", ["salt_and_pepper", "masking", "occlusion"])
 def test_colors_lose_the_pixels_that_gray_images_lose(noise):
     x = jnp.full((20, 9, 7, 3), 0.5)
-    corrupt = compiled(noise)
+    corrupt = build_corruption(noise)
     gray = np.asarray(corrupt(jax.random.key(0), x[..., :1]))
     np.testing.assert_array_equal(corrupt(jax.random.key(0), x), np.repeat(gray, 3, axis=-1))
 
@@ -141,7 +137,7 @@ def test_colors_lose_the_pixels_that_gray_images_lose(noise):
 @pytest.mark.parametrize(("height", "width", "side"), [(28, 28, 12), (8, 30, 4), (5, 5, 2)])
 def test_the_square_leaves_something_of_small_images(height, width, side):
     x = jnp.full((3, height, width, 1), 0.5)
-    noisy = np.asarray(compiled("occlusion")(jax.random.key(0), x))
+    noisy = np.asarray(build_corruption("occlusion")(jax.random.key(0), x))
     assert (noisy == 0).sum(axis=(1, 2, 3)).tolist() == [side**2] * 3
 
 
@@ -172,7 +168,7 @@ def test_levels_out_of_range_are_refused(noise, level, message):
 @pytest.mark.parametrize(("height", "width", "most"), [(28, 28, 28), (20, 30, 20), (30, 9, 9)])
 def test_a_square_larger_than_the_images_is_refused(height, width, most):
     x = jnp.ones((2, height, width, 1))
-    black = np.asarray(compiled("occlusion", most)(jax.random.key(0), x)) == 0
+    black = np.asarray(build_corruption("occlusion", most)(jax.random.key(0), x)) == 0
     assert black.sum(axis=(1, 2, 3)).tolist() == [most**2] * 2
     with pytest.raises(cae_jax.UserError, match=f"whole number from 1 to {most}: side"):
         build_corruption("occlusion", most + 1)(jax.random.key(0), x)
