@@ -99,7 +99,7 @@ def test_utilisation_counts_the_operations_of_all_layers(model):
     # 60,000 images in 2 s
     utilisation = summary.summarise(measurement, 100)["flop_utilisation"]
     assert utilisation == pytest.approx(30000 * flops / 100e9, rel=1e-12)
-    state = nnx.state(autoencoders.build(cae_jax.TrainConfig(model=model), nnx.Rngs(0)), nnx.Param)
+    state = nnx.state(autoencoders.abstract(cae_jax.TrainConfig(model=model)), nnx.Param)
     kernels = [leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim > 1]
     assert sorted(kernels) == sorted(weights for _, weights in LAYERS[model])
 
