@@ -80,8 +80,8 @@ class Listing(NamedTuple):
 
     def with_suffix(self, suffixes: Iterable[str]) -> list[File]:
         """The files with one of some suffixes."""
-        suffixes = frozenset(suffixes)
-        return [file for file in self.files if file.suffix in suffixes]
+        suffixes = tuple(suffixes)
+        return [file for file in self.files if file.key.lower().endswith(suffixes)]
 
     def unused(self, used: Iterable[File]) -> dict[str, int]:
         """Number of files by suffix, apart from those that are used."""

@@ -73,9 +73,10 @@ def open_folder(listing: Listing, part: str) -> Source:
 
 def files(listing: Listing) -> list[File]:
     """The IDX files of a folder; [] if none has images."""
-    if not any(_match(file.key) for file in listing.files):
+    found = [file for file in listing.files if "idx" in file.key.lower()]  # few of 200,000
+    if not any(_match(file.key) for file in found):
         return []
-    return [file for file in listing.files if "idx" in file.parts[-1].lower()]
+    return [file for file in found if "idx" in file.parts[-1].lower()]
 
 
 def _match(key: str) -> tuple[str, str] | None:
