@@ -27,6 +27,8 @@ Loss = Literal["bce", "mse"]
 # 16, 8, 8, 8 and 0.3 below 32, 32, 16, 8, which is slower. docs/own-images.md has all results.
 _FEATURES = {16: (16, 8), 47: (16, 8, 8), 95: (32, 16, 16, 8), math.inf: (32, 32, 16, 16, 8)}
 
+WIDE = 32  # features of the first layer from which on a lower learning rate is better
+
 Noise = Literal[
     "none",
     "gaussian",
@@ -168,8 +170,9 @@ class TrainConfig:
     optimizer: Literal["soap", "adam", "nadam", "adamw", "adadelta", "sgd"] = "soap"
     """soap, adam, nadam, adamw, adadelta or sgd."""
 
-    learning_rate: float = 3e-2
-    """Peak learning rate."""
+    learning_rate: float | None = None
+    """Peak learning rate; by default 0.03, for networks with 32 or more features in the first layer
+    0.01, for dense ones 0.003."""
 
     schedule: Literal["constant", "cosine"] = "cosine"
     """constant, or cosine: down to 0 at the end."""
@@ -379,7 +382,7 @@ def known_shape(config: TrainConfig) -> Shape | None:
 
 
 def resolved(config: TrainConfig, image_shape: Shape | None = None) -> TrainConfig:
-    """The config with the shape of its images and the features of its network.
+    """The config with the shape of its images, the features of its network and its peak rate.
 
     Raises:
         UserError: `image_shape`, of the images that were read, is missing and not in the config.
@@ -392,7 +395,17 @@ def resolved(config: TrainConfig, image_shape: Shape | None = None) -> TrainConf
         )
     side = max(shape[:2])
     usual = next(features for most, features in _FEATURES.items() if side <= most)
-    return dataclasses.replace(config, image_shape=shape, features=config.features or usual)
+    config = dataclasses.replace(config, image_shape=shape, features=config.features or usual)
+    return dataclasses.replace(config, learning_rate=peak_rate(config))
+
+
+def peak_rate(config: TrainConfig) -> float:
+    """The peak of the learning rate, by default as tuned for networks of such a width."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    if config.model != "conv":
+        return 3e-3
+    return 1e-2 if config.features and config.features[0] >= WIDE else 3e-2
 
 
 def check_level(

@@ -110,7 +110,7 @@ def test_help_shows_every_field_in_a_group(capsys, monkeypatch):
         assert (flag in text) == (name not in ("image_shape", "levels", "restarts"))
         if typing.get_origin(hint) is Literal:
             assert all(str(choice) in text for choice in typing.get_args(hint))
-    assert re.search(r"--learning-rate X +Peak learning rate. \[0.03\]", text)
+    assert re.search(r"--warmup-steps N +Linear warm-up, at most half of all steps. \[1000\]", text)
 
 
 def test_a_config_keeps_the_fields_that_are_not_flags(tmp_path):
@@ -311,6 +311,7 @@ def test_reconstruct_a_folder_in_color(color_run, output, refuse, tmp_path):
     for path, out, message in (
         ("in/out", "in/out", "--out in/out is the folder of the images; give another"),
         ("in/a.webp", "in/loop", "in/loop cannot be written"),
+        ("wide.png", "/proc/x/new", "/proc/x/new cannot be written"),  # before it is read
         ("empty", "new", "empty holds no image; its files may end in .png,"),
         ("wide.png", "new", "9 x 70 pixels (height x width) of mode RGB; pass 9 x 7 pixels of"),
     ):
