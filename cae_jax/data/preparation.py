@@ -76,7 +76,7 @@ def write(
 def _report(
     record: dict[str, Any], source: Source, config: TrainConfig, statistics: list[Statistics]
 ) -> None:
-    """Logs what was prepared, and doubts."""
+    """Logs a summary of the images, and doubts."""
     skipped, ignored = record["skipped"], source.notes.get("ignored", {})
     left_out = [f"{skipped} unreadable"] if skipped else []
     left_out += [f"{count} {name}" for name, count in ignored.items()]
@@ -115,7 +115,7 @@ class _Progress:
         items: number of its images that are read.
         counts: elements of each array that are written.
         sha256: of the images and labels that are written.
-        size, channels, first: of the images, see `_Converter`.
+        size, channels, first: of the images, see `Converter`.
         levels: black and white where `white` is ``"auto"``.
         statistics: of the images, see `Statistics`.
         skipped, skipped_files: number of unreadable images, and the first names.
@@ -152,7 +152,7 @@ class _Preparation:
         self._saved, self._announced = time.monotonic(), False
 
     def resume(self) -> None:
-        """Takes over what an earlier process has written, if all of it is there."""
+        """Takes over the arrays of an earlier process, if they are whole."""
         digests = {kind: hashlib.sha256() for kind in self._digests}
         try:
             progress = _Progress(**json.loads((self._folder / PROGRESS).read_text("utf-8")))
@@ -326,7 +326,7 @@ class _Preparation:
 
 def _bar(what: str, done: int, total: int | None = None) -> Any:
     """A bar over images, after a second."""
-    from tqdm.auto import tqdm  # which worker processes do not need
+    from tqdm import tqdm  # which worker processes do not need
 
     bar: Any = tqdm
     return bar(

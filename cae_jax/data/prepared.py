@@ -249,7 +249,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _replacing(folder: Path) -> Iterator[Path]:
     """Yields a folder that replaces `folder` on success; a damaged one is kept until then.
 
-    What was written until a signal or a shortage is kept, to be continued.
+    After a signal or a shortage, the folder stays as it is, to be continued.
     """
     temporary = folder.with_name(f"{_INCOMPLETE}{folder.name}")
     aside = folder.with_name(f"{temporary.name}-damaged")

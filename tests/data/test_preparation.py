@@ -20,9 +20,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
-import tqdm.auto
+import tqdm
 from PIL import Image
+from pyarrow import parquet
 
 from cae_jax import TrainConfig, UserError, atomic, data
 from cae_jax.data import preparation, sources, workers
@@ -113,9 +115,24 @@ def _depth(path):
         Image.fromarray(values * np.uint16(3)).save(file)
 
 
+def _table(path):
+    names = sorted(path.rglob("*.png"))
+    rows = {"image": [{"bytes": file.read_bytes()} for file in names], "label": [0, 1] * 14}
+    for name in names:
+        name.unlink()
+    parquet.write_table(pa.table(rows), path / "all.parquet")
+
+
+def _sides(path):
+    for i in range(0, 28, 2):
+        (path / "b" / f"{i + 1}.png").rename(path / "b" / f"{i}.png")
+
+
 @pytest.mark.parametrize(
     ("change", "fields"),
     [
+        (_table, {}),
+        (_sides, {"pairs": ("a", "b"), "channels": 1}),
         (_gray, {}),
         (_damage, {"skip_unreadable": True}),
         (_damage, {}),
@@ -239,12 +256,12 @@ def test_the_disk_is_named_before_the_images_are_prepared(photos, caplog):
 def test_a_bar_counts_the_images(photos, monkeypatch):
     bars = []
 
-    class Bar(tqdm.auto.tqdm):
+    class Bar(tqdm.tqdm):
         def __init__(self, **options):
             super().__init__(**{**options, "disable": False, "file": io.StringIO()})
             bars.append(self)
 
-    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
     data.load(config(photos), workers=1)
     assert [(bar.n, bar.total) for bar in bars] == [(28, 28)]
 
