@@ -121,7 +121,7 @@ def _opened(root: Path, file: File) -> Any:
             f"{root} holds parquet files, which take pyarrow", installing("parquet")
         ) from error
     with _naming(root / file.key):
-        return parquet.ParquetFile(root / file.key, buffer_size=_BUFFER)
+        return parquet.ParquetFile(root / file.key, pre_buffer=False, buffer_size=_BUFFER)
 
 
 def _naming(path: Path) -> Any:
