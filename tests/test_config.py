@@ -106,18 +106,19 @@ def test_one_image_size_is_that_of_both_sides():
 
 
 @pytest.mark.parametrize(
-    ("shape", "features"),
+    ("shape", "features", "of_denoiser"),
     [
-        ((8, 8, 1), (16, 8)),
-        ((28, 28, 1), (16, 8, 8)),
-        ((32, 32, 3), (16, 8, 8)),
-        ((64, 64, 3), (32, 16, 16, 8)),
-        ((20, 64, 3), (32, 16, 16, 8)),
-        ((128, 128, 3), (32, 32, 16, 16, 8)),
+        ((8, 8, 1), (16, 8), (16, 8)),
+        ((28, 28, 1), (16, 8, 8), (16, 8, 8)),
+        ((32, 32, 3), (32, 32, 8), (32, 64, 64)),
+        ((64, 64, 3), (32, 32, 32, 8), (32, 64, 64)),
+        ((20, 64, 3), (32, 32, 32, 8), (32, 64, 64)),
+        ((128, 128, 3), (32, 32, 16, 16, 8), (32, 64, 64)),
     ],
 )
-def test_the_features_follow_the_size(shape, features):
+def test_the_features_follow_the_size_and_the_task(shape, features, of_denoiser):
     assert resolved(TrainConfig(data="photos"), shape).features == features
+    assert resolved(TrainConfig(data="photos", noise="mix"), shape).features == of_denoiser
     assert resolved(TrainConfig(data="photos", features=(3,)), shape).features == (3,)
 
 
