@@ -128,6 +128,9 @@ class DataFlags:
     verify_data: bool = False
     """Verify all bytes of the prepared images."""
 
+    workers: int | None = None
+    """Processes that decode images; default: the cores."""
+
 
 @flags
 class ConfigFlags:

@@ -25,6 +25,7 @@ from cae_jax.data.pixels import (
 )
 from cae_jax.data.prepared import Arrays, Prepared
 from cae_jax.data.sources import SPLITS
+from cae_jax.data.workers import cores
 from cae_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -75,14 +76,18 @@ class Dataset(NamedTuple):
 
 
 def load(
-    config: TrainConfig, *, data_dir: str | Path | None = None, verify_data: bool = False
+    config: TrainConfig,
+    *,
+    data_dir: str | Path | None = None,
+    verify_data: bool = False,
+    workers: int | None = None,
 ) -> Dataset:
     """Loads the images that a config trains and validates on; arguments as of `load_split`.
 
     Raises:
         UserError: see `load_split`; or the training images do not fill one batch.
     """
-    images = _load(config, data_dir, verify_data)
+    images = _load(config, data_dir, verify_data, workers)
     (all_train, _), (test, _), (all_validation, _) = images[:3]
     train, validation = _first(config, all_train, all_validation)
     if config.data in NAMED:
@@ -198,6 +203,7 @@ def load_split(
     *,
     data_dir: str | Path | None = None,
     verify_data: bool = False,
+    workers: int | None = None,
 ) -> Arrays:
     """Loads one split of a data set; the first call prepares the data set on disk.
 
@@ -208,6 +214,8 @@ def load_split(
             of TensorFlow Datasets.
         verify_data: compare all bytes of prepared images with their SHA-256; otherwise the sizes
             and headers of the files.
+        workers: number of processes that decode images; 1 decodes in this one. Default: the number
+            of CPUs.
 
     Returns:
         Images uint8 ``[N, height, width, channels]`` and labels int32 ``[N]``, None without
@@ -220,7 +228,7 @@ def load_split(
     """
     if split not in SPLITS:
         raise UserError(f"`split` is {split!r}; it takes {', '.join(SPLITS)}")
-    return getattr(_load(config, data_dir, verify_data), split)
+    return getattr(_load(config, data_dir, verify_data, workers), split)
 
 
 def elsewhere(config: TrainConfig, data: str, *, data_dir: str | Path | None = None) -> TrainConfig:
@@ -247,7 +255,11 @@ def elsewhere(config: TrainConfig, data: str, *, data_dir: str | Path | None = N
 
 
 def load_unseen(
-    config: TrainConfig, *, data_dir: str | Path | None = None, verify_data: bool = False
+    config: TrainConfig,
+    *,
+    data_dir: str | Path | None = None,
+    verify_data: bool = False,
+    workers: int | None = None,
 ) -> np.ndarray:
     """Loads images that a model was not trained on; arguments as of `load_split`.
 
@@ -258,7 +270,7 @@ def load_unseen(
     Raises:
         UserError: see `load_split`.
     """
-    prepared = _prepared(config, data_dir, verify_data)
+    prepared = _prepared(config, data_dir, verify_data, workers)
     parts = [prepared.train, prepared.test] if prepared.divided else [prepared.test]
     found = [images for images, _ in parts if len(images)]
     if not found:
@@ -266,9 +278,14 @@ def load_unseen(
     return np.concatenate(found)
 
 
-def _load(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -> Prepared:
+def _load(
+    config: TrainConfig,
+    data_dir: str | Path | None,
+    verify_data: bool = False,
+    workers: int | None = None,
+) -> Prepared:
     """The prepared images, some in each split, which have the shape of a trained config."""
-    images = _prepared(config, data_dir, verify_data)
+    images = _prepared(config, data_dir, verify_data, workers)
     for split in SPLITS:
         if not len(getattr(images, split)[0]):
             raise _empty(config, images, split)
@@ -303,7 +320,12 @@ def _empty(config: TrainConfig, images: Prepared, split: str) -> UserError:
     return UserError(f"{config.data} gives no {name} images{left_out}", advice)
 
 
-def _prepared(config: TrainConfig, data_dir: str | Path | None, verify_data: bool) -> Prepared:
+def _prepared(
+    config: TrainConfig, data_dir: str | Path | None, verify_data: bool, workers: int | None
+) -> Prepared:
+    count = cores() if workers is None else workers
+    if count < 1:
+        raise UserError(f"`workers` is {count}; it takes a whole number of at least 1")
     if config.data == ARRAYS:
         raise UserError(
             "the images were arrays, which no file holds",
@@ -311,7 +333,7 @@ def _prepared(config: TrainConfig, data_dir: str | Path | None, verify_data: boo
         )
     location, root = path.locate(config.data), path.data_root(data_dir)
     found = path.find(config, location, root)
-    return prepared.load(config, location, found, root, verify_data)
+    return prepared.load(config, location, found, root, verify_data, count)
 
 
 def located(config: TrainConfig, *, data_dir: str | Path | None = None) -> TrainConfig:
@@ -330,4 +352,4 @@ def located(config: TrainConfig, *, data_dir: str | Path | None = None) -> Train
 
 def class_names(config: TrainConfig, *, data_dir: str | Path | None = None) -> tuple[str, ...]:
     """The names of the labels of a data set; () without labels. See `load_split`."""
-    return () if config.data == ARRAYS else _load(config, data_dir, False).classes
+    return () if config.data == ARRAYS else _load(config, data_dir).classes

@@ -283,9 +283,11 @@ def walk(path: Path, config: TrainConfig | None = None) -> Listing:
         ) from error
     found = [entry for entry in entries if isinstance(entry, File)]
     left_out = Counter(entry for entry in entries if not isinstance(entry, File))
-    include, exclude = _matching(chosen.include or "*"), _matching(chosen.exclude)
-    paths = {file: "/".join(file.parts) for file in found}
-    files = sorted(f for f, p in paths.items() if include.match(p) and not exclude.match(p))
+    files = sorted(found)
+    if chosen.include or chosen.exclude:
+        include, exclude = _matching(chosen.include or "*"), _matching(chosen.exclude)
+        paths = {file: "/".join(file.parts) for file in files}
+        files = [f for f, p in paths.items() if include.match(p) and not exclude.match(p)]
     if len(files) < len(found):
         left_out["excluded"] = len(found) - len(files)
     return Listing(path, files, dict(left_out))
@@ -313,7 +315,10 @@ def _entries(folder: str, skip_unreadable: bool) -> Iterator[File | str]:
     walk = _Walk(set(), [])
     yield from _below(folder, "", walk, skip_unreadable)
     for path, prefix in walk.links:  # which grows
-        yield from _tolerant(_below(path, prefix, walk, skip_unreadable), skip_unreadable)
+        try:
+            yield from _below(path, prefix, walk, skip_unreadable)
+        except OSError as error:
+            yield _reason(error, skip_unreadable)
 
 
 def _below(folder: str, prefix: str, walk: _Walk, skip_unreadable: bool) -> Iterator[File | str]:
@@ -330,20 +335,19 @@ def _below(folder: str, prefix: str, walk: _Walk, skip_unreadable: bool) -> Iter
         yield "hidden"  # a run, whose figures are not images to train on
         return
     for entry in entries:
-        yield from _tolerant(_entry(entry, prefix, walk, skip_unreadable), skip_unreadable)
+        try:
+            yield from _entry(entry, prefix, walk, skip_unreadable)
+        except OSError as error:
+            yield _reason(error, skip_unreadable)
 
 
-def _tolerant(entries: Iterator[File | str], skip_unreadable: bool) -> Iterator[File | str]:
-    """The entries up to one that cannot be read, and why."""
-    try:
-        yield from entries
-    except OSError as error:
-        if error.errno == errno.ELOOP:  # a link that leads to itself
-            yield _DANGLING
-        elif isinstance(error, PermissionError) and skip_unreadable:
-            yield "without permission"
-        else:
-            raise
+def _reason(error: OSError, skip_unreadable: bool) -> str:
+    """Why an entry that cannot be read is left out; raises the error if it is not."""
+    if error.errno == errno.ELOOP:  # a link that leads to itself
+        return _DANGLING
+    if isinstance(error, PermissionError) and skip_unreadable:
+        return "without permission"
+    raise error
 
 
 def _entry(
@@ -365,5 +369,6 @@ def _entry(
 
 
 def _is_hidden(name: str) -> bool:
-    # With backslashes, it is a path in an archive from Windows.
-    return any(_HIDDEN.match(part) for part in name.replace("\\", "/").split("/"))
+    if "\\" in name:  # a path in an archive from Windows
+        return any(map(_HIDDEN.match, name.split("\\")))
+    return bool(_HIDDEN.match(name))

@@ -1,5 +1,7 @@
 """Arrays of pixels of any type as 8 bits, or as floats in [0, 1]; checks of their shapes."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -54,8 +56,16 @@ def extremes(values: np.ndarray) -> tuple[float, float] | None:
 
 def spanned(arrays: Iterable[np.ndarray]) -> tuple[float, float] | None:
     """The `extremes` of several arrays together."""
-    found = [each for each in map(extremes, arrays) if each]
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+    return functools.reduce(joined, map(extremes, arrays), None)
+
+
+def joined(
+    one: tuple[float, float] | None, other: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    """The smallest and the largest value of two ranges, of which each may be missing."""
+    if one is None or other is None:
+        return one or other
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def checked_array(values: np.ndarray, name: str, levels: Range | None = None) -> np.ndarray:
@@ -138,37 +148,45 @@ def eight_bit_array(values: np.ndarray, name: str, levels: Range | None = None) 
     return values[..., None] if values.ndim == 2 else values
 
 
+@dataclasses.dataclass
 class Statistics:
     """The smallest, mean and largest value of images uint8 ``[..., channels]``, without alpha.
 
-    Args:
+    Attributes:
         side: "targets" or "inputs" of pairs; "" for images alone.
+        least, most, total, count: of their values so far.
     """
 
-    def __init__(self, side: str = "") -> None:
-        self._side, self._alike = side, ", for inputs and targets alike" if side else ""
-        self._least, self._most, self._total, self._count = 255, 0, 0, 0
+    side: str = ""
+    least: int = 255
+    most: int = 0
+    total: int = 0
+    count: int = 0
 
     def add(self, images: np.ndarray) -> None:
         """Counts more images, at least one."""
         colors = images[..., :3]
-        self._least = min(self._least, int(colors.min()))
-        self._most = max(self._most, int(colors.max()))
-        self._total += int(colors.sum(dtype=np.int64))
-        self._count += colors.size
+        self.least = min(self.least, int(colors.min()))
+        self.most = max(self.most, int(colors.max()))
+        self.total += int(colors.sum(dtype=np.int64))
+        self.count += colors.size
 
     def __str__(self) -> str:
-        return f"{self._side} of {self._values}" if self._side else self._values
+        return f"{self.side} of {self._values}" if self.side else self._values
 
     @property
     def _values(self) -> str:
-        mean = self._total / max(self._count, 1)
-        return f"values {self._least} to {self._most}, mean {mean:.1f} of 255"
+        mean = self.total / max(self.count, 1)
+        return f"values {self.least} to {self.most}, mean {mean:.1f} of 255"
+
+    @property
+    def _alike(self) -> str:
+        return ", for inputs and targets alike" if self.side else ""
 
     def check(self, name: str) -> None:
         """Raises a `UserError` if nothing is lighter than 1, as in masks of 0 and 1."""
-        if self._most == 1:
-            side = f" in its {self._side}" if self._side else ""
+        if self.most == 1:
+            side = f" in its {self.side}" if self.side else ""
             raise UserError(
                 f"{name} has no pixel above 1 of 255{side}",
                 "if white is less in its files, pass `white=1` for masks of 0 and 1, or another "
@@ -178,11 +196,11 @@ class Statistics:
     @property
     def doubt(self) -> str:
         """What is odd about the values; "" if they fill a quarter of the range."""
-        if self._most - self._least >= _DARK:
+        if self.most - self.least >= _DARK:
             return ""
-        what = "black" if not self._most else "dark" if self._most < _DARK else "of little contrast"
+        what = "black" if not self.most else "dark" if self.most < _DARK else "of little contrast"
         return (
-            f"The {self._side or 'images'} are {what} ({self._values}); if white has another "
+            f"The {self.side or 'images'} are {what} ({self._values}); if white has another "
             "value in their files, name it, as in --white 4095, or find it by --white auto"
             f"{self._alike}"
         )

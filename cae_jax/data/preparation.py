@@ -1,59 +1,82 @@
-"""Converts the images of a source and writes them as .npy files, in one pass."""
+"""Converts the images of a source and writes them as .npy files, in one pass.
+
+Images are decoded in several processes and written in their order, so that memory does not depend
+on their number. How far it came is kept in a file, by which the same preparation continues.
+"""
 
 import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
 import logging
+import shutil
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from cae_jax import atomic
 from cae_jax.config import TrainConfig
-from cae_jax.data.conversion import Conversion, values_of
-from cae_jax.data.files import UnreadableError, frames, further_frames, header
-from cae_jax.data.pixels import (
-    WHITE,
-    RangeError,
-    Statistics,
-    check_shape,
-    check_size,
-    spanned,
-)
+from cae_jax.data.decoding import ColorError, Converter, extremes_of
+from cae_jax.data.files import UnreadableError
+from cae_jax.data.growing import Growing, hash_elements
+from cae_jax.data.pixels import WHITE, RangeError, Statistics, joined
 from cae_jax.data.sources import ALL, SPLITS, Item, Source, split_of
+from cae_jax.data.workers import Outcome, ShortageError, Workers
 from cae_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 MAX_NAMES = 1000  # of files left out, which are recorded
+PROGRESS = "progress.json"  # beside the arrays, while they are written
+_LEVELS = "levels"  # the pass that finds black and white, before those over the splits
+_SMALL = 10**6  # bytes of disk that are not worth a line
+_SECONDS = 5  # of work that a kill may lose
 
 
-def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict[str, Any]:
-    """Writes the images and labels of a source, and logs a line.
+def write(
+    folder: Path, source: Source, config: TrainConfig, title: str, workers: int
+) -> dict[str, Any]:
+    """Writes the images and labels of a source; logs what disk they take, and a summary.
 
     Args:
-        folder: for ``SPLIT_images.npy`` and ``SPLIT_labels.npy``.
+        folder: for ``SPLIT_images.npy`` and ``SPLIT_labels.npy``; what an earlier process has
+            written there of the same images is continued.
         source, title: of the images, and how messages name them.
         config: what they are converted to.
+        workers: number of processes that decode images.
 
     Returns:
         the record of the arrays, see `cae_jax.data.prepared`.
 
     Raises:
         UserError: an unreadable image, unless the config skips them; images of several sizes; a
-            split without images; or images that are black because their white is 1.
+            split without images; images that are black because their white is 1; or a disk that is
+            too small.
     """
-    if config.white == "auto":
-        config = dataclasses.replace(config, levels=_levels(source, config, title))
-    preparation = _Preparation(source, config, title)
-    try:
-        record = preparation.write(folder)
-    except _ColorError:  # rare: gray images come first, and all of them become RGB
-        preparation = _Preparation(source, dataclasses.replace(config, channels=3), title)
-        record = preparation.write(folder)
+    with Workers(workers if source.encoded else 1) as pool:
+        preparation = _Preparation(folder, source, config, title, pool)
+        preparation.resume()
+        try:
+            record = preparation.write()
+        except ColorError:  # rare: gray images come first, and all of them become RGB
+            (folder / PROGRESS).unlink(missing_ok=True)
+            levels, config = preparation.progress.levels, dataclasses.replace(config, channels=3)
+            preparation = _Preparation(folder, source, config, title, pool)
+            preparation.progress = _Progress(split="train", levels=levels)
+            record = preparation.write()
+    _report(record, source, config, preparation.statistics)
+    return record
+
+
+def _report(
+    record: dict[str, Any], source: Source, config: TrainConfig, statistics: list[Statistics]
+) -> None:
+    """Logs a summary of the images, and doubts."""
     skipped, ignored = record["skipped"], source.notes.get("ignored", {})
     left_out = [f"{skipped} unreadable"] if skipped else []
     left_out += [f"{count} {name}" for name, count in ignored.items()]
@@ -69,30 +92,11 @@ def write(folder: Path, source: Source, config: TrainConfig, title: str) -> dict
         test[0],
         *("pairs" if config.pairs else "images", *size),
         channels // 2 if config.pairs else channels,
-        " and ".join(map(str, preparation.statistics)),
+        " and ".join(map(str, statistics)),
         f"; left out: {', '.join(left_out)}" if left_out else "",
     )
-    for doubt in filter(None, (each.doubt for each in preparation.statistics)):
+    for doubt in filter(None, (each.doubt for each in statistics)):
         logger.warning(doubt)
-    return record
-
-
-def _levels(source: Source, config: TrainConfig, title: str) -> tuple[float, float] | None:
-    """The smallest and the largest value of the training images, by an additional pass."""
-
-    def values() -> Iterator[np.ndarray]:
-        items = _items(source, "train", config.split)
-        for item in (one for pair in items for one in (pair, pair.input) if one):
-            with contextlib.suppress(UnreadableError), _opened(item) as image:  # `write` names it
-                for frame in frames(image, config.frames, item.name):
-                    yield values_of(frame, item.name, config.max_pixels)
-
-    if (found := spanned(values())) is None:
-        return None
-    low, high = found
-    if not low < high:
-        raise UserError(f"{title} has training images of values {low:g} to {high:g}; give others")
-    return low, high
 
 
 def _items(source: Source, split: str, fraction: float) -> Iterator[Item]:
@@ -102,155 +106,235 @@ def _items(source: Source, split: str, fraction: float) -> Iterator[Item]:
     return (item for item in source.items[ALL]() if split_of(item.key, fraction) == split)
 
 
-@contextlib.contextmanager
-def _opened(item: Item) -> Iterator[Image.Image | np.ndarray]:
-    image = item.read()
-    with image if isinstance(image, Image.Image) else contextlib.nullcontext():
-        yield image
+@dataclasses.dataclass
+class _Progress:
+    """How far a preparation has come, as in the file `PROGRESS`.
 
+    Attributes:
+        split: the one that is read, or `_LEVELS`.
+        items: number of its images that are read.
+        counts: elements of each array that are written.
+        sha256: of the images and labels that are written.
+        size, channels, first: of the images, see `Converter`.
+        levels: black and white where `white` is ``"auto"``.
+        statistics: of the images, see `Statistics`.
+        skipped, skipped_files: number of unreadable images, and the first names.
+        frames: number of further frames.
+    """
 
-class _ColorError(Exception):
-    """An image has colors after the first one was gray."""
+    split: str = ""
+    items: int = 0
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    sha256: dict[str, str] = dataclasses.field(default_factory=dict)
+    size: tuple[int, ...] | None = None
+    channels: int = 0
+    first: str = ""
+    levels: tuple[float, float] | None = None
+    statistics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+    skipped_files: list[str] = dataclasses.field(default_factory=list)
+    frames: int = 0
 
 
 class _Preparation:
-    """One pass over the images of a source; arguments as of `write`.
+    """One pass over the images of a source; arguments as of `write`."""
 
-    Without a size (None) or channels (0) the first image decides, and the others have to agree.
-    """
-
-    def __init__(self, source: Source, config: TrainConfig, title: str) -> None:
-        self._config, self._source, self._title = config, source, title
-        channels = 0 if config.channels == "auto" else config.channels
-        self._convert = Conversion.from_config(config, config.image_size, channels)
-        self._ask = self._convert.size is None, not self._convert.channels
-        self._first = title
-        self._skipped: list[str] = []
-        self._further_frames = 0
+    def __init__(
+        self, folder: Path, source: Source, config: TrainConfig, title: str, workers: Workers
+    ) -> None:
+        self._folder, self._source, self._config = folder, source, config
+        self._title, self._workers = title, workers
         sides = ("targets", "inputs") if config.pairs else ("",)
         self.statistics = [Statistics(side) for side in sides]
+        self._digests = {"images": hashlib.sha256(), "labels": hashlib.sha256()}
+        self._converter = Converter(config, title)
+        self.progress = _Progress()
+        self._saved, self._announced = time.monotonic(), False
 
-    def write(self, folder: Path) -> dict[str, Any]:
+    def resume(self) -> None:
+        """Takes over the arrays of an earlier process, if they are whole."""
+        digests = {kind: hashlib.sha256() for kind in self._digests}
+        try:
+            progress = _Progress(**json.loads((self._folder / PROGRESS).read_text("utf-8")))
+            progress.size = progress.size and tuple(progress.size)
+            statistics = [Statistics(**each) for each in progress.statistics]
+            for name, count in progress.counts.items():
+                path = self._folder / f"{name}.npy"
+                hash_elements(path, count, digests[name.rpartition("_")[2]])
+            if {kind: each.hexdigest() for kind, each in digests.items()} != progress.sha256:
+                raise ValueError("other bytes")
+        except (OSError, ValueError, TypeError, KeyError):
+            for path in self._folder.iterdir():
+                path.unlink()
+        else:
+            self.progress, self.statistics, self._digests = progress, statistics, digests
+            total = self._source.total
+            logger.warning("Continuing after %d of %d images", self._written, total)
+
+    @property
+    def _written(self) -> int:
+        """Number of images that are written."""
+        counts = self.progress.counts.items()
+        return sum(count for name, count in counts if name.endswith("_images"))
+
+    def write(self) -> dict[str, Any]:
         """Writes the arrays of all splits; returns their record."""
+        if self._config.white == "auto":
+            self._find_levels()
+        progress, whole = self.progress, ALL in self._source.items
+        self._converter = Converter(self._config, self._title)
+        self._converter.decide(progress.size, progress.channels, progress.first)
+        splits = SPLITS[:2] if whole else [s for s in SPLITS if s in self._source.items]
+        done = splits[: splits.index(progress.split)] if progress.split in splits else ()
         arrays: dict[str, Any] = {}
-        images, labels = hashlib.sha256(), hashlib.sha256()
-        whole = ALL in self._source.items
-        for split in SPLITS[:2] if whole else [s for s in SPLITS if s in self._source.items]:
-            found: list[int | None] = []
-            with (folder / f"{split}_images.npy").open("wb") as file:
-                shape = _write(file, self._converted(split, found), images)
-            arrays[f"{split}_images"] = "uint8", shape
-            if self._source.classes:
-                values = np.array(found, np.int32)
-                labels.update(values)
-                np.save(folder / f"{split}_labels.npy", values)
-                arrays[f"{split}_labels"] = "int32", values.shape
+        with _bar("Preparing", self._written + progress.skipped, self._source.total) as bar:
+            for split in splits:
+                arrays |= self._write_split(split, None if split in done else bar)
         if not any(shape[0] for _, shape in arrays.values()):
-            left_out = f", {len(self._skipped)} unreadable ones left out" if self._skipped else ""
+            left_out = f", {progress.skipped} unreadable ones left out" if progress.skipped else ""
             raise UserError(f"{self._title} gives no training images{left_out}", "give more images")
         return {
             "data": self._title,
             "arrays": arrays,
-            "sha256": {"images": images.hexdigest(), "labels": labels.hexdigest()},
+            "sha256": {kind: digest.hexdigest() for kind, digest in self._digests.items()},
             "classes": self._source.classes,
             "divided": whole,
-            "skipped": len(self._skipped),
-            "skipped_files": self._skipped[:MAX_NAMES],
-            "frames": self._further_frames,
+            "skipped": progress.skipped,
+            "skipped_files": progress.skipped_files,
+            "frames": progress.frames,
             "levels": self._config.levels,
             **self._source.notes,
         }
 
-    def _converted(self, split: str, labels: list[int | None]) -> Iterator[np.ndarray]:
-        """The converted images of a split, whose labels it appends."""
-        classes = len(self._source.classes)
-        for item in _items(self._source, split, self._config.split):
-            if item.label is not None and classes and not -1 <= item.label < classes:
-                raise UserError(
-                    f"{item.name} has the label {item.label}, and there are {classes} classes; "
-                    "correct the source"
-                )
+    def _find_levels(self) -> None:
+        """Finds the smallest and the largest value of the training images, by one more pass."""
+        progress, config = self.progress, self._config
+        if progress.split in ("", _LEVELS):
+            function = partial(extremes_of, which=config.frames, max_pixels=config.max_pixels)
+            with _bar("Finding black and white", progress.items) as bar:
+                for _, outcome in self._read(_LEVELS, "train", function, {}, bar):
+                    progress.levels = joined(progress.levels, outcome.result())
+        if progress.levels and not progress.levels[0] < progress.levels[1]:
+            low, high = progress.levels
+            raise UserError(
+                f"{self._title} has training images of values {low:g} to {high:g}; give others"
+            )
+        self._config = dataclasses.replace(config, levels=progress.levels)
+
+    def _write_split(self, split: str, bar: Any) -> dict[str, Any]:
+        """Writes the arrays of a split, unless `bar` is None; returns their types and shapes."""
+        counts, arrays = self.progress.counts, {}
+        kinds = {"images": np.uint8} | ({"labels": np.int32} if self._source.classes else {})
+        with contextlib.ExitStack() as stack:
+            for kind, dtype in kinds.items():
+                name = f"{split}_{kind}"
+                path, count = self._folder / f"{name}.npy", counts.get(name, 0)
+                arrays[name] = stack.enter_context(Growing(path, dtype, self._digests[kind], count))
+            if bar is not None:
+                self._fill(split, arrays, bar)
+        counts.update({name: array.shape[0] for name, array in arrays.items()})
+        return {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+
+    def _fill(self, split: str, arrays: dict[str, Growing], bar: Any) -> None:
+        """Appends what is missing of a split to its arrays."""
+        progress = self.progress
+        for item, outcome in self._read(split, split, self._converter, arrays, bar):
+            self._check_label(item)
             try:
-                for converted in list(self._frames(item)):  # all frames of a file, or none
-                    labels.append(item.label)
-                    sides = np.split(converted, len(self.statistics), axis=-1)
-                    for statistics, side in zip(self.statistics, sides, strict=True):
-                        statistics.add(side)
-                    yield converted
+                images, left_out = outcome.result()
             except UnreadableError as error:
                 if not self._config.skip_unreadable:
                     advice = f"{error.advice}, remove it, or pass `skip_unreadable=True`"
                     raise UnreadableError(error.problem, advice) from error
-                self._skipped.append(item.name)
+                progress.skipped += 1
+                progress.skipped_files = [*progress.skipped_files, item.name][:MAX_NAMES]
+                continue
             except RangeError as error:
                 raise RangeError(error.problem, WHITE) from error
+            progress.frames += left_out
+            for image in images:
+                self._check_disk(image)
+                for array, element in zip(arrays.values(), (image, item.label), strict=False):
+                    array.append(element)
+                sides = np.split(image, len(self.statistics), axis=-1)
+                for statistics, side in zip(self.statistics, sides, strict=True):
+                    statistics.add(side)
         for statistics in self.statistics:
             statistics.check(self._title)
 
-    def _frames(self, item: Item) -> Iterator[np.ndarray]:
-        """The converted image, or all of its frames; of pairs, with the channels of the input."""
-        if item.input is None:
-            yield from self._alone(item)
-        else:
-            sides = self._alone(item), self._alone(item.input)
-            for target, given in itertools.zip_longest(*sides):
-                if target is None or given is None:
-                    raise UserError(
-                        f"{item.name} and {item.input.name} have different numbers of frames",
-                        "pass `frames='first'`, or leave them out with `exclude`",
-                    )
-                yield np.concatenate([target, given], axis=-1)
+    def _read(
+        self, stage: str, split: str, function: Any, arrays: dict[str, Growing], bar: Any
+    ) -> Iterator[tuple[Item, Outcome]]:
+        """Applies a function to the images of a split that are not read in this stage.
 
-    def _alone(self, item: Item) -> Iterator[np.ndarray]:
-        with _opened(item) as image:
-            for frame in frames(image, self._config.frames, item.name):
-                self._agree(frame, item.name)
-                yield self._convert(frame, item.name)
-            if self._config.frames == "first":
-                with contextlib.suppress(UnreadableError):  # of a frame that is left out
-                    self._further_frames += further_frames(image, item.name)
+        Yields each with what the function returns. Saves now and then how far it came.
+        """
+        progress = self.progress
+        if progress.split != stage:
+            progress.split, progress.items = stage, 0
+        items = _items(self._source, split, self._config.split)
+        left = itertools.islice(items, progress.items, None)
+        for item, outcome in self._workers.map(function, left):
+            yield item, outcome
+            progress.items += 1
+            bar.update()
+            if time.monotonic() > self._saved + _SECONDS:
+                self._save(arrays)
 
-    def _agree(self, image: Image.Image | np.ndarray, name: str) -> None:
-        """Keeps the size and channels of the first image; refuses others."""
-        if isinstance(image, np.ndarray):
-            check_shape((1, *image.shape), name)
-        if not any(self._ask):
-            return
-        (ask_size, ask_channels), to = self._ask, self._convert
-        size, channels = header(image, name)
-        if to.size is None:
-            check_size(size, name)
-            self._first = name
-        elif ask_size and size != to.size:
+    def _save(self, arrays: dict[str, Growing]) -> None:
+        """Keeps on the disk how far the arrays came."""
+        for name, array in arrays.items():
+            array.sync()
+            self.progress.counts[name] = array.shape[0]
+        convert, digests = self._converter.convert, self._digests.items()
+        now = dataclasses.replace(
+            self.progress,
+            sha256={kind: digest.hexdigest() for kind, digest in digests},
+            statistics=[vars(each) for each in self.statistics],
+            size=convert.size,
+            channels=convert.channels,
+            first=self._converter.first,
+        )
+        atomic.write_json(self._folder / PROGRESS, vars(now))
+        self._saved = time.monotonic()
+
+    def _check_label(self, item: Item) -> None:
+        classes = len(self._source.classes)
+        if item.label is not None and classes and not -1 <= item.label < classes:
             raise UserError(
-                f"{self._first} has {to.size[0]} x {to.size[1]} pixels and {name} {size[0]} x "
-                f"{size[1]}",
-                "bring all to one size with `image_size=64`, for example",
+                f"{item.name} has the label {item.label}, and there are {classes} classes; "
+                "correct the source"
             )
-        if ask_channels and to.channels == 1 < channels:
-            raise _ColorError
-        self._convert = to._replace(size=to.size or size, channels=to.channels or channels)
+
+    def _check_disk(self, image: np.ndarray) -> None:
+        """Says how much disk all images take that are like the first one; refuses if it is more."""
+        if self._announced:
+            return
+        self._announced = True
+        left = max(1, self._source.total - self._written)
+        needed, free = left * image.nbytes, shutil.disk_usage(self._folder).free
+        sizes = f"{needed / 1e6:,.1f} MB of disk", f"{free / 1e6:,.1f} MB are free"
+        least = "at least " if self._config.frames == "all" else ""
+        if needed > free:
+            raise ShortageError(
+                f"{self._title} takes {least}{sizes[0]} in {self._folder.parent}, where {sizes[1]}",
+                "free space, or pass another `data_dir` or a smaller `image_size`",
+            )
+        if needed > _SMALL:
+            logger.warning("The images take %s%s, of which %s", least, *sizes)
 
 
-def _write(file: IO[bytes], images: Iterator[np.ndarray], digest: Any) -> tuple[int, ...]:
-    """Writes images to a .npy file one after the other, and updates a digest.
+def _bar(what: str, done: int, total: int | None = None) -> Any:
+    """A bar over images, after a second."""
+    from tqdm import tqdm  # which worker processes do not need
 
-    Returns:
-        the shape of the array, ``(0,)`` without images.
-    """
-    shape: tuple[int, ...] = (0,)
-    for i, image in enumerate(images):
-        shape = (i + 1, *image.shape)
-        if not i:
-            _write_header(file, shape)
-        content = image.tobytes()
-        file.write(content)
-        digest.update(content)
-    file.seek(0)  # NumPy pads headers so that the first axis may grow
-    _write_header(file, shape)
-    return shape
-
-
-def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    values = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, values)
+    bar: Any = tqdm
+    return bar(
+        desc=what,
+        initial=done,
+        total=total,
+        unit="image",
+        delay=1,
+        leave=False,
+        disable=None,
+    )

@@ -19,8 +19,9 @@ import numpy as np
 from cae_jax import atomic
 from cae_jax.config import TrainConfig
 from cae_jax.data.path import PREPARED, Found, Location
-from cae_jax.data.preparation import write
+from cae_jax.data.preparation import PROGRESS, write
 from cae_jax.data.sources import SPLITS, File
+from cae_jax.data.workers import ShortageError
 from cae_jax.errors import UserError, reason_of
 
 try:
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 Arrays = tuple[np.ndarray, np.ndarray | None]
 RECORD = "source.json"
+_INCOMPLETE = "incomplete."  # start of the names of folders that are being written
 FORM = 2  # of the files; others are prepared again
 # The fields of a config that decide what is prepared from a source.
 _OPTIONS = ("image_size", "resize", "channels", "background", "split", "skip_unreadable")
@@ -63,7 +65,12 @@ class Prepared(NamedTuple):
 
 
 def load(
-    config: TrainConfig, location: Location, found: Found | None, root: Path, verify: bool
+    config: TrainConfig,
+    location: Location,
+    found: Found | None,
+    root: Path,
+    verify: bool,
+    workers: int,
 ) -> Prepared:
     """Maps the images of a config to memory; prepares them if they are missing or damaged.
 
@@ -72,6 +79,7 @@ def load(
         found: what lies there; None if the source is gone, so that its newest copy is read.
         root: of all prepared data.
         verify: compare all bytes with their SHA-256; otherwise sizes and headers.
+        workers: number of processes that decode images.
 
     Raises:
         UserError: see `cae_jax.data.load_split`.
@@ -89,7 +97,7 @@ def load(
             f"{folder} is damaged ({damage}), and its source {location.data} is gone; restore that"
         )
     try:
-        return _prepare(config, location, found, folder, verify)
+        return _prepare(config, location, found, folder, verify, workers)
     except UserError as error:
         what = f"{folder} is damaged ({damage}) and cannot be prepared again: " if damage else ""
         raise UserError(f"{what}{error.problem}", error.advice) from error
@@ -101,9 +109,14 @@ def load(
 
 
 def _prepare(
-    config: TrainConfig, location: Location, found: Found, folder: Path, verify: bool
+    config: TrainConfig,
+    location: Location,
+    found: Found,
+    folder: Path,
+    verify: bool,
+    workers: int,
 ) -> Prepared:
-    with _locked(folder.parent):
+    with _locked(folder):
         prepared, damage = _try(folder, verify)  # another process may have been faster
         if prepared is not None:
             return prepared
@@ -111,10 +124,11 @@ def _prepare(
         # A warning, so that it goes to stderr: stdout holds the results of a command.
         logger.warning("Preparing %s in %s %s", location.data, folder, when)
         with _replacing(folder) as temporary:
-            record = write(temporary, found.open(), config, location.data)
+            record = write(temporary, found.open(), config, location.data, workers)
             atomic.write_json(temporary / RECORD, record)
         # Not removed: runs may have begun with those, and their files may be gone.
-        if others := sorted(str(each) for each in _copies(folder) if each != folder):
+        kept = [*_copies(folder), *folder.parent.glob(f"{_INCOMPLETE}*")]
+        if others := sorted(str(each) for each in kept if each != folder):
             logger.warning("Earlier states are in %s, which may be removed", ", ".join(others))
         return _map(folder, verify=False)
 
@@ -213,30 +227,44 @@ def digest(*arrays: np.ndarray) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lets one process at a time prepare, and removes what killed processes left."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    """Lets one process at a time prepare, and removes what killed processes left.
+
+    Not what another one can continue: preparing the same images here, or others.
+    """
+    root, mine = folder.parent, f"{_INCOMPLETE}{folder.name}"
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as file:
         if fcntl is not None:
             with contextlib.suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-                for leftover in [*folder.glob("incomplete.*"), *folder.glob("*/incomplete.*")]:
-                    shutil.rmtree(leftover)
+                earlier = mine.rpartition("-")[0]  # of the source and options
+                for leftover in [*root.glob(f"{_INCOMPLETE}*"), *root.glob(f"*/{_INCOMPLETE}*")]:
+                    changed = leftover.name.startswith(earlier) and leftover.name != mine
+                    if changed or not (leftover / PROGRESS).exists():
+                        shutil.rmtree(leftover)
         yield
 
 
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """Yields a new folder that replaces `folder` on success; a damaged one is kept until then."""
-    temporary = folder.with_name(f"incomplete.{folder.name}")
+    """Yields a folder that replaces `folder` on success; a damaged one is kept until then.
+
+    After a signal or a shortage, the folder stays as it is, to be continued.
+    """
+    temporary = folder.with_name(f"{_INCOMPLETE}{folder.name}")
     aside = folder.with_name(f"{temporary.name}-damaged")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary.mkdir(exist_ok=True)
     try:
         yield temporary
         atomic.sync_tree(temporary)
+        (temporary / PROGRESS).unlink(missing_ok=True)
         if folder.exists():
             folder.rename(aside)
         temporary.rename(folder)
+    except BaseException as error:
+        refused = isinstance(error, UserError) and not isinstance(error, ShortageError)
+        if refused or not (temporary / PROGRESS).exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)

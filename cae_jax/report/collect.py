@@ -35,6 +35,7 @@ def collect(
     *,
     data_dir: Path | None = None,
     verify_data: bool = False,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """The report data of runs, finished or not, with the weights of their newest checkpoints.
 
@@ -42,7 +43,7 @@ def collect(
         runs: directories of runs and populations on one data set; a population is represented by
             its best, median and worst member.
         moved: path of the images, if they have moved since the training.
-        data_dir, verify_data: location of the images, as in `data.load_split`.
+        data_dir, verify_data, workers: location of the images, as in `data.load_split`.
 
     Raises:
         UserError: no runs, a directory that is not a run, a run without a checkpoint or with a
@@ -53,7 +54,7 @@ def collect(
         raise UserError("`runs` is empty; pass directories written by `cae-jax train`")
     populations = {run: found for run in runs if (found := of_population(run)) is not None}
     runs = [each for run in runs for each in _shown(run, populations.get(run))]
-    where = {"data_dir": data_dir, "verify_data": verify_data}
+    where: Any = {"data_dir": data_dir, "verify_data": verify_data, "workers": workers}
     configs = _configs(runs, moved, **where)
     autoencoders = _loaded(runs)
     images, labels = environment.load_split(runs[0], configs[0], "validation", **where)

@@ -57,6 +57,7 @@ def fit(
     targets: tuple[np.ndarray, np.ndarray] | None = None,
     data_dir: str | Path | None = None,
     verify_data: bool = False,
+    workers: int | None = None,
     chunk_steps: int | None = None,
     backend: str = "auto",
     on_epoch: Callable[[list[Row]], None] | None = None,
@@ -74,7 +75,7 @@ def fit(
         start_from: run of the same network, whose weights a new run begins with.
         images: training and test images in place of the data set, see `cae_jax.data.of_arrays`.
         targets: what these images are to become, such as clean ones; as `TrainConfig.pairs`.
-        data_dir, verify_data: see `cae_jax.data.load_split`.
+        data_dir, verify_data, workers: see `cae_jax.data.load_split`.
         chunk_steps: steps between two checks for signals, see `cae_jax.runs.epochs.Chunks`.
         backend: see `cae_jax.ops.backend.choose`; a run keeps its backend unless another is named.
         on_epoch: called after each epoch with the history so far.
@@ -87,7 +88,7 @@ def fit(
     """
     workdir = Path(workdir).expanduser()
     with Session(chunk_steps, on_epoch, on_chunk) as session:
-        where: Any = {"data_dir": data_dir, "verify_data": verify_data}
+        where: Any = {"data_dir": data_dir, "verify_data": verify_data, "workers": workers}
         arrays = images, targets
         config, dataset, chosen = prepare(config, workdir, backend, arrays, session.start, **where)
         weights = None if start_from is None else _weights_of(config, start_from)

@@ -63,6 +63,7 @@ def fit_population(
     targets: tuple[np.ndarray, np.ndarray] | None = None,
     data_dir: str | Path | None = None,
     verify_data: bool = False,
+    workers: int | None = None,
     chunk_steps: int | None = None,
     backend: str = "auto",
     members_per_program: int | None = None,
@@ -79,7 +80,8 @@ def fit_population(
         configs: of the members.
         workdir: directory of the population; `cae_jax.runs.members` lists its files.
         overwrite: replace a run in `workdir`; a population with runs is never replaced.
-        images, targets, data_dir, verify_data, chunk_steps, backend, on_chunk: as of `fit`.
+        images, targets, data_dir, verify_data, workers: as of `fit`.
+        chunk_steps, backend, on_chunk: as of `fit`.
         members_per_program: models trained by one compiled program. None takes 1 on a CPU, and
             otherwise as many as fit in memory. One at a time, the results equal those of `fit` bit
             by bit; several together agree with them up to rounding.
@@ -91,7 +93,7 @@ def fit_population(
     programs.check_members(configs)
     workdir = Path(workdir).expanduser()
     with Session(chunk_steps, on_chunk=on_chunk) as session:
-        where: Any = {"data_dir": data_dir, "verify_data": verify_data}
+        where: Any = {"data_dir": data_dir, "verify_data": verify_data, "workers": workers}
         config, dataset, chosen = prepare(
             configs[0], workdir, backend, (images, targets), session.start, **where
         )

@@ -1,7 +1,9 @@
 """What every kind of image source provides, and how its images are split."""
 
 import hashlib
+import itertools
 import logging
+import math
 import os
 import re
 import unicodedata
@@ -78,8 +80,8 @@ class Listing(NamedTuple):
 
     def with_suffix(self, suffixes: Iterable[str]) -> list[File]:
         """The files with one of some suffixes."""
-        suffixes = frozenset(suffixes)
-        return [file for file in self.files if file.suffix in suffixes]
+        suffixes = tuple(suffixes)
+        return [file for file in self.files if file.key.lower().endswith(suffixes)]
 
     def unused(self, used: Iterable[File]) -> dict[str, int]:
         """Number of files by suffix, apart from those that are used."""
@@ -114,11 +116,15 @@ class Source(NamedTuple):
             or of ``all`` where `split_of` chooses.
         classes: names of the labels, in order; () without labels.
         notes: kept in ``source.json``: ignored files, checksums of files.
+        total: number of images or pairs, or of files with several frames.
+        encoded: whether images are decoded when they are opened, and not before.
     """
 
     items: dict[str, Callable[[], Iterator[Item]]]
     classes: tuple[str, ...]
     notes: dict[str, Any]
+    total: int
+    encoded: bool = False
 
 
 class Images(NamedTuple):
@@ -127,26 +133,27 @@ class Images(NamedTuple):
     Attributes:
         key: gives the key of the image of an index, see `Item`.
         name: how an error names the array.
-        read: the images ``[N, H, W]`` or ``[N, H, W, C]``.
+        total: N, the number of images.
+        read: the images in blocks, ``[n, H, W]`` or ``[n, H, W, C]``.
         labels: whole numbers ``[N]``; None without labels.
     """
 
     key: Callable[[int], str]
     name: str
-    read: Callable[[], np.ndarray]
+    total: int
+    read: Callable[[], Iterable[np.ndarray]]
     labels: np.ndarray | None
 
     def items(self, labelled: bool) -> Iterator[Item]:
         """The images; raises `UserError` where there are more or fewer labels."""
-        images = self.read()
-        labels = self.labels if labelled and self.labels is not None else [None] * len(images)
-        if len(images) != len(labels):
+        labels = self.labels if labelled else None
+        if labels is not None and len(labels) != self.total:
             raise UserError(
-                f"{self.name} has {len(images)} images and {len(labels)} labels; give as many of "
+                f"{self.name} has {self.total} images and {len(labels)} labels; give as many of "
                 "both"
             )
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            label = None if label is None else int(label)
+        for i, image in enumerate(itertools.chain.from_iterable(self.read())):
+            label = None if labels is None else int(labels[i])
             yield Item(self.key(i), f"{self.name}[{i}]", partial(np.asarray, image), label)
 
 
@@ -155,7 +162,12 @@ def of_arrays(images: dict[str, Images], notes: dict[str, Any]) -> Source:
     labels = [each.labels for each in images.values() if each.labels is not None]
     classes = numbered_classes(labels) if len(labels) == len(images) else ()
     items = {split: partial(each.items, bool(classes)) for split, each in images.items()}
-    return Source(items, classes, notes)
+    return Source(items, classes, notes, sum(each.total for each in images.values()))
+
+
+def block_length(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """How many of an array's elements are read at once, about 4 MB."""
+    return max(1, 2**22 // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
 
 def numbered_classes(labels: list[np.ndarray]) -> tuple[str, ...]:

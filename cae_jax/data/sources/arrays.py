@@ -1,17 +1,28 @@
 """Reads images from .npy and .npz files, which are never unpickled."""
 
+import math
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0
 
 from cae_jax.data.pixels import check_shape
-from cae_jax.data.sources import ALL, Images, Item, Source, named_split, of_arrays, splits_of
+from cae_jax.data.sources import (
+    ALL,
+    Images,
+    Item,
+    Source,
+    block_length,
+    named_split,
+    of_arrays,
+    splits_of,
+)
 from cae_jax.errors import UserError, naming
 
 # Of several arrays of whole numbers, the one with such a name has the labels.
@@ -23,7 +34,7 @@ def open_file(path: Path, pairs: Sequence[str] = ()) -> Source:
 
     Images are arrays of three or four dimensions, labels whole numbers with the same first axis:
     ``train_images`` and ``train_labels``, ``x_test`` and ``y_test``, or a single array. A .npy file
-    is mapped to memory; of a .npz file one array at a time is read whole. With `pairs` the arrays
+    is mapped to memory; one of a .npz file is unpacked while it is read. With `pairs` the arrays
     have these words in their names: of inputs and of targets.
 
     Raises:
@@ -32,11 +43,10 @@ def open_file(path: Path, pairs: Sequence[str] = ()) -> Source:
     with _naming(path):
         if path.suffix.lower() == ".npy":  # `numpy.load` leaves one open that begins as an archive
             arrays = {"": np.lib.format.open_memmap(path, mode="r")}
-            read = arrays.__getitem__
         else:
-            arrays, read = _headers(path), partial(_member, path)
+            arrays = _headers(path)
     if pairs:
-        return _open_pairs(path, arrays, read, pairs)
+        return _open_pairs(path, arrays, pairs)
     several = {name: array for name, array in arrays.items() if array.ndim > 2}
     flat = {name: a for name, a in arrays.items() if a.ndim == 2 and not _is_label(a)}
     images = splits_of(_images(several or flat, path), path, names=several or flat)
@@ -50,19 +60,15 @@ def open_file(path: Path, pairs: Sequence[str] = ()) -> Source:
         found[split] = Images(
             lambda i, name=name: f"{name}[{i}]",
             title,
-            partial(read, name),
-            None if label is None else read(label).reshape(-1),
+            len(arrays[name]),
+            partial(_blocks, path, name),
+            None if label is None else _member(path, label).reshape(-1),
         )
     others = sorted(arrays.keys() - used)
     return of_arrays(found, {"ignored": dict.fromkeys(others, 1)} if others else {})
 
 
-def _open_pairs(
-    path: Path,
-    arrays: Mapping[str, np.ndarray],
-    read: Callable[[str], np.ndarray],
-    pairs: Sequence[str],
-) -> Source:
+def _open_pairs(path: Path, arrays: Mapping[str, np.ndarray], pairs: Sequence[str]) -> Source:
     """The pairs of images at the same places of two arrays."""
     sides = []
     for word in pairs:
@@ -83,15 +89,16 @@ def _open_pairs(
 
     def items(split: str) -> Iterator[Item]:
         both = [
-            Images(lambda i: f"[{i}]", f"{path}: {name}", partial(read, name), None).items(False)
+            Images(lambda i: f"[{i}]", f"{path}: {name}", 0, partial(_blocks, path, name), None)
             for name in (inputs[split], targets[split])
         ]
-        for given, target in zip(*both, strict=True):
+        for given, target in zip(*(images.items(False) for images in both), strict=True):
             yield target._replace(input=given)
 
     others = sorted(arrays.keys() - {*inputs.values(), *targets.values()})
     notes = {"ignored": dict.fromkeys(others, 1)} if others else {}
-    return Source({split: partial(items, split) for split in inputs}, (), notes)
+    count = sum(len(arrays[name]) for name in inputs.values())
+    return Source({split: partial(items, split) for split in inputs}, (), notes, count)
 
 
 def _headers(path: Path) -> dict[str, np.ndarray]:
@@ -104,14 +111,43 @@ def _headers(path: Path) -> dict[str, np.ndarray]:
         for member in archive.namelist():
             if member.endswith(".npy"):
                 with archive.open(member) as file:
-                    old = np.lib.format.read_magic(file) == (1, 0)
-                    header = read_array_header_1_0 if old else read_array_header_2_0
-                    shape, _, dtype = header(file)
+                    shape, _, dtype = _header(file)
                 empty, name = np.empty((), dtype), member.removesuffix(".npy")
                 found[name] = empty if dtype.hasobject else np.broadcast_to(empty, shape)
     if found and all(array.dtype.hasobject for array in found.values()):
         raise ValueError("it holds Python objects, which are never unpickled")
     return found
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """The shape, whether it is in Fortran's order, and the type of an array in a file."""
+    old = np.lib.format.read_magic(file) == (1, 0)
+    return (read_array_header_1_0 if old else read_array_header_2_0)(file)
+
+
+def _blocks(path: Path, name: str) -> Iterator[np.ndarray]:
+    """An array in a file, one part after the other."""
+    if path.suffix.lower() == ".npy":  # mapped again for each, so that memory is freed
+        with _naming(path):
+            mapped = np.lib.format.open_memmap(path, mode="r")
+            length = block_length(mapped.shape, mapped.dtype)
+        for start in range(0, len(mapped), length):
+            yield np.asarray(np.lib.format.open_memmap(path, mode="r")[start : start + length])
+        return
+    with (
+        _naming(path),
+        zipfile.ZipFile(path) as archive,
+        archive.open(f"{name}.npy") as file,
+    ):
+        shape, fortran, dtype = _header(file)
+        if fortran:  # whose first image lies in the whole file
+            yield _member(path, name)
+            return
+        length = block_length(shape, dtype)
+        for start in range(0, shape[0], length):
+            block = (min(length, shape[0] - start), *shape[1:])
+            content = file.read(math.prod(block) * dtype.itemsize)
+            yield np.frombuffer(content, dtype).reshape(block)
 
 
 def _member(path: Path, name: str) -> np.ndarray:

@@ -63,7 +63,7 @@ def open_folder(listing: Listing, names: Sequence[str] = ()) -> Source:
     ignored = listing.unused([*used, *masks])
     if masks:
         ignored[f"masks in {_GROUND_TRUTH}"] = len(masks)
-    source = Source(items, tuple(classes), {"ignored": ignored})
+    source = Source(items, tuple(classes), {"ignored": ignored}, len(used), encoded=True)
     return pairs.of_folders(source, names, listing.root) if names else source
 
 
@@ -71,10 +71,10 @@ def _items(
     root: Path, files: list[File], depth: int | None, labels: dict[str, int]
 ) -> Iterator[Item]:
     """The images of a split."""
-    parts = {file.key: file.parts for file in files}
-    for key in mixed(parts):
+    found = {file.key: file for file in files}
+    for key in mixed(found):
         path = root / key
-        label = None if depth is None else labels[parts[key][depth]]
+        label = None if depth is None else labels[found[key].parts[depth]]
         yield Item(key, str(path), partial(open_image, path, str(path)), label)
 
 

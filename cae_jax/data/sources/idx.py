@@ -5,12 +5,15 @@ byte 0x08 = uint8, last byte = number of dimensions), one 4-byte length per dime
 values in row-major order (http://yann.lecun.com/exdb/mnist/).
 """
 
+import contextlib
 import gzip
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +24,7 @@ from cae_jax.data.sources import (
     Images,
     Listing,
     Source,
+    block_length,
     of_arrays,
     splits_of,
 )
@@ -51,7 +55,11 @@ def open_folder(listing: Listing, part: str) -> Source:
     return of_arrays(
         {
             split: Images(
-                str, str(images), partial(read_images, images), labels and read_labels(labels)
+                str,
+                str(images),
+                _count(images),
+                partial(_blocks, images, IMAGE_MAGIC),
+                labels and read_labels(labels),
             )
             for split, (images, labels) in pairs.items()
         },
@@ -65,9 +73,10 @@ def open_folder(listing: Listing, part: str) -> Source:
 
 def files(listing: Listing) -> list[File]:
     """The IDX files of a folder; [] if none has images."""
-    if not any(_match(file.key) for file in listing.files):
+    found = [file for file in listing.files if "idx" in file.key.lower()]  # few of 200,000
+    if not any(_match(file.key) for file in found):
         return []
-    return [file for file in listing.files if "idx" in file.parts[-1].lower()]
+    return [file for file in found if "idx" in file.parts[-1].lower()]
 
 
 def _match(key: str) -> tuple[str, str] | None:
@@ -138,6 +147,33 @@ def read_labels(path: Path) -> np.ndarray:
 
 def _read(path: Path, *magics: int) -> np.ndarray:
     """The array in an IDX file, packed or not, whatever its name says."""
+    return np.concatenate(list(_blocks(path, *magics)))
+
+
+def _count(path: Path) -> int:
+    """The number of images that a file announces."""
+    with _opened(path, IMAGE_MAGIC) as (_, shape, _):
+        return shape[0]
+
+
+def _blocks(path: Path, *magics: int) -> Iterator[np.ndarray]:
+    """The array in an IDX file, one part after the other."""
+    with _opened(path, *magics) as (file, shape, dtype):
+        each, found = math.prod(shape[1:]) * dtype.itemsize, 0
+        size, length = shape[0] * each, block_length(tuple(shape), dtype)
+        while found < size:
+            content = file.read(min(length * each, size - found))
+            found += len(content)
+            if not content or len(content) % each:
+                raise ValueError(f"it is truncated: {found} of the {size} bytes announced")
+            yield np.frombuffer(content, dtype).reshape(-1, *shape[1:])
+        if file.read(1):  # reaches the end, where gzip verifies its checksum
+            raise ValueError(f"it has bytes after the {size} bytes announced")
+
+
+@contextlib.contextmanager
+def _opened(path: Path, *magics: int) -> Iterator[tuple[Any, list[int], np.dtype]]:
+    """An IDX file after its header, with the shape and type of its array."""
     with naming(path, "an intact IDX file", "get it again from its source"), path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"  # of gzip; an IDX file begins with zeros
         raw.seek(0)
@@ -159,11 +195,4 @@ def _read(path: Path, *magics: int) -> np.ndarray:
                     f"{path} announces {shape} values; IDX files take 1 to {MAX_BYTES} bytes",
                     "get it again from its source, or save it as a .npy file",
                 )
-            # One byte more reaches the end, where gzip verifies its checksum.
-            content = file.read(size + 1)
-            if len(content) != size:
-                rest = (
-                    "has bytes after" if len(content) > size else f"is truncated: {len(content)} of"
-                )
-                raise ValueError(f"it {rest} the {size} bytes announced")
-            return np.frombuffer(content, dtype).reshape(shape)
+            yield file, shape, dtype

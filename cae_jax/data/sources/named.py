@@ -164,7 +164,8 @@ def _source(name: str, arrays: Arrays) -> Source:
         split: Images(
             lambda i, split=split: f"{split}[{i}]",
             f"{name}: {split}",
-            partial(np.asarray, images),
+            len(images),
+            partial(iter, [images]),
             labels,
         )
         for split, (images, labels) in arrays.items()

@@ -43,7 +43,8 @@ def of_folders(source: Source, names: Sequence[str], root: Path) -> Source:
     ignored = {"without a partner": len(alone), f"beside {' and '.join(names)}": beside}
     ignored = source.notes.get("ignored", {}) | {key: n for key, n in ignored.items() if n}
     items = {split: partial(iter, each) for split, each in pairs.items()}
-    return Source(items, (), {**source.notes, "ignored": ignored})
+    count = sum(map(len, pairs.values()))
+    return Source(items, (), {**source.notes, "ignored": ignored}, count, source.encoded)
 
 
 def _sides(

@@ -30,7 +30,8 @@ CONVERT = (
     "[x.to_parquet({0!r} + '_parquet/' + n + '.parquet') for n, x in "
     "(d.items() if isinstance(d, dict) else [('all', d)])]\""
 )
-_ROWS = 64  # rows that are in memory at once
+_ROWS = 16  # rows that are in memory at once
+_BUFFER = 2**20  # bytes of a column, which would otherwise be read whole for a group of rows
 _IMAGES = ("image", "img", "pixel_values", "picture", "photo", "jpg", "png")
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 
@@ -51,11 +52,13 @@ def open_folder(listing: Listing, pairs: Sequence[str] = ()) -> Source:
         (part for file in listing.with_suffix([SUFFIX]) for part in file.parts),
     )
     used = [file for files in splits.values() for file in files]
+    notes = {"ignored": listing.unused(used)}
+    count = sum(_opened(listing.root, file).metadata.num_rows for file in used)
     if pairs:
         columns = {
             split: partial(_pairs, listing.root, files, pairs) for split, files in splits.items()
         }
-        return Source(columns, (), {"ignored": listing.unused(used)})
+        return Source(columns, (), notes, count, encoded=True)
     schema = _opened(listing.root, used[0]).schema_arrow
     features = _features(schema)
     image = _column_of_images(schema, features, listing.root / used[0].key)
@@ -69,7 +72,7 @@ def open_folder(listing: Listing, pairs: Sequence[str] = ()) -> Source:
     items = {
         split: partial(_items, listing.root, files, columns) for split, files in splits.items()
     }
-    return Source(items, classes, {"ignored": listing.unused(used)})
+    return Source(items, classes, notes, count, encoded=True)
 
 
 def _items(root: Path, files: list[File], columns: list[str]) -> Iterator[Item]:
@@ -118,7 +121,7 @@ def _opened(root: Path, file: File) -> Any:
             f"{root} holds parquet files, which take pyarrow", installing("parquet")
         ) from error
     with _naming(root / file.key):
-        return parquet.ParquetFile(root / file.key)
+        return parquet.ParquetFile(root / file.key, pre_buffer=False, buffer_size=_BUFFER)
 
 
 def _naming(path: Path) -> Any:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # The files that every prepared data set has, beside its records.
 MARKS = ("dataset_info.json", "features.json")
-_RECORDS = 200  # records that are read in one call
+_RECORDS = 32  # records that are read in one call
 
 
 def open_folder(folder: Path, chosen: str) -> Source:
@@ -68,7 +68,8 @@ def open_folder(folder: Path, chosen: str) -> Source:
     used = {name for slices in splits.values() for name, _ in slices}
     others = {f"of {n}": each.num_examples for n, each in builder.info.splits.items()}
     ignored = {} if chosen else {n: count for n, count in others.items() if n[3:] not in used}
-    return Source(items, tuple(classes or ()), {"ignored": ignored})
+    count = sum(len(images) for slices in splits.values() for _, images in slices)
+    return Source(items, tuple(classes or ()), {"ignored": ignored}, count)
 
 
 def _warn_of_overlap(splits: dict[str, list[tuple[str, range]]], title: str) -> None:

@@ -156,6 +156,7 @@ def import_run(
     overwrite: bool = False,
     data_dir: str | Path | None = None,
     verify_data: bool = False,
+    workers: int | None = None,
 ) -> float:
     """Writes a run whose checkpoint of step 0 has the weights and a fresh optimizer.
 
@@ -166,7 +167,7 @@ def import_run(
             features and image shape also None.
         workdir: directory of the run.
         overwrite: replace an existing run.
-        data_dir, verify_data: see `cae_jax.data.load_split`.
+        data_dir, verify_data, workers: see `cae_jax.data.load_split`.
 
     Returns:
         val_loss, by which the checkpoint ranks among those of the training that follows.
@@ -187,7 +188,7 @@ def import_run(
         raise UserError(f"{workdir} holds a run; give another directory")
     _check_config(config, weights)
     config = data.located(config, data_dir=data_dir)
-    images = data.load(config, data_dir=data_dir, verify_data=verify_data)
+    images = data.load(config, data_dir=data_dir, verify_data=verify_data, workers=workers)
     _check_images(weights, images.image_shape, config.data)
     config = images.resolve(matching(config, weights))
     with settings.ours():
