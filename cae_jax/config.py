@@ -23,7 +23,7 @@ FORMAT = 1  # of files on disk; incremented whenever earlier versions cannot rea
 Background = Literal["auto", "black", "white"]
 Loss = Literal["bce", "mse"]
 # Default features of the convolutional network up to each length of the longer side: for a code of
-# 4 x 4 x 8 of square images of 28, 32, 64 and 128 pixels. docs/own-images.md has the others that were tried.
+# 4 x 4 x 8 of square images of 28, 32, 64 and 128 pixels; docs/own-images.md has others, measured.
 _FEATURES = {
     16: (16, 8),
     31: (16, 8, 8),
