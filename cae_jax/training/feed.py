@@ -17,8 +17,8 @@ import numpy as np
 from cae_jax.errors import UserError
 from cae_jax.ops import settings
 
-_UNITS = {"": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_UNITS = {"": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 # A chunk that is larger begins later and trains no faster, if it has one in this many images.
 _CHUNK_BYTES, _CHUNK_SHARE = 2**28, 16
 
@@ -50,7 +50,7 @@ def bytes_of(budget: str | float) -> int:
     match = re.fullmatch(r"([\d.]+) ?(\w*)", f"{budget}")
     try:
         number, unit = match.groups() if match else ("", "")
-        size = int(float(number) * _UNITS[unit])
+        size = int(float(number) * _UNITS[unit.lower()])
     except (KeyError, ValueError, OverflowError):
         size = 0
     if size < 1:

@@ -11,7 +11,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.models.autoencoders import Model
 from cae_jax.ops.backend import Backend
 from cae_jax.training import metrics, programs, step
-from cae_jax.training.feed import Images, Plan, Resident, Streamed
+from cae_jax.training.feed import Images, Order, Plan, Resident, Streamed
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.programs import all_steps, steps_per_epoch
 from cae_jax.training.step import TrainState
@@ -88,9 +88,7 @@ class Trainer:
         self.steps = steps_per_epoch(config, self.examples)
         self._take(members)
         rows = plan and len(members) * plan.steps * config.batch_size
-        program = programs.training(members, model, backend, self.examples, fields, rows)
-        self._run_chunk = program.compile_here()
-        order = programs.order(members, self.examples).compile_here()
+        order = self._compile(model, backend, rows)
         if isinstance(train_images, (np.ndarray, jax.Array)):
             self._feed = Resident(train_images, order, self._keys.order)
         else:
@@ -99,6 +97,11 @@ class Trainer:
             self._feed = Streamed(train_images, order, self._keys.order, shape, plan.steps, epochs)
         evaluated = plan and plan.evaluated
         self.validation = Validation(members, model, backend, test_images, evaluated)
+
+    def _compile(self, model: Model, backend: Backend, rows: int | None) -> Order:
+        arguments = (self.members, model, backend, self.examples, self._fields, rows)
+        self._run_chunk = programs.training(*arguments).compile_here()
+        return programs.order(self.members, self.examples).compile_here()
 
     def _take(self, members: Sequence[TrainConfig]) -> None:
         """Sets the members; their keys and numbers are arguments of the programs."""

@@ -1,6 +1,7 @@
 """Images that are streamed: the same bits as those of images that are all on the device."""
 
 import dataclasses
+import os
 import re
 
 import jax
@@ -13,7 +14,7 @@ from cae_jax.data.reader import Reader
 from cae_jax.training import feed, rows, validation
 from cae_jax.training.noise import build_corruption, has_rows
 from cae_jax.training.step import make_keys
-from tests.conftest import BACKENDS, DENSE, SMALL, needs_native, signal_in_chunk
+from tests.conftest import BACKENDS, DENSE, SMALL, signal_in_chunk
 from tests.runs.test_reliability import assert_same_end
 
 # Bytes of the images of DENSE and SMALL: 300 for validation, and two chunks of STEPS steps.
@@ -28,7 +29,7 @@ BUDGET = VALIDATION + 2 * STEPS * STEP
         ("2GiB", 2 * 1024**3),
         ("512 MB", 512_000_000),
         ("1.5kB", 1500),
-        ("3MiB", 3 * 1024**2),
+        ("3mib", 3 * 1024**2),
         (7_000, 7_000),
     ],
 )
@@ -148,3 +149,104 @@ def test_a_streamed_run_ends_as_a_resident_one(dense_run, data_dir, tmp_path, ca
     budget = VALIDATION + 2 * STEP
     cae_jax.fit(DENSE, folder, data_dir=data_dir, device_budget=f"{budget / 1000}kB")
     assert_same_end(folder, dense_run)
+
+
+def test_a_file_that_shrinks_ends_a_run_that_keeps_its_checkpoint(test_images, tmp_path):
+    np.save(tmp_path / "images.npy", test_images[:2000])
+    config = dataclasses.replace(
+        DENSE, data=str(tmp_path / "images.npy"), train_examples=None, test_examples=None, epochs=3
+    )
+    options = {"data_dir": tmp_path / "data", "device_budget": 784 * 1000, "chunk_steps": 1}
+    prepared = []
+
+    def shrink(steps):
+        if steps == 14:  # in the second epoch
+            [file] = (tmp_path / "data").rglob("train_images.npy")
+            prepared.append(file.stat().st_size)
+            os.truncate(file, 200_000)
+
+    with pytest.raises(cae_jax.UserError, match=r"train_images.npy cannot be read any more .it is"):
+        cae_jax.fit(config, tmp_path / "run", on_chunk=shrink, **options)
+    result = cae_jax.fit(config, tmp_path / "run", **options)  # prepares them again
+    assert [row.epoch for row in result.history] == [1, 2, 3]
+    assert len(prepared) == 1
+
+
+# Of SMALL, whose last batch is not full; noise takes more memory than images.
+def budget_of(config, steps):
+    """A budget for chunks of some steps: by hand, see `programs.evaluated_bytes`."""
+    pairs = 2 if config.pairs else 1
+    noise = 17 if config.noise not in ("none", "pairs") else 1
+    return pairs * (noise * VALIDATION + 2 * steps * STEP)
+
+
+@pytest.fixture(scope="module")
+def pairs(test_images):
+    """Images and what they are to become, for training and validation."""
+    clean = test_images[:1000], test_images[1000:1300]
+    return tuple(255 - each for each in clean), clean
+
+
+CASES = [
+    ("conv", "none", "soap"),
+    ("conv", "gaussian", "adam"),
+    ("conv", "mix", "soap"),
+    ("conv", "pairs", "adam"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("model", "noise", "optimizer"), CASES)
+def test_streams_have_the_bits_of_residents(
+    model, noise, optimizer, backend, data_dir, pairs, tmp_path
+):
+    config = dataclasses.replace(SMALL, model=model, optimizer=optimizer, epochs=2)
+    given = {"data_dir": data_dir}
+    if noise == "pairs":
+        given, config = dict(zip(("images", "targets"), pairs, strict=True)), config
+    else:
+        config = dataclasses.replace(config, noise=noise)
+    cae_jax.fit(config, tmp_path / "resident", backend=backend, **given)
+    named = dataclasses.replace(config, pairs=("a", "b")) if noise == "pairs" else config
+    stop = signal_in_chunk(2)
+    for steps, options in ((3, {"chunk_steps": 2, "on_chunk": stop}), (2, {}), (8, {})):
+        budget = budget_of(named, steps)
+        cae_jax.fit(
+            config, tmp_path / "run", backend=backend, device_budget=budget, **given, **options
+        )
+    assert_same_end(tmp_path / "run", tmp_path / "resident")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", ["none", "mix"])
+@pytest.mark.parametrize("together", [1, 2])
+def test_streamed_populations_end_as_resident_ones(together, noise, data_dir, tmp_path):
+    members = [dataclasses.replace(DENSE, seed=seed, noise=noise) for seed in (0, 4, 5)]
+    budget = budget_of(members[0], steps=3) * together
+    for name, limit in (("resident", None), ("streamed", budget)):
+        cae_jax.fit_population(
+            members,
+            tmp_path / name,
+            data_dir=data_dir,
+            members_per_program=together,
+            device_budget=limit,
+        )
+    for seed in (0, 4, 5):
+        assert_same_end(
+            tmp_path / "streamed" / f"seed={seed}", tmp_path / "resident" / f"seed={seed}"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("noise", ["none", "gaussian", "mix"])
+def test_validation_in_slices_has_the_bits_of_all_images(noise, backend, data_dir, tmp_path):
+    """In slices of 2,000 images and one of 2,171, with the noise of each image."""
+    config = dataclasses.replace(SMALL, epochs=1, test_examples=6171, noise=noise)
+    ends = [tmp_path / "resident", tmp_path / "streamed"]
+    for folder, budget in zip(
+        ends, (None, 784 * (4000 * (17 if noise != "none" else 1) + 256)), strict=True
+    ):
+        cae_jax.fit(config, folder, data_dir=data_dir, backend=backend, device_budget=budget)
+    assert_same_end(*ends)
