@@ -146,7 +146,9 @@ def slices(examples: int, most: int | None, batch: int) -> list[tuple[int, int]]
     Each has several whole batches, as all images have together: XLA compiles a loop over one batch
     to other code. A multiple of 8 keeps the place of an image in the vectors of its row sums.
     """
-    size = examples if most is None else max(1, most // 2 // (8 * batch)) * 8 * batch
+    if most is None or most >= examples:
+        return [(0, examples)]
+    size = max(1, most // 2 // (8 * batch)) * 8 * batch
     inner = [size * k for k in range(1, examples // size)]
     return [*itertools.pairwise([0, *inner, examples])]
 

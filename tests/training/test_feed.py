@@ -90,11 +90,11 @@ def test_numbers_beyond_32_bits_are_those_of_their_index():
     np.testing.assert_array_equal(found[:, [0, -1]].ravel(), one ^ other)
 
 
-NOISES = ["mix", *(n for n in cae_jax.config.NOISES if n not in ("gaussian", "occlusion"))]
+NOISES = ["mix", *(noise for noise in cae_jax.config.NOISES if noise != "gaussian")]
 
 
 @pytest.mark.parametrize(
-    "noise", ["gaussian", "occlusion", *(pytest.param(n, marks=pytest.mark.slow) for n in NOISES)]
+    "noise", ["gaussian", *(pytest.param(each, marks=pytest.mark.slow) for each in NOISES)]
 )
 def test_the_noise_of_some_images_is_that_among_all(test_images, noise):
     images = test_images[:203].astype(np.float32) / 255
@@ -112,7 +112,7 @@ def test_the_noise_of_some_images_is_that_among_all(test_images, noise):
         (3999, 10, [(0, 3999)]),
         (4001, 10, [(0, 2000), (2000, 4001)]),
         (10_000, 8500, [(0, 4000), (4000, 10_000)]),
-        (10_000, 20_000, [(0, 10_000)]),
+        (10_000, 10_000, [(0, 10_000)]),
     ],
 )
 def test_slices_of_the_validation_images(examples, most, expected):
@@ -151,6 +151,7 @@ def test_a_streamed_run_ends_as_a_resident_one(dense_run, data_dir, tmp_path, ca
     assert_same_end(folder, dense_run)
 
 
+@pytest.mark.slow
 def test_a_file_that_shrinks_ends_a_run_that_keeps_its_checkpoint(test_images, tmp_path):
     np.save(tmp_path / "images.npy", test_images[:2000])
     config = dataclasses.replace(
@@ -187,28 +188,21 @@ def pairs(test_images):
     return tuple(255 - each for each in clean), clean
 
 
-CASES = [
-    ("conv", "none", "soap"),
-    ("conv", "gaussian", "adam"),
-    ("conv", "mix", "soap"),
-    ("conv", "pairs", "adam"),
-]
+CASES = [("none", "soap"), ("gaussian", "adam"), ("mix", "soap"), ("pairs", "adam")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("model", "noise", "optimizer"), CASES)
-def test_streams_have_the_bits_of_residents(
-    model, noise, optimizer, backend, data_dir, pairs, tmp_path
-):
-    config = dataclasses.replace(SMALL, model=model, optimizer=optimizer, epochs=2)
+@pytest.mark.parametrize(("noise", "optimizer"), CASES)
+def test_streams_have_the_bits_of_residents(noise, optimizer, backend, data_dir, pairs, tmp_path):
     given = {"data_dir": data_dir}
+    config = named = dataclasses.replace(SMALL, optimizer=optimizer, epochs=2)
     if noise == "pairs":
-        given, config = dict(zip(("images", "targets"), pairs, strict=True)), config
+        given = dict(zip(("images", "targets"), pairs, strict=True))
+        named = dataclasses.replace(config, pairs=("images", "targets"))
     else:
-        config = dataclasses.replace(config, noise=noise)
+        config = named = dataclasses.replace(config, noise=noise)
     cae_jax.fit(config, tmp_path / "resident", backend=backend, **given)
-    named = dataclasses.replace(config, pairs=("a", "b")) if noise == "pairs" else config
     stop = signal_in_chunk(2)
     for steps, options in ((3, {"chunk_steps": 2, "on_chunk": stop}), (2, {}), (8, {})):
         budget = budget_of(named, steps)
