@@ -2,7 +2,7 @@
 
     python -m benchmarks.samples samples
     cae-jax train --data samples/photographs --exclude "coffee/*" --noise gaussian \
-        --noise-level 0.2 --features 32 32 32 --epochs 60 --workdir runs/denoise_photographs
+        --noise-level 0.2 --batch-size 32 --epochs 60 --workdir runs/denoise_photographs
     python -m benchmarks.full_size runs/denoise_photographs full_size.png
 
 The photograph is scikit-image's `coffee` of 600 x 400 pixels, without which the run was trained.

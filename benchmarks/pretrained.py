@@ -16,7 +16,7 @@ import tyro
 import cae_jax
 from cae_jax import atomic, data
 from cae_jax.cli import common
-from cae_jax.config import check_level
+from cae_jax.config import check_level, peak_rate
 from cae_jax.evaluation import comparison
 from cae_jax.interop import export
 from cae_jax.ops import cache
@@ -86,7 +86,7 @@ It {task}.
 
 Trained on the 60,000 training images of {config.data}: {config.epochs} epochs, batch \
 {config.batch_size}, optimizer {config.optimizer}, peak learning rate \
-{config.learning_rate:g}, seed {config.seed}. These are the weights after the last epoch; the seed \
+{peak_rate(config):g}, seed {config.seed}. These are the weights after the last epoch; the seed \
 is the first one, not the best of several. Trained with {versions} on {result["device"]}.
 
 Means over the 10,000 test images, with the noise of the seed: BCE {row["bce"].mean:.4f}, PSNR \

@@ -132,6 +132,20 @@ def check_output(path: str | Path | None) -> None:
             pass
 
 
+def check_folder(path: str | Path) -> None:
+    """Refuses a directory of outputs that cannot be made or written, before the work for it starts.
+
+    Raises:
+        UserError: the path is a file, or the directory or its nearest one that exists cannot be
+            written.
+    """
+    path = Path(path).expanduser().absolute()
+    with writing(path, "choose another folder"):
+        existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
+        with tempfile.TemporaryFile(dir=existing):  # raises without permission
+            pass
+
+
 @contextlib.contextmanager
 def output_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path that replaces an output file of the user on success.

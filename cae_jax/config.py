@@ -22,10 +22,18 @@ RUN_MARK = ".cae-jax"  # a file in the directory of each run
 FORMAT = 1  # of files on disk; incremented whenever earlier versions cannot read them
 Background = Literal["auto", "black", "white"]
 Loss = Literal["bce", "mse"]
-# Default features of the convolutional network up to each length of the longer side. By the PSNR of
-# held-out photographs with codes of 4 x 4 x 8, at 64 pixels 32, 16, 16, 8 is 0.7 dB above
-# 16, 8, 8, 8 and 0.3 below 32, 32, 16, 8, which is slower. docs/own-images.md has all results.
-_FEATURES = {16: (16, 8), 47: (16, 8, 8), 95: (32, 16, 16, 8), math.inf: (32, 32, 16, 16, 8)}
+# Default features of the convolutional network up to each length of the longer side: for a code of
+# 4 x 4 x 8 of square images of 28, 32, 64 and 128 pixels. docs/own-images.md has what was tried.
+_FEATURES = {
+    16: (16, 8),
+    31: (16, 8, 8),
+    47: (32, 32, 8),
+    95: (32, 32, 32, 8),
+    math.inf: (32, 32, 16, 16, 8),
+}
+# A denoiser has no use for a short code; smaller images keep the tutorial's network.
+_DENOISER, _DENOISER_SIDE = (32, 64, 64), 32
+WIDE = 32  # features of the first layer from which on a lower learning rate is better
 
 Noise = Literal[
     "none",
@@ -168,8 +176,9 @@ class TrainConfig:
     optimizer: Literal["soap", "adam", "nadam", "adamw", "adadelta", "sgd"] = "soap"
     """soap, adam, nadam, adamw, adadelta or sgd."""
 
-    learning_rate: float = 3e-2
-    """Peak learning rate."""
+    learning_rate: float | None = None
+    """Peak learning rate; by default 0.03, for networks with 32 or more features in the first layer
+    0.01, for dense ones 0.003."""
 
     schedule: Literal["constant", "cosine"] = "cosine"
     """constant, or cosine: down to 0 at the end."""
@@ -379,7 +388,7 @@ def known_shape(config: TrainConfig) -> Shape | None:
 
 
 def resolved(config: TrainConfig, image_shape: Shape | None = None) -> TrainConfig:
-    """The config with the shape of its images and the features of its network.
+    """The config with the shape of its images, the features of its network and its peak rate.
 
     Raises:
         UserError: `image_shape`, of the images that were read, is missing and not in the config.
@@ -390,9 +399,27 @@ def resolved(config: TrainConfig, image_shape: Shape | None = None) -> TrainConf
             f"the images of `data` {config.data} have a shape that is not known before they are "
             "read; give `image_size` and `channels`"
         )
-    side = max(shape[:2])
-    usual = next(features for most, features in _FEATURES.items() if side <= most)
-    return dataclasses.replace(config, image_shape=shape, features=config.features or usual)
+    features = config.features or default_features(config.noise, shape)[0]
+    config = dataclasses.replace(config, image_shape=shape, features=features)
+    return dataclasses.replace(config, learning_rate=peak_rate(config))
+
+
+def default_features(noise: str, image_shape: Shape) -> tuple[tuple[int, ...], str]:
+    """The features of a convolutional network where a config names none, and what they are for."""
+    side = max(image_shape[:2])
+    if noise != "none" and side >= _DENOISER_SIDE:
+        return _DENOISER, "denoising, with a large code in which details survive"
+    features = next(features for most, features in _FEATURES.items() if side <= most)
+    return features, f"a short code of images of {side} pixels"
+
+
+def peak_rate(config: TrainConfig) -> float:
+    """The peak of the learning rate, by default as tuned for networks of such a width."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    if config.model != "conv":
+        return 3e-3
+    return 1e-2 if config.features and config.features[0] >= WIDE else 3e-2
 
 
 def check_level(

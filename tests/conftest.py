@@ -4,6 +4,7 @@ import atexit
 import dataclasses
 import fcntl
 import functools
+import gc
 import gzip
 import hashlib
 import itertools
@@ -30,6 +31,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XDG_CACHE_HOME"] = _CACHE  # the native step
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+gc.disable()  # until all is imported, see pytest_collection_finish
+
 import jax
 import numpy as np
 import pytest
@@ -40,8 +43,10 @@ from cae_jax import cli
 from cae_jax.cli import process
 from cae_jax.models.topology import from_config
 from cae_jax.ops.backend import Backend, choose
+from cae_jax.runs import journal
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+journal._PICTURES = 1  # to draw ten images takes longer than to train DENSE
 
 ROOT = Path(__file__).parent.parent
 ARCHIVES = Path(str(resources.files("cae_jax.data"))) / "archives" / "fashion_mnist"
@@ -82,6 +87,11 @@ def pytest_sessionstart(session):
         threading.Thread(target=choice, daemon=True).start()
 
 
+def pytest_collection_finish():
+    gc.freeze()  # modules and tests stay: looking for garbage among them takes a tenth of the time
+    gc.enable()
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("native") and choice().name != "native":
         pytest.skip(choice().reason)
@@ -119,11 +129,22 @@ def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
 
 @pytest.fixture(scope="session")
 def data_dir(make_once) -> Path:
-    """A folder with Fashion-MNIST, prepared from the shipped archives."""
+    """A folder with Fashion-MNIST, prepared from the shipped archives.
+
+    Without its 70,000 records, which nothing reads afterwards and TFDS takes as long to write as
+    the rest; tests/data/test_data.py has fewer, and its slow tests all.
+    """
 
     def prepare(folder):
+        from cae_jax.data.sources.named import CaeImages
+
+        def read(builder, **_):
+            builder._split_generators(None)
+
         folder.mkdir()
-        cae_jax.data.load_split(cae_jax.TrainConfig(), "train", data_dir=folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CaeImages, "download_and_prepare", read)
+            cae_jax.data.load_split(cae_jax.TrainConfig(), "train", data_dir=folder)
 
     choice()  # so that no test sees the message of its compilation
     return make_once("tfds", prepare)
@@ -175,6 +196,15 @@ def run(shared_run) -> Path:
 def dense_run(shared_run) -> Path:
     """The folder of a finished run of the config DENSE."""
     return shared_run("dense", DENSE)
+
+
+@pytest.fixture(scope="session")
+def color_run(shared_run) -> tuple[Path, np.ndarray]:
+    """A run on 20 colored images of 13 x 10 pixels, with salt and pepper, and 10 to test it."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 13, 10, 3), np.uint8)
+    whole = {"train_examples": None, "test_examples": None, "batch_size": 8}
+    config = dataclasses.replace(DENSE, noise="salt_and_pepper", noise_level=0.3, **whole)
+    return shared_run("photos", config, images=(images[:20], images[20:])), images
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from cae_jax.config import (
 from cae_jax.models import autoencoders
 from cae_jax.ops.backend import XLA
 from cae_jax.training.noise import build_corruption
-from cae_jax.training.optimizer import build_optimizer
+from cae_jax.training.optimizer import build_optimizer, build_schedule
 from cae_jax.training.step import init_state, make_run_steps
 from tests.conftest import ROOT
 
@@ -106,24 +106,42 @@ def test_one_image_size_is_that_of_both_sides():
 
 
 @pytest.mark.parametrize(
-    ("shape", "features"),
+    ("shape", "features", "of_denoiser"),
     [
-        ((8, 8, 1), (16, 8)),
-        ((28, 28, 1), (16, 8, 8)),
-        ((32, 32, 3), (16, 8, 8)),
-        ((64, 64, 3), (32, 16, 16, 8)),
-        ((20, 64, 3), (32, 16, 16, 8)),
-        ((128, 128, 3), (32, 32, 16, 16, 8)),
+        ((8, 8, 1), (16, 8), (16, 8)),
+        ((28, 28, 1), (16, 8, 8), (16, 8, 8)),
+        ((32, 32, 3), (32, 32, 8), (32, 64, 64)),
+        ((64, 64, 3), (32, 32, 32, 8), (32, 64, 64)),
+        ((20, 64, 3), (32, 32, 32, 8), (32, 64, 64)),
+        ((128, 128, 3), (32, 32, 16, 16, 8), (32, 64, 64)),
     ],
 )
-def test_the_features_follow_the_size(shape, features):
+def test_the_features_follow_the_size_and_the_task(shape, features, of_denoiser):
     assert resolved(TrainConfig(data="photos"), shape).features == features
+    assert resolved(TrainConfig(data="photos", noise="mix"), shape).features == of_denoiser
     assert resolved(TrainConfig(data="photos", features=(3,)), shape).features == (3,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate"),
+    [
+        ({}, 0.03),
+        ({"features": (31, 64)}, 0.03),
+        ({"features": (32,)}, 0.01),
+        ({"model": "deep"}, 0.003),
+        ({"features": (32,), "learning_rate": 0.5}, 0.5),
+    ],
+)
+def test_the_learning_rate_follows_the_network(changes, rate):
+    config = TrainConfig(**changes)
+    assert resolved(config).learning_rate == rate
+    after_warmup = build_schedule(dataclasses.replace(config, schedule="constant"), 4000)(1000)
+    assert float(after_warmup) == pytest.approx(rate)
 
 
 def test_configs_of_earlier_versions_are_read():
     old = {"dataset": "arrays", "features": [16, 8, 8], "seed": 3}
-    assert from_dict(old) == resolved(TrainConfig(data="arrays", seed=3), (28, 28, 1))
+    assert resolved(from_dict(old)) == resolved(TrainConfig(data="arrays", seed=3), (28, 28, 1))
     assert from_dict({"limit": None}) == TrainConfig()
     limited = from_dict({"limit": 500, "train_examples": 900, "test_examples": 100})
     assert limited == TrainConfig(train_examples=500, test_examples=100)

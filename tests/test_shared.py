@@ -12,9 +12,7 @@ import cae_jax
 from cae_jax.cli import benchmark
 from tests.conftest import DENSE
 
-SMALL = dataclasses.replace(
-    DENSE, train_examples=None, test_examples=None, batch_size=8, noise="gaussian"
-)
+SMALL = dataclasses.replace(DENSE, train_examples=None, test_examples=None, batch_size=8)
 
 
 @pytest.fixture

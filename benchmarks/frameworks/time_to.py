@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.frameworks.case import ADAM, BenchmarkCase, run_case
-from cae_jax.config import TrainConfig, to_dict
+from cae_jax.config import TrainConfig, peak_rate, to_dict
 
 # Peak rates of Adam under a cosine schedule of 4 epochs with 500 steps of warm-up, which with most
 # of them are enough; the best rate is that with the least seconds of one training.
@@ -67,4 +67,4 @@ def measure(
 
 
 def _name(config: TrainConfig) -> str:
-    return f"{config.optimizer}, {config.learning_rate:g}, {config.schedule}"
+    return f"{config.optimizer}, {peak_rate(config):g}, {config.schedule}"

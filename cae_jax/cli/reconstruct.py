@@ -75,6 +75,7 @@ def run(flags: Flags) -> None:
     if not flags.files:
         raise UserError("no FILES given; give image files, folders of them, or .npy files")
     files = find(flags)
+    atomic.check_folder(flags.out)
     if flags.full_size:
         run_at_full_size(flags, files)
         return

@@ -11,7 +11,13 @@ Flags = common.ConfigFlags
 
 
 def run(flags: Flags) -> None:
+    from cae_jax.config import default_features
     from cae_jax.models.summary import layer_table
     from cae_jax.models.topology import from_config
 
-    print(layer_table(from_config(flags.train)))
+    network = from_config(flags.train)
+    print(layer_table(network))
+    if network.model == "conv" and flags.train.features is None:
+        features, purpose = default_features(flags.train.noise, network.image_shape)
+        widths = " ".join(map(str, features))
+        print(f"Features {widths}, the default for {purpose}; see docs/own-images.md")

@@ -27,6 +27,8 @@ from cae_jax.training.optimizer import warmup
 from cae_jax.training.trainer import device_name
 
 logger = logging.getLogger(__name__)
+# On 1,006 photographs of 64 x 64 pixels, 960 steps gave 1.5 dB more than 240 in the same epochs.
+_FEW_STEPS = 1000
 
 
 class FitResult(NamedTuple):
@@ -153,13 +155,19 @@ def train(
     return progress, None
 
 
-def _explain_warmup(config: TrainConfig, steps: int) -> None:
-    """Logs how the warm-up of a continued constant schedule differs from that of a whole one.
+def _explain_steps(config: TrainConfig, steps: int) -> None:
+    """Logs that the steps are few for any network, or how the warm-up of a continued constant
+    schedule differs from that of a whole one.
 
     Args:
         config: of the run.
         steps: in an epoch.
     """
+    if (total := config.epochs * steps) < _FEW_STEPS:
+        logger.info(
+            f"A training of {total} steps is short: with few images, a smaller batch (--batch-size "
+            "32) and more --epochs give better ones"
+        )
     parts = [warmup(config, epochs * steps) for epochs in (*config.restarts[:1], config.epochs)]
     if config.schedule == "constant" and parts[0] < parts[-1]:
         logger.info(
@@ -185,7 +193,7 @@ def _run(
     logger.info(f"Compiled in {job.compile_seconds:.1f}s for {device_name()}")
     if journal.saved_step is not None:
         logger.info("%s resumes after step %d", journal.folder.path, journal.saved_step)
-    _explain_warmup(configs[0], trainer.steps)
+    _explain_steps(configs[0], trainer.steps)
     run_epochs(progress, trainer, journal, session)
     journal.wait()
     session.check()

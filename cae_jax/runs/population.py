@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from tqdm.auto import tqdm
 
-from cae_jax.config import RUN_MARK, TrainConfig
+from cae_jax.config import RUN_MARK, TrainConfig, resolved
 from cae_jax.errors import UserError
 from cae_jax.models.inference import Autoencoder
 from cae_jax.ops import settings
@@ -101,7 +101,8 @@ def fit_population(
         )
         fields = ("data", "pairs", "image_shape", "levels", "features")
         shared = {name: getattr(config, name) for name in fields}
-        configs = [dataclasses.replace(each, **shared) for each in configs]
+        configs = [resolved(dataclasses.replace(each, **shared)) for each in configs]
+        programs.check_members(configs)  # once more, with the default learning rate
         session.check()
         with members.open_population(
             workdir, configs, chosen, dataset, members_per_program, overwrite=overwrite

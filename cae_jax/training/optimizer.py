@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from cae_jax.config import TrainConfig
+from cae_jax.config import TrainConfig, peak_rate
 from cae_jax.training.soap import scale_by_soap
 
 
@@ -87,7 +87,7 @@ def build_schedule(config: TrainConfig, total_steps: int, rate: Any = None) -> o
         total_steps: see `build_optimizer`.
         rate: the peak; None takes the config's.
     """
-    rate = config.learning_rate if rate is None else rate
+    rate = peak_rate(config) if rate is None else rate
     steps = [epochs * total_steps // config.epochs for epochs in (0, *config.restarts)]
     phases = [b - a for a, b in itertools.pairwise([*steps, total_steps])]
     if config.schedule == "constant":

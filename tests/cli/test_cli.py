@@ -1,7 +1,6 @@
 """Each command as a user gives it: in this process, and once in a process of its own."""
 
 import collections
-import dataclasses
 import io
 import json
 import re
@@ -21,7 +20,7 @@ from cae_jax import cli
 from cae_jax.cli import common, evaluate, reconstruct, train
 from cae_jax.errors import UserError
 from cae_jax.runs import history
-from tests.conftest import DENSE, ROOT
+from tests.conftest import ROOT
 from tests.helpers import assert_fails_in_one_line, in_process
 
 HEADS = ["BCE", "MSE", "PSNR (dB)", "SSIM"]
@@ -110,7 +109,7 @@ def test_help_shows_every_field_in_a_group(capsys, monkeypatch):
         assert (flag in text) == (name not in ("image_shape", "levels", "restarts"))
         if typing.get_origin(hint) is Literal:
             assert all(str(choice) in text for choice in typing.get_args(hint))
-    assert re.search(r"--learning-rate X +Peak learning rate. \[0.03\]", text)
+    assert re.search(r"--warmup-steps N +Linear warm-up, at most half of all steps. \[1000\]", text)
 
 
 def test_a_config_keeps_the_fields_that_are_not_flags(tmp_path):
@@ -127,7 +126,14 @@ def test_a_config_keeps_the_fields_that_are_not_flags(tmp_path):
 
 
 def test_summary(output, refuse, capsys, monkeypatch):
-    assert "Total params: 4,385" in output("summary")
+    lines = output("summary")
+    assert "Total params: 4,385" in lines
+    assert "Features 16 8 8, the default for a short code of images of 28 pixels" in lines
+    photographs = ("--data", "photos", "--image-size", 64, "--channels", 3)
+    assert "32 64 64, the default for denoising" in output(
+        "summary", *photographs, "--noise", "mix"
+    )
+    assert "the default" not in output("summary", *photographs, "--features", 8)
     assert_fails_in_one_line(refuse("summary", "--config", "x.py"), "x.py is not a file")
     monkeypatch.setattr(sys, "argv", ["cae-jax", "summary", "--config", f"{ROOT}/configs/deep.py"])
     cli.main()
@@ -273,16 +279,6 @@ def test_reconstruct_scales_each_file_by_its_type(output, dense_run, tmp_path, t
             np.testing.assert_allclose(np.asarray(image) / 255, expected, atol=0.51 / 255)
 
 
-@pytest.fixture(scope="module")
-def color_run(tmp_path_factory):
-    """The folder of a run on colored images of 9 x 7 pixels, and those images."""
-    folder = tmp_path_factory.mktemp("runs") / "photos"
-    images = np.random.default_rng(0).integers(0, 256, (20, 9, 7, 3), np.uint8)
-    config = dataclasses.replace(DENSE, train_examples=None, test_examples=None, batch_size=8)
-    cae_jax.fit(config, folder, images=(images[:16], images[16:]))
-    return folder, images
-
-
 def test_reconstruct_a_folder_in_color(color_run, output, refuse, tmp_path):
     run, images = color_run
     names = ["b.png", "a.webp", "sub/c d.bmp", "sub/sub/e.TIFF", "sub/.hidden.png"]
@@ -307,12 +303,13 @@ def test_reconstruct_a_folder_in_color(color_run, output, refuse, tmp_path):
     output("reconstruct", run, "in", "--out", "in/out")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/.hidden.png").touch()
-    Image.new("RGB", (70, 9), "red").save(tmp_path / "wide.png")
+    Image.new("RGB", (70, 13), "red").save(tmp_path / "wide.png")
     for path, out, message in (
         ("in/out", "in/out", "--out in/out is the folder of the images; give another"),
         ("in/a.webp", "in/loop", "in/loop cannot be written"),
+        ("wide.png", "/proc/x/new", "/proc/x/new cannot be written"),  # before it is read
         ("empty", "new", "empty holds no image; its files may end in .png,"),
-        ("wide.png", "new", "9 x 70 pixels (height x width) of mode RGB; pass 9 x 7 pixels of"),
+        ("wide.png", "new", "13 x 70 pixels (height x width) of mode RGB; pass 13 x 10 pixels"),
     ):
         assert_fails_in_one_line(refuse("reconstruct", run, path, "--out", out), message)
     assert not (tmp_path / "new").exists()

@@ -39,6 +39,8 @@ LABELS = RNG.integers(0, 2, 24)
 TEST_IMAGES = RNG.integers(0, 256, (6, 8, 8, 3), np.uint8)
 TEST_LABELS = RNG.integers(0, 2, 6)
 NAMES = ("cat", "dög 犬")
+# One program for any number of epochs.
+CONSTANT = {"model": "simple", "optimizer": "adam", "schedule": "constant", "warmup_steps": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -215,7 +217,7 @@ def test_each_kind_is_read_again_without_its_files(write, check, classes, tmp_pa
 def test_a_run_and_the_images_it_was_trained_on(tmp_path, monkeypatch, caplog, capsys):
     path, run = image_folder(tmp_path), tmp_path / "run"
     monkeypatch.chdir(path.parent)
-    training = config(path.name, epochs=1, model="simple", optimizer="adam", test_examples=2)
+    training = config(path.name, epochs=1, test_examples=2, **CONSTANT)
     result = cae_jax.fit(training, run)
     kept = json.loads((run / "config.json").read_text("utf-8"))
     assert (kept["data"], kept["image_shape"]) == (str(path), [8, 8, 3])
@@ -246,9 +248,8 @@ def test_a_run_whose_images_have_moved(tmp_path, monkeypatch, capsys):
     other.mkdir()
     for i in range(3):  # too few to train on, and of another size
         Image.fromarray(IMAGES[i].repeat(2, 0).repeat(2, 1)).save(other / f"{i}.png")
-    fields = {"model": "simple", "optimizer": "adam", "schedule": "constant", "warmup_steps": 0}
-    result = cae_jax.fit(config(path, epochs=1, **fields), run)
-    once = cae_jax.fit(config(path, epochs=2, **fields), tmp_path / "once").autoencoder
+    result = cae_jax.fit(config(path, epochs=1, **CONSTANT), run)
+    once = cae_jax.fit(config(path, epochs=2, **CONSTANT), tmp_path / "once").autoencoder
 
     def evaluated(*arguments):
         capsys.readouterr()
@@ -278,10 +279,10 @@ def test_a_run_whose_images_have_moved(tmp_path, monkeypatch, capsys):
     assert f"--data {other} has other images than {run} was" in capsys.readouterr().err
     np.save(tmp_path / "others.npy", IMAGES)
     with pytest.raises(UserError, match=r"differs in data \(.*photos there, .*npy now\), epochs"):
-        cae_jax.fit(config(tmp_path / "others.npy", epochs=2, **fields), run)
+        cae_jax.fit(config(tmp_path / "others.npy", epochs=2, **CONSTANT), run)
     with pytest.raises(UserError, match="differs in data"):
-        cae_jax.fit(config(new, epochs=2, **fields, split=0.5), run)
-    longer = cae_jax.fit(config(new, epochs=2, **fields), run).autoencoder
+        cae_jax.fit(config(new, epochs=2, **CONSTANT, split=0.5), run)
+    longer = cae_jax.fit(config(new, epochs=2, **CONSTANT), run).autoencoder
     assert json.loads((run / "config.json").read_text())["data"] == str(new)
     for a, b in zip(*map(jax.tree.leaves, (longer.params, once.params)), strict=True):
         np.testing.assert_array_equal(a, b)

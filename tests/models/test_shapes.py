@@ -60,7 +60,9 @@ def check(shape, widths, form):
     assert any(changed)  # the last bias at the least
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", [*FORMS[:2], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[2:])]
+)
 def test_a_step_and_a_reconstruction_of_small_images(form):
     check((9, 14, 3), (3,), form)  # an odd size, and one that is halved to an odd one
 
@@ -81,9 +83,8 @@ def test_a_step_and_a_reconstruction_by_all_forms(shape, widths):
         check(shape, widths, form)
 
 
-@pytest.mark.parametrize("model", ["simple", "deep"])
-def test_a_dense_model_of_a_colour_image(model):
-    plain = TrainConfig(data="photos", model=model, optimizer="sgd", warmup_steps=0)
+def test_a_dense_model_of_a_colour_image():
+    plain = TrainConfig(data="photos", model="deep", optimizer="sgd", warmup_steps=0)
     config = resolved(plain, (9, 14, 3))
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 14, 3), np.uint8)
     _, reconstructions = train_one_step(config, images, ("matmul", "cpu"))

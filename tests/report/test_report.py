@@ -198,26 +198,9 @@ def test_any_architecture(opened, shape, architecture):
         np.testing.assert_allclose(shown, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.fixture(scope="module")
-def color_run(tmp_path_factory):
-    """A run on colored images of 13 x 10 pixels, with salt and pepper, and its test images."""
-    folder = tmp_path_factory.mktemp("colors") / "photos"
-    images = np.random.default_rng(0).integers(0, 256, (30, 13, 10, 3), np.uint8)
-    config = dataclasses.replace(
-        DENSE,
-        train_examples=None,
-        test_examples=None,
-        batch_size=8,
-        noise="salt_and_pepper",
-        noise_level=0.3,
-    )
-    cae_jax.fit(config, folder, images=(images[:20], images[20:]))
-    return folder, images[20:]
-
-
 @needs_browser
 def test_a_run_on_colored_images_without_classes(browser, color_run, tmp_path, monkeypatch):
-    run, images = color_run
+    run, images = color_run[0], color_run[1][20:]
     monkeypatch.setattr(collect.data, "load_split", lambda *_, **__: (images, None))
     monkeypatch.setattr(collect.data, "class_names", lambda *_, **__: ())
     page.write(tmp_path / "page.html", collect.collect([run]))

@@ -229,9 +229,9 @@ with open_run(pathlib.Path(sys.argv[1]), read_config(pathlib.Path(sys.argv[1])),
 def poison(monkeypatch, data_dir):
     """Makes the loss or the gradient of every batch with certain training images infinite."""
     images, _ = cae_jax.data.load_split(cae_jax.TrainConfig(), "train", data_dir=data_dir)
-    make_loss = step.make_loss
 
     def plan(*places, gradient=False):
+        make_loss = step.make_loss
         bad = jnp.asarray(images[list(places)])
 
         def make_poisoned_loss(graphdef, backend, kind):
@@ -280,14 +280,15 @@ def test_a_number_that_is_not_finite_stops_the_run_there(
     assert_same_end(folder, dense_run)
 
 
-@pytest.mark.parametrize("gradient", [False, True])
-def test_skip_leaves_that_update_out_and_counts_it(gradient, data_dir, tmp_path, poison, capsys):
-    poison(17, gradient=gradient)
+def test_skip_leaves_those_updates_out_and_counts_them(data_dir, tmp_path, poison, capsys):
+    poison(17)
+    poison(40, gradient=True)
+    assert all(step_of(17, epoch) != step_of(40, epoch) for epoch in (1, 2, 3))
     changes = {"on_nan": "skip", "schedule": "constant", "warmup_steps": 0, "epochs": 3}
     config = dataclasses.replace(DENSE, **changes)
     result = cae_jax.fit(config, tmp_path / "run", data_dir=data_dir)
-    assert [row.skipped for row in result.history] == [1, 1, 1]
-    assert capsys.readouterr().out.count("skipped: 1") == 3
+    assert [row.skipped for row in result.history] == [2, 2, 2]
+    assert capsys.readouterr().out.count("skipped: 2") == 3
     losses = [row.loss for row in result.history]
     assert np.isfinite(losses).all()
     assert losses[2] < losses[1] < losses[0]

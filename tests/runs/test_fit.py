@@ -13,6 +13,7 @@ from PIL import Image
 import cae_jax
 from cae_jax.runs import epochs, history
 from cae_jax.runs.checkpoints import Checkpoints
+from cae_jax.runs.fit import _explain_steps
 from cae_jax.runs.folder import read_config
 from cae_jax.training.noise import build_corruption
 from cae_jax.training.step import make_keys
@@ -235,3 +236,12 @@ def test_history_survives_a_row_cut_off(tmp_path):
     assert history.read(path) == rows
     history.replace(path, rows)
     assert len(path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(499, ["A training of 998 steps is short"]), (500, [])]
+)
+def test_a_short_training_says_so(caplog, steps, said):
+    with caplog.at_level("INFO", "cae_jax"):
+        _explain_steps(cae_jax.TrainConfig(epochs=2), steps)
+    assert [line.split(":")[0] for line in caplog.messages] == said

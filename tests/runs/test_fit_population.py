@@ -352,14 +352,14 @@ def test_without_a_member_left_it_ends(data_dir, tmp_path):
 
 
 def test_images_in_memory(test_images, tmp_path):
-    images = test_images[:1000], test_images[1000:1100]
-    configs = [dataclasses.replace(each, train_examples=None, epochs=1) for each in CONFIGS]
+    images = test_images[:1000], test_images[1000:1300]
+    configs = [dataclasses.replace(each, train_examples=None) for each in CONFIGS]
     result = cae_jax.fit_population(configs, tmp_path / "many", images=images)
     assert {member.config.data for member in result.members.values()} == {"arrays"}
     assert cae_jax.load(tmp_path / "many" / "seed=0").config.data == "arrays"
     with pytest.raises(cae_jax.UserError, match="began with other images than"):
         cae_jax.fit_population(
-            [dataclasses.replace(each, epochs=1) for each in configs],
+            configs,
             shutil.copytree(tmp_path / "many", tmp_path / "copy", ignore=lambda *_: NAMES),
             images=(images[0][::-1], images[1]),
         )

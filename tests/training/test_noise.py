@@ -55,7 +55,9 @@ def test_distribution(noise, level):
 
 def test_occlusion_is_one_square_anywhere():
     x = jnp.full((3000, 28, 28, 1), 0.5)
-    black = np.asarray(build_corruption("occlusion", 20)(jax.random.key(0), x))[..., 0] == 0
+    black = (
+        np.asarray(jax.jit(build_corruption("occlusion", 20))(jax.random.key(0), x))[..., 0] == 0
+    )
     corners = set()
     for image in black:
         rows, columns = np.nonzero(image)

@@ -34,9 +34,7 @@ NOISE_KEY = jax.random.key(7)
 @pytest.fixture(scope="module")
 def setup(test_images):
     """Model, optimizer, images on the device, and the batches of one epoch: 32 + 32 + 11."""
-    config = cae_jax.TrainConfig(
-        optimizer="sgd", learning_rate=0.5, warmup_steps=0, features=(4, 2)
-    )
+    config = cae_jax.TrainConfig(optimizer="sgd", learning_rate=0.5, warmup_steps=0, features=(2,))
     model = autoencoders.build(config, nnx.Rngs(0))
     optimizer = build_optimizer(config, total_steps=30)
     batches = epoch_batches(jax.random.key(0), jnp.int32(1), examples=EXAMPLES, batch_size=BATCH)
