@@ -94,7 +94,7 @@ def measure(flags: Flags, images: Dataset, members: int) -> dict[str, Any]:
     for epoch in range(1, config.epochs + 1):
         began = time.perf_counter()
         for k, trainer in enumerate(trainers):
-            states[k] = trainer.run(states[k], trainer.order(epoch), 0, trainer.steps).state
+            states[k] = trainer.run(states[k], epoch, 0, trainer.steps).state
         ended = time.perf_counter()
         losses = [
             score.val_loss

@@ -53,17 +53,17 @@ class CaeJax:
         self.calls = {"encode": self._encode, "reconstruct": self._reconstruct}
 
     def first_step(self) -> float:
-        chunk = self.trainer.run(self.state, self.trainer.order(1), 0, 1)
+        chunk = self.trainer.run(self.state, 1, 0, 1)
         return float(chunk.losses_MxS[0, 0])
 
     def epochs(self, count: int) -> list[tuple[float, float]]:
         results = []
         for epoch in range(1, count + 1):
             began = time.perf_counter()
-            batches_SxB, losses_MxS = self.trainer.order(epoch), np.zeros((1, 0))
+            losses_MxS = np.zeros((1, 0))
             for start in range(0, self.trainer.steps, _CHUNK_STEPS):
                 stop = min(start + _CHUNK_STEPS, self.trainer.steps)
-                self.state, losses_MxS, _ = self.trainer.run(self.state, batches_SxB, start, stop)
+                self.state, losses_MxS, _ = self.trainer.run(self.state, epoch, start, stop)
             seconds = time.perf_counter() - began
             results.append((seconds, self.trainer.epoch_loss(losses_MxS[0])))
         self._open_autoencoder()
@@ -72,9 +72,8 @@ class CaeJax:
     def train_part(self, part: int) -> None:
         if part == 0:
             self.epoch += 1
-            self.order = self.trainer.order(self.epoch)
         first, last = bounds_of_part(part, self.trainer.steps)
-        self.state = self.trainer.run(self.state, self.order, first, last).state
+        self.state = self.trainer.run(self.state, self.epoch, first, last).state
 
     def evaluate(self) -> float:
         return self.trainer.validation.evaluate(self.state.params)[0].val_loss

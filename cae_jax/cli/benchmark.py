@@ -104,7 +104,7 @@ def time_epochs(flags: Flags) -> dict[str, Any]:
     epochs, evaluations, val_loss = [], [], 0.0
     for epoch in bar:
         began = time.perf_counter()
-        state = trainer.run(state, trainer.order(epoch), 0, trainer.steps).state
+        state = trainer.run(state, epoch, 0, trainer.steps).state
         trained = time.perf_counter()
         val_loss = trainer.validation.evaluate(state.params)[0].val_loss
         epochs.append(trained - began)
@@ -168,10 +168,9 @@ def reach(
     passed, seconds, loss = 0.0, 0.0, float("inf")
     bounds = [trainer.steps * part // EPOCH_PARTS for part in range(EPOCH_PARTS + 1)]
     for epoch in range(1, epochs + 1):
-        batches = trainer.order(epoch)
         for first, last in itertools.pairwise(bounds):
             began = time.perf_counter()
-            state = trainer.run(state, batches, first, last).state
+            state = trainer.run(state, epoch, first, last).state
             seconds += time.perf_counter() - began
             passed += (last - first) / trainer.steps
             loss = trainer.validation.evaluate(state.params)[0].val_loss

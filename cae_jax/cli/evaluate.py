@@ -23,6 +23,7 @@ from cae_jax.ops import cache
 
 if TYPE_CHECKING:  # modules that import JAX are imported after the flags are checked
     from cae_jax.evaluation import comparison
+    from cae_jax.evaluation.lazy import Images
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def report(
     trained: list["comparison.Trained"],
     others: list["comparison.Entry"],
     images: np.ndarray,
-    inputs: np.ndarray,
+    inputs: "Images",
     title: str,
 ) -> None:
     """Prints the tables and writes the requested files."""

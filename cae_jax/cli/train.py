@@ -47,6 +47,9 @@ class Flags(common.ConfigFlags):
     backend: common.Backend = "auto"
     """xla, matmul, native (C++, for CPUs) or auto."""
 
+    device_budget: str | None = None
+    """Memory for images on the device, such as 2GiB; more are streamed."""
+
     data: common.Data = common.DataFlags()
 
 
@@ -60,6 +63,7 @@ def run(flags: Flags) -> None:
         "overwrite": flags.overwrite,
         "chunk_steps": flags.chunk_steps,
         "backend": flags.backend,
+        "device_budget": flags.device_budget,
         **vars(flags.data),
     }
     if many:

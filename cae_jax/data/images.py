@@ -79,7 +79,7 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Images ``[N, ...]`` of all parts: uint8 if all are, else float32 in [0, 1]."""
     if len({part.dtype for part in parts}) > 1:
         parts = [x / np.float32(255) if x.dtype == np.uint8 else x for x in parts]
-    return np.concatenate(parts)
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def _read_file(path: str | Path, convert: Conversion, resize: bool) -> np.ndarray:
@@ -105,9 +105,9 @@ def checked_file(path: str | os.PathLike[str]) -> Path:
 
 def read_array(path: Path) -> np.ndarray:
     """The array in a .npy file; raises a `UserError` for others."""
-    # np.load would also open .npz archives.
-    with naming(path, "a readable array", "save it with numpy.save"), path.open("rb") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+    # Mapped to memory, since it may be larger. np.load would also open .npz archives.
+    with naming(path, "a readable array", "save it with numpy.save"):
+        return np.asarray(np.lib.format.open_memmap(path, mode="r"))
 
 
 def refuse_mask(images: np.ndarray, path: Path, convert: Conversion) -> None:

@@ -17,6 +17,7 @@ from cae_jax.config import ARRAYS, NOISES, PAIRS, TrainConfig, check_level
 from cae_jax.errors import UserError
 from cae_jax.evaluation import baselines
 from cae_jax.evaluation.intervals import Interval, difference_interval, mean_interval
+from cae_jax.evaluation.lazy import Images, Lazy, parts
 from cae_jax.evaluation.quality import Quality, evaluate_images, evaluate_model
 from cae_jax.models.autoencoders import scale
 from cae_jax.models.inference import Autoencoder
@@ -25,9 +26,11 @@ from cae_jax.runs.folder import images_of, read_config
 from cae_jax.runs.load import load
 from cae_jax.runs.names import run_names
 from cae_jax.training import metrics
-from cae_jax.training.noise import build_corruption
+from cae_jax.training.noise import build_corruption, has_rows
+from cae_jax.training.rows import from_row
 from cae_jax.training.step import make_keys
 
+_MAX_BYTES = 2**28  # of noisy images, of which more are computed part by part
 # Levels of a robustness curve, relative to the default level of the noise.
 _RELATIVE_LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 # Rows of tables and figures that are not runs.
@@ -69,7 +72,8 @@ class Entry(NamedTuple):
         code: latent dimension; None without training.
         seconds: training time, median over the runs; None without training.
         qualities: one per run.
-        outputs: the first run's outputs for the test inputs, ``[N, H, W, C]`` in [0, 1].
+        outputs: the first run's outputs for the test inputs, ``[N, H, W, C]`` in [0, 1]; those of a
+            network are computed when they are taken.
     """
 
     label: str
@@ -78,7 +82,7 @@ class Entry(NamedTuple):
     code: int | None
     seconds: float | None
     qualities: list[Quality]
-    outputs: np.ndarray
+    outputs: Images
 
     @property
     def runs(self) -> int:
@@ -133,7 +137,7 @@ def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
 
 def noisy_images(
     images: np.ndarray, noise: str, level: float | None = None, seed: int = 0
-) -> np.ndarray:
+) -> Images:
     """Adds noise to test images, the same for all models: float32 ``[N, H, W, C]`` in [0, 1].
 
     Args:
@@ -144,15 +148,25 @@ def noisy_images(
     Raises:
         UserError: an unknown noise, or a level outside its range.
     """
-    noisy, corrupt = scale(jnp.asarray(images)), build_corruption(noise, level)
-    if corrupt is not None:
-        noisy = jax.jit(corrupt)(make_keys(seed).test_noise, noisy)
-    return np.asarray(noisy)
+    corrupt, key = build_corruption(noise, level), make_keys(seed).test_noise
+    compiled = None if corrupt is None else jax.jit(corrupt)
+
+    def noisy(part: slice) -> np.ndarray:
+        clean = scale(jnp.asarray(images[part]))
+        if compiled is None:
+            return np.asarray(clean)
+        return np.asarray(compiled(from_row(key, part.start) if part != whole else key, clean))
+
+    whole, shape = slice(0, len(images)), images.shape
+    if noise == PAIRS:
+        shape = (*shape[:-1], shape[-1] // 2)
+    fits = 4 * math.prod(shape) <= _MAX_BYTES
+    return noisy(whole) if fits or not has_rows(noise, level) else Lazy(shape, noisy)
 
 
 def clean_and_noisy(
     stored: np.ndarray, config: TrainConfig, noise: str, level: float | None = None, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Images]:
     """The targets among images and what the models are to restore them from.
 
     Args:
@@ -161,13 +175,13 @@ def clean_and_noisy(
         noise, level, seed: see `noisy_images`; ``"pairs"`` takes the inputs of the pairs.
 
     Returns:
-        targets uint8 and inputs float32, ``[N, H, W, C]``.
+        targets uint8 and inputs float32, ``[N, H, W, C]``; many inputs as `Lazy`.
     """
     images = stored[..., : stored.shape[-1] // 2] if config.pairs else stored
     return images, noisy_images(stored if noise == PAIRS else images, noise, level, seed)
 
 
-def trained_entry(trained: Trained, images: np.ndarray, inputs: np.ndarray) -> Entry:
+def trained_entry(trained: Trained, images: np.ndarray, inputs: Images) -> Entry:
     """Evaluates the runs of a config on `inputs`, whose clean form is `images`."""
     first = trained.autoencoders[0]
     return Entry(
@@ -177,22 +191,24 @@ def trained_entry(trained: Trained, images: np.ndarray, inputs: np.ndarray) -> E
         code=math.prod(first.code_shape),
         seconds=statistics.median(trained.seconds),
         qualities=[evaluate_model(each, images, inputs) for each in trained.autoencoders],
-        outputs=first.reconstruct(inputs),
+        outputs=_reconstructions(first, inputs),
     )
 
 
-def untrained_entry(
-    label: str, outputs: np.ndarray, images: np.ndarray, settings: str = "-"
-) -> Entry:
+def _reconstructions(autoencoder: Autoencoder, inputs: Images) -> Lazy:
+    return Lazy(inputs.shape, lambda part: autoencoder.reconstruct(inputs[part]))
+
+
+def untrained_entry(label: str, outputs: Images, images: np.ndarray, settings: str = "-") -> Entry:
     """Evaluates images that no network has produced: denoised classically, or the noisy ones."""
     return Entry(label, settings, None, None, None, [evaluate_images(outputs, images)], outputs)
 
 
 def baseline_entries(
     folder: Path,
-    tuning: tuple[np.ndarray, np.ndarray],
+    tuning: tuple[np.ndarray, Images],
     images: np.ndarray,
-    inputs: np.ndarray,
+    inputs: Images,
 ) -> list[Entry]:
     """Evaluates the classical denoisers, tuned on training images with the same kind of noise.
 
@@ -201,12 +217,14 @@ def baseline_entries(
         tuning: training images and their noisy form, with other noise than the test images, as of
             `clean_and_noisy`.
         images: test images, uint8 ``[N, H, W, C]``.
-        inputs: their noisy form, float32 ``[N, H, W, C]`` in [0, 1].
+        inputs: their noisy form, float32 ``[N, H, W, C]`` in [0, 1], of which all are in memory.
 
     Raises:
         UserError: the extra ``baselines`` is not installed, or `folder` cannot be written.
     """
-    clean, noisy = (each[: baselines.tuning_images(images.shape[1:])] for each in tuning)
+    some = slice(baselines.tuning_images(images.shape[1:]))
+    clean, noisy = (np.asarray(each[some]) for each in tuning)
+    inputs = np.asarray(inputs)
     return [
         untrained_entry(name, outputs, images, settings)
         for name, settings, outputs in baselines.denoise_all(folder, noisy, clean, inputs)
@@ -263,10 +281,14 @@ def _cell(name: str, value: Any, sign: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def mean_psnr(outputs: np.ndarray, images: np.ndarray) -> float:
+def mean_psnr(outputs: Images, images: np.ndarray) -> float:
     """Returns the mean PSNR in dB of outputs in [0, 1] against uint8 images ``[N, H, W, C]``."""
-    targets = scale(jnp.asarray(images))
-    return float(np.mean(metrics.psnr(jnp.asarray(outputs), targets)))
+    size = max(1, _MAX_BYTES // (4 * math.prod(images.shape[1:])))
+    values = [
+        metrics.psnr(jnp.asarray(outputs[part]), scale(jnp.asarray(images[part])))
+        for part in parts(len(images), size)
+    ]
+    return float(np.mean(jnp.concatenate(values)))
 
 
 def robustness_curves(
@@ -286,7 +308,7 @@ def robustness_curves(
     curves: dict[str, list[tuple[float, float]]] = {}
     for level in levels_around(noise, images.shape[1:]):
         inputs = noisy_images(images, noise, level, seed)
-        outputs = {each.label: each.autoencoders[0].reconstruct(inputs) for each in trained}
+        outputs = {each.label: _reconstructions(each.autoencoders[0], inputs) for each in trained}
         for label, values in {"noisy image": inputs, **outputs}.items():
             curves.setdefault(label, []).append((level, mean_psnr(values, images)))
     return curves
@@ -306,7 +328,7 @@ def first_rows(entries: Iterable[Entry], images: np.ndarray) -> dict[str, np.nda
 
 
 def worst_rows(
-    entries: Iterable[Entry], images: np.ndarray, inputs: np.ndarray | None
+    entries: Iterable[Entry], images: np.ndarray, inputs: Images | None
 ) -> dict[str, np.ndarray]:
     """Returns rows for `figures.save_rows`: each entry's ten images of lowest PSNR.
 

@@ -1,5 +1,6 @@
 """Measures the quality of reconstructions: BCE, MSE, PSNR and SSIM of each image."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cae_jax.data.images import prepare_images
+from cae_jax.evaluation.lazy import Images, parts
 from cae_jax.models.autoencoders import scale
 from cae_jax.models.inference import Autoencoder
 from cae_jax.ops.backend import MATMUL, limit_batch
 from cae_jax.training import metrics
+
+_VALUES = 2**24  # of the images in memory at a time, as floats 64 MB
 
 
 class Quality(NamedTuple):
@@ -31,9 +35,9 @@ class Quality(NamedTuple):
 
 
 def evaluate_model(
-    autoencoder: Autoencoder, images: np.ndarray, inputs: np.ndarray | None = None
+    autoencoder: Autoencoder, images: np.ndarray, inputs: Images | None = None
 ) -> Quality:
-    """Evaluates a model's reconstructions of images.
+    """Evaluates a model's reconstructions of images, of which some are in memory at a time.
 
     Args:
         autoencoder: the trained model.
@@ -43,13 +47,17 @@ def evaluate_model(
     Raises:
         UserError: images that the model does not accept.
     """
-    logits = autoencoder.logits(images if inputs is None else inputs)
-    targets = prepare_images(images, autoencoder.topology.image_shape)
-    return _batched(_logit_quality, logits, targets)
+    inputs = images if inputs is None else inputs
+    found = []
+    for part in parts(len(images), _size(images, autoencoder.max_batch)):
+        logits = autoencoder.logits(inputs[part])
+        targets = prepare_images(images[part], autoencoder.topology.image_shape)
+        found.append(_batched(_logit_quality, logits, targets))
+    return _joined(found)
 
 
-def evaluate_images(outputs: np.ndarray, images: np.ndarray) -> Quality:
-    """Evaluates images that no model of this package has produced.
+def evaluate_images(outputs: Images, images: np.ndarray) -> Quality:
+    """Evaluates images that no model of this package has produced; some at a time.
 
     Args:
         outputs: floats ``[N, H, W, C]`` in [0, 1], N at least 1. For the binary cross-entropy only,
@@ -60,8 +68,12 @@ def evaluate_images(outputs: np.ndarray, images: np.ndarray) -> Quality:
     Raises:
         UserError: images of another shape or type.
     """
-    both = (prepare_images(each, outputs.shape[1:]) for each in (outputs, images))
-    return _batched(_image_quality, *both)
+    height, width, channels = outputs.shape[1:]
+    found = []
+    for part in parts(len(images), _size(images, limit_batch(MATMUL, outputs.shape[1:]).max_batch)):
+        both = (prepare_images(each[part], (height, width, channels)) for each in (outputs, images))
+        found.append(_batched(_image_quality, *both))
+    return _joined(found)
 
 
 @jax.jit
@@ -87,9 +99,15 @@ def _quality(bce: jax.Array, outputs: jax.Array, targets: jax.Array) -> Quality:
     return Quality(*values)
 
 
+def _size(images: np.ndarray, batch: int) -> int:
+    """How many images are in memory at a time: whole batches."""
+    return max(1, _VALUES // math.prod(images.shape[1:]) // batch) * batch
+
+
 def _batched(function: Callable, values: np.ndarray, targets: np.ndarray) -> Quality:
     size = limit_batch(MATMUL, targets.shape[1:]).max_batch
-    parts = [
-        function(values[i : i + size], targets[i : i + size]) for i in range(0, len(targets), size)
-    ]
-    return Quality(*(np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True)))
+    return _joined([function(values[i], targets[i]) for i in parts(len(targets), size)])
+
+
+def _joined(found: list[Quality]) -> Quality:
+    return Quality(*(np.concatenate(part).astype(np.float64) for part in zip(*found, strict=True)))

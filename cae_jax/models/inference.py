@@ -99,6 +99,11 @@ class Autoencoder:
         return other
 
     @property
+    def max_batch(self) -> int:
+        """The most images of a call to the device."""
+        return self._backend.max_batch
+
+    @property
     def parameters(self) -> int:
         """Number of parameters."""
         return self.topology.parameters

@@ -177,7 +177,9 @@ def _run_data(run: Path, autoencoder: Autoencoder, stored: np.ndarray) -> dict[s
         "results": _results(run, autoencoder, rows),
         "history": [{name: _finite(getattr(row, name)) for name in columns} for row in rows],
         "inputs": _base64(inputs) if noisy else None,
-        "reconstructions": _base64(autoencoder.reconstruct(inputs if noisy else images)),
+        "reconstructions": _base64(
+            autoencoder.reconstruct(np.asarray(inputs if noisy else images))
+        ),
         "network": network(autoencoder.topology, parameters),
     }
 

@@ -123,12 +123,11 @@ def _run_epoch(
     """Trains the remaining steps of an epoch; returns a row for each member that is not stopped."""
     before, losses_MxS = (epoch - 1) * trainer.steps, trainer.losses(progress.state)
     first, started = progress.step - before, time.perf_counter()
-    batches = trainer.order(epoch)
     # disable=None: silent unless the output is a terminal
     with tqdm(total=trainer.steps, initial=first, unit="step", leave=False, disable=None) as bar:
         bar.set_description(f"Epoch {epoch}/{trainer.members[0].epochs}")
         for start, stop in session.chunks.between(first, trainer.steps):
-            chunk = session.call(trainer.run, progress.state, batches, start, stop)
+            chunk = session.call(trainer.run, progress.state, epoch, start, stop)
             losses_MxS = chunk.losses_MxS
             with session.defer():  # a member is stopped as a whole
                 _stop(trainer, journal, _not_finite(trainer, chunk, before, stop))

@@ -22,6 +22,7 @@ from cae_jax.runs.interruption import Interrupted
 from cae_jax.runs.job import Job, prepare
 from cae_jax.runs.journal import Journal
 from cae_jax.runs.load import load
+from cae_jax.training.feed import bytes_of
 from cae_jax.training.optimizer import warmup
 from cae_jax.training.trainer import device_name
 
@@ -60,6 +61,7 @@ def fit(
     workers: int | None = None,
     chunk_steps: int | None = None,
     backend: str = "auto",
+    device_budget: str | int | None = None,
     on_epoch: Callable[[list[Row]], None] | None = None,
     on_chunk: Callable[[int], None] | None = None,
 ) -> FitResult:
@@ -78,6 +80,9 @@ def fit(
         data_dir, verify_data, workers: see `cae_jax.data.load_split`.
         chunk_steps: steps between two checks for signals, see `cae_jax.runs.epochs.Chunks`.
         backend: see `cae_jax.ops.backend.choose`; a run keeps its backend unless another is named.
+        device_budget: bytes of images on the device, such as ``"2GiB"``; a data set above it is
+            streamed, to the same bits. Default: what the device reports, on a CPU half of the
+            memory, less what the programs need.
         on_epoch: called after each epoch with the history so far.
         on_chunk: called after each chunk of steps with the steps since the start of training. Both
             are called under JAX's own settings, so ``JAX_ENABLE_X64`` does not apply in them.
@@ -87,6 +92,7 @@ def fit(
         Interrupted: a signal came before there was a model.
     """
     workdir = Path(workdir).expanduser()
+    budget = None if device_budget is None else bytes_of(device_budget)
     with Session(chunk_steps, on_epoch, on_chunk) as session:
         where: Any = {"data_dir": data_dir, "verify_data": verify_data, "workers": workers}
         arrays = images, targets
@@ -94,7 +100,7 @@ def fit(
         weights = None if start_from is None else _weights_of(config, start_from)
         session.check()
         with open_run(workdir, config, overwrite=overwrite, images=dataset.digest) as folder:
-            job = Job(folder.config, chosen, dataset)
+            job = Job(folder.config, chosen, dataset, budget=budget)
             del dataset  # those on the device remain
             return _fit(job, folder, session, weights)
 

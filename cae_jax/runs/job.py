@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from flax import nnx
 
 from cae_jax import atomic, data
 from cae_jax.config import ARRAYS, TrainConfig, known_shape, resolved
+from cae_jax.data.reader import Reader
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
@@ -22,24 +24,30 @@ from cae_jax.models.summary import layer_table
 from cae_jax.ops.backend import Backend
 from cae_jax.runs import environment
 from cae_jax.training import programs
+from cae_jax.training.feed import Plan, make_plan
 from cae_jax.training.step import TrainState, make_keys
 from cae_jax.training.trainer import Trainer, initial_state, stack
+from cae_jax.training.validation import least_images
 
+logger = logging.getLogger(__name__)
 Splits = tuple[np.ndarray, np.ndarray]  # training and test images
 
 
 class Job:
-    """What the groups of a training share; puts the images on the device.
+    """What the groups of a training share; puts the images on the device, if they fit.
 
     Args:
         config: of one of the members, for what they have in common.
         backend: computes the network.
         dataset: the images.
         fields: of the config, in which the members differ apart from the seed.
+        budget: bytes of images on the device; None takes what the programs leave.
+        members: of the largest group.
 
     Attributes:
         config, backend: as given.
         digest: of the images.
+        examples: number of training images.
         compile_seconds: the time that the last group took to compile.
     """
 
@@ -49,12 +57,32 @@ class Job:
         backend: Backend,
         dataset: data.Dataset,
         fields: Sequence[str] = (),
+        budget: int | None = None,
+        members: int = 1,
     ) -> None:
         self.config, self.backend, self._fields = config, backend, tuple(fields)
-        self._images = jax.device_put(dataset.train), jax.device_put(dataset.validation)
+        self.examples = len(dataset.train)
+        self._plan = self._make_plan(budget, members, dataset)
+        if self._plan is None:
+            self._images = jax.device_put(dataset.train), jax.device_put(dataset.validation)
+        else:
+            logger.info(self._plan.description)
+            self._images = Reader(dataset.train), Reader(dataset.validation)
         self.digest = dataset.digest
         self._trainers: dict[int, Trainer] = {}
         self.compile_seconds = 0.0
+
+    def _make_plan(self, budget: int | None, members: int, dataset: data.Dataset) -> Plan | None:
+        """How the images share the budget; None if all fit."""
+        configs = [self.config] * members
+        return make_plan(
+            budget,
+            programs.free_bytes(configs, self.model, self.examples),
+            dataset[:2],
+            step=members * self.config.batch_size,
+            evaluated=programs.evaluated_bytes(configs, self.model),
+            least=least_images(self.config, self.backend, len(dataset.validation)),
+        )
 
     @functools.cached_property
     def model(self) -> autoencoders.Model:
@@ -67,11 +95,6 @@ class Job:
         return Autoencoder(self.config, self.model, self.backend)
 
     @property
-    def examples(self) -> int:
-        """Number of training images."""
-        return len(self._images[0])
-
-    @property
     def steps(self) -> int:
         """Steps per epoch."""
         return programs.steps_per_epoch(self.config, self.examples)
@@ -82,7 +105,7 @@ class Job:
         count = len(members)
         if count not in self._trainers:
             self._trainers[count] = Trainer(
-                members, self.model, self.backend, *self._images, self._fields
+                members, self.model, self.backend, *self._images, self._fields, self._plan
             )
         trainer = self._trainers[count].with_members(members)
         self.compile_seconds = time.perf_counter() - started

@@ -192,10 +192,8 @@ class Journal:
         from cae_jax import figures  # Matplotlib takes a second to import
 
         run, rows, config = self.folder.path, self.rows[0], self._config
-        originals, inputs = (
-            np.asarray(scale(each[:_PICTURES]))
-            for each in (trainer.validation.images, trainer.validation.inputs(k))
-        )
+        first = trainer.validation.first(_PICTURES, k)
+        originals, inputs = (np.asarray(scale(each)) for each in first)
         autoencoder = job.autoencoder.with_params(config, jax.device_put(state.params)).of_pixels
         noisy = {} if config.noise == "none" else {"noisy": inputs}
         images = {"original": originals, **noisy, "reconstruction": autoencoder.reconstruct(inputs)}

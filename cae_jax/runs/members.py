@@ -244,7 +244,8 @@ def _members_per_program(
     config, there = next(iter(members.values())), device_memory()
     model = autoencoders.abstract(config)
     held, more = programs.needed_bytes(config, model, len(dataset.train))
-    fit = max(1, (there - sum(images.nbytes for images in dataset[:2])) // (held + more))
+    images = min(there // 2, sum(images.nbytes for images in dataset[:2]))  # more are streamed
+    fit = max(1, (there - images) // (held + more))
     if asked is not None and asked > fit:
         raise UserError(
             f"`members_per_program` is {asked}; {fit} fit: each takes about "

@@ -28,6 +28,7 @@ from cae_jax.runs.journal import Journal, epochs_before, newest_intact
 from cae_jax.runs.load import load
 from cae_jax.runs.members import Member, Population, is_written
 from cae_jax.training import programs
+from cae_jax.training.feed import bytes_of
 from cae_jax.training.step import TrainState
 from cae_jax.training.trainer import Trainer, member
 
@@ -66,6 +67,7 @@ def fit_population(
     workers: int | None = None,
     chunk_steps: int | None = None,
     backend: str = "auto",
+    device_budget: str | int | None = None,
     members_per_program: int | None = None,
     on_chunk: Callable[[int], None] | None = None,
 ) -> PopulationResult:
@@ -80,8 +82,8 @@ def fit_population(
         configs: of the members.
         workdir: directory of the population; `cae_jax.runs.members` lists its files.
         overwrite: replace a run in `workdir`; a population with runs is never replaced.
-        images, targets, data_dir, verify_data, workers: as of `fit`.
-        chunk_steps, backend, on_chunk: as of `fit`.
+        images, targets, data_dir, verify_data, workers, chunk_steps, backend, device_budget,
+            on_chunk: as of `fit`.
         members_per_program: models trained by one compiled program. None takes 1 on a CPU, and
             otherwise as many as fit in memory. One at a time, the results equal those of `fit` bit
             by bit; several together agree with them up to rounding.
@@ -92,6 +94,7 @@ def fit_population(
     """
     programs.check_members(configs)
     workdir = Path(workdir).expanduser()
+    budget = None if device_budget is None else bytes_of(device_budget)
     with Session(chunk_steps, on_chunk=on_chunk) as session:
         where: Any = {"data_dir": data_dir, "verify_data": verify_data, "workers": workers}
         config, dataset, chosen = prepare(
@@ -105,10 +108,11 @@ def fit_population(
         with members.open_population(
             workdir, configs, chosen, dataset, members_per_program, overwrite=overwrite
         ) as there:
-            job = Job(config, chosen, dataset, programs.swept(configs))
+            per_program = there.members.per_program
+            job = Job(config, chosen, dataset, programs.swept(configs), budget, per_program)
             del dataset
             # A step of a group takes longer than one of a model.
-            session.chunks = Chunks(chunk_steps, begin=max(1, 67 // there.members.per_program))
+            session.chunks = Chunks(chunk_steps, begin=max(1, 67 // per_program))
             return _train_groups(job, there, session)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cae_jax.config import MIX, PAIRS, check_level
+from cae_jax.training import rows
 
 # Photons at white up to which their number is drawn by inversion.
 _FEW_PHOTONS = 16.0
@@ -41,6 +42,13 @@ def build_corruption(noise: str, level: float | None = None) -> Corruption | Non
     if noise == MIX:
         return _mix
     return lambda key, images: _draw(noise, key, images, level)
+
+
+def has_rows(noise: str, level: float | None) -> bool:
+    """Whether `rows.from_row` draws the noise of some images without that of the others."""
+    # JAX's own sampler, for more photons, accepts JAX's own keys only.
+    sampled = noise == "poisson" and check_level(noise, level) > _FEW_PHOTONS
+    return noise in ("none", PAIRS) or (rows.is_possible() and not sampled)
 
 
 def inputs_of_pairs(_key: jax.Array, images: jax.Array) -> jax.Array:

@@ -65,17 +65,23 @@ class Program(NamedTuple):
         Raises:
             UserError: the program needs more memory than the device has.
         """
-        compiled, there = self.compile(), device_memory()
+        compiled, there, most = self.compile(), device_memory(), _most_bytes()
         memory = compiled.memory_analysis()
-        # Not its arguments: a CPU reads the images from a file that is mapped to memory. What a CPU
-        # has in all is also for other programs, whose needs were up to as much again when measured.
-        most = there // 2 if jax.default_backend() == "cpu" else there
+        # Not its arguments: a CPU reads the images from a file that is mapped to memory.
         if memory is not None and (needed := memory.temp_size_in_bytes) > most:
             raise UserError(
                 f"training needs {needed / 1e9:,.1f} GB for the layers, and of {there / 1e9:,.1f} "
                 f"GB it takes {most / 1e9:,.1f}; lower `image_size`, `features` or `batch_size`"
             )
         return compiled
+
+
+def _most_bytes() -> int:
+    """The memory of the device that programs and images may take."""
+    # What a CPU has in all is also for other programs, whose needs were up to as much again when
+    # measured.
+    there = device_memory()
+    return there // 2 if jax.default_backend() == "cpu" else there
 
 
 def steps_per_epoch(config: TrainConfig, examples: int) -> int:
@@ -146,6 +152,7 @@ def training(
     backend: Backend,
     examples: int,
     fields: Sequence[str] = (),
+    rows: int | None = None,
 ) -> Program:
     """Some steps of an epoch; not donated, so that an interrupted training keeps its state.
 
@@ -155,6 +162,7 @@ def training(
         backend: computes the network.
         examples: N, number of training images.
         fields: of the config, in which several members may differ.
+        rows: number of images on the device, if those of some steps are there at a time.
 
     Returns:
         ``run_chunk(state, images_NxHxWxC, batches_SxB, noise_key, numbers, start, stop)``, which
@@ -172,7 +180,7 @@ def training(
 
     batches = jax.ShapeDtypeStruct((steps, config.batch_size), jnp.int32)
     state = jax.eval_shape(init, params)
-    images = _stored(config, model, examples, jnp.uint8)
+    images = _stored(config, model, rows or examples, jnp.uint8)
     varying = _shapes(numbers(members, fields))
 
     def run_chunk(state, images, batches_SxB, key, numbers, start, stop):
@@ -229,9 +237,13 @@ def _make_run_chunk(
 
 
 def evaluation(
-    members: Sequence[TrainConfig], model: Model, backend: Backend, examples: int
+    members: Sequence[TrainConfig],
+    model: Model,
+    backend: Backend,
+    examples: int,
+    key: jax.ShapeDtypeStruct | None = None,
 ) -> Program:
-    """The losses of test images.
+    """The losses of test images; `key` has the type of those in `keys_M`, if it is not Threefry's.
 
     Returns:
         ``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, see `step.make_evaluate`; for several
@@ -260,7 +272,22 @@ def evaluation(
         return jax.lax.map(one, (params, keys_M), batch_size=_EVALUATED)
 
     images = _stored(config, model, examples, jnp.uint8)
-    return Program(evaluate, (*_stacked(count, (params, _key())), images))
+    return Program(evaluate, (*_stacked(count, (params, key or _key())), images))
+
+
+def free_bytes(members: Sequence[TrainConfig], model: Model, examples: int) -> int:
+    """Estimates the memory of the device that a group leaves for images."""
+    return max(0, _most_bytes() - len(members) * sum(needed_bytes(members[0], model, examples)))
+
+
+def evaluated_bytes(members: Sequence[TrainConfig], model: Model) -> int:
+    """Estimates the bytes that the evaluation of an image takes, apart from the network's."""
+    config = members[0]
+    values = _stored(config, model, 1, jnp.uint8).size
+    if config.noise in ("none", PAIRS):
+        return values
+    # The image as float, the noisy one, and the random numbers with their indices.
+    return values * (1 + 16 * min(len(members), _EVALUATED))
 
 
 def needed_bytes(config: TrainConfig, model: Model, examples: int) -> tuple[int, int]:

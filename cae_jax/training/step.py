@@ -153,6 +153,11 @@ def make_run_steps(
     return run_steps
 
 
+def eval_batch(backend: Backend) -> int:
+    """Test images in a step of the evaluation, of which more would take memory."""
+    return min(EVAL_BATCH, backend.max_batch)
+
+
 def make_evaluate(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> jax.stages.Wrapped:
     """Makes the compiled ``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``.
 
@@ -165,7 +170,7 @@ def make_evaluate(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> jax.stag
         params: nnx.State, inputs_NxHxWxC: jax.Array, targets_NxHxWxC: jax.Array
     ) -> Losses:
         images = (inputs_NxHxWxC, targets_NxHxWxC)
-        size = min(EVAL_BATCH, backend.max_batch)  # the activations of more take memory
+        size = eval_batch(backend)
         whole = len(inputs_NxHxWxC) // size * size
         batches = [x[:whole].reshape(-1, size, *x.shape[1:]) for x in images]
         most = jax.lax.map(lambda batch: losses(params, *batch), batches)

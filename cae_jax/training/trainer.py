@@ -11,6 +11,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.models.autoencoders import Model
 from cae_jax.ops.backend import Backend
 from cae_jax.training import metrics, programs, step
+from cae_jax.training.feed import Images, Order, Plan, Resident, Streamed
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.programs import all_steps, steps_per_epoch
 from cae_jax.training.step import TrainState
@@ -60,8 +61,10 @@ class Trainer:
         members: configs of the group, at least one; see `programs.check_members`.
         model: the model; only its structure is used.
         backend: computes the network.
-        train_images, test_images: uint8 ``[N, *image_shape]``; those on the device stay there.
+        train_images, test_images: uint8 ``[N, *image_shape]``; those on the device stay there. With
+            a `plan` sources of them.
         fields: of the config, in which members of this or later groups (`with_members`) differ.
+        plan: how the images share the memory of the device; None if all fit.
 
     Attributes:
         members: as given.
@@ -75,21 +78,30 @@ class Trainer:
         members: Sequence[TrainConfig],
         model: Model,
         backend: Backend,
-        train_images: np.ndarray | jax.Array,
-        test_images: np.ndarray | jax.Array,
+        train_images: Images,
+        test_images: Images,
         fields: Sequence[str] = (),
+        plan: Plan | None = None,
     ) -> None:
-        self.examples, self._fields = len(train_images), fields
-        self.steps = steps_per_epoch(members[0], self.examples)
-        self.train_images = jax.device_put(train_images)
+        self.examples, self._fields = train_images.shape[0], fields
+        config = members[0]
+        self.steps = steps_per_epoch(config, self.examples)
         self._take(members)
-        self._compile(model, backend)
-        self.validation = Validation(members, model, backend, test_images)
+        rows = plan and len(members) * plan.steps * config.batch_size
+        order = self._compile(model, backend, rows)
+        if isinstance(train_images, (np.ndarray, jax.Array)):
+            self._feed = Resident(train_images, order, self._keys.order)
+        else:
+            assert plan is not None
+            shape, epochs = (len(members), self.steps, config.batch_size), config.epochs
+            self._feed = Streamed(train_images, order, self._keys.order, shape, plan.steps, epochs)
+        evaluated = plan and plan.evaluated
+        self.validation = Validation(members, model, backend, test_images, evaluated)
 
-    def _compile(self, model: Model, backend: Backend) -> None:
-        arguments = (self.members, model, backend, self.examples, self._fields)
-        self._order = programs.order(self.members, self.examples).compile_here()
+    def _compile(self, model: Model, backend: Backend, rows: int | None) -> Order:
+        arguments = (self.members, model, backend, self.examples, self._fields, rows)
         self._run_chunk = programs.training(*arguments).compile_here()
+        return programs.order(self.members, self.examples).compile_here()
 
     def _take(self, members: Sequence[TrainConfig]) -> None:
         """Sets the members; their keys and numbers are arguments of the programs."""
@@ -101,17 +113,22 @@ class Trainer:
         """The same programs for as many other members, which differ in seed and `fields`."""
         other = copy.copy(self)
         other._take(members)
+        other._feed = self._feed.with_key(other._keys.order)
         other.validation = self.validation.with_members(members)
         return other
 
-    def order(self, epoch: int) -> jax.Array:
-        """The batches of an epoch, counted from 1: int32 indices ``[S, B]`` or ``[M, S, B]``."""
-        return self._order(self._keys.order, np.int32(epoch))
+    def run(self, state: TrainState, epoch: int, start: int, stop: int) -> Chunk:
+        """Takes the steps ``start <= i < stop``, at least one, of an epoch, counted from 1.
 
-    def run(self, state: TrainState, batches: jax.Array, start: int, stop: int) -> Chunk:
-        """Takes the steps ``start <= i < stop`` of an epoch; `batches` are those of `order`."""
-        varying, bounds = (self._keys.noise, self._numbers), (np.int32(start), np.int32(stop))
-        state, finite = self._run_chunk(state, self.train_images, batches, *varying, *bounds)
+        Raises:
+            UserError: the images cannot be read any more.
+        """
+        varying, finite = (self._keys.noise, self._numbers), np.True_
+        for images, batches, first, last in self._feed.parts(epoch, start, stop):
+            bounds = np.int32(first), np.int32(last)
+            state, finite = self._run_chunk(state, images, batches, *varying, *bounds)
+            del images  # the memory is for those that follow
+            jax.block_until_ready(state)
         return Chunk(state, self.losses(state), np.array(finite).reshape(-1))
 
     def losses(self, state: TrainState) -> np.ndarray:

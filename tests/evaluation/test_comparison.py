@@ -12,7 +12,7 @@ import cae_jax
 from benchmarks import study
 from cae_jax import figures, markdown
 from cae_jax.config import NOISES
-from cae_jax.evaluation import baselines, comparison
+from cae_jax.evaluation import baselines, comparison, quality
 from cae_jax.runs import history
 from tests.conftest import DENSE, SMALL
 from tests.evaluation.test_baselines import InThisProcess
@@ -61,12 +61,12 @@ def test_it_measures_what_training_validated_on(noisy_run, entries):
 def test_rows_by_numpy(entries, images):
     noisy, plain, _ = comparison.summaries(entries)
     clean = images / 255
-    outputs = entries[1].outputs.astype(np.float64)
+    outputs = np.asarray(entries[1].outputs, np.float64)
     assert plain["mse"].mean == pytest.approx(((outputs - clean) ** 2).mean(), rel=1e-5)
     assert plain["runs"] == 2
     assert (plain["parameters"], plain["code"]) == (4385, 128)
     assert noisy["parameters"] is noisy["code"] is noisy["seconds"] is None
-    p = np.clip(entries[0].outputs.astype(np.float64), 1e-7, 1 - 1e-7)
+    p = np.clip(np.asarray(entries[0].outputs, np.float64), 1e-7, 1 - 1e-7)
     bce = -(clean * np.log(p) + (1 - clean) * np.log1p(-p)).mean()
     assert noisy["bce"].mean == pytest.approx(bce, rel=1e-2)  # 1 - 1e-7 is 1 - 1.2e-7 in float32
 
@@ -144,6 +144,24 @@ def test_robustness(trained, test_images):
     assert curves["denoiser"][1] == (0.25, pytest.approx(by_hand, rel=1e-5))
 
 
+def test_more_images_than_fit_are_evaluated_in_parts(trained, entries, images, monkeypatch):
+    monkeypatch.setattr(comparison, "_MAX_BYTES", 300 * 28 * 28 * 4)
+    monkeypatch.setattr(quality, "_VALUES", 1)
+    inputs = comparison.noisy_images(images, "gaussian")
+    some = [*range(256), 900]
+    np.testing.assert_array_equal(inputs[np.array(some)], entries[0].outputs[some])
+    found = [
+        comparison.untrained_entry("noisy image", inputs, images),
+        comparison.trained_entry(trained[1], images, inputs),
+    ]
+    for entry, expected in zip(found, [entries[0], entries[2]], strict=True):
+        for ours, theirs in zip(entry.qualities[0], expected.qualities[0], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)  # batches of other sizes
+    assert comparison.mean_psnr(inputs, images) == pytest.approx(
+        entries[0].values("psnr").mean(), rel=1e-6
+    )
+
+
 @pytest.mark.parametrize("noise", NOISES)
 def test_every_level_of_a_curve_is_one_of_the_noise(noise, test_images):
     levels = comparison.levels_around(noise, (28, 28, 1))
@@ -156,7 +174,7 @@ def test_every_level_of_a_curve_is_one_of_the_noise(noise, test_images):
 def test_the_worst_images(entries, images):
     rows = comparison.worst_rows(entries[2:], images, entries[0].outputs)
     assert list(rows) == ["denoiser\nclean", "denoiser\nnoisy", "denoiser"]
-    error = ((entries[2].outputs - images / 255) ** 2).mean(axis=(1, 2, 3))
+    error = ((np.asarray(entries[2].outputs) - images / 255) ** 2).mean(axis=(1, 2, 3))
     worst = np.sort(error)[-10:]
     shown = ((rows["denoiser"] - rows["denoiser\nclean"]) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(np.sort(shown), worst, rtol=1e-6)
@@ -206,7 +224,7 @@ def test_colors(tmp_path, monkeypatch):
     inputs = comparison.noisy_images(test, "occlusion")
     assert (inputs == 0).all(axis=-1).sum(axis=(1, 2)).min() >= 16  # a square of half the height
     entry = comparison.trained_entry(trained, test, inputs)
-    error = entry.outputs.astype(np.float64) - test / 255
+    error = np.asarray(entry.outputs, np.float64) - test / 255
     (row,) = comparison.summaries([entry])
     assert row["mse"].mean == pytest.approx((error**2).mean(), rel=1e-5)
     assert -1 <= row["ssim"].mean <= 1

@@ -44,7 +44,7 @@ def start(configs):
 
 def train(group, state, stop):
     """Some steps of the first epoch; the states of the members, their losses and scores."""
-    chunk = group.run(state, group.order(1), 0, stop)
+    chunk = group.run(state, 1, 0, stop)
     assert chunk.finite_M.all()
     count = len(group.members)
     states = [trainer.member(chunk.state, k, count) for k in range(count)]
@@ -128,7 +128,7 @@ def test_a_member_that_is_not_finite_leaves_the_others_alone(images):
     configs = [MEMBERS[0], dataclasses.replace(MEMBERS[0], learning_rate=1e38)]
     model, state = start(configs)
     group = Trainer(configs, model, MATMUL, *images, ["learning_rate"])
-    chunk = group.run(state, group.order(1), 0, 8)
+    chunk = group.run(state, 1, 0, 8)
     assert chunk.finite_M.tolist() == [True, False]
     _, losses_alone, _ = train_alone(configs[0], MATMUL, images, 8)
     np.testing.assert_allclose(chunk.losses_MxS[0], losses_alone, rtol=1e-5)
