@@ -17,6 +17,7 @@ from cae_jax import atomic, figures, markdown
 from cae_jax import data as data_sets
 from cae_jax.config import NOISES, TrainConfig, check_level
 from cae_jax.evaluation import baselines, comparison
+from cae_jax.evaluation.lazy import Images
 from cae_jax.runs import members
 from cae_jax.runs.interruption import Interrupted
 
@@ -207,7 +208,7 @@ def _add_noises(page: Page, plan: Plan, trained: Networks, data: Data) -> None:
         inputs = comparison.noisy_images(data.test, noise)
         psnr = [comparison.mean_psnr(inputs, data.test)]
         for network in networks:
-            outputs = [each.reconstruct(inputs) for each in network.autoencoders]
+            outputs = [each.reconstruct(np.asarray(inputs)) for each in network.autoencoders]
             psnr.append(statistics.mean(comparison.mean_psnr(x, data.test) for x in outputs))
         for row, value in zip(rows, psnr, strict=True):
             row.append(f"{value:.2f}")
@@ -225,7 +226,7 @@ def _clean_entries(plan: Plan, trained: Networks, data: Data) -> Entries:
     return {name: _entry(trained[name], data.test, clean) for name in names}
 
 
-def _entry(network: comparison.Trained, images: np.ndarray, inputs: np.ndarray) -> comparison.Entry:
+def _entry(network: comparison.Trained, images: np.ndarray, inputs: Images) -> comparison.Entry:
     """An entry without its seconds: runs that share a machine cannot be compared by their time."""
     return comparison.trained_entry(network, images, inputs)._replace(seconds=None)
 
