@@ -157,18 +157,21 @@ def train(
 
 
 def _explain_steps(config: TrainConfig, steps: int) -> None:
-    """Logs that the steps are few for any network, or how the warm-up of a continued constant
-    schedule differs from that of a whole one.
-
-    Args:
-        config: of the run.
-        steps: in an epoch.
-    """
+    """Logs that the training of a config is short; `steps` are those of an epoch."""
     if (total := config.epochs * steps) < _FEW_STEPS:
         logger.info(
             f"A training of {total} steps is short: with few images, a smaller batch (--batch-size "
             "32) and more --epochs give better ones"
         )
+
+
+def _explain_warmup(config: TrainConfig, steps: int) -> None:
+    """Logs how the warm-up of a continued constant schedule differs from that of a whole one.
+
+    Args:
+        config: of the run.
+        steps: in an epoch.
+    """
     parts = [warmup(config, epochs * steps) for epochs in (*config.restarts[:1], config.epochs)]
     if config.schedule == "constant" and parts[0] < parts[-1]:
         logger.info(
@@ -195,6 +198,7 @@ def _run(
     if journal.saved_step is not None:
         logger.info("%s resumes after step %d", journal.folder.path, journal.saved_step)
     _explain_steps(configs[0], trainer.steps)
+    _explain_warmup(configs[0], trainer.steps)
     run_epochs(progress, trainer, journal, session)
     journal.wait()
     session.check()

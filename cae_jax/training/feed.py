@@ -20,7 +20,7 @@ from cae_jax.ops import settings
 _UNITS = {"": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 # A chunk that is larger begins later and trains no faster, if it has one in this many images.
-_CHUNK_BYTES, _CHUNK_SHARE = 2**28, 16
+_CHUNK_BYTES, _CHUNK_SHARE = 256 * 2**20, 16
 
 Order = Callable[[jax.Array, np.int32], jax.Array]
 # Images, batches of indices into them, and the steps that may be taken with these.

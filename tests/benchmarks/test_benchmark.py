@@ -16,7 +16,7 @@ from PIL import Image
 import cae_jax
 from benchmarks.frameworks import adapter, case, expected, summary, sweep, tables, time_to, worker
 from cae_jax import figures
-from cae_jax.config import from_dict, to_dict
+from cae_jax.config import from_dict, peak_rate, to_dict
 from cae_jax.models import autoencoders
 from tests.conftest import ROOT
 from tests.helpers import assert_fails_in_one_line
@@ -240,7 +240,8 @@ def test_trainings_to_a_loss_take_the_best_peak_rate(monkeypatch):
         config = from_dict(one.config)
         if (one.framework, config.learning_rate) == ("torch", 6e-3):
             return {"failed": "loss 0.7 after 4 epochs"}
-        seconds = {"auto": 1.0, "torch": 1000 * config.learning_rate}[one.framework] + config.seed
+        seconds = 1.0 if one.framework == "auto" else 1000 * peak_rate(config)
+        seconds += config.seed
         return {"seconds": seconds, "whole_seconds": seconds + 3, "epochs": 0.75}
 
     monkeypatch.setattr(time_to, "run_case", run_case)
