@@ -242,6 +242,7 @@ def test_a_run_and_the_images_it_was_trained_on(tmp_path, monkeypatch, caplog, c
         assert "skip" not in error
 
 
+@pytest.mark.slow
 def test_a_run_whose_images_have_moved(tmp_path, monkeypatch, capsys):
     path, new, run = image_folder(tmp_path), tmp_path / "new" / "place", tmp_path / "run"
     other = tmp_path / "other"

@@ -144,6 +144,7 @@ def test_robustness(trained, test_images):
     assert curves["denoiser"][1] == (0.25, pytest.approx(by_hand, rel=1e-5))
 
 
+@pytest.mark.slow
 def test_more_images_than_fit_are_evaluated_in_parts(trained, entries, images, monkeypatch):
     monkeypatch.setattr(comparison, "_MAX_BYTES", 300 * 28 * 28 * 4)
     monkeypatch.setattr(quality, "_VALUES", 1)

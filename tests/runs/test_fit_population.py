@@ -551,9 +551,8 @@ SWEPT = {
 }
 
 
-@pytest.mark.parametrize(
-    "optimizer", ["adam", *(pytest.param(each, marks=pytest.mark.slow) for each in [*SWEPT][1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", SWEPT)
 def test_swept_numbers_share_a_program_and_have_the_bits_of_runs_alone(
     optimizer, monkeypatch, data_dir, tmp_path
 ):

@@ -47,7 +47,12 @@ BOUNDS = {
 
 
 @pytest.mark.parametrize(
-    ("backend", "optimizer"), [("matmul", "adam"), ("native", "adam"), ("native", "soap")]
+    ("backend", "optimizer"),
+    [
+        pytest.param("matmul", "adam", marks=pytest.mark.slow),
+        ("native", "adam"),
+        ("native", "soap"),
+    ],
 )
 def test_the_size_of_a_step(backend, optimizer):
     compiled = compile_steps(backend, optimizer)
