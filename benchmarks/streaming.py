@@ -96,8 +96,8 @@ def train(file: str, budget: str, backend: str) -> None:
     images = np.asarray(np.load(file, mmap_mode="r"))
     dataset = data.Dataset(images[VALIDATION:], images[:VALIDATION])
     config = dataset.resolve(TrainConfig(data="arrays", image_shape=None, epochs=2))
-    budget_bytes = bytes_of(budget) if budget else None
-    job = Job(config, choose(from_config(config), backend), dataset, budget=budget_bytes)
+    chosen = choose(from_config(config), backend)
+    job = Job(config, chosen, dataset, budget=bytes_of(budget or None))
     trainer, state = job.trainer([config]), job.initial_state([config])
     state = trainer.run(state, 1, 0, trainer.steps).state
     began, used = time.perf_counter(), time.process_time()

@@ -33,7 +33,7 @@ _FEATURES = {
 }
 # A denoiser has no use for a short code; smaller images keep the tutorial's network.
 _DENOISER, _DENOISER_SIDE = (32, 64, 64), 32
-WIDE = 32  # features of the first layer from which on a lower learning rate is better
+_WIDE = 32  # features of the first layer from which on a lower learning rate is better
 
 Noise = Literal[
     "none",
@@ -419,7 +419,7 @@ def peak_rate(config: TrainConfig) -> float:
         return config.learning_rate
     if config.model != "conv":
         return 3e-3
-    return 1e-2 if config.features and config.features[0] >= WIDE else 3e-2
+    return 1e-2 if config.features and config.features[0] >= _WIDE else 3e-2
 
 
 def check_level(

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import os
 import platform
 import statistics
 import sys
@@ -27,6 +26,7 @@ import numpy as np
 from cae_jax import atomic
 from cae_jax.cli import common
 from cae_jax.config import TrainConfig
+from cae_jax.data.workers import cores
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -232,9 +232,7 @@ def environment() -> dict[str, Any]:
     for name in ("cae-jax", "jax", "jaxlib", "flax"):
         with contextlib.suppress(metadata.PackageNotFoundError):  # a clone that is not installed
             versions[name] = metadata.version(name)
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux: the CPUs this process may use
-    cpus = len(affinity(0)) if affinity else os.cpu_count()
-    return {"platform": platform.platform(), "cpu_count": cpus, "versions": versions}
+    return {"platform": platform.platform(), "cpu_count": cores(), "versions": versions}
 
 
 def peak_memory() -> dict[str, int | None]:

@@ -92,7 +92,7 @@ def fit(
         Interrupted: a signal came before there was a model.
     """
     workdir = Path(workdir).expanduser()
-    budget = None if device_budget is None else bytes_of(device_budget)
+    budget = bytes_of(device_budget)
     with Session(chunk_steps, on_epoch, on_chunk) as session:
         where: Any = {"data_dir": data_dir, "verify_data": verify_data, "workers": workers}
         arrays = images, targets

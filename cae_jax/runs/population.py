@@ -94,13 +94,13 @@ def fit_population(
     """
     programs.check_members(configs)
     workdir = Path(workdir).expanduser()
-    budget = None if device_budget is None else bytes_of(device_budget)
+    budget = bytes_of(device_budget)
     with Session(chunk_steps, on_chunk=on_chunk) as session:
         where: Any = {"data_dir": data_dir, "verify_data": verify_data, "workers": workers}
         config, dataset, chosen = prepare(
             configs[0], workdir, backend, (images, targets), session.start, **where
         )
-        fields = ("data", "pairs", "image_shape", "levels", "features")
+        fields = ("data", "pairs", "image_shape", "levels")
         shared = {name: getattr(config, name) for name in fields}
         configs = [resolved(dataclasses.replace(each, **shared)) for each in configs]
         programs.check_members(configs)  # once more, with the default learning rate

@@ -41,12 +41,14 @@ class Plan(NamedTuple):
     description: str
 
 
-def bytes_of(budget: str | float) -> int:
-    """The bytes of a budget: a number, or a text such as ``"2GiB"`` or ``"512 MB"``.
+def bytes_of(budget: str | float | None) -> int | None:
+    """The bytes of a budget, if any: a number, or a text such as ``"2GiB"`` or ``"512 MB"``.
 
     Raises:
         UserError: another text, or less than one byte.
     """
+    if budget is None:
+        return None
     match = re.fullmatch(r"([\d.]+) ?(\w*)", f"{budget}")
     try:
         number, unit = match.groups() if match else ("", "")
@@ -168,7 +170,7 @@ class Streamed:
         self._thread = ThreadPoolExecutor(1)
         self._batches = jax.device_put(self._batches_of_chunks())
         self._epoch, self._order_MxSxB = 0, np.zeros((0, 0, 0), np.int32)
-        self._at, self._chunk = (0, 0), None
+        self._chunk: tuple[tuple[int, int], jax.Array] | None = None  # epoch and chunk
         self._ahead: tuple[tuple[int, int], Future[jax.Array]] | None = None
 
     def with_key(self, key: jax.Array) -> "Streamed":
@@ -204,18 +206,18 @@ class Streamed:
 
     def _take(self, epoch: int, chunk: int) -> jax.Array:
         at = epoch, chunk
-        if self._chunk is None or at != self._at:
+        if self._chunk is None or self._chunk[0] != at:
             self._chunk = None
             if self._ahead is None or self._ahead[0] != at:
                 self._begin(at)
             assert self._ahead is not None
-            self._chunk, self._at = self._ahead[1].result(), at
+            self._chunk = at, self._ahead[1].result()
             self._ahead = None
             if (chunk + 1) * self._steps < self._shape[1]:
                 self._begin((epoch, chunk + 1))
             elif epoch < self._epochs:
                 self._begin((epoch + 1, 0))
-        return self._chunk
+        return self._chunk[1]
 
     def _begin(self, at: tuple[int, int]) -> None:
         self._ahead = at, self._thread.submit(self._read, *at)
