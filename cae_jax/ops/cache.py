@@ -33,7 +33,8 @@ def use_compilation_cache() -> None:
     """
     import jax  # deferred: a command that only shows its help must not wait for it
 
-    if jax.config.values["jax_compilation_cache_dir"] is not None:
+    if (own := jax.config.values["jax_compilation_cache_dir"]) is not None:
+        _replace_damaged_entries(Path(own))
         return
     try:
         folder = cache_folder() / "xla"
@@ -49,7 +50,8 @@ def use_compilation_cache() -> None:
 def _replace_damaged_entries(folder: Path) -> None:
     """Removes entries that JAX cannot read or write, instead of showing its warnings.
 
-    JAX compiles such a program and writes it to the cache only if it has no entry.
+    JAX compiles such a program and writes it to the cache only if it has no entry. It does not
+    write entries in one step either: one that another process is writing cannot be read.
     """
     show = warnings.showwarning
     damaged = r"Error \w+ persistent compilation cache entry for '(.+?)'"

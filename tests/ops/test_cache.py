@@ -78,7 +78,8 @@ def test_without_a_home_directory_there_is_no_cache(monkeypatch):
 
 
 @pytest.mark.slow
-def test_damaged_entries_are_replaced_once_and_silently(tmp_path):
+@pytest.mark.parametrize("own", [False, True])
+def test_damaged_entries_are_replaced_once_and_silently(tmp_path, own):
     code = """
 import warnings, jax, jax.numpy as jnp
 from cae_jax.ops import cache
@@ -87,8 +88,11 @@ jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((9, 9))).block_until_ready()
 warnings.warn("another")
 """
     options = {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    run("-c", code, **options)
     folder = tmp_path / "cae_jax" / "xla"
+    if own:
+        folder = tmp_path / "own"
+        options["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    run("-c", code, **options)
     entries = {path: path.read_bytes() for path in folder.iterdir()}
     assert entries
     damaged = {
