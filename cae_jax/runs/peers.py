@@ -37,6 +37,7 @@ EXIT = 75
 # In exceptions of a collective when another process is gone.
 _OF_PEERS = re.compile("gloo|nccl|peer|socket|connection", re.IGNORECASE)
 _START, _END = "the start", "the end"  # the first and the last exchange
+_CHECK = "check that `coordinator` is the address of process 0"
 _GRACE = 2.0  # seconds within which all processes act on the same signal
 _LIMIT = 1 << 24  # bytes of a message
 _LOOPBACK = "127.0.0.1"
@@ -222,7 +223,7 @@ class Peers:
         """Ends this process, whatever its main thread waits for."""
         who = f"process {index} of {self.count}"
         if not self.names:
-            self._values.put(UserError(f"{who} {reason}", "start all processes again"))
+            self._values.put(UserError(f"{who} {reason}", f"{_CHECK}, and start all again"))
             return
         for path in list(atomic.temporaries):
             with contextlib.suppress(OSError):
@@ -243,7 +244,7 @@ class _Hub:
         self._count, self._patience, self._service = count, patience, service
         self._members: dict[int, asyncio.StreamWriter] = {}
         self._at: dict[int, tuple[str, Any]] = {}
-        self._deadline, self._over = float("inf"), False
+        self._within, self._deadline, self._over = 0.0, 0.0, False
 
     async def listen(self, host: str, port: int) -> asyncio.Task[None]:
         """Listens, on the loopback for processes of this machine and else on all addresses."""
@@ -267,7 +268,8 @@ class _Hub:
             if kind == "jax":
                 await _pipe(streams, await _reach(_LOOPBACK, self._service, 60))
             elif kind == "hello" and (refusal := self._refusal(*rest)):
-                _send(writer, "refused", refusal)
+                _send(writer, "refused", refusal, "start all processes again")
+                return
             elif kind == "hello":
                 index = rest[0]
                 self._members[index] = writer
@@ -292,7 +294,7 @@ class _Hub:
 
     def _arrive(self, index: int, name: str, value: Any, within: float) -> None:
         self._at[index] = name, value
-        self._deadline = time.monotonic() + within
+        self._within, self._deadline = within, time.monotonic() + within
         for other, (where, _) in self._at.items():
             if where != name:
                 self._end(index, f"is at {name} and process {other} at {where}")
@@ -319,7 +321,7 @@ class _Hub:
             if self._at and time.monotonic() > self._deadline:
                 where = next(iter(self._at.values()))[0]
                 for missing in {*range(self._count)} - {*self._at}:
-                    self._end(missing, f"did not come to {where} in time")
+                    self._end(missing, f"did not come to {where} within {self._within:g} s")
 
     def _end(self, index: int, reason: str, code: int = EXIT) -> None:
         """Ends all processes because of one."""
@@ -380,7 +382,7 @@ async def _reach(host: str, port: int, seconds: float) -> Streams:
                 raise UserError(
                     f"process 0 was not found at {host}:{port} within {seconds:g} s "
                     f"({reason_of(error)})",
-                    "start it, and give its address as `coordinator` to all processes",
+                    f"start it, and {_CHECK}",
                 ) from error
         await asyncio.sleep(0.1)
 
@@ -403,6 +405,7 @@ def _detect(seconds: float) -> tuple[Any, ...]:
             raise UserError(f"the cluster cannot be used ({reason_of(error)})", advice) from error
     if None in found[:3]:
         reason = "".join(f" ({reason_of(Warning(note.message))})" for note in notes[:1])
+        reason = reason.replace("`", "")
         raise UserError(
             f"neither Slurm, Open MPI, Kubernetes nor a TPU pod was found{reason}", advice
         )
@@ -436,15 +439,20 @@ def _initialize(
     global_state.initialize_preemption_sync_manager = lambda: (
         None
     )  # it would take SIGTERM from Python
-    jax.distributed.initialize(
-        f"{_LOOPBACK}:{relay}",
-        peers.count,
-        peers.index,
-        local_devices,
-        cluster_detection_method="deactivate",
-        coordinator_bind_address=f"{_LOOPBACK}:{service}",
-        heartbeat_timeout_seconds=20 * 86_400,
-    )
+    try:
+        jax.distributed.initialize(
+            f"{_LOOPBACK}:{relay}",
+            peers.count,
+            peers.index,
+            local_devices,
+            cluster_detection_method="deactivate",
+            coordinator_bind_address=f"{_LOOPBACK}:{service}",
+            heartbeat_timeout_seconds=20 * 86_400,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"JAX cannot bring processes together ({reason_of(error)})", "use a new process"
+        ) from error
     # At exit JAX would wait for processes that are gone, and so would the destructors.
     global_state.shutdown = lambda: None
     for each in (global_state.client, global_state.service):
