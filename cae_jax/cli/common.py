@@ -133,6 +133,26 @@ class DataFlags:
 
 
 @flags
+class ProcessFlags:
+    """Several processes that train one run together."""
+
+    distributed: bool = False
+    """Slurm, Open MPI, Kubernetes or a TPU pod says which processes there are."""
+
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Where the others reach process 0."""
+
+    num_processes: int | None = None
+    """How many there are."""
+
+    process_id: int | None = None
+    """Of this one, from 0; process 0 writes the run."""
+
+    patience: float = 30
+    """Seconds after which a silent process counts as dead."""
+
+
+@flags
 class ConfigFlags:
     """Base of the flags of a command that takes a config."""
 
@@ -145,6 +165,7 @@ class ConfigFlags:
 
 
 Data = tyro.conf.OmitArgPrefixes[DataFlags]
+Processes = tyro.conf.OmitArgPrefixes[ProcessFlags]
 
 
 class Resumable(Interrupted):

@@ -44,7 +44,8 @@ class Job:
         fields: of the config, in which the members differ apart from the seed.
         budget: bytes of images on the device; None takes what the programs leave.
         members: of the largest group.
-        devices: of this machine that train.
+        devices: of each process that train.
+        processes: that train together.
 
     Raises:
         UserError: there are fewer devices, or more than have a microbatch.
@@ -65,9 +66,10 @@ class Job:
         budget: int | None = None,
         members: int = 1,
         devices: int = 1,
+        processes: int = 1,
     ) -> None:
         self.config, self.backend, self._fields = config, backend, tuple(fields)
-        self._devices = _devices(devices, members, config)
+        self._devices = _devices(devices, processes, members, config)
         self.examples = len(dataset.train)
         self._plan = self._make_plan(budget, members, dataset)
         if self._plan is None:
@@ -151,20 +153,22 @@ class Job:
         atomic.write_text(run / "summary.txt", layer_table(self.model.topology) + "\n")
 
 
-def _devices(count: int, members: int, config: TrainConfig) -> list[Any]:
-    """The first devices of this machine."""
+def _devices(count: int, processes: int, members: int, config: TrainConfig) -> list[Any]:
+    """The first devices of each process, which are those of one machine or a part of them."""
     there = jax.local_devices()
     if not 1 <= count <= len(there):
         raise UserError(
             f"`devices` is {count}; this machine has {len(there)} of {there[0].platform}"
         )
-    if members == 1 and count > config.microbatches:
+    if members == 1 and (all_of_them := count * processes) > config.microbatches:
         raise UserError(
-            f"`devices` is {count} and `microbatches` {config.microbatches}, of which each device "
-            f"takes whole ones; pass at most {config.microbatches}, or train a new run with "
-            f"`microbatches={count}`"
+            f"there are {all_of_them} devices and `microbatches` is {config.microbatches}, of "
+            f"which each takes whole ones; use at most {config.microbatches} in all, or train a "
+            f"new run with `microbatches={all_of_them}`"
         )
-    return there[:count]
+    if processes == 1:
+        return there[:count]
+    return [each for k in range(processes) for each in jax.local_devices(k)[:count]]
 
 
 def prepare(

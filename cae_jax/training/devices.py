@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from cae_jax.config import TrainConfig
@@ -82,6 +83,15 @@ class Devices:
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    def of_first(self, arrays: Any) -> Any:
+        """On the host of each process, the arrays that process 0 has."""
+        if self.mesh is None or not self.mesh.is_multi_process:
+            return arrays
+        # As integers, and by a gather: a sum would lose the sign of a zero.
+        words = jax.tree.map(lambda x: np.asarray(x).view(np.uint32), arrays)
+        gathered = multihost_utils.process_allgather(words)
+        return jax.tree.map(lambda x, all_x: all_x[0].view(x.dtype), arrays, gathered)
 
     def describe(self, arrays: Any, axes: Any) -> Any:
         """`jax.ShapeDtypeStruct` of arrays that `put` has put there."""

@@ -131,7 +131,8 @@ class Trainer:
         self._varying = self._devices.put(varying, self._devices.member_axis)
 
     def put(self, state: TrainState) -> TrainState:
-        """The state of the group on its devices."""
+        """The state of the group, as process 0 has it, on its devices."""
+        state = self._devices.of_first(state)
         added = len(self._placed) - len(self.members)
         if added:
             every = [member(state, k, len(self.members)) for k in range(len(self.members))]
