@@ -17,7 +17,7 @@ from cae_jax.errors import UserError, reason_of
 # Exit code of a process that ends because another one did; EX_TEMPFAIL of sysexits.h: try again.
 EXIT = 75
 START, END = "the start", "the end"  # the first and the last exchange
-GRACE = 5.0  # seconds within which all processes act on the same signal
+GRACE = 3.0  # seconds within which all processes leave if they have the same reason
 LOOPBACK = "127.0.0.1"
 CHECK = "check that `coordinator` is the address of process 0"
 _LIMIT = 1 << 24  # bytes of a message
@@ -102,7 +102,7 @@ class Hub:
 
     async def _leave(self, index: int, reason: str, code: int) -> None:
         writer = self._members.pop(index)
-        for _ in range(20 if code > 128 else 0):  # a signal, on which all may be acting
+        for _ in range(20):  # others may be leaving for the same reason
             if self._members:
                 await asyncio.sleep(GRACE / 20)
         self._end(index, reason, code)

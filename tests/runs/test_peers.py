@@ -172,6 +172,14 @@ def test_an_error_in_one_process_ends_the_others(start, who):
 
 
 @pytest.mark.slow
+def test_an_error_that_all_have_is_reported_by_each(start):
+    code = "raise UserError('the images differ')"
+    processes = start(2, early_0=code, early_1=f"time.sleep(0.5); {code}")
+    for process in processes:
+        assert ended(process)[::2] == (2, "toy: error: the images differ\n")
+
+
+@pytest.mark.slow
 def test_a_bug_in_one_process_keeps_its_traceback(start):
     processes = start(2, late_1="1 / 0")
     one_line(processes[0], processes[1], r"ended with an error \(division by zero\)")
