@@ -6,6 +6,7 @@ A message is a JSON array in a line: its kind, and what belongs to it.
 import asyncio
 import contextlib
 import json
+import math
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from cae_jax.errors import UserError, reason_of
 # Exit code of a process that ends because another one did; EX_TEMPFAIL of sysexits.h: try again.
 EXIT = 75
 START, END = "the start", "the end"  # the first and the last exchange
-GRACE = 5.0  # seconds within which all processes act on the same signal
+GRACE = 3.0  # seconds within which all processes leave if they have the same reason
 LOOPBACK = "127.0.0.1"
 CHECK = "check that `coordinator` is the address of process 0"
 _LIMIT = 1 << 24  # bytes of a message
@@ -52,26 +53,27 @@ class Hub:
         """Serves one connection while it lasts."""
         reader, writer = streams
         index = -1
-        async for kind, *rest in messages(reader, self._patience):
-            if kind == "jax":
-                await pipe(streams, await reach(LOOPBACK, self.service, 60))
-            elif kind == "hello" and (refusal := self._refusal(*rest)):
-                send(writer, "refused", refusal, "start all processes again")
-                return
-            elif kind == "hello":
-                index = rest[0]
-                self._members[index] = writer
-            elif index < 0:  # a stranger
-                return
-            elif kind == "at":
-                self._arrive(index, *rest)
-            elif kind == "left":
-                await self._leave(index, *rest)
-                return
-            elif kind == "lost":
-                self._end(index, *rest)
-            else:
-                self._end(*rest)
+        with contextlib.closing(writer):
+            async for kind, *rest in messages(reader, self._patience):
+                if kind == "jax":
+                    await pipe(streams, await reach(LOOPBACK, self.service, 60))
+                elif kind == "hello" and (refusal := self._refusal(*rest)):
+                    send(writer, "refused", refusal, "start all processes again")
+                    return
+                elif kind == "hello":
+                    index = rest[0]
+                    self._members[index] = writer
+                elif index < 0:  # a stranger
+                    return
+                elif kind == "at":
+                    self._arrive(index, *rest)
+                elif kind == "left":
+                    await self._leave(index, *rest)
+                    return
+                elif kind == "lost":
+                    self._end(index, *rest)
+                else:
+                    self._end(*rest)
 
     def _refusal(self, index: int, count: int, patience: float) -> str:
         if count != self._count:
@@ -100,7 +102,7 @@ class Hub:
 
     async def _leave(self, index: int, reason: str, code: int) -> None:
         writer = self._members.pop(index)
-        for _ in range(20 if code > 128 else 0):  # a signal, on which all may be acting
+        for _ in range(20):  # others may be leaving for the same reason
             if self._members:
                 await asyncio.sleep(GRACE / 20)
         self._end(index, reason, code)
@@ -157,7 +159,7 @@ async def pipe(one: Streams, other: Streams) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 writer.write(data)
-        await asyncio.Event().wait()
+        await asyncio.sleep(math.inf)
 
     await asyncio.gather(pass_on(one[0], other[1]), pass_on(other[0], one[1]))
 

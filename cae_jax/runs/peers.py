@@ -97,7 +97,7 @@ class Peers:
         self.index, self.count, self.patience = index, count, patience
         self.names: Sequence[str] = ()
         self._values: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._over, self._told = False, threading.Event()
+        self._guarded, self._over, self._told = False, False, threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def connect(self, host: str, port: int, seconds: float) -> None:
@@ -158,11 +158,12 @@ class Peers:
 
         An exception ends the other processes, with a line that names this one and exit code `EXIT`.
         `Interrupted` ends those that do not act on the same signal, with exit code 128 + signal;
-        raise it when process 0 has saved what is to be kept.
+        raise it when process 0 has saved what is to be kept. Within another guard it does nothing.
         """
-        if self._loop is None:
+        if self._loop is None or self._guarded:
             yield
             return
+        self._guarded = True
         try:
             yield
             self.exchange(hub.END, None)

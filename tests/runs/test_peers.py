@@ -18,7 +18,7 @@ from cae_jax.errors import UserError
 from cae_jax.runs import peers
 
 PATIENCE = 3
-# Runs argv[4] after three steps: before the collective of a step, or after it.
+# Runs code of the test: before or after the collective of its fourth step, and after the training.
 TOY = """
 import signal, sys, time
 import jax
@@ -30,12 +30,14 @@ from cae_jax.runs import peers
 from cae_jax.runs.interruption import Interrupted
 
 count, index, address, steps = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-early, late = sys.argv[5:]
+early, late, after = sys.argv[5:]
 received = []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: received.append(number))
 with common.user_errors("toy"), common.interruptible(["toy"]):
-    group = peers.join(False, address, count, index, patience=3, seconds=60)
+    where = (False, address, count, index) if ":" in address else (True,)
+    group = peers.join(*where, patience=3, seconds=60)
+    assert (group.index, group.count) == (index, count)
     with group.guard():
         mesh = Mesh(np.array(jax.devices()), ("data",))
         split, whole = PartitionSpec("data"), PartitionSpec()
@@ -62,6 +64,7 @@ with common.user_errors("toy"), common.interruptible(["toy"]):
             if step == 3:
                 print("running", flush=True)
             time.sleep(0.01)
+    exec(after)
 print("done")
 """
 IDLE = "print('running', flush=True); time.sleep(1000)"
@@ -77,19 +80,20 @@ def start():
     """Starts the toy in several processes, and leaves none behind."""
     processes = []
 
-    def begin(count, steps=10**9, **snippets):
-        address = free_address()
+    def begin(count, steps=10**9, address=None, environment=None, **code):
+        """`code` has what process i runs, as `early_i`, `late_i` and `after_i`."""
+        address = address or free_address()
         for index in range(count):
-            early = snippets.get(f"early_{index}", "")
-            late = snippets.get(f"late_{index}", "")
-            words = [count, index, address, steps, early, late]
+            snippets = [code.get(f"{when}_{index}", "") for when in ("early", "late", "after")]
+            words = [count, index, address, steps, *snippets]
+            variables = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
             processes.append(
                 subprocess.Popen(
                     [sys.executable, "-c", TOY, *map(str, words)],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
-                    env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+                    env=os.environ | variables | (environment(index) if environment else {}),
                 )
             )
         return processes
@@ -110,7 +114,7 @@ def running(processes):
 
 
 def ended(process) -> tuple[int, str, str]:
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=200)
     return process.returncode, stdout, stderr
 
 
@@ -148,7 +152,7 @@ def test_a_dead_or_frozen_process_ends_the_others(start, who, number, where):
         reason = f"gave no sign of life for {PATIENCE} s: it is frozen or cannot be reached"
     for other in [each for each in processes if each is not processes[who]]:
         one_line(other, processes[who], reason, index=who)
-    assert time.monotonic() - begun < PATIENCE + 3  # the machine may be busy
+    assert time.monotonic() - begun < PATIENCE + 5  # the machine may be busy
     if number == signal.SIGSTOP:  # it says the same of itself when it wakes up
         processes[who].send_signal(signal.SIGCONT)
         one_line(processes[who], processes[who], reason, index=who)
@@ -165,6 +169,14 @@ def test_an_error_in_one_process_ends_the_others(start, who):
         index=who,
     )
     assert ended(processes[who])[::2] == (2, "toy: error: the disk is full\n")
+
+
+@pytest.mark.slow
+def test_an_error_that_all_have_is_reported_by_each(start):
+    code = "raise UserError('the images differ')"
+    processes = start(2, early_0=code, early_1=f"time.sleep(0.5); {code}")
+    for process in processes:
+        assert ended(process)[::2] == (2, "toy: error: the images differ\n")
 
 
 @pytest.mark.slow
@@ -198,7 +210,8 @@ def test_processes_at_different_places_end(start):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_all_end_in_order_and_wait_for_slow_ones(start, count):
-    processes = start(count, 5, **{f"late_{count - 1}": f"time.sleep({PATIENCE + 2})"})
+    slow, last = f"time.sleep({PATIENCE + 1})", count - 1
+    processes = start(count, 5, **{f"late_{last}": slow, f"after_{0 if count > 2 else last}": slow})
     for process in processes:
         code, stdout, stderr = ended(process)
         assert (code, stderr) == (0, "")
@@ -232,6 +245,25 @@ def test_proxies_and_stray_variables_of_clusters_do_not_matter(start, monkeypatc
     for name in ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"):
         monkeypatch.setenv(f"SLURM_{name}", "7")
     assert [ended(each)[::2] for each in start(2, 3)] == [(0, ""), (0, "")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["Slurm", "Open MPI"])
+def test_a_cluster_says_which_processes_there_are(start, launcher):
+    host, port = free_address().split(":")
+
+    def environment(index):
+        if launcher == "Slurm":
+            job = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": host, "SLURM_NTASKS": "2"}
+            own = {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+        else:
+            job = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}
+            rank = str(index)
+            own = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
+        return {"JAX_COORDINATOR_PORT": port, **job, **own}
+
+    processes = start(2, 3, address="cluster", environment=environment)
+    assert [ended(each)[::2] for each in processes] == [(0, ""), (0, "")]
 
 
 def test_a_single_process_needs_no_others():
@@ -292,6 +324,27 @@ def test_a_port_in_use_is_one_line():
 def test_a_process_that_does_not_come_is_named():
     with pytest.raises(UserError, match=r"^process 1 of 2 did not come to the start within 0\.1 s"):
         peers.join(False, free_address(), 2, 0, patience=1, seconds=0.1)
+
+
+def test_strangers_are_ignored_and_a_process_that_dies_before_the_start_is_named():
+    host, port = free_address().split(":")
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(peers.join, False, f"{host}:{port}", 2, 0, patience=1)
+        time.sleep(0.2)
+        for words in (
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"5\n",
+            b'["end", 0, "x"]\n',
+            b'["at", "x"]\n',
+            b"",
+        ):
+            with socket.create_connection((host, port)) as connection:
+                connection.sendall(words)
+        assert not first.done()
+        with socket.create_connection((host, port)) as connection:
+            connection.sendall(b'["hello", 1, 2, 1]\n')
+            time.sleep(0.1)
+    assert str(first.exception()).startswith("process 1 of 2 was killed or has crashed; ")
 
 
 def test_processes_that_do_not_match_are_refused():
