@@ -103,7 +103,7 @@ def _alone() -> contextlib.AbstractContextManager[Any]:
     if jax.process_count() == 1:
         return contextlib.nullcontext()
     # It has `MultiprocessingOptions` for this, which one of its checks of a save does not heed.
-    return mock.patch.object(jax, "process_count", lambda *_: 1)
+    return mock.patch.object(jax, "process_count", return_value=1)
 
 
 @contextlib.contextmanager
