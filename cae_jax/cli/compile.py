@@ -41,6 +41,9 @@ class Flags(common.ConfigFlags):
     members: int | None = None
     """Compile for a population of this many members."""
 
+    devices: int = 1
+    """Compile for so many, over which microbatches or members are spread."""
+
     json: Path | None = None
     """Write the counts to this file too."""
 
@@ -60,7 +63,7 @@ def run(flags: Flags) -> None:
     from cae_jax.ops import targets
     from cae_jax.ops.backend import choose
 
-    target = targets.find(flags.target)
+    target = targets.find(flags.target, flags.devices)
     backend = choose(topology.from_config(flags.train), flags.backend, target.platform)
     results: dict[str, Any] = {
         "target": flags.target,
@@ -71,30 +74,37 @@ def run(flags: Flags) -> None:
         "backend": f"{backend.name}: {backend.reason}",
         "batch_size": flags.train.batch_size,
         "members": flags.members,
+        "devices": flags.devices,
         "programs": {},
     }
     common.print_values(
         {name: results[name] for name in ("device", "jax", "backend", "batch_size")}
     )
-    for name, program in programs(flags, backend).items():
+    for name, program in programs(flags, backend, target).items():
         results["programs"][name] = described = describe(program, target)
         print(f"\n{name}")
         common.print_values(described)
     common.write_json(flags.json, results)
 
 
-def programs(flags: Flags, backend: "Backend") -> "dict[str, Program]":
+def programs(flags: Flags, backend: "Backend", target: "Target") -> "dict[str, Program]":
     """The programs of a config selected by the flags, by name."""
     from cae_jax.models import autoencoders
     from cae_jax.training import programs
+    from cae_jax.training.devices import Devices
 
     config = flags.train
     images, tests = config.train_examples or TRAIN_IMAGES, config.test_examples or TEST_IMAGES
     model = autoencoders.abstract(config)
     members = [dataclasses.replace(config, seed=seed) for seed in range(flags.members or 1)]
+    devices = Devices.of(target.devices, config, len(members))
+    if devices.count < flags.devices:
+        raise UserError(
+            f"`devices` is {flags.devices}; it takes at most the `microbatches` or `members`"
+        )
     available = {
-        "training": programs.training(members, model, backend, images),
-        "evaluation": programs.evaluation(members, model, backend, tests),
+        "training": programs.training(members, model, backend, images, devices=devices),
+        "evaluation": programs.evaluation(members, model, backend, tests, devices=devices),
         "noise": programs.noise(config, model, tests),
         **programs.inference(model, backend),
     }
@@ -121,6 +131,7 @@ def describe(program: "Program", target: "Target") -> dict[str, Any]:
         "kernels_in_branches": kernels.branches.total(),
         "kernels_outside_the_loop": kernels.outside.total(),
         "graph_breaks": dict(kernels.graph_breaks) if target.platform == "gpu" else None,
+        "collectives": parsed.collectives(),
         "host_transfers": parsed.host_transfers,
         "float64": parsed.float64,
         "flops": cost.get("flops"),

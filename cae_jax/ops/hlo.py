@@ -1,5 +1,6 @@
 """Counts what a compiled program does on its device, from the text that XLA prints."""
 
+import math
 import re
 from collections import Counter
 from typing import NamedTuple
@@ -13,6 +14,10 @@ _CALLS = ("call", "async-start")
 # What XLA does not capture in a CUDA graph with the options of `cae_jax.ops.cuda_graphs`: calls of
 # libraries other than cuBLAS.
 GRAPH_BREAKS = ("convolution", "library")
+_COLLECTIVES = {
+    *("all-gather", "all-reduce", "all-to-all", "reduce-scatter"),
+    *("collective-permute", "collective-broadcast", "ragged-all-to-all"),
+}
 _TRANSFERS = {"infeed", "outfeed", "send", "recv"}
 
 
@@ -70,6 +75,16 @@ class Program(NamedTuple):
             if instruction.opcode in _TRANSFERS or "callback" in target:
                 found.append(target or instruction.opcode)
         return found
+
+    def collectives(self) -> dict[str, int]:
+        """The bytes that each kind of exchange between devices gives to each of them in a step."""
+        found = Counter()
+        for body in self._outer_loops(self.entry) or [self.entry]:
+            for each in self._all(body):
+                kind = each.opcode.removesuffix("-start")
+                if kind in _COLLECTIVES and not each.opcode.endswith("-done"):
+                    found[kind] += _bytes(each)
+        return dict(found)
 
     def kernels(self) -> Kernels:
         """Counts the kernels."""
@@ -164,6 +179,13 @@ def _instruction(line: str) -> Instruction | None:
     for names in re.findall(r"(?:branch_computations|called_computations)=\{(.*?)\}", right):
         called += re.findall(r"[\w.\-]+", names)
     return Instruction(match[1], right, tuple(called))
+
+
+def _bytes(instruction: Instruction) -> int:
+    """The size of the result, which is the last array of the type."""
+    kind = instruction.text.partition(f" {instruction.opcode}(")[0]
+    *_, (bits, shape) = re.findall(r"[a-z]+(\d+)\[([\d,]*)\]", kind)
+    return int(bits) // 8 * math.prod(int(n) for n in shape.split(",") if n)
 
 
 def _iterations(loop: Instruction) -> int:

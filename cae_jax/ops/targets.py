@@ -45,20 +45,26 @@ class Target(NamedTuple):
         title: its full name.
         platform: as JAX names it.
         memory: bytes.
-        sharding: compiles a program for this device when its arguments have it.
+        devices: several of them, as many as were asked for.
     """
 
     title: str
     platform: Literal["gpu", "tpu"]
     memory: int
-    sharding: jax.sharding.Sharding
+    devices: list[Any]
+
+    @property
+    def sharding(self) -> jax.sharding.Sharding:
+        """Compiles a program for the first device when its arguments have it."""
+        return jax.sharding.SingleDeviceSharding(self.devices[0])
 
 
-def find(name: str) -> Target:
+def find(name: str, devices: int = 1) -> Target:
     """Finds a device by its name; a TPU's may be followed by a topology, as in ``v5e:2x4``.
 
     Raises:
-        UserError: an unknown name or topology, or XLA's compiler for it is not installed.
+        UserError: an unknown name or topology, one with fewer devices, or XLA's compiler for it is
+            not installed.
     """
     kind, _, topology = name.partition(":")
     table = _table()
@@ -71,12 +77,14 @@ def find(name: str) -> Target:
     if "gpu" in entry:
         _require(kind, "jax_plugins.xla_cuda13", "cuda13")
         described, memory = _describe_gpu(entry), entry["gpu"]["device_memory_size"]
-        return Target(entry["title"], "gpu", memory, _sharding("cuda", **described))
+        described["topology"] = f"1x1x{devices}"
+        return Target(entry["title"], "gpu", memory, _devices("cuda", devices, **described))
     _require(kind, "libtpu", "tpu")
     for name, value in _NO_MACHINE.items():
         os.environ.setdefault(name, value)
     topology = f"{kind}:{topology or entry['topology']}"
-    return Target(entry["title"], "tpu", entry["memory"], _sharding("tpu", topology_name=topology))
+    found = _devices("tpu", devices, topology_name=topology)
+    return Target(entry["title"], "tpu", entry["memory"], found)
 
 
 def _table() -> dict[str, Any]:
@@ -92,7 +100,7 @@ def _require(kind: str, module: str, extra: str) -> None:
         raise UserError(f"the compiler for `target` {kind} is missing: {installing(extra)}")
 
 
-def _sharding(platform: str, **description: str) -> jax.sharding.Sharding:
+def _devices(platform: str, count: int, **description: str) -> list[Any]:
     from jax.experimental import topologies
 
     try:
@@ -100,11 +108,16 @@ def _sharding(platform: str, **description: str) -> jax.sharding.Sharding:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"XLA does not take this `target` ({reason})") from error
-    return jax.sharding.SingleDeviceSharding(found.devices[0])
+    if not 1 <= count <= len(found.devices):
+        raise UserError(
+            f"`devices` is {count} and the `target` has {len(found.devices)}; give a TPU with its "
+            "topology, such as v5e:2x4"
+        )
+    return found.devices[:count]
 
 
 def _describe_gpu(entry: dict[str, Any]) -> dict[str, str]:
-    """The arguments that describe a GPU: a GpuTargetConfigProto as text, and one device."""
+    """The argument that describes a GPU: a GpuTargetConfigProto as text."""
     title, capability = entry["title"], entry["gpu"]["cuda_compute_capability"]
     version = f"Compute Capability {capability['major']}.{capability['minor']}"
     config = {
@@ -113,7 +126,7 @@ def _describe_gpu(entry: dict[str, Any]) -> dict[str, str]:
         "dnn_version_info": {"major": 9, "minor": 12},
         "device_description_str": title,
     }
-    return {"target_config": _text_proto(config), "topology": "1x1x1"}
+    return {"target_config": _text_proto(config)}
 
 
 def _text_proto(message: dict[str, Any]) -> str:

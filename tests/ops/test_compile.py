@@ -131,6 +131,17 @@ def test_doubles_and_transfers_are_found():
     assert sent.host_transfers == ["outfeed"]
 
 
+def test_exchanges_between_devices_are_counted_in_bytes_of_their_results():
+    assert hlo.parse(GPU).collectives() == {}
+    lines = """
+  %gather = (f32[2]{0}, f32[4,2]{1,0}) all-gather-start(%loop), dimensions={0}
+  %gathered = f32[4,2]{1,0} all-gather-done(%gather)
+  %all = bf16[8]{0} all-reduce(%loop), to_apply=%fused_sum
+  %call = """
+    program = hlo.parse(GPU.replace("\n  %call = ", lines))
+    assert program.collectives() == {"all-gather": 4 * 8, "all-reduce": 2 * 8}
+
+
 def test_what_xla_writes_can_be_read():
     """The text of the XLA that is installed: its loop has a dot, a reduction and no transfer."""
 
@@ -150,9 +161,8 @@ def test_what_xla_writes_can_be_read():
 @pytest.fixture
 def here(monkeypatch):
     """The CPU under the name of a target, whose compiler is always installed."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = targets.Target("this CPU", "gpu", 10**9, sharding)
-    monkeypatch.setattr(targets, "find", lambda name: target)
+    target = targets.Target("this CPU", "gpu", 10**9, jax.devices()[:1])
+    monkeypatch.setattr(targets, "find", lambda name, devices: target)
     return target
 
 

@@ -135,6 +135,36 @@ def test_devices_and_chunks_have_the_same_bits(backend, optimizer, noise, data_d
         assert_same_end(tmp_path / other, tmp_path / "1")
 
 
+COUNT = """
+import jax
+from cae_jax.config import TrainConfig, resolved
+from cae_jax.models import autoencoders
+from cae_jax.ops import hlo
+from cae_jax.ops.backend import MATMUL
+from cae_jax.training import programs
+from cae_jax.training.devices import Devices
+
+config = resolved(TrainConfig(microbatches=8))
+members = [resolved(TrainConfig(seed=seed)) for seed in range(8)]
+for group in ([config], members):
+    devices = Devices.of(jax.devices(), group[0], len(group))
+    model = autoencoders.abstract(group[0])
+    for each in (programs.training, programs.evaluation)[: len(group)]:
+        program = each(group, model, MATMUL, 1000, devices=devices)
+        print(hlo.parse(program.compile().as_text()).collectives())
+"""
+
+
+@pytest.mark.slow
+def test_a_step_has_one_gather_and_the_members_of_a_population_none():
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", COUNT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    # For each microbatch the 4,385 parameters, the loss, and the number of images.
+    expected = [{"all-gather": 8 * (4385 + 2) * 4}, {}, {}]
+    assert done.stdout.splitlines() == list(map(str, expected)), done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["matmul", pytest.param("native", marks=needs_native)])
 def test_members_on_devices_of_their_own_are_ordinary_runs(backend, data_dir, tmp_path):
