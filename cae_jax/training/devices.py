@@ -149,6 +149,14 @@ class Devices:
         count = self.count if self._over_data else 1
         return -(-self.microbatches // count) * count
 
+    def own(self, batch: int) -> np.ndarray:
+        """Which images of a batch devices of this process compute: bool ``[B]``."""
+        if self.mesh is None or not self.mesh.is_multi_process:
+            return np.ones(batch, bool)
+        size = -(-batch // self.microbatches) * (self._microbatch_places() // self.count)
+        here = [each.process_index == jax.process_index() for each in self.mesh.devices.flat]
+        return np.array(here)[np.arange(batch) // size]
+
     def over_all(self, gradient: Gradient) -> Gradient:
         """The gradient of a batch of microbatches from that of one."""
         if self.microbatches == 1:

@@ -242,7 +242,8 @@ class Streamed:
         count = self._source.shape[0]
         rows = np.full((members, self._steps, batch), count)
         some = self._order_MxSxB[:, chunk * self._steps :][:, : self._steps]
-        rows[:, : some.shape[1]] = some
+        own_B = self._devices.own(batch)  # those of other processes stay what they are
+        rows[:, : some.shape[1], own_B] = some[..., own_B]
         rows = rows.ravel()
         places = np.flatnonzero(rows < count)
         wanted = rows[places]

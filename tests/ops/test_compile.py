@@ -189,7 +189,7 @@ def test_all_programs_of_a_config(here, tmp_path, capsys):
 
 
 def test_memory_that_does_not_suffice_is_said(here, monkeypatch, capsys):
-    monkeypatch.setattr(targets, "find", lambda name: here._replace(memory=1000))
+    monkeypatch.setattr(targets, "find", lambda name, devices: here._replace(memory=1000))
     cli.main(["compile", "--target", "here", "--model", "simple", "--programs", "encode"])
     assert re.search(r"^fits +False$", capsys.readouterr().out, re.M)
 

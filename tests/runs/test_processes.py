@@ -65,17 +65,21 @@ def newest(folder):
     return max([0, *(int(name) for name in names if name.isdecimal())])
 
 
-CASES = [("xla", "adam", 2), ("matmul", "soap", 3)]
-CASES += [pytest.param("native", "soap", count, marks=needs_native) for count in (1, 4)]
+STREAMED = ["--device-budget", "6MB"]
+CASES = [("xla", "adam", 2, []), ("matmul", "soap", 3, STREAMED)]
+CASES += [
+    pytest.param("native", "soap", count, given, marks=needs_native)
+    for count, given in ((1, []), (2, STREAMED), (4, []))
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "optimizer", "processes"), CASES)
+@pytest.mark.parametrize(("backend", "optimizer", "processes", "given"), CASES)
 def test_any_number_of_processes_ends_with_the_same_bits(
-    backend, optimizer, processes, data_dir, tmp_path
+    backend, optimizer, processes, given, data_dir, tmp_path
 ):
     flags = ["--backend", backend, "--optimizer", optimizer, "--epochs", 2]
-    train(tmp_path / "many", data_dir, *flags, processes=processes)
+    train(tmp_path / "many", data_dir, *flags, *given, processes=processes)
     command = [*TRAIN, "--workdir", tmp_path / "one", "--data-dir", data_dir, *flags]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     assert_same_end(tmp_path / "many", tmp_path / "one")
