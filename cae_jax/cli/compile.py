@@ -42,7 +42,7 @@ class Flags(common.ConfigFlags):
     """Compile for a population of this many members."""
 
     devices: int = 1
-    """Compile for so many, over which microbatches or members are spread."""
+    """Compile for this number, over which microbatches or members are spread."""
 
     json: Path | None = None
     """Write the counts to this file too."""
