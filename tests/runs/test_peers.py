@@ -17,7 +17,7 @@ import pytest
 from cae_jax.errors import UserError
 from cae_jax.runs import peers
 
-PATIENCE = 3
+PATIENCE = 5
 # Runs code of the test: before or after the collective of its fourth step, and after the training.
 TOY = """
 import signal, sys, time
@@ -36,7 +36,7 @@ for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: received.append(number))
 with common.user_errors("toy"), common.interruptible(["toy"]):
     where = (False, address, count, index) if ":" in address else (True,)
-    group = peers.join(*where, patience=3, seconds=60)
+    group = peers.join(*where, patience=5, seconds=60)
     assert (group.index, group.count) == (index, count)
     with group.guard():
         mesh = Mesh(np.array(jax.devices()), ("data",))
