@@ -161,7 +161,7 @@ def _folder(config: TrainConfig, location: Location, root: Path, files: list[Fil
     if re.fullmatch(r"[\d.]+", name):  # the version of a TFDS data set
         name = location.path.parent.name
     slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:30] or "images"
-    state = "".join(f"{file.key}\0{file.size}\0{file.changed}\0" for file in files)
+    state = "".join(f"{key}\0{size}\0{changed}\0" for key, size, changed in files)
     sums = _short_sum(repr((FORM, location.data, options))), _short_sum(state)
     return root / PREPARED / "-".join([slug, *sums])
 
