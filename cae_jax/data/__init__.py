@@ -260,12 +260,12 @@ def load_unseen(
     data_dir: str | Path | None = None,
     verify_data: bool = False,
     workers: int | None = None,
-) -> np.ndarray:
+) -> list[np.ndarray]:
     """Loads images that a model was not trained on; arguments as of `load_split`.
 
     Returns:
         uint8 ``[N, height, width, channels]``: the test images, or all where the source is not
-        split itself.
+        split itself, in two arrays.
 
     Raises:
         UserError: see `load_split`.
@@ -275,7 +275,7 @@ def load_unseen(
     found = [images for images, _ in parts if len(images)]
     if not found:
         raise _empty(config, prepared, "test")
-    return np.concatenate(found)
+    return found
 
 
 def _load(
