@@ -95,7 +95,8 @@ def load(
     if len(train) == len(all_train) and len(validation) == len(all_validation):
         return Dataset(train, validation, images.digest, images.levels)
     others = [] if all_validation is test else [test]
-    return Dataset(train, validation, prepared.digest(train, *others, validation), images.levels)
+    digest = prepared.kept_digest(images.folder, train, *others, validation)
+    return Dataset(train, validation, digest, images.levels)
 
 
 def of_arrays(
