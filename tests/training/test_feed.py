@@ -168,6 +168,14 @@ def test_a_disk_that_is_gone_is_one_line(tmp_path, monkeypatch, number):
     )
 
 
+def test_a_file_that_is_removed_before_it_is_read_is_one_line(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((10, 28, 28, 1), np.uint8))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    (tmp_path / "images.npy").unlink()
+    with pytest.raises(cae_jax.UserError, match=r"images.npy cannot be read any more .*Errno 2"):
+        Reader(images)
+
+
 def _failing(number):
     """As reading from a disk that has vanished."""
 
