@@ -83,4 +83,5 @@ def _image_weights(images: int) -> Iterator[np.ndarray]:
         weights = np.empty((part.stop - part.start, images), np.float32)
         for row in weights:
             row[:] = np.bincount(rng.integers(images, size=images), minlength=images)
-        yield weights / images
+        weights /= images
+        yield weights
