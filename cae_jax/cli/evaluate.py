@@ -105,15 +105,16 @@ def load(flags: Flags, config: TrainConfig, split: str) -> np.ndarray:
     return environment.load_split(flags.runs[0], config, split, **vars(flags.data))[0]
 
 
-def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, np.ndarray, str]:
+def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, "Images", str]:
     """The config of the training images, the images to evaluate on, and the path of others."""
     from cae_jax import data
+    from cae_jax.evaluation.lazy import joined
     from cae_jax.runs import environment
 
     where = vars(flags.data)
     moved, same = environment.moved(flags.runs, configs, flags.other, **where)
     if not same:
-        images = data.load_unseen(moved[0], **where)
+        images = joined(data.load_unseen(moved[0], **where))
         logger.warning(
             "%s has other images than the training; of the %d that are evaluated some may be "
             "training images",
@@ -167,7 +168,7 @@ def report(
     metadata: dict[str, Any],
     trained: list["comparison.Trained"],
     others: list["comparison.Entry"],
-    images: np.ndarray,
+    images: "Images",
     inputs: "Images",
     title: str,
 ) -> None:

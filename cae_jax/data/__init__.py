@@ -95,7 +95,8 @@ def load(
     if len(train) == len(all_train) and len(validation) == len(all_validation):
         return Dataset(train, validation, images.digest, images.levels)
     others = [] if all_validation is test else [test]
-    return Dataset(train, validation, prepared.digest(train, *others, validation), images.levels)
+    digest = prepared.kept_digest(images.folder, train, *others, validation)
+    return Dataset(train, validation, digest, images.levels)
 
 
 def of_arrays(
@@ -260,12 +261,12 @@ def load_unseen(
     data_dir: str | Path | None = None,
     verify_data: bool = False,
     workers: int | None = None,
-) -> np.ndarray:
+) -> list[np.ndarray]:
     """Loads images that a model was not trained on; arguments as of `load_split`.
 
     Returns:
         uint8 ``[N, height, width, channels]``: the test images, or all where the source is not
-        split itself.
+        split itself, in two arrays.
 
     Raises:
         UserError: see `load_split`.
@@ -275,7 +276,7 @@ def load_unseen(
     found = [images for images, _ in parts if len(images)]
     if not found:
         raise _empty(config, prepared, "test")
-    return np.concatenate(found)
+    return found
 
 
 def _load(

@@ -4,14 +4,15 @@ import contextlib
 import difflib
 import errno
 import fnmatch
+import operator
 import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cae_jax.config import NAMED, RUN_MARK, TrainConfig
 from cae_jax.data.files import SUFFIXES
@@ -274,23 +275,22 @@ def walk(path: Path, config: TrainConfig | None = None) -> Listing:
         if path.is_file():
             status = path.stat()
             return Listing(path.parent, [File(path.name, status.st_size, status.st_mtime_ns)], {})
-        entries = list(_entries(str(path), chosen.skip_unreadable))
+        found = _Walk(chosen.skip_unreadable)
+        found.find(str(path))
     except OSError as error:
         below = config and error.filename != str(path)
         advice = ", or pass `skip_unreadable=True`" if below else ""
         raise UserError(
             f"{path} cannot be read ({error})", f"grant read permission{advice}"
         ) from error
-    found = [entry for entry in entries if isinstance(entry, File)]
-    left_out = Counter(entry for entry in entries if not isinstance(entry, File))
-    files = sorted(found)
+    files = sorted(found.files, key=operator.itemgetter(0))  # of 200,000, twice as fast
     if chosen.include or chosen.exclude:
         include, exclude = _matching(chosen.include or "*"), _matching(chosen.exclude)
         paths = {file: "/".join(file.parts) for file in files}
         files = [f for f, p in paths.items() if include.match(p) and not exclude.match(p)]
-    if len(files) < len(found):
-        left_out["excluded"] = len(found) - len(files)
-    return Listing(path, files, dict(left_out))
+    if len(files) < len(found.files):
+        found.left_out["excluded"] = len(found.files) - len(files)
+    return Listing(path, files, dict(found.left_out))
 
 
 def _matching(patterns: Sequence[str]) -> re.Pattern[str]:
@@ -300,72 +300,77 @@ def _matching(patterns: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(fnmatch.translate, forms)) or r"\Z")
 
 
-class _Walk(NamedTuple):
-    """What is known of a walk: device and inode of the folders so far, and links to others."""
-
-    read: set[tuple[int, int]]
-    links: list[tuple[str, str]]  # their paths, and the keys of what lies below
-
-
-def _entries(folder: str, skip_unreadable: bool) -> Iterator[File | str]:
-    """The files below a folder, and why others are left out.
+class _Walk:
+    """The files below a folder.
 
     A folder is read once: where it lies, or else by the first link to it in the order of names.
+
+    Attributes:
+        files: in any order.
+        left_out: number of other entries by the reason.
     """
-    walk = _Walk(set(), [])
-    yield from _below(folder, "", walk, skip_unreadable)
-    for path, prefix in walk.links:  # which grows
+
+    def __init__(self, skip_unreadable: bool) -> None:
+        self.files: list[File] = []
+        self.left_out: Counter[str] = Counter()
+        self._skip_unreadable = skip_unreadable
+        self._read: set[tuple[int, int]] = set()  # device and inode of folders
+        self._links: list[tuple[str, str]] = []  # to folders, and the keys of what lies below
+
+    def find(self, folder: str) -> None:
+        """Finds the files below a folder."""
+        self._list(folder, "")
+        for link in self._links:  # which grows
+            self._try(self._list, *link)
+
+    def _try(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Calls a function for an entry; leaves out one that cannot be read, if that is allowed."""
         try:
-            yield from _below(path, prefix, walk, skip_unreadable)
+            function(*arguments)
         except OSError as error:
-            yield _reason(error, skip_unreadable)
+            if error.errno == errno.ELOOP:  # a link that leads to itself
+                self.left_out[_DANGLING] += 1
+            elif isinstance(error, PermissionError) and self._skip_unreadable:
+                self.left_out["without permission"] += 1
+            else:
+                raise
 
+    def _list(self, folder: str, prefix: str) -> None:
+        """Takes the entries of a folder, and lists those that are folders."""
+        status = os.stat(folder)  # noqa: PTH116 - as `scandir`
+        identity = (status.st_dev, status.st_ino)
+        if identity in self._read:
+            self.left_out[_READ] += 1
+            return
+        self._read.add(identity)
+        if os.path.lexists(os.path.join(folder, RUN_MARK)):  # noqa: PTH118
+            self.left_out["hidden"] += 1  # a run, whose figures are not images to train on
+            return
+        below: list[tuple[str, bool]] = []
+        with os.scandir(folder) as scanned:  # not sorted: in this order the system is faster
+            for entry in scanned:
+                self._try(self._take, entry, prefix, below)
+        for name, is_link in sorted(below):
+            path = os.path.join(folder, name), f"{prefix}{name}/"  # noqa: PTH118
+            if is_link:
+                self._links.append(path)
+            else:
+                self._try(self._list, *path)
 
-def _below(folder: str, prefix: str, walk: _Walk, skip_unreadable: bool) -> Iterator[File | str]:
-    """The entries below a folder, apart from those behind links, which it notes."""
-    status = os.stat(folder)  # noqa: PTH116 - as `scandir`
-    identity = (status.st_dev, status.st_ino)
-    if identity in walk.read:
-        yield _READ
-        return
-    walk.read.add(identity)
-    with os.scandir(folder) as scanned:
-        entries = sorted(scanned, key=lambda entry: entry.name)
-    if any(entry.name == RUN_MARK for entry in entries):
-        yield "hidden"  # a run, whose figures are not images to train on
-        return
-    for entry in entries:
-        try:
-            yield from _entry(entry, prefix, walk, skip_unreadable)
-        except OSError as error:
-            yield _reason(error, skip_unreadable)
-
-
-def _reason(error: OSError, skip_unreadable: bool) -> str:
-    """Why an entry that cannot be read is left out; raises the error if it is not."""
-    if error.errno == errno.ELOOP:  # a link that leads to itself
-        return _DANGLING
-    if isinstance(error, PermissionError) and skip_unreadable:
-        return "without permission"
-    raise error
-
-
-def _entry(
-    entry: os.DirEntry[str], prefix: str, walk: _Walk, skip_unreadable: bool
-) -> Iterator[File | str]:
-    """A file, or those below a folder."""
-    below = f"{prefix}{entry.name}/"
-    if _is_hidden(entry.name) or (entry.name == PREPARED and entry.is_dir()):
-        yield "hidden"  # `data_dir` may lie among the images
-    elif entry.is_dir() and entry.is_symlink():
-        walk.links.append((entry.path, below))
-    elif entry.is_dir():
-        yield from _below(entry.path, below, walk, skip_unreadable)
-    elif entry.is_file():
-        status = entry.stat()
-        yield File(prefix + entry.name, status.st_size, status.st_mtime_ns)
-    elif entry.is_symlink():
-        yield _DANGLING
+    def _take(self, entry: os.DirEntry[str], prefix: str, below: list[tuple[str, bool]]) -> None:
+        """Takes a file, or notes a folder and whether it is a link."""
+        name = entry.name
+        if _is_hidden(name):
+            self.left_out["hidden"] += 1
+        elif entry.is_file():
+            status = entry.stat()
+            self.files.append(File(prefix + name, status.st_size, status.st_mtime_ns))
+        elif name == PREPARED and entry.is_dir():
+            self.left_out["hidden"] += 1  # `data_dir` may lie among the images
+        elif entry.is_dir():
+            below.append((name, entry.is_symlink()))
+        elif entry.is_symlink():
+            self.left_out[_DANGLING] += 1
 
 
 def _is_hidden(name: str) -> bool:

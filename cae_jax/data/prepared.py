@@ -52,6 +52,7 @@ class Prepared(NamedTuple):
         divided: whether the source is one split, which `split` divides.
         skipped: number of unreadable images that are left out.
         levels: their black and white, where the config's `white` is ``"auto"``.
+        folder: where their files lie.
     """
 
     train: Arrays
@@ -62,6 +63,7 @@ class Prepared(NamedTuple):
     divided: bool
     skipped: int
     levels: tuple[float, float] | None
+    folder: Path
 
 
 def load(
@@ -161,7 +163,7 @@ def _folder(config: TrainConfig, location: Location, root: Path, files: list[Fil
     if re.fullmatch(r"[\d.]+", name):  # the version of a TFDS data set
         name = location.path.parent.name
     slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:30] or "images"
-    state = "".join(f"{file.key}\0{file.size}\0{file.changed}\0" for file in files)
+    state = "".join(f"{key}\0{size}\0{changed}\0" for key, size, changed in files)
     sums = _short_sum(repr((FORM, location.data, options))), _short_sum(state)
     return root / PREPARED / "-".join([slug, *sums])
 
@@ -214,6 +216,7 @@ def _map(folder: Path, verify: bool) -> Prepared:
         divided=record.get("divided", False),
         skipped=record["skipped"],
         levels=levels and tuple(levels),
+        folder=folder,
     )
 
 
@@ -223,6 +226,17 @@ def digest(*arrays: np.ndarray) -> str:
     for array in arrays:
         total.update(np.ascontiguousarray(array))
     return total.hexdigest()
+
+
+def kept_digest(folder: Path, *arrays: np.ndarray) -> str:
+    """The `digest` of the first images of each split, which is kept in their folder."""
+    path = folder / f"first-{'-'.join(str(len(array)) for array in arrays)}.sha256"
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    found = digest(*arrays)
+    with contextlib.suppress(OSError):  # others may have prepared them, for reading only
+        atomic.write_text(path, found)
+    return found
 
 
 @contextlib.contextmanager

@@ -19,6 +19,9 @@ class Reader:
     Args:
         images: uint8 ``[N, height, width, channels]``.
 
+    Raises:
+        UserError: the file is gone.
+
     Attributes:
         shape: ``(N, height, width, channels)``.
     """
@@ -30,7 +33,10 @@ class Reader:
             root = root.base
         if isinstance(root, np.memmap) and images.flags.c_contiguous and hasattr(os, "preadv"):
             self._name = root.filename
-            self._file = os.open(f"{root.filename}", os.O_RDONLY)
+            try:
+                self._file = os.open(f"{root.filename}", os.O_RDONLY)
+            except OSError as error:
+                raise self._lost(error) from error
             weakref.finalize(self, os.close, self._file)
             self._start = root.offset + images.ctypes.data - root.ctypes.data
 
@@ -52,11 +58,14 @@ class Reader:
                 if os.preadv(self._file, (into[start : start + size],), offset) < size:
                     raise EOFError("it is shorter than at the start")
         except (OSError, EOFError) as error:
-            raise UserError(
-                f"{self._name} cannot be read any more ({reason_of(error)}); restore it and start "
-                "again: a training resumes after its last checkpoint"
-            ) from error
+            raise self._lost(error) from error
         return images
+
+    def _lost(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self._name} cannot be read any more ({reason_of(error)}); restore it and start "
+            "again: a training resumes after its last checkpoint"
+        )
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:

@@ -16,8 +16,10 @@ import logging
 import math
 import multiprocessing
 import os
+import struct
 import timeit
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,7 @@ from tqdm import tqdm
 from cae_jax import atomic
 from cae_jax.config import NAMED
 from cae_jax.errors import UserError, installing
+from cae_jax.evaluation.lazy import Images, Lazy, parts
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,8 @@ logger = logging.getLogger(__name__)
 # the values of these of Fashion-MNIST.
 TUNING_IMAGES = 200
 _TUNING_VALUES, _LEAST_IMAGES = TUNING_IMAGES * math.prod(NAMED["fashion_mnist"]), 12
+_PART_VALUES = 2**22  # of the images that are denoised at a time, 32 MB
+_IMAGES = "pictures"  # name of the array in the files of results
 _THRESHOLDS = ("BayesShrink", "VisuShrink")
 
 
@@ -182,8 +187,8 @@ def denoise(
 
 
 def denoise_all(
-    folder: Path, tuning_inputs: np.ndarray, tuning_images: np.ndarray, inputs: np.ndarray
-) -> Iterator[tuple[str, str, np.ndarray]]:
+    folder: Path, tuning_inputs: np.ndarray, tuning_images: np.ndarray, inputs: Images
+) -> Iterator[tuple[str, str, Images]]:
     """Tunes every denoiser on training images and applies it to test images.
 
     Args:
@@ -199,7 +204,8 @@ def denoise_all(
         UserError: the extra ``baselines`` is not installed, or `folder` cannot be written.
     """
     digest = hashlib.sha256()
-    for array in (tuning_inputs, tuning_images, inputs):
+    some = [*parts(len(inputs), max(1, _PART_VALUES // math.prod(inputs.shape[1:])))]
+    for array in (tuning_inputs, tuning_images, *(inputs[part] for part in some)):
         digest.update(array.tobytes())
     with workers() as executor:
         for name, (_, grid) in DENOISERS.items():
@@ -207,16 +213,16 @@ def denoise_all(
             path = folder / f"{name.replace(' ', '_')}-{digest.hexdigest()[:16]}.npz"
             if not path.exists():
                 planes = (len(grid) * len(tuning_inputs) + len(inputs)) * inputs.shape[-1]
-                seconds = planes * _seconds(name, inputs[0, ..., 0]) / (os.cpu_count() or 1)
+                seconds = planes * _seconds(name, inputs[:1][0, ..., 0]) / (os.cpu_count() or 1)
                 logger.info("Denoising by %s, about %.0f s", name, seconds)
                 with tqdm(total=planes, desc=name, leave=False, disable=None) as bar:
                     tuned = tune(name, tuning_inputs, tuning_images / 255, executor, bar.update)
-                    denoised = denoise(tuned, inputs, executor, bar.update)
-                _save(path, tuned, denoised)
+                    denoised = (denoise(tuned, inputs[i], executor, bar.update) for i in some)
+                    _save(path, tuned, inputs.shape, denoised)
             with np.load(path) as arrays:
                 parameters = json.loads(str(arrays["tuned"]))["parameters"]
-                settings = ", ".join(f"{key} {value}" for key, value in parameters.items())
-                yield name, settings, arrays["pictures"]
+            settings = ", ".join(f"{key} {value}" for key, value in parameters.items())
+            yield name, settings, _saved(path)
 
 
 def _seconds(name: str, plane: np.ndarray) -> float:
@@ -227,11 +233,30 @@ def _seconds(name: str, plane: np.ndarray) -> float:
     return timeit.timeit(run, number=1)
 
 
-def _save(path: Path, tuned: Tuned, images: np.ndarray) -> None:
+def _save(path: Path, tuned: Tuned, shape: tuple[int, ...], denoised: Iterable[np.ndarray]) -> None:
+    """Writes float32 images of a shape, which come in parts, as `numpy.savez` does."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     with atomic.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, pictures=images, tuned=json.dumps(tuned._asdict()))
+        with atomic.replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            with archive.open(f"{_IMAGES}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in denoised:
+                    file.write(part.tobytes())
+            with archive.open("tuned.npy", "w") as file:
+                np.lib.format.write_array(file, np.array(json.dumps(tuned._asdict())))
+
+
+def _saved(path: Path) -> Lazy:
+    """The images of a file of `_save` or `numpy.savez`, which do not compress."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        file.seek(archive.getinfo(f"{_IMAGES}.npy").header_offset + 26)
+        name_and_extra = struct.unpack("<2H", file.read(4))
+        file.seek(sum(name_and_extra), os.SEEK_CUR)
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        mapped = np.memmap(path, dtype, "r", file.tell(), shape)
+    return Lazy(shape, lambda part: np.array(mapped[part]))
 
 
 def _map(

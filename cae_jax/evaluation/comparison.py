@@ -135,9 +135,7 @@ def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
     return {names[next(iter(group.values()))]: list(group.values()) for group in groups.values()}
 
 
-def noisy_images(
-    images: np.ndarray, noise: str, level: float | None = None, seed: int = 0
-) -> Images:
+def noisy_images(images: Images, noise: str, level: float | None = None, seed: int = 0) -> Images:
     """Adds noise to test images, the same for all models: float32 ``[N, H, W, C]`` in [0, 1].
 
     Args:
@@ -165,8 +163,8 @@ def noisy_images(
 
 
 def clean_and_noisy(
-    stored: np.ndarray, config: TrainConfig, noise: str, level: float | None = None, seed: int = 0
-) -> tuple[np.ndarray, Images]:
+    stored: Images, config: TrainConfig, noise: str, level: float | None = None, seed: int = 0
+) -> tuple[Images, Images]:
     """The targets among images and what the models are to restore them from.
 
     Args:
@@ -175,13 +173,16 @@ def clean_and_noisy(
         noise, level, seed: see `noisy_images`; ``"pairs"`` takes the inputs of the pairs.
 
     Returns:
-        targets uint8 and inputs float32, ``[N, H, W, C]``; many inputs as `Lazy`.
+        targets uint8 and inputs float32, ``[N, H, W, C]``, as `Lazy` where they are many.
     """
-    images = stored[..., : stored.shape[-1] // 2] if config.pairs else stored
+    *shape, channels = stored.shape
+    half = channels // 2
+    targets = Lazy((*shape, half), lambda part: stored[part][..., :half])
+    images = targets if config.pairs else stored
     return images, noisy_images(stored if noise == PAIRS else images, noise, level, seed)
 
 
-def trained_entry(trained: Trained, images: np.ndarray, inputs: Images) -> Entry:
+def trained_entry(trained: Trained, images: Images, inputs: Images) -> Entry:
     """Evaluates the runs of a config on `inputs`, whose clean form is `images`."""
     first = trained.autoencoders[0]
     return Entry(
@@ -199,15 +200,15 @@ def _reconstructions(autoencoder: Autoencoder, inputs: Images) -> Lazy:
     return Lazy(inputs.shape, lambda part: autoencoder.reconstruct(inputs[part]))
 
 
-def untrained_entry(label: str, outputs: Images, images: np.ndarray, settings: str = "-") -> Entry:
+def untrained_entry(label: str, outputs: Images, images: Images, settings: str = "-") -> Entry:
     """Evaluates images that no network has produced: denoised classically, or the noisy ones."""
     return Entry(label, settings, None, None, None, [evaluate_images(outputs, images)], outputs)
 
 
 def baseline_entries(
     folder: Path,
-    tuning: tuple[np.ndarray, Images],
-    images: np.ndarray,
+    tuning: tuple[Images, Images],
+    images: Images,
     inputs: Images,
 ) -> list[Entry]:
     """Evaluates the classical denoisers, tuned on training images with the same kind of noise.
@@ -217,14 +218,13 @@ def baseline_entries(
         tuning: training images and their noisy form, with other noise than the test images, as of
             `clean_and_noisy`.
         images: test images, uint8 ``[N, H, W, C]``.
-        inputs: their noisy form, float32 ``[N, H, W, C]`` in [0, 1], of which all are in memory.
+        inputs: their noisy form, float32 ``[N, H, W, C]`` in [0, 1].
 
     Raises:
         UserError: the extra ``baselines`` is not installed, or `folder` cannot be written.
     """
     some = slice(baselines.tuning_images(images.shape[1:]))
     clean, noisy = (np.asarray(each[some]) for each in tuning)
-    inputs = np.asarray(inputs)
     return [
         untrained_entry(name, outputs, images, settings)
         for name, settings, outputs in baselines.denoise_all(folder, noisy, clean, inputs)
@@ -281,7 +281,7 @@ def _cell(name: str, value: Any, sign: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def mean_psnr(outputs: Images, images: np.ndarray) -> float:
+def mean_psnr(outputs: Images, images: Images) -> float:
     """Returns the mean PSNR in dB of outputs in [0, 1] against uint8 images ``[N, H, W, C]``."""
     size = max(1, _MAX_BYTES // (4 * math.prod(images.shape[1:])))
     values = [
@@ -292,7 +292,7 @@ def mean_psnr(outputs: Images, images: np.ndarray) -> float:
 
 
 def robustness_curves(
-    trained: Sequence[Trained], images: np.ndarray, noise: str, seed: int = 0
+    trained: Sequence[Trained], images: Images, noise: str, seed: int = 0
 ) -> dict[str, list[tuple[float, float]]]:
     """Computes the mean PSNR of each config's first run at several levels of a noise.
 
@@ -322,13 +322,13 @@ def levels_around(noise: str, image_shape: tuple[int, ...]) -> list[float]:
     return sorted({float(round(level)) if kind.whole else level for level in levels})
 
 
-def first_rows(entries: Iterable[Entry], images: np.ndarray) -> dict[str, np.ndarray]:
+def first_rows(entries: Iterable[Entry], images: Images) -> dict[str, np.ndarray]:
     """Returns rows for `figures.save_rows`: the first ten images, clean and by each entry."""
     return {"clean": images[:10] / 255} | {entry.label: entry.outputs[:10] for entry in entries}
 
 
 def worst_rows(
-    entries: Iterable[Entry], images: np.ndarray, inputs: Images | None
+    entries: Iterable[Entry], images: Images, inputs: Images | None
 ) -> dict[str, np.ndarray]:
     """Returns rows for `figures.save_rows`: each entry's ten images of lowest PSNR.
 

@@ -9,11 +9,15 @@ does not cover the variation between seeds.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from cae_jax.evaluation.lazy import parts
+
 RESAMPLES = 2000
+_MOST_WEIGHTS = 2**26  # in memory at a time, 256 MB
 
 
 class Interval(NamedTuple):
@@ -47,21 +51,37 @@ def _interval(mean: float, resampled: np.ndarray) -> Interval:
 
 def _resampled_means(values_RxN: np.ndarray, seed: int) -> np.ndarray:
     """Returns one mean per resample; `seed` is that of the runs' share."""
-    runs, images = values_RxN.shape
+    runs = len(values_RxN)
     mean, image_means_N = values_RxN.mean(), values_RxN.mean(axis=0)
     # Relative to the mean, where float32 is precise enough.
-    means = mean + _image_weights(images) @ (image_means_N - mean).astype(np.float32)
+    means = mean + _resampled((image_means_N - mean).astype(np.float32).tobytes())
     if runs > 1:
         error = values_RxN.mean(axis=1).std(ddof=1) / np.sqrt(runs)
         means += error * np.random.default_rng(seed).standard_t(runs - 1, RESAMPLES)
     return means
 
 
+@functools.lru_cache(maxsize=64)
+def _resampled(values: bytes) -> np.ndarray:
+    """Returns each resample's mean of float32 ``[N]``, given as bytes, which can be cached."""
+    values_N = np.frombuffer(values, np.float32)
+    images = len(values_N)
+    weights = _kept if RESAMPLES * images <= _MOST_WEIGHTS else _image_weights
+    return np.concatenate([part @ values_N for part in weights(images)])
+
+
 @functools.lru_cache(maxsize=1)
-def _image_weights(images: int) -> np.ndarray:
-    """Returns each image's share of each resample, float32 ``[RESAMPLES, N]``; fixed by a seed."""
+def _kept(images: int) -> list[np.ndarray]:
+    return [*_image_weights(images)]
+
+
+def _image_weights(images: int) -> Iterator[np.ndarray]:
+    """Yields each image's share of each resample, float32 ``[n, N]``, in parts; fixed by a seed."""
     rng = np.random.default_rng(0)
-    counts = [
-        np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(RESAMPLES)
-    ]
-    return np.array(counts, np.float32) / images
+    size = max(8, min(RESAMPLES, _MOST_WEIGHTS // images) // 8 * 8)
+    for part in parts(RESAMPLES, size):
+        weights = np.empty((part.stop - part.start, images), np.float32)
+        for row in weights:
+            row[:] = np.bincount(rng.integers(images, size=images), minlength=images)
+        weights /= images
+        yield weights

@@ -1,6 +1,7 @@
 """Arrays of images whose parts are computed when they are taken."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,21 @@ class Lazy:
 
 
 Images = np.ndarray | Lazy
+
+
+def joined(arrays: Sequence[np.ndarray]) -> Images:
+    """Arrays of images one after the other, of which some are in memory at a time."""
+    starts = [0, *itertools.accumulate(map(len, arrays))]
+
+    def compute(part: slice) -> np.ndarray:
+        return np.concatenate(
+            [
+                array[max(0, part.start - start) : max(0, part.stop - start)]
+                for start, array in zip(starts, arrays, strict=False)
+            ]
+        )
+
+    return Lazy((starts[-1], *arrays[0].shape[1:]), compute) if len(arrays) > 1 else arrays[0]
 
 
 def parts(count: int, size: int) -> Iterator[slice]:

@@ -35,7 +35,7 @@ class Quality(NamedTuple):
 
 
 def evaluate_model(
-    autoencoder: Autoencoder, images: np.ndarray, inputs: Images | None = None
+    autoencoder: Autoencoder, images: Images, inputs: Images | None = None
 ) -> Quality:
     """Evaluates a model's reconstructions of images, of which some are in memory at a time.
 
@@ -56,7 +56,7 @@ def evaluate_model(
     return _joined(found)
 
 
-def evaluate_images(outputs: Images, images: np.ndarray) -> Quality:
+def evaluate_images(outputs: Images, images: Images) -> Quality:
     """Evaluates images that no model of this package has produced; some at a time.
 
     Args:
@@ -99,7 +99,7 @@ def _quality(bce: jax.Array, outputs: jax.Array, targets: jax.Array) -> Quality:
     return Quality(*values)
 
 
-def _size(images: np.ndarray, batch: int) -> int:
+def _size(images: Images, batch: int) -> int:
     """How many images are in memory at a time: whole batches."""
     return max(1, _VALUES // math.prod(images.shape[1:]) // batch) * batch
 

@@ -149,11 +149,15 @@ def warn_of_other_images(
         configs: their configs, all of the same data set.
         where: see `cae_jax.data.load_split`.
     """
+    digests: dict[tuple[int | None, ...], str] = {}
     try:
         for run, config in zip(runs, configs, strict=True):
             before = _read(run).get("images")
             now = dataclasses.replace(config, data=configs[0].data)
-            if before and data.load(now, **where).digest != before:
+            examples = config.train_examples, config.test_examples
+            if before and examples not in digests:
+                digests[examples] = data.load(now, **where).digest
+            if before and digests[examples] != before:
                 logger.warning("%s was trained on other images than %s has now", run, config.data)
     except UserError as error:  # of the training images, which nothing else needs
         logger.warning("It is not known whether %s has changed: %s", configs[0].data, error)

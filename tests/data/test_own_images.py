@@ -1143,7 +1143,7 @@ def test_a_flipped_bit_is_found_where_all_bytes_are_compared(tmp_path, prepared,
         data.load(config(path), verify_data=True)
 
 
-def test_the_digest_is_that_of_the_images_which_are_used(tmp_path):
+def test_the_digest_is_that_of_the_images_which_are_used(tmp_path, monkeypatch):
     path = npz_file(tmp_path)
     everything = hashlib.sha256(IMAGES.tobytes() + TEST_IMAGES.tobytes()).hexdigest()
     assert data.load(config(path)).digest == everything
@@ -1151,6 +1151,9 @@ def test_the_digest_is_that_of_the_images_which_are_used(tmp_path):
     assert data.load(config(path, train_examples=5, test_examples=9)).digest == some
     images = (IMAGES, TEST_IMAGES)
     assert data.of_arrays(TrainConfig(data="arrays", batch_size=4), images).digest == everything
+    monkeypatch.setattr(data.prepared, "digest", None)  # a later start reads no images
+    for fields, expected in (({}, everything), ({"train_examples": 5, "test_examples": 9}, some)):
+        assert data.load(config(path, **fields)).digest == expected
 
 
 def test_gray_images_before_a_colored_one_become_rgb(tmp_path):

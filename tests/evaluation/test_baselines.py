@@ -9,6 +9,7 @@ from scipy import ndimage
 from skimage import metrics, restoration
 
 from cae_jax.evaluation import baselines
+from cae_jax.evaluation.lazy import Lazy
 
 
 class InThisProcess:
@@ -66,6 +67,36 @@ def test_a_line_and_a_bar_say_how_long_it_takes(tmp_path, monkeypatch, test_imag
     np.testing.assert_allclose(outputs, images / 255, atol=1e-6)
     assert steps == [57] * 57  # three channels of four images by three parameters, and of seven
     assert capsys.readouterr().out == "Denoising by scaled, about 0 s\n"
+
+
+def test_many_images_are_denoised_in_parts(tmp_path, monkeypatch, test_images):
+    """The same values, from files as earlier versions wrote them by NumPy."""
+    grid = [{"gain": 1.0, "power": power} for power in (1.0, 2.0)]
+    monkeypatch.setattr(baselines, "DENOISERS", {"scaled": (scaled, grid)})
+    monkeypatch.setattr(baselines, "workers", lambda: contextlib.nullcontext(InThisProcess()))
+    clean = test_images[:7]
+    taken = []
+
+    def half(part):
+        taken.append(len(clean[part]))
+        return (clean[part] / 510).astype(np.float32)
+
+    lazy = Lazy(clean.shape, half)
+    monkeypatch.setattr(baselines, "_PART_VALUES", 3 * 784)
+    [(_, settings, outputs)] = baselines.denoise_all(tmp_path, clean[:4] / 510, clean[:4], lazy)
+    assert max(taken) == 3
+    tuned = baselines.tune("scaled", clean[:4] / 510, clean[:4] / 255, InThisProcess())
+    expected = baselines.denoise(tuned, half(slice(0, 7)), InThisProcess())
+    for part in (slice(0, 7), slice(2, 5), np.array([6, 1])):
+        np.testing.assert_array_equal(outputs[part], expected[part])
+    [file] = tmp_path.iterdir()
+    with np.load(file) as written:
+        np.testing.assert_array_equal(written["pictures"], expected)
+        np.savez(file, pictures=written["pictures"] / 2, tuned=written["tuned"])
+    inputs = np.asarray(lazy)
+    [again] = baselines.denoise_all(tmp_path, clean[:4] / 510, clean[:4], inputs)
+    assert again[:2] == ("scaled", settings)
+    np.testing.assert_array_equal(again[2], expected / 2)
 
 
 def psnr(images, clean):

@@ -12,7 +12,7 @@ import cae_jax
 from benchmarks import study
 from cae_jax import figures, markdown
 from cae_jax.config import NOISES
-from cae_jax.evaluation import baselines, comparison, quality
+from cae_jax.evaluation import baselines, comparison, lazy, quality
 from cae_jax.runs import history
 from tests.conftest import DENSE, SMALL
 from tests.evaluation.test_baselines import InThisProcess
@@ -112,6 +112,22 @@ def test_noise_depends_on_its_seed_and_on_nothing_else(test_images):
     assert (first != other).mean() > 0.4  # the others are clipped to one end
     clean = comparison.noisy_images(test_images[:50], "none")
     np.testing.assert_allclose(clean, test_images[:50] / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize("pairs", [(), ("noisy", "clean")])
+def test_images_of_two_files_are_not_joined_in_memory(test_images, pairs):
+    stored = test_images[:30].reshape(30, 28, 14, 2)
+    parts = lazy.joined([stored[:11], stored[11:]])
+    config = dataclasses.replace(SMALL, pairs=pairs)
+    noise = "pairs" if pairs else "gaussian"
+    for name in ("none", noise):
+        expected = comparison.clean_and_noisy(stored, config, name)
+        found = comparison.clean_and_noisy(parts, config, name)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert isinstance(found[0], lazy.Lazy)
+    for part in (slice(0, 30), slice(4, 11), slice(11, 12), slice(9, 20), np.array([3, 25, 12])):
+        np.testing.assert_array_equal(parts[part], stored[part])
 
 
 def test_runs_of_one_config_belong_together(run, noisy_run, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cae_jax.evaluation import intervals
 from cae_jax.evaluation.intervals import difference_interval, mean_interval
 
 
@@ -51,6 +52,15 @@ def test_differences_are_paired():
     assert high - low == pytest.approx(2 * 1.96 * 0.1 / np.sqrt(500), rel=0.15)
     assert low < 0.5 < high
     assert mean == pytest.approx(a[0].mean() - b.mean())
+
+
+def test_many_images_are_resampled_in_parts_to_the_same_bits(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(2, 3, 1000))
+    expected = difference_interval(*values), mean_interval(values[0])
+    intervals._resampled.cache_clear()
+    monkeypatch.setattr(intervals, "_MOST_WEIGHTS", 100_000)  # of 2,000,000
+    monkeypatch.setattr(intervals, "_kept", None)
+    assert (difference_interval(*values), mean_interval(values[0])) == expected
 
 
 def test_the_same_again():

@@ -20,6 +20,7 @@ from PIL import Image
 import cae_jax
 from cae_jax import cli
 from cae_jax.data import Dataset
+from cae_jax.data.reader import Reader
 from cae_jax.interop import keras as interop
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
@@ -461,6 +462,21 @@ def test_the_run_is_the_model(imported, test_images):
         "checkpoints",
         "config.json",
     ]
+
+
+@pytest.mark.slow
+def test_many_images_are_evaluated_in_slices(imported, test_images, monkeypatch):
+    """Of 2,000 images, to the same bits."""
+    _, weights, config, _, _ = imported
+    config = dataclasses.replace(config, image_shape=(28, 28, 1))
+    model, taken = autoencoders.build_with(config, weights.params), []
+    params, read = nnx.state(model, nnx.Param), Reader.read
+    monkeypatch.setattr(Reader, "read", lambda *given: taken.append(given[3]) or read(*given))
+    images = test_images[:6171]
+    whole = interop._evaluated(config, model, params, images)
+    monkeypatch.setattr(interop, "_EVALUATED_BYTES", 1)
+    assert interop._evaluated(config, model, params, images) == whole
+    assert taken == [6171, 2000, 2000, 2171]
 
 
 def test_training_goes_on_from_the_weights(imported, data_dir, tmp_path, capsys):

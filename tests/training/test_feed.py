@@ -1,8 +1,12 @@
 """Images that are streamed: the same bits as those of images that are all on the device."""
 
 import dataclasses
+import errno
+import json
 import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -151,26 +155,100 @@ def test_a_streamed_run_ends_as_a_resident_one(dense_run, data_dir, tmp_path, ca
     assert_same_end(folder, dense_run)
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV])
+def test_a_disk_that_is_gone_is_one_line(tmp_path, monkeypatch, number):
+    np.save(tmp_path / "images.npy", np.zeros((10, 28, 28, 1), np.uint8))
+    reader = Reader(np.load(tmp_path / "images.npy", mmap_mode="r"))
+    monkeypatch.setattr(os, "preadv", _failing(number))
+    with pytest.raises(cae_jax.UserError) as error:
+        reader.read(np.arange(3), np.arange(3), 3)
+    assert str(error.value) == (
+        f"{tmp_path}/images.npy cannot be read any more ([Errno {number}] {os.strerror(number)}); "
+        "restore it and start again: a training resumes after its last checkpoint"
+    )
+
+
+def test_a_file_that_is_removed_before_it_is_read_is_one_line(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((10, 28, 28, 1), np.uint8))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    (tmp_path / "images.npy").unlink()
+    with pytest.raises(cae_jax.UserError, match=r"images.npy cannot be read any more .*Errno 2"):
+        Reader(images)
+
+
+def _failing(number):
+    """As reading from a disk that has vanished."""
+
+    def preadv(*_):
+        raise OSError(number, os.strerror(number))
+
+    return preadv
+
+
 @pytest.mark.slow
-def test_a_file_that_shrinks_ends_a_run_that_keeps_its_checkpoint(test_images, tmp_path):
+@pytest.mark.parametrize("gone", [False, True])
+def test_images_that_are_lost_end_a_run_that_keeps_its_checkpoint(
+    gone, test_images, tmp_path, monkeypatch
+):
+    """The file shrinks, or its disk is gone."""
     np.save(tmp_path / "images.npy", test_images[:2000])
     config = dataclasses.replace(
         DENSE, data=str(tmp_path / "images.npy"), train_examples=None, test_examples=None, epochs=3
     )
     options = {"data_dir": tmp_path / "data", "device_budget": 784 * 1000, "chunk_steps": 1}
-    prepared = []
 
-    def shrink(steps):
-        if steps == 14:  # in the second epoch
+    def lose(steps):
+        if steps == 14 and gone:  # of 15 in an epoch, with those of the last one read ahead
+            monkeypatch.setattr(os, "preadv", _failing(errno.EIO))
+        elif steps == 14:
             [file] = (tmp_path / "data").rglob("train_images.npy")
-            prepared.append(file.stat().st_size)
             os.truncate(file, 200_000)
 
-    with pytest.raises(cae_jax.UserError, match=r"train_images.npy cannot be read any more .it is"):
-        cae_jax.fit(config, tmp_path / "run", on_chunk=shrink, **options)
+    with pytest.raises(cae_jax.UserError, match=r"train_images.npy cannot be read any more .[i\[]"):
+        cae_jax.fit(config, tmp_path / "run", on_chunk=lose, **options)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")] == ["15"]
+    monkeypatch.undo()
     result = cae_jax.fit(config, tmp_path / "run", **options)  # prepares them again
     assert [row.epoch for row in result.history] == [1, 2, 3]
-    assert len(prepared) == 1
+
+
+# Prints the megabytes of anonymous memory after each chunk of steps.
+MEMORY = """
+import json, sys
+from pathlib import Path
+import cae_jax
+
+found = []
+def measure(_):
+    status = Path("/proc/self/status").read_text()
+    found.append(int(status.split("RssAnon:")[1].split()[0]) / 1000)
+
+config = cae_jax.TrainConfig(data=sys.argv[1], model="simple", optimizer="adam", epochs=3)
+cae_jax.fit(
+    config,
+    sys.argv[2] + "/run",
+    data_dir=sys.argv[2],
+    device_budget="16MB",
+    chunk_steps=20,
+    on_chunk=measure,
+)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_an_epoch(tmp_path):
+    """200 MB of images through 16 MB, with validation and checkpoints."""
+    images = np.random.default_rng(0).integers(0, 256, (255_000, 28, 28, 1), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    command = [sys.executable, "-c", MEMORY, tmp_path / "images.npy", tmp_path]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    per_epoch = len(found) // 3
+    for k in range(3):
+        epoch = found[k * per_epoch :][:per_epoch]
+        assert max(epoch) - max(epoch[: per_epoch // 10]) < 8
+    assert max(found) - max(found[: per_epoch // 10]) < 40
 
 
 # Of SMALL, whose last batch is not full; noise takes more memory than images.

@@ -29,6 +29,7 @@ __all__ = ["Weights", "import_run", "matching", "read", "write"]
 # The first release, next to 3.12.4, in which all known holes of deserialisation are closed.
 _KERAS = (3, 15, 1)
 _SECONDS = 120  # most of them go into starting Keras: 5 to 15
+_EVALUATED_BYTES = 256 * 2**20  # of the validation images on the device at a time
 Params = dict[str, dict[str, np.ndarray]]
 
 
@@ -178,10 +179,8 @@ def import_run(
     from cae_jax import data  # these take seconds, which a refused file does without
     from cae_jax.models.autoencoders import build_with
     from cae_jax.ops import settings
-    from cae_jax.ops.backend import XLA
     from cae_jax.runs import checkpoints, folder
     from cae_jax.training.trainer import initial_state
-    from cae_jax.training.validation import Validation
 
     workdir = Path(workdir).expanduser()
     if (workdir / "config.json").exists() and not overwrite:
@@ -194,12 +193,25 @@ def import_run(
     with settings.ours():
         model = build_with(config, weights.params)
         state = initial_state(config, model, len(images.train))
-        [score] = Validation([config], model, XLA, images.validation).evaluate(state.params)
+        val_loss = _evaluated(config, model, state.params, images.validation)
     with folder.open_folder(workdir, overwrite=overwrite):
         with checkpoints.Checkpoints(folder.checkpoint_folder(workdir), config) as saved:
-            saved.save(state, score.val_loss)
+            saved.save(state, val_loss)
         # Last: a config alone would be taken for a run that starts from random parameters.
         folder.write_config(workdir, config)
+    return val_loss
+
+
+def _evaluated(config: TrainConfig, model: Any, params: Any, images: np.ndarray) -> float:
+    """The val_loss of a model; the images are read in slices, to the bits of all at once."""
+    from cae_jax.data.reader import Reader
+    from cae_jax.ops.backend import XLA
+    from cae_jax.training.programs import evaluated_bytes
+    from cae_jax.training.validation import Validation, least_images
+
+    some = _EVALUATED_BYTES // evaluated_bytes([config], model)
+    most = max(some, least_images(config, XLA, len(images)))
+    [score] = Validation([config], model, XLA, Reader(images), most).evaluate(params)
     return score.val_loss
 
 
