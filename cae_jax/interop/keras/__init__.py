@@ -194,7 +194,8 @@ def import_run(
     with settings.ours():
         model = build_with(config, weights.params)
         state = initial_state(config, model, len(images.train))
-        [score] = Validation([config], model, XLA, images.validation).evaluate(state.params)
+        backend = XLA.with_precision(config.precision)
+        [score] = Validation([config], model, backend, images.validation).evaluate(state.params)
     with folder.open_folder(workdir, overwrite=overwrite):
         with checkpoints.Checkpoints(folder.checkpoint_folder(workdir), config) as saved:
             saved.save(state, score.val_loss)
