@@ -34,7 +34,7 @@ _CONFIG_HELP = f"A shipped config ({', '.join(config_names())}) or a Python file
 
 # The flags of a config by group. Training itself sets `image_shape` and `restarts`.
 _GROUPS = {
-    "run": "epochs batch_size seed on_nan max_skips",
+    "run": "epochs batch_size microbatches seed on_nan max_skips",
     "data": "data image_size resize channels background split train_examples test_examples "
     "white black frames include exclude skip_unreadable max_pixels",
     "network": "model features loss precision",
@@ -133,6 +133,26 @@ class DataFlags:
 
 
 @flags
+class ProcessFlags:
+    """Several processes that train one run together."""
+
+    distributed: bool = False
+    """Slurm, Open MPI, Kubernetes or a TPU pod says which processes there are."""
+
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Where the others reach process 0."""
+
+    num_processes: int | None = None
+    """How many there are."""
+
+    process_id: int | None = None
+    """Of this one, from 0; process 0 writes the run."""
+
+    patience: float = 30
+    """Seconds after which a silent process counts as dead."""
+
+
+@flags
 class ConfigFlags:
     """Base of the flags of a command that takes a config."""
 
@@ -145,6 +165,7 @@ class ConfigFlags:
 
 
 Data = tyro.conf.OmitArgPrefixes[DataFlags]
+Processes = tyro.conf.OmitArgPrefixes[ProcessFlags]
 
 
 class Resumable(Interrupted):

@@ -19,6 +19,7 @@ from cae_jax.config import TrainConfig, from_dict, to_dict
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 from cae_jax.runs.interruption import Interrupted
+from cae_jax.runs.peers import join
 
 
 @common.flags
@@ -50,10 +51,16 @@ class Flags(common.ConfigFlags):
     device_budget: str | None = None
     """Memory for images on the device, such as 2GiB; more are streamed."""
 
+    devices: int = 1
+    """Devices that train, to the same bits: at most the microbatches, or the runs of a program."""
+
     data: common.Data = common.DataFlags()
+
+    processes: common.Processes = common.ProcessFlags()
 
 
 def run(flags: Flags) -> None:
+    peers = join(**vars(flags.processes))
     cache.use_compilation_cache()
     many = bool(flags.seeds or flags.sweep)
     workdir = flags.workdir or Path("runs") / (Path(flags.config).stem + ("_many" if many else ""))
@@ -64,11 +71,17 @@ def run(flags: Flags) -> None:
         "chunk_steps": flags.chunk_steps,
         "backend": flags.backend,
         "device_budget": flags.device_budget,
+        "devices": flags.devices,
         **vars(flags.data),
     }
     if many:
         if flags.start_from is not None:
             raise UserError("`start_from` is for one run; leave it out, or `seeds` and `sweep`")
+        if peers.count > 1:
+            raise UserError(
+                "`seeds` and `sweep` take one process, whose `devices` share the members; start "
+                "other processes with other seeds and another `workdir`"
+            )
         configs = members(flags.train, flags.seeds, flags.sweep)
         options["members_per_program"] = flags.members_per_program
         result = cae_jax.fit_population(configs, workdir, **options)
@@ -82,7 +95,9 @@ def run(flags: Flags) -> None:
             "`members_per_program` is for `seeds` and `sweep`; give one, or leave it out"
         )
     else:
-        result = cae_jax.fit(flags.train, workdir, start_from=flags.start_from, **options)
+        result = cae_jax.fit(
+            flags.train, workdir, start_from=flags.start_from, peers=peers, **options
+        )
     if result.interrupted is not None:
         # Without a step, there is nothing that another --overwrite would lose.
         raise (common.Resumable if result.steps else Interrupted)(result.interrupted)

@@ -179,7 +179,7 @@ def limit_batch(
 
 def device_memory() -> int:
     """Bytes of memory that the default device has."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return limit
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,5 +1,6 @@
 """Runs the epochs of a group in chunks of steps; a group of one model is an ordinary run."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -14,8 +15,9 @@ from tqdm.auto import tqdm
 from cae_jax.errors import UserError
 from cae_jax.ops import settings
 from cae_jax.runs.history import Row
-from cae_jax.runs.interruption import Interruption, Result
+from cae_jax.runs.interruption import Interrupted, Interruption, Result
 from cae_jax.runs.journal import Journal
+from cae_jax.runs.peers import Peers, join
 from cae_jax.training.step import TrainState
 from cae_jax.training.trainer import Chunk, Trainer
 
@@ -45,10 +47,15 @@ class Chunks:
             raise UserError(f"`chunk_steps` is {steps}; it takes a whole number of at least 1")
         self._steps, self._adapts = steps or begin, steps is None
 
-    def between(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """The bounds of the chunks of ``first <= step < last``, one after the other."""
+    def between(
+        self, first: int, last: int, agree: Callable[[int, int], int] = lambda _, stop: stop
+    ) -> Iterator[tuple[int, int]]:
+        """The bounds of the chunks of ``first <= step < last``, one after the other.
+
+        ``agree(start, stop)`` returns the end of a chunk for which this process proposes `stop`.
+        """
         while first < last:
-            stop, started = min(first + self._steps, last), time.perf_counter()
+            stop, started = agree(first, min(first + self._steps, last)), time.perf_counter()
             yield first, stop
             seconds = time.perf_counter() - started
             if self._adapts and seconds < 0.1 and stop - first == self._steps:
@@ -76,6 +83,7 @@ class Session(Interruption):
         chunk_steps: see `Chunks`.
         on_epoch: called after each epoch with the history of the first member so far.
         on_chunk: called after each chunk of steps with the steps since the start of training.
+        peers: the processes that train together; each signal to one of them is for all.
     """
 
     def __init__(
@@ -83,10 +91,36 @@ class Session(Interruption):
         chunk_steps: int | None,
         on_epoch: Callable[[list[Row]], None] | None = None,
         on_chunk: Callable[[int], None] | None = None,
+        peers: Peers | None = None,
     ) -> None:
         super().__init__()
+        self.peers, self._agreed, self._together = peers or join(), 0, False
         self.chunks = Chunks(chunk_steps)
         self.on_epoch, self.on_chunk = on_epoch, on_chunk
+
+    def agree(self, step: int, stop: int) -> int:
+        """The end of the chunk that all processes begin; raises `Interrupted` in all or in none."""
+        if self.peers.count > 1:
+            proposed = self.peers.exchange(f"step {step}", [self.received, stop])
+            self._agreed = next((number for number, _ in proposed if number), 0)
+            self.check()
+            stop = proposed[0][1]
+        return stop
+
+    def check(self) -> None:
+        """Raises `Interrupted` after a signal, while processes are together after `agree`."""
+        if self._agreed:
+            raise Interrupted(self._agreed)
+        if not self._together:
+            super().check()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Defers the first signal, to any of the processes, until all can act on it."""
+        self._together = self.peers.count > 1
+        with self.defer(1):
+            yield
+            self._together = False
 
     @staticmethod
     def start(function: Callable[..., Result], *arguments: Any) -> Future[Result]:
@@ -106,7 +140,7 @@ def run_epochs(progress: Progress, trainer: Trainer, journal: Journal, session: 
         UserError: the directory was moved or removed, or a file cannot be written.
     """
     epochs = trainer.members[0].epochs
-    with session.defer(1):
+    with session.together():
         for epoch in range(max(map(len, journal.rows)) + 1, epochs + 1):
             rows = _run_epoch(progress, trainer, journal, epoch, session)
             with session.defer():
@@ -123,10 +157,14 @@ def _run_epoch(
     """Trains the remaining steps of an epoch; returns a row for each member that is not stopped."""
     before, losses_MxS = (epoch - 1) * trainer.steps, trainer.losses(progress.state)
     first, started = progress.step - before, time.perf_counter()
+
+    def agree(start: int, stop: int) -> int:
+        return session.agree(before + start, stop)
+
     # disable=None: silent unless the output is a terminal
     with tqdm(total=trainer.steps, initial=first, unit="step", leave=False, disable=None) as bar:
         bar.set_description(f"Epoch {epoch}/{trainer.members[0].epochs}")
-        for start, stop in session.chunks.between(first, trainer.steps):
+        for start, stop in session.chunks.between(first, trainer.steps, agree):
             chunk = session.call(trainer.run, progress.state, epoch, start, stop)
             losses_MxS = chunk.losses_MxS
             with session.defer():  # a member is stopped as a whole

@@ -1,8 +1,9 @@
 """Trains autoencoders, from their configs to the files of their runs."""
 
+import contextlib
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,21 +11,22 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cae_jax.config import TrainConfig
+from cae_jax.config import TrainConfig, differences, from_dict, to_dict
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
 from cae_jax.ops import settings
 from cae_jax.runs.epochs import Progress, Session, run_epochs
-from cae_jax.runs.folder import OpenFolder, open_run
+from cae_jax.runs.folder import open_run
 from cae_jax.runs.history import Row
 from cae_jax.runs.interruption import Interrupted
 from cae_jax.runs.job import Job, prepare
-from cae_jax.runs.journal import Journal
+from cae_jax.runs.journal import Follower, Journal
 from cae_jax.runs.load import load
+from cae_jax.runs.peers import Peers
 from cae_jax.training.feed import bytes_of
 from cae_jax.training.optimizer import warmup
-from cae_jax.training.trainer import device_name
+from cae_jax.training.trainer import device_name, hosted
 
 logger = logging.getLogger(__name__)
 # On 1,006 photographs of 64 x 64 pixels, 960 steps gave 1.5 dB more than 240 in the same epochs.
@@ -62,6 +64,8 @@ def fit(
     chunk_steps: int | None = None,
     backend: str = "auto",
     device_budget: str | int | None = None,
+    devices: int = 1,
+    peers: Peers | None = None,
     on_epoch: Callable[[list[Row]], None] | None = None,
     on_chunk: Callable[[int], None] | None = None,
 ) -> FitResult:
@@ -83,6 +87,10 @@ def fit(
         device_budget: bytes of images on the device, such as ``"2GiB"``; a data set above it is
             streamed, to the same bits. Default: what the device reports, on a CPU half of the
             memory, less what the programs need.
+        devices: of each process that train, of all at most `TrainConfig.microbatches`; any number
+            of them gives the same bits.
+        peers: the processes that train together, see `cae_jax.runs.peers.join`. Process 0 alone
+            uses `workdir` and `start_from`.
         on_epoch: called after each epoch with the history so far.
         on_chunk: called after each chunk of steps with the steps since the start of training. Both
             are called under JAX's own settings, so ``JAX_ENABLE_X64`` does not apply in them.
@@ -93,21 +101,51 @@ def fit(
     """
     workdir = Path(workdir).expanduser()
     budget = bytes_of(device_budget)
-    with Session(chunk_steps, on_epoch, on_chunk) as session:
+    with Session(chunk_steps, on_epoch, on_chunk, peers) as session, session.peers.guard():
         where: Any = {"data_dir": data_dir, "verify_data": verify_data, "workers": workers}
         arrays = images, targets
         config, dataset, chosen = prepare(config, workdir, backend, arrays, session.start, **where)
-        weights = None if start_from is None else _weights_of(config, start_from)
+        _check_same(session.peers, config, dataset.digest, chosen.name)
+        first = session.peers.index == 0
+        weights = _weights_of(config, start_from) if start_from is not None and first else None
         session.check()
-        with open_run(workdir, config, overwrite=overwrite, images=dataset.digest) as folder:
-            job = Job(folder.config, chosen, dataset, budget=budget)
+        options = {"overwrite": overwrite, "images": dataset.digest}
+        with _open_journal(session.peers, workdir, config, **options) as journal:
+            count = session.peers.count
+            job = Job(journal.config, chosen, dataset, (), budget, 1, devices, count)
             del dataset  # those on the device remain
-            return _fit(job, folder, session, weights)
+            return _fit(job, journal, session, weights)
 
 
-def _fit(job: Job, folder: OpenFolder, session: Session, weights: nnx.State | None) -> FitResult:
-    with Journal(folder, job.config) as journal:
-        progress, stopped = train(job, [job.config], journal, session, weights)
+def _check_same(peers: Peers, *values: Any) -> None:
+    """Refuses processes that would not compute the same; values as named below."""
+    config, *rest = values
+    first, *others = peers.exchange("what they train", [to_dict(config), *rest])
+    for k, other in enumerate(others, start=1):
+        for name, there, here in zip(("config", "images", "backend"), first, other, strict=True):
+            if there != here:
+                differing = differences(there, here) if name == "config" else [name]
+                raise UserError(
+                    f"processes 0 and {k} differ in {', '.join(differing)}; start all with the "
+                    "same command, on the same images"
+                )
+
+
+@contextlib.contextmanager
+def _open_journal(
+    peers: Peers, workdir: Path, config: TrainConfig, **options: Any
+) -> Iterator[Journal]:
+    """The journal of a run: process 0 opens its directory, see `open_run`; the others follow."""
+    if peers.index > 0:
+        yield Follower(workdir, from_dict(peers.exchange("config", None)[0]))
+        return
+    with open_run(workdir, config, **options) as folder, Journal(folder, folder.config) as journal:
+        peers.exchange("config", to_dict(folder.config))
+        yield journal
+
+
+def _fit(job: Job, journal: Journal, session: Session, weights: nnx.State | None) -> FitResult:
+    progress, stopped = train(job, [job.config], journal, session, weights)
     params = jax.device_put(progress.state.params)
     autoencoder = job.autoencoder.with_params(job.config, params)
     return FitResult(autoencoder, journal.rows[0], progress.step, stopped)
@@ -137,6 +175,8 @@ def train(
     """
     epochs, workdir = configs[0].epochs, journal.folder.path
     state = journal.resume(lambda: job.empty_state(configs), job.steps)
+    if session.peers.count > 1:
+        journal.follow(session.peers.exchange("the state", journal.report())[0])
     progress = Progress(job.initial_state(configs, weights) if state is None else state)
     if state is None and weights is not None:
         journal.save(progress.state)  # whoever resumes the run need not name its origin
@@ -147,6 +187,7 @@ def train(
         _run(job, configs, journal, progress, session)
     except Interrupted as stop:
         session.ignore()
+        progress.state = hosted(progress.state, len(configs))
         if progress.step > 0:
             journal.save(progress.state)
         journal.wait()
@@ -199,7 +240,9 @@ def _run(
         logger.info("%s resumes after step %d", journal.folder.path, journal.saved_step)
     _explain_steps(configs[0], trainer.steps)
     _explain_warmup(configs[0], trainer.steps)
+    progress.state = trainer.put(progress.state)
     run_epochs(progress, trainer, journal, session)
     journal.wait()
     session.check()
+    progress.state = hosted(progress.state, len(configs))
     journal.finish(job, trainer, progress.state, session.check)

@@ -64,6 +64,11 @@ class Interruption:
             self._deferred = before
         self._act()
 
+    @property
+    def received(self) -> int:
+        """The number of the first signal; 0 without one."""
+        return _received[0] if _received else 0
+
     def check(self) -> None:
         """Raises `Interrupted` if a signal was received."""
         if _received:

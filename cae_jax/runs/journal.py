@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, cast
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ class Journal:
             a killed run loses.
 
     Attributes:
-        folder: as given.
+        folder, config: as given.
         rows: the history of each member of the group.
         stopped: index of a member to the step at which it became not finite.
         saved_step: step of the newest checkpoint; None if there is none.
@@ -57,7 +57,7 @@ class Journal:
         place: Path | None = None,
         least_seconds: float = 0,
     ) -> None:
-        self.folder, self._config = folder, config
+        self.folder, self.config = folder, config
         self.rows: list[list[Row]] = [[]]
         self.stopped: dict[int, int] = {}
         self.saved_step: int | None = None
@@ -117,8 +117,15 @@ class Journal:
 
     def is_finished(self) -> bool:
         """Whether the run has all of its epochs and results."""
-        epochs = self._config.epochs
+        epochs = self.config.epochs
         return len(self.rows[0]) == epochs and is_finished(self.folder.path, epochs)
+
+    def report(self) -> list[Any] | None:
+        """What the journals of other processes follow, see `Follower`."""
+        return [self.is_finished(), self.saved_step, self.rows[0]]
+
+    def follow(self, told: list[Any]) -> None:
+        """Does nothing: this process has what it reported."""
 
     def begin(self, job: Job) -> None:
         """Writes the first files of a run."""
@@ -130,7 +137,7 @@ class Journal:
         """Adds the rows of an epoch, None for stopped members; saves unless it just has."""
         good = [row for row in rows if row is not None]
         self._add(rows)
-        last = good[0].epoch == self._config.epochs
+        last = good[0].epoch == self.config.epochs
         if last or time.monotonic() >= self._saved_at + self._least_seconds:
             self.save(state, float(np.median([row.val_loss for row in good])))
             self._saved_at = time.monotonic()
@@ -191,7 +198,7 @@ class Journal:
         """
         from cae_jax import figures  # Matplotlib takes a second to import
 
-        run, rows, config = self.folder.path, self.rows[0], self._config
+        run, rows, config = self.folder.path, self.rows[0], self.config
         first = trainer.validation.first(_PICTURES, k)
         originals, inputs = (np.asarray(scale(each)) for each in first)
         autoencoder = job.autoencoder.with_params(config, jax.device_put(state.params)).of_pixels
@@ -217,6 +224,58 @@ class Journal:
             curves = {run.absolute().name: columns}
             figures.save_curves(run / "history.png", curves, loss=config.loss)
             atomic.write_json(run / "result.json", result)  # last: it marks the run as finished
+
+
+class _Elsewhere(NamedTuple):
+    """The directory of a run that another process has open."""
+
+    path: Path
+
+    def check(self) -> None:
+        pass
+
+
+class Follower(Journal):
+    """The journal of a process that trains with process 0; writes nothing.
+
+    Args:
+        run: directory of the run in process 0.
+        config: of the run.
+    """
+
+    def __init__(self, run: Path, config: TrainConfig) -> None:
+        self.folder, self.config = cast(Any, _Elsewhere(run)), config
+        self.rows, self.stopped, self.saved_step = [[]], {}, None
+        self._finished, self._least_seconds, self._saved_at = False, math.inf, math.inf
+
+    def resume(self, like: Callable[[], TrainState], steps: int) -> None:
+        """Returns None: the state is that of process 0."""
+
+    def report(self) -> None:
+        """Returns None: there is nothing to follow."""
+
+    def follow(self, told: list[Any]) -> None:
+        """Takes over what `report` of process 0 returned."""
+        self._finished, self.saved_step, rows = told
+        self.rows = [[Row(*row) for row in rows]]
+
+    def is_finished(self) -> bool:
+        return self._finished
+
+    def begin(self, job: Job) -> None:
+        pass
+
+    def save(self, state: TrainState, val_loss: float | None = None) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
+    def _write_rows(self, rows: Sequence[Row]) -> None:
+        self.rows[0] += rows
+
+    def finish(self, *_: Any, **__: Any) -> None:
+        pass
 
 
 def newest_intact(folder: OpenFolder, checkpoints: Checkpoints) -> Checkpoint | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import orbax.checkpoint
@@ -34,7 +35,7 @@ def write(folder: Path, state: TrainState) -> None:
         Exception: Orbax and TensorStore raise exceptions of many types; see `reason`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _without_patterns(folder.parent) as parent, _abandoning():
+    with _without_patterns(folder.parent) as parent, _abandoning(), _alone():
         ocp.save_checkpointables(parent / folder.name, _items(state))
 
 
@@ -74,7 +75,7 @@ def _read(folder: Path, like: dict[str, Any]) -> dict[str, Any]:
     def describe(leaf: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
-    with _without_patterns(folder) as path, _abandoning():
+    with _without_patterns(folder) as path, _abandoning(), _alone():
         return ocp.load_checkpointables(path, jax.tree.map(describe, like))
 
 
@@ -95,6 +96,14 @@ def _to_state(like: nnx.State, values: dict[str, Any]) -> nnx.State:
     state = jax.tree.map(lambda leaf: leaf, like)
     nnx.replace_by_pure_dict(state, values)
     return state
+
+
+def _alone() -> contextlib.AbstractContextManager[Any]:
+    """Keeps Orbax from waiting for the other processes of a training, of which 0 alone saves."""
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    # It has `MultiprocessingOptions` for this, which one of its checks of a save does not heed.
+    return mock.patch.object(jax, "process_count", return_value=1)
 
 
 @contextlib.contextmanager
