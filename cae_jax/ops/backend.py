@@ -129,10 +129,7 @@ def choose(
             )
         reason = f"every layer of the model {network.model} is a matmul"
         return MATMUL._replace(reason=reason).with_precision(precision)
-    by_matmul = (_GROUPED if platform == "gpu" else MATMUL).with_precision(precision)
-    by_xla = (_TPU if platform == "tpu" else XLA).with_precision(precision)
-    if platform == "cpu":
-        by_matmul, by_xla = (limit_batch(each, network.image_shape) for each in (by_matmul, by_xla))
+    by_matmul, by_xla = _forms(network, platform, precision)
     if name in ("xla", "matmul"):
         return by_xla if name == "xla" else by_matmul
     if name == "auto" and platform == "tpu":
@@ -159,6 +156,15 @@ def choose(
     # computes whole groups of images.
     by_native = Backend("native", reason, matmul, max_batch=4096, kernel=kernel)
     return limit_batch(by_native, network.image_shape, native.MAX_LANES, os.cpu_count() or 1)
+
+
+def _forms(network: Any, platform: str, precision: str) -> tuple[Backend, Backend]:
+    """The backends matmul and xla, for a device."""
+    by_matmul = (_GROUPED if platform == "gpu" else MATMUL).with_precision(precision)
+    by_xla = (_TPU if platform == "tpu" else XLA).with_precision(precision)
+    if platform != "cpu":
+        return by_matmul, by_xla
+    return limit_batch(by_matmul, network.image_shape), limit_batch(by_xla, network.image_shape)
 
 
 def limit_batch(
