@@ -23,7 +23,7 @@ from cae_jax.data import Dataset
 from cae_jax.models import autoencoders
 from cae_jax.models.topology import from_config
 from cae_jax.ops import cache
-from cae_jax.ops.backend import choose
+from cae_jax.ops.backend import Backend, choose
 from cae_jax.training.step import TrainState, make_keys
 from cae_jax.training.trainer import Trainer, initial_state, stack
 
@@ -68,7 +68,7 @@ def main() -> None:
             "optimizer": flags.train.optimizer,
             "batch_size": flags.train.batch_size,
             **benchmark.environment(),
-            **benchmark.device_and_backend(choose(from_config(flags.train), flags.backend)),
+            **benchmark.device_and_backend(_backend(flags)),
             "together": flags.together,
             "train_images": len(images.train),
             "populations": cases,
@@ -78,11 +78,15 @@ def main() -> None:
                 atomic.write_json(file, results)
 
 
+def _backend(flags: Flags) -> Backend:
+    return choose(from_config(flags.train), flags.backend, precision=flags.train.precision)
+
+
 def measure(flags: Flags, images: Dataset, members: int) -> dict[str, Any]:
     """Measures one population; as JSON types."""
     config = dataclasses.replace(flags.train, epochs=1 + flags.timed)
     configs = [dataclasses.replace(config, seed=seed) for seed in range(members)]
-    backend = choose(from_config(config), flags.backend)
+    backend = _backend(flags)
     model, shared = autoencoders.abstract(config), (backend, images.train, images.validation)
     began = time.perf_counter()
     first = Trainer(configs if flags.together else configs[:1], model, *shared)

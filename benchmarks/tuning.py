@@ -83,7 +83,7 @@ def train(
     config: TrainConfig, flags: Flags, images: np.ndarray, held_out: np.ndarray
 ) -> list[tuple[float, float]]:
     """Loss in nats and PSNR in dB on the images held out, after each epoch."""
-    backend = choose(from_config(config))
+    backend = choose(from_config(config), precision=config.precision)
     model = autoencoders.build(config, nnx.Rngs(params=step.make_keys(config.seed).init))
     graphdef, params = nnx.split(model, nnx.Param)
     steps = steps_per_epoch(config, len(images))

@@ -22,6 +22,7 @@ RUN_MARK = ".cae-jax"  # a file in the directory of each run
 FORMAT = 1  # of files on disk; incremented whenever earlier versions cannot read them
 Background = Literal["auto", "black", "white"]
 Loss = Literal["bce", "mse"]
+Precision = Literal["float32", "tf32", "bf16"]
 # Default features of the convolutional network up to each length of the longer side: for a code of
 # 4 x 4 x 8 of square images of 28, 32, 64 and 128 pixels; docs/own-images.md has others, measured.
 _FEATURES = {
@@ -154,6 +155,9 @@ class TrainConfig:
 
     loss: Loss = "bce"
     """Binary cross-entropy or mean squared error."""
+
+    precision: Precision = "float32"
+    """Of the products in layers: float32, tf32 or bf16."""
 
     noise: Noise = "none"
     """none, gaussian, salt_and_pepper, masking, speckle, poisson, occlusion, or mix (one at random

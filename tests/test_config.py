@@ -46,6 +46,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
         ({"image_shape": (28, 28, 2)}, "`image_shape` is"),
         ({"skip_unreadable": 1}, "`skip_unreadable` is 1; it takes True or False"),
         ({"loss": "l1"}, "`loss` is 'l1'; it takes bce, mse"),
+        ({"precision": "fp16"}, "`precision` is 'fp16'; it takes float32, tf32, bf16"),
         ({"model": "vae"}, "it takes conv, simple, deep"),
         ({"optimizer": "lion"}, "it takes soap, adam, nadam, adamw, adadelta, sgd"),
         ({"schedule": "step"}, "it takes constant, cosine"),

@@ -82,6 +82,7 @@ def run(flags: Flags) -> None:
     results = {
         "config": Path(flags.config).stem,
         "model": flags.train.model,
+        "precision": flags.train.precision,
         "batch_size": flags.train.batch_size,
         **environment(),
         **measured,
@@ -201,7 +202,8 @@ def build(
     from cae_jax.runs.job import Job
 
     config = images.resolve(config)
-    job = Job(config, choose(from_config(config), backend), images)
+    chosen = choose(from_config(config), backend, precision=config.precision)
+    job = Job(config, chosen, images)
     return job, job.trainer([config]), job.initial_state([config])
 
 

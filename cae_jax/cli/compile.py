@@ -64,7 +64,8 @@ def run(flags: Flags) -> None:
     from cae_jax.ops.backend import choose
 
     target = targets.find(flags.target, flags.devices)
-    backend = choose(topology.from_config(flags.train), flags.backend, target.platform)
+    network, precision = topology.from_config(flags.train), flags.train.precision
+    backend = choose(network, flags.backend, target.platform, precision)
     results: dict[str, Any] = {
         "target": flags.target,
         "device": f"{target.title}, compiled, not run",
@@ -73,6 +74,7 @@ def run(flags: Flags) -> None:
         "optimizer": flags.train.optimizer,
         "backend": f"{backend.name}: {backend.reason}",
         "batch_size": flags.train.batch_size,
+        "precision": precision,
         "members": flags.members,
         "devices": flags.devices,
         "programs": {},

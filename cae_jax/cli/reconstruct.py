@@ -121,7 +121,8 @@ def run_at_full_size(flags: Flags, files: dict[Path, Path]) -> None:
         pixels = eight_bit_array(picture.pixels, name)
         pixels = inverted(pixels) if flags.invert else pixels
         bar = functools.partial(tqdm, desc=name, unit="tile", leave=False, disable=None)
-        output = tiles.reconstruct(network, autoencoder.params, pixels, bar)
+        precision = autoencoder.config.precision
+        output = tiles.reconstruct(network, autoencoder.params, precision, pixels, bar)
         with atomic.writing(flags.out):
             write_picture(flags.out / f"{name}.png", picture._replace(pixels=output))
         print_psnr(name, psnr_of_bytes(output, pixels))

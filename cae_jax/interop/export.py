@@ -21,7 +21,8 @@ from cae_jax import atomic
 from cae_jax.config import to_shared
 from cae_jax.errors import UserError, installing
 from cae_jax.models.inference import Autoencoder
-from cae_jax.ops import matmul, settings
+from cae_jax.ops import settings
+from cae_jax.ops.backend import MATMUL
 
 Format = Literal["stablehlo", "safetensors", "onnx"]
 Function = Literal["reconstruct", "encode", "decode"]
@@ -87,11 +88,11 @@ def to_stablehlo(autoencoder: Autoencoder, function: Function = "reconstruct") -
     """
     # As matmuls, whichever backend it was loaded with: the native kernel is a call into a library
     # of this machine.
-    model = autoencoder.model
+    model, ops = autoencoder.model, MATMUL.with_precision(autoencoder.config.precision).layers
     compute = {
-        "reconstruct": lambda x: nnx.sigmoid(model(x, matmul)),
-        "encode": lambda x: model.encode(x, matmul),
-        "decode": lambda x: nnx.sigmoid(model.decode(x, matmul)),
+        "reconstruct": lambda x: nnx.sigmoid(model(x, ops)),
+        "encode": lambda x: model.encode(x, ops),
+        "decode": lambda x: nnx.sigmoid(model.decode(x, ops)),
     }[function]
 
     def call(x: jax.Array) -> jax.Array:  # its name is part of the file

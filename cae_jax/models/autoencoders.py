@@ -98,7 +98,7 @@ class ConvAutoencoder(nnx.Module):
 
 
 class DenseAutoencoder(nnx.Module):
-    """A fully connected autoencoder; every layer is a matmul, whatever the `ops`.
+    """A fully connected autoencoder; every layer is a matmul, in the precision of the `ops`.
 
     Args:
         model: ``"simple"`` (pixels-32-pixels) or ``"deep"`` (pixels-128-64-32-64-128-pixels), with
@@ -119,25 +119,29 @@ class DenseAutoencoder(nnx.Module):
         """The table of its layers."""
         return topology.dense(self.image_shape, self.model)
 
-    def encode(self, x_NxHxWxC: jax.Array, ops: Any = None) -> jax.Array:
+    def encode(self, x_NxHxWxC: jax.Array, ops: Any = matmul) -> jax.Array:
         """Images ``[N, *image_shape]`` to codes ``[N, *code_shape]``, at least 0."""
         _check_shape(x_NxHxWxC, self.image_shape)
         x = scale(x_NxHxWxC).reshape(-1, *self.topology.layers[0].shape)
         for layer in self.topology.encoder:
-            x = nnx.relu(getattr(self, layer.name)(x))
+            x = nnx.relu(self._layer(layer, x, ops))
         return x
 
-    def decode(self, code_NxC: jax.Array, ops: Any = None) -> jax.Array:
+    def decode(self, code_NxC: jax.Array, ops: Any = matmul) -> jax.Array:
         """Codes ``[N, *code_shape]`` to logits ``[N, *image_shape]``."""
         *hidden, last = self.topology.decoder
         x = code_NxC
         for layer in hidden:
-            x = nnx.relu(getattr(self, layer.name)(x))
-        return getattr(self, last.name)(x).reshape(-1, *self.image_shape)
+            x = nnx.relu(self._layer(layer, x, ops))
+        return self._layer(last, x, ops).reshape(-1, *self.image_shape)
 
-    def __call__(self, x_NxHxWxC: jax.Array, ops: Any = None) -> jax.Array:
+    def __call__(self, x_NxHxWxC: jax.Array, ops: Any = matmul) -> jax.Array:
         """Images ``[N, *image_shape]`` to logits of the same shape."""
-        return self.decode(self.encode(x_NxHxWxC))
+        return self.decode(self.encode(x_NxHxWxC, ops), ops)
+
+    def _layer(self, layer: Layer, x: jax.Array, ops: Any) -> jax.Array:
+        module = getattr(self, layer.name)
+        return ops.dense(x, module.kernel[...], module.bias[...])
 
 
 Model = ConvAutoencoder | DenseAutoencoder

@@ -81,9 +81,9 @@ class Autoencoder:
         config, name = state["config"], state["backend"]
         model = autoencoders.build_with(config, state["params"])
         try:
-            backend = choose(model.topology, name)
+            backend = choose(model.topology, name, precision=config.precision)
         except UserError:  # pickled on another machine
-            backend = choose(model.topology)
+            backend = choose(model.topology, precision=config.precision)
             taken = f"{backend.name}: {backend.reason}"
             logger.warning("Pickled with %s, loaded with %s", name, taken)
         self.__init__(config, model, backend)
@@ -180,7 +180,8 @@ class Autoencoder:
             picture / np.float32(255) if picture.dtype == np.uint8 else picture
             for picture in pictures
         ]
-        return np.stack([tiles.reconstruct(self.topology, self.params, each) for each in floats])
+        fixed = self.topology, self.params, self.config.precision
+        return np.stack([tiles.reconstruct(*fixed, each) for each in floats])
 
     def _taken(self, images: Images, resize: bool) -> np.ndarray:
         _refuse_traced(images)

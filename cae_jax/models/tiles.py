@@ -25,7 +25,8 @@ from flax import nnx
 from cae_jax.errors import UserError
 from cae_jax.models.autoencoders import ConvAutoencoder, scale
 from cae_jax.models.topology import Topology
-from cae_jax.ops import settings, xla
+from cae_jax.ops import settings
+from cae_jax.ops.backend import XLA
 
 # Values of the first convolution's output in a tile: smaller ones overlap more, larger ones leave
 # the cache.
@@ -98,6 +99,7 @@ def along(network: Topology, axis: int, size: int) -> list[Tile]:
 def reconstruct(
     network: Topology,
     params: nnx.State,
+    precision: str,
     picture: np.ndarray,
     progress: Callable[..., Iterable[None]] = lambda tiles, total: tiles,
 ) -> np.ndarray:
@@ -110,6 +112,7 @@ def reconstruct(
     Args:
         network: of the trained size, convolutional.
         params: its parameters.
+        precision: `TrainConfig.precision`.
         picture: uint8, or float32 in [0, 1], ``[height, width, 1, 3 or 4]``.
         progress: wraps an iterator over `total` tiles, to show a bar.
 
@@ -122,7 +125,7 @@ def reconstruct(
         for tiles, size in zip(ranges, picture.shape[:2], strict=True)
     ]
     shape = [tiles[0].stop for tiles in ranges]
-    program = _program(network.features, (*shape, network.image_shape[2]))
+    program = _program(network.features, (*shape, network.image_shape[2]), precision)
     output = np.empty_like(picture)
 
     @settings.ours()
@@ -142,16 +145,18 @@ def reconstruct(
 
 
 @functools.lru_cache
-def _program(features: tuple[int, ...], image_shape: tuple[int, int, int]) -> Callable[..., Any]:
+def _program(
+    features: tuple[int, ...], image_shape: tuple[int, int, int], precision: str
+) -> Callable[..., Any]:
     """``reconstruct(params, tile_HxWxC)`` for tiles of one size and any number of channels."""
     model = nnx.eval_shape(lambda: ConvAutoencoder(features, image_shape, rngs=nnx.Rngs(0)))
-    graphdef = nnx.graphdef(model)
+    # Its convolutions are faster here than the backends for training, which compile for long.
+    graphdef, layers = nnx.graphdef(model), XLA.with_precision(precision).layers
 
     @jax.jit
     def program(params: nnx.State, tile_HxWxC: jax.Array) -> jax.Array:
         planes_NxHxWxC = _planes(scale(tile_HxWxC), image_shape[2])
-        # Its convolutions are faster here than the backends for training, which compile for long.
-        outputs_NxHxWxC = nnx.sigmoid(nnx.merge(graphdef, params)(planes_NxHxWxC, xla))
+        outputs_NxHxWxC = nnx.sigmoid(nnx.merge(graphdef, params)(planes_NxHxWxC, layers))
         result = _picture(outputs_NxHxWxC, scale(tile_HxWxC))
         return jnp.rint(result * 255).astype(jnp.uint8) if tile_HxWxC.dtype == jnp.uint8 else result
 

@@ -6,8 +6,10 @@ folder and a line to `choose`.
 """
 
 import contextlib
+import functools
 import math
 import os
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -27,8 +29,8 @@ class Backend(NamedTuple):
     Attributes:
         name: as in `choose`.
         reason: why it was chosen, the end of a sentence.
-        layers: has ``prepare``, ``conv_pool``, ``conv`` and ``upsample_conv``, such as the module
-            `cae_jax.ops.xla`.
+        layers: has ``prepare``, ``conv_pool``, ``conv``, ``upsample_conv`` and ``dense``, such as
+            the module `cae_jax.ops.xla`.
         max_batch: maximum number of images per inference call.
         kernel: optional; any of ``bce_and_grad``, ``mse_and_grad``, ``losses``, ``encode`` and
             ``decode`` of the whole network, each a function of the parameters and arrays.
@@ -39,6 +41,16 @@ class Backend(NamedTuple):
     layers: Any
     max_batch: int
     kernel: Any = None
+
+    def with_precision(self, precision: str) -> "Backend":
+        """The same backend, whose layers multiply in a `TrainConfig.precision`."""
+        if precision == "float32":
+            return self
+        names = ("prepare", "dense", "conv", "conv_pool", "upsample_conv")
+        functions = {name: getattr(self.layers, name) for name in names}
+        for name in names[:2]:
+            functions[name] = functools.partial(functions[name], precision=precision)
+        return self._replace(layers=types.SimpleNamespace(**functions))
 
     def call(self, entry: str, reference: Callable, params: Any, *arrays: jax.Array) -> Any:
         """``reference(params, *arrays)``, computed by the kernel's `entry` if it has one.
@@ -88,7 +100,9 @@ _GROUPED = MATMUL._replace(layers=matmul.grouped)
 _TPU = XLA._replace(layers=tpu)
 
 
-def choose(network: Any, name: str = "auto", platform: str | None = None) -> Backend:
+def choose(
+    network: Any, name: str = "auto", platform: str | None = None, precision: str = "float32"
+) -> Backend:
     """Chooses the backend that computes a network.
 
     Args:
@@ -96,6 +110,7 @@ def choose(network: Any, name: str = "auto", platform: str | None = None) -> Bac
         name: a `Name`, or ``"auto"``: on a CPU the native kernel if available, on a TPU xla,
             otherwise matmul; docs/performance.md has the counts behind this choice.
         platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``. Default: that of the default device.
+        precision: of the config. The native kernel takes ``"float32"`` only.
 
     Raises:
         UserError: an unknown name, a backend that does not support this device or network, or a
@@ -112,11 +127,9 @@ def choose(network: Any, name: str = "auto", platform: str | None = None) -> Bac
                 f"`backend` is {name}; the fully connected model {network.model} takes auto or "
                 "matmul"
             )
-        return MATMUL._replace(reason=f"every layer of the model {network.model} is a matmul")
-    by_matmul = _GROUPED if platform == "gpu" else MATMUL
-    by_xla = _TPU if platform == "tpu" else XLA
-    if platform == "cpu":
-        by_matmul, by_xla = (limit_batch(each, network.image_shape) for each in (by_matmul, by_xla))
+        reason = f"every layer of the model {network.model} is a matmul"
+        return MATMUL._replace(reason=reason).with_precision(precision)
+    by_matmul, by_xla = _forms(network, platform, precision)
     if name in ("xla", "matmul"):
         return by_xla if name == "xla" else by_matmul
     if name == "auto" and platform == "tpu":
@@ -124,6 +137,8 @@ def choose(network: Any, name: str = "auto", platform: str | None = None) -> Bac
     try:
         if platform != "cpu":
             raise native.UnavailableError(f"it is for the CPU, and the device is a {platform}")
+        if precision != "float32":
+            raise native.UnavailableError(f"it computes in float32, not {precision}")
         threads = 1 + (os.cpu_count() or 1)  # one more calls it
         needed = threads * native.MAX_LANES * network.native_bytes
         if name == "auto" and needed > device_memory() // 2:
@@ -141,6 +156,15 @@ def choose(network: Any, name: str = "auto", platform: str | None = None) -> Bac
     # computes whole groups of images.
     by_native = Backend("native", reason, matmul, max_batch=4096, kernel=kernel)
     return limit_batch(by_native, network.image_shape, native.MAX_LANES, os.cpu_count() or 1)
+
+
+def _forms(network: Any, platform: str, precision: str) -> tuple[Backend, Backend]:
+    """The backends matmul and xla, for a device."""
+    by_matmul = (_GROUPED if platform == "gpu" else MATMUL).with_precision(precision)
+    by_xla = (_TPU if platform == "tpu" else XLA).with_precision(precision)
+    if platform != "cpu":
+        return by_matmul, by_xla
+    return limit_batch(by_matmul, network.image_shape), limit_batch(by_xla, network.image_shape)
 
 
 def limit_batch(

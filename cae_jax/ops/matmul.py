@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cae_jax.ops.xla import same_edges
+from cae_jax.ops.precision import dot_general
+from cae_jax.ops.xla import dense, same_edges
 
 
 class Weights(NamedTuple):
@@ -37,14 +38,20 @@ class Weights(NamedTuple):
         matrix: G times the same ``[K, N]``, see `prepare`.
         bias: ``[F]`` to be added to the output; None if it is the last row of the matrix.
         features: F.
+        precision: `TrainConfig.precision` of the product.
     """
 
     matrix: jax.Array
     bias: jax.Array | None
     features: int
+    precision: str
 
 
-def prepare(layers: Sequence[tuple[str, jax.Array, jax.Array]], groups: int = 1) -> list[Weights]:
+def prepare(
+    layers: Sequence[tuple[str, jax.Array, jax.Array]],
+    groups: int = 1,
+    precision: str = "float32",
+) -> list[Weights]:
     """The weights of several layers.
 
     Args:
@@ -53,11 +60,12 @@ def prepare(layers: Sequence[tuple[str, jax.Array, jax.Array]], groups: int = 1)
             gradient of a matrix is then summed within each group of images, and over the groups
             for all layers at once, instead of splitting each long sum. The bias becomes the last
             row of the matrix, so its gradient needs no kernel of its own.
+        precision: of the products.
     """
     matrices = [_MATRICES[name](kernel) for name, kernel, _ in layers]
     if groups == 1:
         return [
-            Weights(matrix[None], bias, bias.size)
+            Weights(matrix[None], bias, bias.size, precision)
             for matrix, (_, _, bias) in zip(matrices, layers, strict=True)
         ]
     for i, (name, kernel, bias) in enumerate(layers):
@@ -66,7 +74,7 @@ def prepare(layers: Sequence[tuple[str, jax.Array, jax.Array]], groups: int = 1)
     vectors = jnp.broadcast_to(vector, (groups, vector.size))
     parts = jnp.split(vectors, np.cumsum([matrix.size for matrix in matrices])[:-1], axis=1)
     return [
-        Weights(part.reshape(groups, *matrix.shape), None, bias.size)
+        Weights(part.reshape(groups, *matrix.shape), None, bias.size, precision)
         for part, matrix, (_, _, bias) in zip(parts, matrices, layers, strict=True)
     ]
 
@@ -214,7 +222,7 @@ def _multiply(x: jax.Array, weights: Weights) -> jax.Array:
     """Multiplies windows or pixels by a layer's matrix: ``[B, H, W, K] -> [B, H, W, N]``."""
     if weights.bias is None:
         x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-    return _matmul(x, weights.matrix)
+    return _matmul(x, weights.matrix, weights.precision)
 
 
 def _add(y: jax.Array, weights: Weights) -> jax.Array:
@@ -222,27 +230,28 @@ def _add(y: jax.Array, weights: Weights) -> jax.Array:
     return y if weights.bias is None else y + weights.bias[None, None, None, :]
 
 
-@jax.custom_vjp
-def _matmul(x: jax.Array, matrix: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x: jax.Array, matrix: jax.Array, precision: str) -> jax.Array:
     """``x @ matrix``: ``[B, H, W, K], G times the same [K, N] -> [B, H, W, N]``."""
-    return x @ matrix[0]
+    return dot_general(x, matrix[0], (((x.ndim - 1,), (0,)), ((), ())), precision)
 
 
-def _matmul_forward(x, matrix):
-    return x @ matrix[0], (x, matrix)
+def _matmul_forward(x, matrix, precision):
+    return _matmul(x, matrix, precision), (x, matrix)
 
 
-def _matmul_backward(residuals, dy):
+def _matmul_backward(precision, residuals, dy):
     # Contracts the rows of x and dy. Autodiff contracts columns, for which XLA on the CPU first
     # transposes the B H W rows of dy: 2 to 3 times slower.
     x, matrix = residuals
-    dx, groups = dy @ matrix[0].T, len(matrix)
+    groups, last = len(matrix), x.ndim - 1
+    dx = dot_general(dy, matrix[0].T, (((last,), (0,)), ((), ())), precision)
     if groups == 1 or len(x) % groups:
-        rows = tuple(range(x.ndim - 1))
-        dmatrix = lax.dot_general(x, dy, ((rows, rows), ((), ())))
+        rows = tuple(range(last))
+        dmatrix = dot_general(x, dy, ((rows, rows), ((), ())), precision)
         return dx, jnp.pad(dmatrix[None], ((0, groups - 1), (0, 0), (0, 0)))
     x, dy = (a.reshape(groups, -1, a.shape[-1]) for a in (x, dy))
-    return dx, lax.dot_general(x, dy, (((1,), (1,)), ((0,), (0,))))
+    return dx, dot_general(x, dy, (((1,), (1,)), ((0,), (0,))), precision)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -289,4 +298,5 @@ grouped = types.SimpleNamespace(
     conv=conv,
     conv_pool=conv_pool,
     upsample_conv=upsample_conv,
+    dense=dense,
 )

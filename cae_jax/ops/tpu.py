@@ -7,28 +7,28 @@ neighbour upsampling by two, then a 3x3 kernel, is a convolution of the input wi
 by the 4x4 kernel that sums the 3x3 kernel at four offsets.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from cae_jax.ops.matmul import max_of_phases, phase_kernel
-from cae_jax.ops.xla import Weights, prepare, same_edges
+from cae_jax.ops.precision import convolve
+from cae_jax.ops.xla import Weights, dense, prepare, same_edges
 
-__all__ = ["conv", "conv_pool", "prepare", "upsample_conv"]
+__all__ = ["conv", "conv_pool", "dense", "prepare", "upsample_conv"]
 
 
 def conv(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
     """Convolves with 'same' padding and adds the bias: ``[B, H, W, C] -> [B, H, W, F]``."""
-    return _convolve(x_BxHxWxC, weights.kernel, ((1, 1), (1, 1))) + _channel(weights.bias)
+    y = convolve(x_BxHxWxC, weights.kernel, weights.precision, ((1, 1), (1, 1)))
+    return y + _channel(weights.bias)
 
 
 def conv_pool(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
     """Convolves and max-pools: ``[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), F]``."""
     odd = x_BxHxWxC.shape[1] % 2, x_BxHxWxC.shape[2] % 2
     edges = (1, 1 + odd[0]), (1, 1 + odd[1])
-    y = _convolve(x_BxHxWxC, phase_kernel(weights.kernel), edges, stride=2)
+    kernel = phase_kernel(weights.kernel)
+    y = convolve(x_BxHxWxC, kernel, weights.precision, edges, stride=2)
     return max_of_phases(y, *odd) + _channel(weights.bias)
 
 
@@ -42,27 +42,9 @@ def upsample_conv(
         for b in (0, 1)
     ]
     edges = tuple((1 + same, 1 + same) for same in same_edges(padding))
-    y = _convolve(x_BxHxWxC, jnp.stack(corners).sum(axis=0), edges, dilation=2)
+    kernel = jnp.stack(corners).sum(axis=0)
+    y = convolve(x_BxHxWxC, kernel, weights.precision, edges, dilation=2)
     return y + _channel(weights.bias)
-
-
-def _convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    edges: Sequence[tuple[int, int]],
-    *,
-    stride: int = 1,
-    dilation: int = 1,
-) -> jax.Array:
-    """Convolves with zeros at the edges and `dilation` - 1 of them between the pixels."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        edges,
-        lhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
 
 
 def _channel(bias: jax.Array) -> jax.Array:

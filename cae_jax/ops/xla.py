@@ -7,6 +7,7 @@ dimension numbers. On the CPU, XLA converts these to a layout with a fast routin
 loops (https://github.com/jax-ml/jax/issues/12868). Explicit transposes give that layout everywhere.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,22 +15,28 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cae_jax.ops.precision import convolve, dot_general
+
 
 class Weights(NamedTuple):
-    """Kernel and bias of a layer: ``[3, 3, C, F]`` and ``[F]``."""
+    """Kernel and bias of a layer: ``[3, 3, C, F]`` and ``[F]``, and its `TrainConfig.precision`."""
 
     kernel: jax.Array
     bias: jax.Array
+    precision: str
 
 
-def prepare(layers: Sequence[tuple[str, jax.Array, jax.Array]]) -> list[Weights]:
+def prepare(
+    layers: Sequence[tuple[str, jax.Array, jax.Array]], precision: str = "float32"
+) -> list[Weights]:
     """The weights of several layers, each given by name, kernel and bias."""
-    return [Weights(kernel, bias) for _, kernel, bias in layers]
+    return [Weights(kernel, bias, precision) for _, kernel, bias in layers]
 
 
 def conv(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
     """Convolves with 'same' padding and adds the bias: ``[B, H, W, C] -> [B, H, W, F]``."""
-    return _convolve(_pad(x_BxHxWxC), weights.kernel) + weights.bias[None, None, None, :]
+    y = _convolve(_pad(x_BxHxWxC), weights.kernel, weights.precision)
+    return y + weights.bias[None, None, None, :]
 
 
 def conv_pool(x_BxHxWxC: jax.Array, weights: Weights) -> jax.Array:
@@ -59,7 +66,7 @@ def upsample_conv(
         ValueError: another padding.
     """
     x = jnp.repeat(jnp.repeat(x_BxHxWxC, 2, axis=1), 2, axis=2)
-    y = _convolve(_pad(x, same_edges(padding)), weights.kernel)
+    y = _convolve(_pad(x, same_edges(padding)), weights.kernel, weights.precision)
     return y + weights.bias[None, None, None, :]
 
 
@@ -72,29 +79,53 @@ def same_edges(padding: str | tuple[str, str]) -> tuple[int, int]:
     return int(rows == "same"), int(columns == "same")
 
 
-@jax.custom_vjp
-def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def dense(
+    x_BxC: jax.Array, kernel: jax.Array, bias: jax.Array, precision: str = "float32"
+) -> jax.Array:
+    """Multiplies by a kernel ``[C, F]`` and adds the bias: ``[B, C] -> [B, F]``."""
+    return _multiply(x_BxC, kernel, precision) + bias.reshape(1, -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _multiply(x: jax.Array, kernel: jax.Array, precision: str) -> jax.Array:
+    return dot_general(x, kernel, (((1,), (0,)), ((), ())), precision)
+
+
+def _multiply_forward(x, kernel, precision):
+    return _multiply(x, kernel, precision), (x, kernel)
+
+
+def _multiply_backward(precision, residuals, dy):
+    x, kernel = residuals
+    dkernel = dot_general(dy, x, (((0,), (0,)), ((), ())), precision).T
+    return dot_general(dy, kernel, (((1,), (1,)), ((), ())), precision), dkernel
+
+
+_multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x: jax.Array, kernel: jax.Array, precision: str) -> jax.Array:
     """'valid' convolution: ``[B, H, W, C], [h, w, C, F] -> [B, H - h + 1, W - w + 1, F]``."""
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return convolve(x, kernel, precision)
 
 
-def _convolve_forward(x, kernel):
-    return _convolve(x, kernel), (x, kernel)
+def _convolve_forward(x, kernel, precision):
+    return _convolve(x, kernel, precision), (x, kernel)
 
 
-def _convolve_backward(residuals, dy):
+def _convolve_backward(precision, residuals, dy):
     x, kernel = residuals
     flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
     edges = (kernel.shape[0] - 1, kernel.shape[1] - 1)
-    dx = _convolve(_pad(dy, edges), flipped)
+    dx = _convolve(_pad(dy, edges), flipped, precision)
     # Convolves the channels of x and dy with each other, summing over the images. The one with
     # fewer channels is the input: a kernel with a single feature is slow inside loops.
     if x.shape[-1] <= dy.shape[-1]:
-        dkernel = _convolve(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3))
+        dkernel = _convolve(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), precision)
         return dx, dkernel.transpose(1, 2, 0, 3)
-    dkernel = _convolve(_pad(dy, edges).transpose(3, 1, 2, 0), x.transpose(1, 2, 0, 3))
+    dy = _pad(dy, edges).transpose(3, 1, 2, 0)
+    dkernel = _convolve(dy, x.transpose(1, 2, 0, 3), precision)
     return dx, dkernel[:, ::-1, ::-1].transpose(1, 2, 3, 0)
 
 

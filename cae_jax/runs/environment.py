@@ -41,8 +41,10 @@ def choose_backend(run: Path, config: TrainConfig, name: str) -> Backend:
         UserError: the backend is unknown or unavailable.
     """
     recorded = _read(run).get("backend") if name == "auto" else None
+    if recorded == "native" and config.precision != "float32":
+        recorded = None  # of a run that this config replaces, or does not fit
     try:
-        return choose(from_config(config), recorded or name)
+        return choose(from_config(config), recorded or name, precision=config.precision)
     except UserError as error:
         if recorded is None:
             raise

@@ -34,7 +34,7 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
     """
     run = pretrained.locate(run)
     config = read_config(run)
-    chosen = choose(topology.from_config(config), backend)
+    chosen = choose(topology.from_config(config), backend, precision=config.precision)
     if (params := pretrained.read_params(run)) is not None:
         return Autoencoder(config, autoencoders.build_with(config, params), chosen)
     model = autoencoders.build(config, nnx.Rngs(0))

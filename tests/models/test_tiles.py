@@ -103,7 +103,7 @@ def test_colors_come_back_as_they_came(channels):
         result = autoencoder.reconstruct(given, full_size=True)
         np.testing.assert_allclose(result, wanted, atol=1e-5)
     pixels = np.rint(colors[0] * 255).astype(np.uint8)
-    bytes_of = tiles.reconstruct(autoencoder.topology, autoencoder.params, pixels)
+    bytes_of = tiles.reconstruct(autoencoder.topology, autoencoder.params, "float32", pixels)
     floats = autoencoder.reconstruct(pixels, full_size=True)[0]
     np.testing.assert_array_equal(bytes_of, np.rint(floats * 255))
 

@@ -210,8 +210,9 @@ def _evaluated(config: TrainConfig, model: Any, params: Any, images: np.ndarray)
     from cae_jax.training.validation import Validation, least_images
 
     some = _EVALUATED_BYTES // evaluated_bytes([config], model)
-    most = max(some, least_images(config, XLA, len(images)))
-    [score] = Validation([config], model, XLA, Reader(images), most).evaluate(params)
+    backend = XLA.with_precision(config.precision)
+    most = max(some, least_images(config, backend, len(images)))
+    [score] = Validation([config], model, backend, Reader(images), most).evaluate(params)
     return score.val_loss
 
 
