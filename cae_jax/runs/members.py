@@ -244,7 +244,9 @@ def _members_per_program(
     config, there = next(iter(members.values())), device_memory()
     model = autoencoders.abstract(config)
     held, more = programs.needed_bytes(config, model, len(dataset.train))
-    images = min(there // 2, sum(images.nbytes for images in dataset[:2]))  # more are streamed
+    images = min(
+        there // 2, sum(math.prod(images.shape) for images in dataset[:2])
+    )  # more are streamed
     fit = max(1, (there - images) // (held + more))
     if asked is not None and asked > fit:
         raise UserError(
@@ -273,8 +275,8 @@ def _moved(folder: Path, there: Members | None, now: Members, digest: str) -> Me
     """The members of a population with the path that its images have now, if they are the same."""
     if there is None:
         return None
-    path = next(iter(now.configs.values())).data
-    configs = {name: moved(folder, config, path, digest) for name, config in there.configs.items()}
+    one = next(iter(now.configs.values()))
+    configs = {name: moved(folder, config, one, digest) for name, config in there.configs.items()}
     return there._replace(configs=configs)
 
 
@@ -311,7 +313,7 @@ def check(population: Path, name: str, config: TrainConfig, digest: str | None =
     if not (run / "config.json").exists():
         return
     digest = images_of(population) if digest is None else digest
-    there = moved(run, read_config(run), config.data, digest)
+    there = moved(run, read_config(run), config, digest)
     same = dataclasses.replace(there, epochs=config.epochs, restarts=config.restarts) == config
     if not same or there.epochs < config.epochs or (digest and images_of(run) not in ("", digest)):
         raise UserError(
