@@ -150,7 +150,7 @@ def compare(folder: Path, flags: Flags) -> None:
         images = load(folder / "crops", SIDE, workers)[1].train
         assert isinstance(images, Encoded)
         images.read(order, places, len(order))
-        images.close()
+        del images  # whose processes end
 
     def grains() -> None:
         import grain
