@@ -10,11 +10,13 @@ order: in one process, by the processes of this package, and by those of Grain, 
 """
 
 import dataclasses
+import importlib
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,7 +25,6 @@ from benchmarks.samples import PHOTOGRAPHS, crops, read_sample
 from cae_jax import data
 from cae_jax.cli import common
 from cae_jax.config import TrainConfig
-from cae_jax.data.encoded import Encoded
 
 QUALITY, SIDE, LARGE = 90, 256, (4000, 3000)
 BATCH = 32
@@ -80,7 +81,7 @@ def write(folder: Path, flags: Flags) -> None:
 
 
 def load(folder: Path, size: int, workers: int = 1) -> tuple[TrainConfig, data.Dataset]:
-    """The images of a folder, which stay in their files."""
+    """The images of a folder, of which those for training stay in their files."""
     config = TrainConfig(data=str(folder), image_size=size, batch_size=BATCH, decode="each-epoch")
     dataset = data.load(config, data_dir=folder.parent / "prepared", workers=workers)
     return dataset.resolve(config), dataset
@@ -131,7 +132,7 @@ def used(function: Callable[[], object]) -> tuple[float, float]:
 class Indexed:
     """Images by their index, as Grain takes them."""
 
-    def __init__(self, images: Encoded) -> None:
+    def __init__(self, images: Any) -> None:
         self._images = images
 
     def __len__(self) -> int:
@@ -147,14 +148,12 @@ def compare(folder: Path, flags: Flags) -> None:
     places = np.arange(len(order))
 
     def ours(workers: int) -> None:
-        images = load(folder / "crops", SIDE, workers)[1].train
-        assert isinstance(images, Encoded)
+        images: Any = load(folder / "crops", SIDE, workers)[1].train
         images.read(order, places, len(order))
         del images  # whose processes end
 
     def grains() -> None:
-        import grain
-
+        grain: Any = importlib.import_module("grain")
         options = grain.MultiprocessingOptions(num_workers=flags.grain_workers)
         images = load(folder / "crops", SIDE)[1].train
         indices = grain.MapDataset.source(order.tolist())

@@ -173,6 +173,9 @@ class TrainConfig:
     batch_size: int = 128
     """Images per step; fewer in the last one."""
 
+    microbatches: int = 1
+    """Parts of a batch whose gradients are summed in one order, on up to as many devices."""
+
     epochs: int = 20
     """Passes over the training images."""
 
@@ -322,6 +325,8 @@ def _check_ranges(config: TrainConfig) -> None:
             f"`decode` is {config.decode}; it takes a folder of image files, of which the first "
             "frames are read: leave it out"
         )
+    if config.microbatches > config.batch_size:
+        raise UserError(f"`microbatches` is {config.microbatches}; it takes at most `batch_size`")
     if config.batch_size > (config.train_examples or math.inf):
         raise UserError(f"`batch_size` is {config.batch_size}; it takes at most `train_examples`")
 
@@ -341,7 +346,7 @@ def is_shape(shape: tuple[int, ...]) -> bool:
 # Fields, the values that they accept, and the same in words. None is always accepted.
 _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     (
-        "batch_size epochs train_examples test_examples max_pixels",
+        "batch_size microbatches epochs train_examples test_examples max_pixels",
         lambda n: n >= 1,
         "a whole number of at least 1",
     ),

@@ -34,7 +34,7 @@ _CONFIG_HELP = f"A shipped config ({', '.join(config_names())}) or a Python file
 
 # The flags of a config by group. Training itself sets `image_shape` and `restarts`.
 _GROUPS = {
-    "run": "epochs batch_size seed on_nan max_skips",
+    "run": "epochs batch_size microbatches seed on_nan max_skips",
     "data": "data image_size resize channels background split train_examples test_examples "
     "white black frames include exclude skip_unreadable max_pixels decode",
     "network": "model features loss",

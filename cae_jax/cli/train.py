@@ -50,6 +50,9 @@ class Flags(common.ConfigFlags):
     device_budget: str | None = None
     """Memory for images on the device, such as 2GiB; more are streamed."""
 
+    devices: int = 1
+    """Devices that train, to the same bits: at most the microbatches, or the runs of a program."""
+
     data: common.Data = common.DataFlags()
 
 
@@ -64,6 +67,7 @@ def run(flags: Flags) -> None:
         "chunk_steps": flags.chunk_steps,
         "backend": flags.backend,
         "device_budget": flags.device_budget,
+        "devices": flags.devices,
         **vars(flags.data),
     }
     if many:

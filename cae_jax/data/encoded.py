@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, Self
@@ -45,6 +46,11 @@ class Encoded:
     def shape(self) -> tuple[int, ...]:
         """The shape of the array."""
         return len(self), *self._one
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the decoded images."""
+        return math.prod(self.shape)
 
     def __len__(self) -> int:
         return len(self._checks)

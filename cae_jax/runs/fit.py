@@ -24,7 +24,7 @@ from cae_jax.runs.journal import Journal
 from cae_jax.runs.load import load
 from cae_jax.training.feed import bytes_of
 from cae_jax.training.optimizer import warmup
-from cae_jax.training.trainer import device_name
+from cae_jax.training.trainer import device_name, hosted
 
 logger = logging.getLogger(__name__)
 # On 1,006 photographs of 64 x 64 pixels, 960 steps gave 1.5 dB more than 240 in the same epochs.
@@ -62,6 +62,7 @@ def fit(
     chunk_steps: int | None = None,
     backend: str = "auto",
     device_budget: str | int | None = None,
+    devices: int = 1,
     on_epoch: Callable[[list[Row]], None] | None = None,
     on_chunk: Callable[[int], None] | None = None,
 ) -> FitResult:
@@ -83,6 +84,8 @@ def fit(
         device_budget: bytes of images on the device, such as ``"2GiB"``; a data set above it is
             streamed, to the same bits. Default: what the device reports, on a CPU half of the
             memory, less what the programs need.
+        devices: of this machine that train, at most `TrainConfig.microbatches`; any number of them
+            gives the same bits.
         on_epoch: called after each epoch with the history so far.
         on_chunk: called after each chunk of steps with the steps since the start of training. Both
             are called under JAX's own settings, so ``JAX_ENABLE_X64`` does not apply in them.
@@ -100,7 +103,7 @@ def fit(
         weights = None if start_from is None else _weights_of(config, start_from)
         session.check()
         with open_run(workdir, config, overwrite=overwrite, images=dataset.digest) as folder:
-            job = Job(folder.config, chosen, dataset, budget=budget)
+            job = Job(folder.config, chosen, dataset, budget=budget, devices=devices)
             del dataset  # those on the device remain
             return _fit(job, folder, session, weights)
 
@@ -147,6 +150,7 @@ def train(
         _run(job, configs, journal, progress, session)
     except Interrupted as stop:
         session.ignore()
+        progress.state = hosted(progress.state, len(configs))
         if progress.step > 0:
             journal.save(progress.state)
         journal.wait()
@@ -199,7 +203,9 @@ def _run(
         logger.info("%s resumes after step %d", journal.folder.path, journal.saved_step)
     _explain_steps(configs[0], trainer.steps)
     _explain_warmup(configs[0], trainer.steps)
+    progress.state = trainer.put(progress.state)
     run_epochs(progress, trainer, journal, session)
     journal.wait()
     session.check()
+    progress.state = hosted(progress.state, len(configs))
     journal.finish(job, trainer, progress.state, session.check)

@@ -24,6 +24,7 @@ from cae_jax.models.summary import layer_table
 from cae_jax.ops.backend import Backend
 from cae_jax.runs import environment
 from cae_jax.training import programs
+from cae_jax.training.devices import Devices
 from cae_jax.training.feed import Plan, make_plan
 from cae_jax.training.step import TrainState, make_keys
 from cae_jax.training.trainer import Trainer, initial_state, stack
@@ -43,6 +44,10 @@ class Job:
         fields: of the config, in which the members differ apart from the seed.
         budget: bytes of images on the device; None takes what the programs leave.
         members: of the largest group.
+        devices: of this machine that train.
+
+    Raises:
+        UserError: there are fewer devices, or more than have a microbatch.
 
     Attributes:
         config, backend: as given.
@@ -59,8 +64,10 @@ class Job:
         fields: Sequence[str] = (),
         budget: int | None = None,
         members: int = 1,
+        devices: int = 1,
     ) -> None:
         self.config, self.backend, self._fields = config, backend, tuple(fields)
+        self._devices = _devices(devices, members, config)
         self.examples = len(dataset.train)
         self._plan = self._make_plan(budget, members, dataset)
         if self._plan is None:
@@ -75,7 +82,7 @@ class Job:
 
     def _make_plan(self, budget: int | None, members: int, dataset: data.Dataset) -> Plan | None:
         """How the images share the budget; None if all fit."""
-        configs = [self.config] * members
+        configs = [self.config] * -(-members // len(self._devices))  # of a device
         return make_plan(
             budget,
             programs.free_bytes(configs, self.model, self.examples),
@@ -106,7 +113,13 @@ class Job:
         count = len(members)
         if count not in self._trainers:
             self._trainers[count] = Trainer(
-                members, self.model, self.backend, *self._images, self._fields, self._plan
+                members,
+                self.model,
+                self.backend,
+                *self._images,
+                self._fields,
+                self._plan,
+                Devices.of(self._devices, self.config, count),
             )
         trainer = self._trainers[count].with_members(members)
         self.compile_seconds = time.perf_counter() - started
@@ -137,6 +150,22 @@ class Job:
         """Writes the environment and the layers of the model to the directory of a run."""
         self.record(run)
         atomic.write_text(run / "summary.txt", layer_table(self.model.topology) + "\n")
+
+
+def _devices(count: int, members: int, config: TrainConfig) -> list[Any]:
+    """The first devices of this machine."""
+    there = jax.local_devices()
+    if not 1 <= count <= len(there):
+        raise UserError(
+            f"`devices` is {count}; this machine has {len(there)} of {there[0].platform}"
+        )
+    if members == 1 and count > config.microbatches:
+        raise UserError(
+            f"`devices` is {count} and `microbatches` {config.microbatches}, of which each device "
+            f"takes whole ones; pass at most {config.microbatches}, or train a new run with "
+            f"`microbatches={count}`"
+        )
+    return there[:count]
 
 
 def prepare(

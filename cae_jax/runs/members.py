@@ -183,6 +183,7 @@ def open_population(
     backend: Backend,
     dataset: data.Dataset,
     per_program: int | None,
+    devices: int,
     *,
     overwrite: bool,
 ) -> Iterator[Population]:
@@ -192,7 +193,7 @@ def open_population(
         workdir: the directory.
         configs: of the members.
         backend, dataset: of the training.
-        per_program: members of a group, see `cae_jax.fit_population`.
+        per_program, devices: see `cae_jax.fit_population`.
         overwrite: replace a run in the directory.
 
     Raises:
@@ -207,7 +208,8 @@ def open_population(
         )
     if per_program is None and there is not None:
         per_program = there.per_program  # the groups on disk
-    now = Members(named, {}, _members_per_program(named, backend, dataset, per_program))
+    per_program = _members_per_program(named, backend, dataset, per_program, devices)
+    now = Members(named, {}, per_program)
     with open_folder(workdir, overwrite=overwrite) as folder:
         before = read(workdir)
         there = _moved(workdir, before, now, dataset.digest)
@@ -229,25 +231,29 @@ def open_population(
 
 
 def _members_per_program(
-    members: dict[str, TrainConfig], backend: Backend, dataset: data.Dataset, asked: int | None
+    members: dict[str, TrainConfig],
+    backend: Backend,
+    dataset: data.Dataset,
+    asked: int | None,
+    devices: int,
 ) -> int:
     """The number of members that a program trains; refuses more than fit."""
     if asked is not None and asked < 1:
         raise UserError(f"`members_per_program` is {asked}; it takes a whole number of at least 1")
-    if asked == 1 or (asked is None and jax.default_backend() == "cpu"):
+    if asked is None and jax.default_backend() == "cpu":
+        asked = min(devices, len(members))
+    if asked == 1:
         return 1
-    if backend.kernel is not None:
+    if backend.kernel is not None and (asked is None or asked > devices):
         raise UserError(
-            f"`members_per_program` is {asked}; the native kernel computes one member at a time; "
-            "pass 1, or `backend='matmul'`"
+            f"`members_per_program` is {asked}; the native kernel computes one member at a time on "
+            f"each device; pass {devices}, or `backend='matmul'`"
         )
     config, there = next(iter(members.values())), device_memory()
     model = autoencoders.abstract(config)
     held, more = programs.needed_bytes(config, model, len(dataset.train))
-    images = min(
-        there // 2, sum(math.prod(images.shape) for images in dataset[:2])
-    )  # more are streamed
-    fit = max(1, (there - images) // (held + more))
+    images = min(there // 2, sum(images.nbytes for images in dataset[:2]))  # more are streamed
+    fit = max(1, (there - images) // (held + more)) * devices
     if asked is not None and asked > fit:
         raise UserError(
             f"`members_per_program` is {asked}; {fit} fit: each takes about "

@@ -30,7 +30,7 @@ from cae_jax.runs.members import Member, Population, is_written
 from cae_jax.training import programs
 from cae_jax.training.feed import bytes_of
 from cae_jax.training.step import TrainState
-from cae_jax.training.trainer import Trainer, member
+from cae_jax.training.trainer import Trainer, hosted, member
 
 logger = logging.getLogger(__name__)
 # Between two saves of a member: a save takes as long as a short epoch.
@@ -68,6 +68,7 @@ def fit_population(
     chunk_steps: int | None = None,
     backend: str = "auto",
     device_budget: str | int | None = None,
+    devices: int = 1,
     members_per_program: int | None = None,
     on_chunk: Callable[[int], None] | None = None,
 ) -> PopulationResult:
@@ -84,9 +85,10 @@ def fit_population(
         overwrite: replace a run in `workdir`; a population with runs is never replaced.
         images, targets, data_dir, verify_data, workers, chunk_steps, backend, device_budget,
             on_chunk: as of `fit`.
-        members_per_program: models trained by one compiled program. None takes 1 on a CPU, and
-            otherwise as many as fit in memory. One at a time, the results equal those of `fit` bit
-            by bit; several together agree with them up to rounding.
+        devices: of this machine, over which the models of a program are spread.
+        members_per_program: models trained by one compiled program. None takes one for each device
+            on a CPU, and otherwise as many as fit in memory. One at a time on a device, the results
+            equal those of `fit` bit by bit; several together agree with them up to rounding.
 
     Raises:
         UserError: members that cannot share a program, and as `fit`; or all are stopped.
@@ -106,10 +108,11 @@ def fit_population(
         programs.check_members(configs)  # once more, with the default learning rate
         session.check()
         with members.open_population(
-            workdir, configs, chosen, dataset, members_per_program, overwrite=overwrite
+            workdir, configs, chosen, dataset, members_per_program, devices, overwrite=overwrite
         ) as there:
             per_program = there.members.per_program
-            job = Job(config, chosen, dataset, programs.swept(configs), budget, per_program)
+            fields = programs.swept(configs)
+            job = Job(config, chosen, dataset, fields, budget, per_program, devices)
             del dataset
             # A step of a group takes longer than one of a model.
             session.chunks = Chunks(chunk_steps, begin=max(1, 67 // per_program))
@@ -191,10 +194,8 @@ def _train_group(
             if len(group) == 1:  # a group of several has stopped each of its members
                 there.stop(names[0], journal.stopped[0])
             return {}, max(journal.stopped.values()), None
-    # On the host: the device may not hold those of all groups besides the next group.
-    hosted = jax.tree.map(np.asarray, progress.state)
     params = {
-        name: member(hosted, k, len(group)).params
+        name: member(progress.state, k, len(group)).params
         for k, name in enumerate(names)
         if k not in journal.stopped
     }
@@ -255,7 +256,7 @@ class GroupJournal(Journal):
             each += [] if row is None else [row]
 
     def _to_save(self, state: TrainState) -> TrainState:
-        self._saved = saved = jax.tree.map(np.asarray, state)
+        self._saved = saved = hosted(state, len(self._names))
         return saved
 
     def stop(self, k: int, step: int) -> None:
@@ -279,13 +280,12 @@ class GroupJournal(Journal):
         self, job: Job, trainer: Trainer, state: TrainState, check: Callable[[], None], k: int = 0
     ) -> None:
         """Writes the runs of the members that are not stopped."""
-        hosted = jax.tree.map(np.asarray, state)
         for k, (name, config) in enumerate(zip(self._names, self._configs, strict=True)):
             if k in self.stopped or is_written(self.folder.path, name, config):
                 continue
             check()
             self.folder.check()
-            own = member(hosted, k, len(self._names))
+            own = member(state, k, len(self._names))
             with self._run_of(k) as journal:
                 journal.restate(own, self.rows[k])
                 journal.finish(job, trainer, own, check, k)

@@ -17,6 +17,7 @@ import numpy as np
 
 from cae_jax.errors import UserError
 from cae_jax.ops import settings
+from cae_jax.training.devices import Devices
 
 _UNITS = {"": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -133,20 +134,25 @@ class Resident:
         images: uint8 ``[N, height, width, channels]``; those on the device stay there.
         order: ``order(key, epoch)`` gives the batches of an epoch, see `programs.order`.
         key: for `order`.
+        devices: that have the images.
     """
 
-    def __init__(self, images: np.ndarray | jax.Array, order: Order, key: jax.Array) -> None:
-        self._images, self._order, self._key = jax.device_put(images), order, key
-        self._epoch, self._batches = 0, jax.numpy.zeros(0)
+    def __init__(
+        self, images: np.ndarray | jax.Array, order: Order, key: jax.Array, devices: Devices
+    ) -> None:
+        self._images, self._order, self._key = devices.put(images), order, key
+        self._devices, self._epoch, self._batches = devices, 0, jax.numpy.zeros(0)
 
     def with_key(self, key: jax.Array) -> "Resident":
         """The same images in the order of another key."""
-        return Resident(self._images, self._order, key)
+        return Resident(self._images, self._order, key, self._devices)
 
     def parts(self, epoch: int, start: int, stop: int) -> Iterator[Part]:
         """The images and batches of the steps ``start <= i < stop`` of an epoch, counted from 1."""
         if epoch != self._epoch:
-            self._epoch, self._batches = epoch, self._order(self._key, np.int32(epoch))
+            batches = self._order(self._key, np.int32(epoch))
+            self._batches = self._devices.cut(batches, self._images.shape[0])
+            self._epoch = epoch
         yield self._images, self._batches, start, stop
 
 
@@ -159,6 +165,7 @@ class Streamed:
         shape: M, S, B: members of the group, steps in an epoch, and images in a batch.
         steps: of a chunk.
         epochs: of the training.
+        devices: that train.
     """
 
     def __init__(
@@ -169,11 +176,13 @@ class Streamed:
         shape: tuple[int, int, int],
         steps: int,
         epochs: int,
+        devices: Devices,
     ) -> None:
         self._source, self._order, self._key = source, order, key
         self._shape, self._steps, self._epochs = shape, steps, epochs
+        self._devices = devices
         self._thread = ThreadPoolExecutor(1)
-        self._batches = jax.device_put(self._batches_of_chunks())
+        self._batches = self._batches_of_chunks()
         self._epoch, self._order_MxSxB = 0, np.zeros((0, 0, 0), np.int32)
         self._chunk: tuple[tuple[int, int], jax.Array] | None = None  # epoch and chunk
         self._ahead: tuple[tuple[int, int], Future[jax.Array]] | None = None
@@ -198,7 +207,7 @@ class Streamed:
             yield self._take(epoch, chunk), self._batches, start, last
             start = last
 
-    def _batches_of_chunks(self) -> np.ndarray:
+    def _batches_of_chunks(self) -> jax.Array:
         """The batches of all epochs, as indices into chunks; padded as those of `order`."""
         members, steps, batch = self._shape
         rows = self._steps * batch
@@ -207,7 +216,8 @@ class Streamed:
         firsts_M = np.arange(members, dtype=np.int32) * rows
         batches_MxSxB = firsts_M[:, None, None] + batches_SxB
         batches_MxSxB.reshape(members, -1)[:, self._source.shape[0] :] = members * rows
-        return batches_MxSxB if members > 1 else batches_MxSxB[0]
+        batches = batches_MxSxB if members > 1 else batches_MxSxB[0]
+        return jax.device_put(self._devices.cut(batches, members * rows))
 
     def _take(self, epoch: int, chunk: int) -> jax.Array:
         at = epoch, chunk
@@ -244,4 +254,4 @@ class Streamed:
         if len(places) < len(rows):  # the image to which indices beyond all are clipped
             wanted, places = np.append(wanted, count - 1), np.append(places, len(rows) - 1)
         images = self._source.read(wanted, places, len(rows))
-        return jax.block_until_ready(jax.device_put(images))
+        return jax.block_until_ready(self._devices.put(images))

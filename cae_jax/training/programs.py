@@ -25,6 +25,7 @@ from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops import cuda_graphs, settings
 from cae_jax.ops.backend import MATMUL, Backend, device_memory
 from cae_jax.training import metrics, step
+from cae_jax.training.devices import Devices, along
 from cae_jax.training.noise import build_corruption, targets
 from cae_jax.training.optimizer import as_arguments, build_optimizer
 
@@ -46,21 +47,22 @@ class Program(NamedTuple):
     arguments: tuple[Any, ...]
 
     def lower(self, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Lowered:
-        """Traces the function, for the default device or for that of `sharding`."""
+        """Traces the function, for its own devices or for that of `sharding`."""
 
         def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or sharding)
 
         with settings.ours():
             return self.function.lower(*jax.tree.map(place, self.arguments))
 
     def compile(self, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Compiled:
-        """Compiles the function, for the default device or for that of `sharding`."""
-        device = next(iter(sharding.device_set)) if sharding else jax.devices()[0]
+        """Compiles the function, for its own devices or for that of `sharding`."""
+        there = [x.sharding for x in jax.tree.leaves(self.arguments) if x.sharding] or [sharding]
+        device = next(iter(there[0].device_set)) if there[0] else jax.local_devices()[0]
         return cuda_graphs.compile_loop(self.lower(sharding), device)
 
     def compile_here(self) -> jax.stages.Compiled:
-        """Compiles the function for the default device.
+        """Compiles the function for devices of this machine.
 
         Raises:
             UserError: the program needs more memory than the device has.
@@ -153,6 +155,7 @@ def training(
     examples: int,
     fields: Sequence[str] = (),
     rows: int | None = None,
+    devices: Devices | None = None,
 ) -> Program:
     """Some steps of an epoch; not donated, so that an interrupted training keeps its state.
 
@@ -163,14 +166,15 @@ def training(
         examples: N, number of training images.
         fields: of the config, in which several members may differ.
         rows: number of images on the device, if those of some steps are there at a time.
+        devices: over which the members or their batches are spread.
 
     Returns:
         ``run_chunk(state, images_NxHxWxC, batches_SxB, noise_key, numbers, start, stop)``, which
         returns the state after the steps and whether all parameters are finite; for `numbers` see
         the function of that name. For several members batches, keys, numbers and results have a
-        first axis M.
+        first axis M. Batches are those that `Devices.cut` returns.
     """
-    config, count = members[0], len(members)
+    config, count, devices = members[0], len(members), devices or Devices()
     steps = steps_per_epoch(config, examples)
     graphdef, params = nnx.split(model, nnx.Param)
     optimizer = build_optimizer(config, all_steps(config, examples))
@@ -178,30 +182,53 @@ def training(
     def init(params: nnx.State) -> step.TrainState:
         return step.init_state(nnx.merge(graphdef, params), optimizer, steps)
 
-    batches = jax.ShapeDtypeStruct((steps, config.batch_size), jnp.int32)
+    batches = devices.cut_shape((steps, config.batch_size))
     state = jax.eval_shape(init, params)
     images = _stored(config, model, rows or examples, jnp.uint8)
     varying = _shapes(numbers(members, fields))
 
     def run_chunk(state, images, batches_SxB, key, numbers, start, stop):
-        run = _make_run_chunk(config, graphdef, backend, examples, numbers)
+        run = _make_run_chunk(config, graphdef, backend, examples, devices, numbers)
         return run(state, images, batches_SxB, key, start, stop)
 
     if count == 1:
+        axes = (None,) * 7
         arguments = (state, images, batches, _key(), varying, _number(), _number())
-        return Program(jax.jit(run_chunk), arguments)
+        function = devices.spread(run_chunk, axes, None)
+        return Program(jax.jit(function), devices.describe(arguments, axes))
 
-    @jax.jit
     def run_chunks(state, images, batches_MxSxB, keys_M, numbers, start, stop):
         def one(state, batches_SxB, key, numbers):
             return run_chunk(state, images, batches_SxB, key, numbers, start, stop)
 
-        together = jax.vmap(one, in_axes=(_AXES, 0, 0, 0), out_axes=(_AXES, 0))
+        together = _map_members(one, (_AXES, 0, 0, 0), (_AXES, 0))
         return together(state, batches_MxSxB, keys_M, numbers)
 
+    own = devices.member_axis
     states = _stacked(count, state)._replace(step=state.step)
     batches, keys = _stacked(count, (batches, _key()))
-    return Program(run_chunks, (states, images, batches, keys, varying, _number(), _number()))
+    arguments = (states, images, batches, keys, varying, _number(), _number())
+    axes = (state_axes(devices), None, own, own, own, None, None)
+    function = devices.spread(run_chunks, axes, (axes[0], own))
+    return Program(jax.jit(function), devices.describe(arguments, axes))
+
+
+def state_axes(devices: Devices) -> Any:
+    """The axes along which the state of a group is spread."""
+    own = devices.member_axis
+    return None if own is None else step.TrainState(*[cast(Any, own)] * 4)._replace(step=None)
+
+
+def _map_members(function: Callable[..., Any], axes: Any, results: Any) -> Callable[..., Any]:
+    """As `jax.vmap`; where a device has one member only, by the program of a single model."""
+
+    def mapped(*arguments: Any) -> Any:
+        if len(jax.tree.leaves(arguments)[0]) > 1:
+            return jax.vmap(function, axes, results)(*arguments)
+        alone = along(axes, lambda axis, x: x if axis is None else x[0], arguments)
+        return along(results, lambda axis, x: x if axis is None else x[None], function(*alone))
+
+    return mapped
 
 
 def numbers(members: Sequence[TrainConfig], fields: Sequence[str]) -> dict[str, Any]:
@@ -221,12 +248,15 @@ def _make_run_chunk(
     graphdef: nnx.GraphDef,
     backend: Backend,
     examples: int,
+    devices: Devices,
     numbers: Mapping[str, Any],
 ) -> Callable[..., tuple[step.TrainState, jax.Array]]:
     """The function of `training` for one model; `numbers` as of `build_optimizer`."""
     optimizer = build_optimizer(config, all_steps(config, examples), numbers)
     corrupt = build_corruption(config.noise, config.noise_level)
-    run_steps = step.make_run_steps(graphdef, optimizer, corrupt, backend, config.loss)
+    run_steps = step.make_run_steps(
+        graphdef, optimizer, corrupt, backend, config.loss, devices.over_all
+    )
 
     def run_chunk(*arguments):
         state = run_steps(*arguments)
@@ -242,8 +272,15 @@ def evaluation(
     backend: Backend,
     examples: int,
     key: jax.ShapeDtypeStruct | None = None,
+    devices: Devices | None = None,
 ) -> Program:
-    """The losses of test images; `key` has the type of those in `keys_M`, if it is not Threefry's.
+    """The losses of test images.
+
+    Args:
+        members, model, backend: as of `training`.
+        examples: number of images.
+        key: has the type of those in `keys_M`, if it is not Threefry's.
+        devices: over which the members are spread.
 
     Returns:
         ``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, see `step.make_evaluate`; for several
@@ -259,7 +296,6 @@ def evaluation(
         return Program(losses, (params, inputs, images))
     corrupt = build_corruption(config.noise, config.noise_level)
 
-    @jax.jit
     def evaluate(params, keys_M, images):
         clean, floats = targets(corrupt, images), scale(images)
 
@@ -269,10 +305,16 @@ def evaluation(
             mse = metrics.mse(scale(inputs), targets(corrupt, floats))
             return *losses(params, inputs, clean), mse
 
+        if len(keys_M) == 1:
+            return _map_members(lambda *each: one(each), (0, 0), (0, 0, 0))(params, keys_M)
         return jax.lax.map(one, (params, keys_M), batch_size=_EVALUATED)
 
+    devices = devices or Devices()
+    axes = devices.member_axis, devices.member_axis, None
     images = _stored(config, model, examples, jnp.uint8)
-    return Program(evaluate, (*_stacked(count, (params, key or _key())), images))
+    arguments = (*_stacked(count, (params, key or _key())), images)
+    function = devices.spread(evaluate, axes, axes[0])
+    return Program(jax.jit(function), devices.describe(arguments, axes))
 
 
 def free_bytes(members: Sequence[TrainConfig], model: Model, examples: int) -> int:

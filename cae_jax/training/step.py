@@ -8,6 +8,8 @@ one compiled program serves an epoch in one piece or in any number of chunks, so
 depend on the chunk length.
 """
 
+import functools
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +24,11 @@ from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import MATMUL, Backend
 from cae_jax.training.loss import Losses, make_loss, make_losses
 from cae_jax.training.noise import Corruption, targets
+
+# ``gradient(params, images_NxHxWxC, batch_B, noise_key, *numbers)``: the mean loss of a batch of
+# indices, of which those from N on are padding, and its gradient as a vector; `numbers` are folded
+# into the key.
+Gradient = Callable[..., tuple[jax.Array, jax.Array]]
 
 # Test images in a step of the evaluation: few enough for their activations to stay in the cache.
 EVAL_BATCH = 250
@@ -102,30 +109,25 @@ def make_run_steps(
     corrupt: Corruption | None = None,
     backend: Backend = MATMUL,
     kind: Loss = "bce",
+    over_all: Callable[[Gradient], Gradient] = lambda gradient: gradient,
 ) -> jax.stages.Wrapped:
     """Makes the compiled loop over training steps that minimise the loss `kind`.
 
-    `corrupt` adds noise to the inputs only, or takes pairs apart.
+    `corrupt` adds noise to the inputs only, or takes pairs apart. `over_all` makes the gradient of
+    a batch from that of its parts, see `cae_jax.training.devices`.
 
     Returns:
         ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
         steps ``start <= i < stop`` of an epoch and returns the new state. The state is donated.
     """
-    value_and_grad = jax.value_and_grad(make_loss(graphdef, backend, kind))
+    gradient = over_all(_make_gradient(graphdef, corrupt, backend, kind))
 
     def train_step(i, state, unravel, images_NxHxWxC, batch_B, noise_key) -> TrainState:
         params = unravel(state.params)
-        # The last batch is padded; mask the padding.
-        weights_B = (batch_B < images_NxHxWxC.shape[0]).astype(jnp.float32)
-        images_BxHxWxC = images_NxHxWxC.at[batch_B].get(mode="clip")
-        inputs_BxHxWxC = targets_BxHxWxC = targets(corrupt, images_BxHxWxC)
-        if corrupt is not None:
-            key = jax.random.fold_in(noise_key, state.step)
-            inputs_BxHxWxC = corrupt(key, scale(images_BxHxWxC))
-        loss, grads = value_and_grad(params, inputs_BxHxWxC, targets_BxHxWxC, weights_B)
+        loss, vector = gradient(params, images_NxHxWxC, batch_B, noise_key, state.step)
         # A loss or gradient that is not finite marks the step's loss and the whole gradient, so
         # that the losses name the step and the optimizer can skip it.
-        vector = jax.lax.optimization_barrier(ravel_pytree(grads)[0])
+        vector = jax.lax.optimization_barrier(vector)
         finite = jnp.isfinite(loss + vector.sum())
         grads = unravel(jnp.where(finite, vector, jnp.nan))
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
@@ -140,10 +142,11 @@ def make_run_steps(
     def run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop):
         # One vector of all parameters: few device kernels however many layers there are.
         vector, unravel = ravel_pytree(state.params)
+        shape = batches_SxB.shape[1:]
 
         def body(i, state):
             batch_B = jax.lax.dynamic_slice(
-                batches_SxB, (i, 0), (1, batches_SxB.shape[1]), allow_negative_indices=False
+                batches_SxB, (i, *[0] * len(shape)), (1, *shape), allow_negative_indices=False
             )[0]
             return train_step(i, state, unravel, images_NxHxWxC, batch_B, noise_key)
 
@@ -151,6 +154,25 @@ def make_run_steps(
         return state._replace(params=unravel(state.params))
 
     return run_steps
+
+
+def _make_gradient(
+    graphdef: nnx.GraphDef, corrupt: Corruption | None, backend: Backend, kind: Loss
+) -> Gradient:
+    value_and_grad = jax.value_and_grad(make_loss(graphdef, backend, kind))
+
+    def gradient(params, images_NxHxWxC, batch_B, noise_key, *numbers):
+        # The last batch is padded; mask the padding.
+        weights_B = (batch_B < images_NxHxWxC.shape[0]).astype(jnp.float32)
+        images_BxHxWxC = images_NxHxWxC.at[batch_B].get(mode="clip")
+        inputs_BxHxWxC = targets_BxHxWxC = targets(corrupt, images_BxHxWxC)
+        if corrupt is not None:
+            key = functools.reduce(jax.random.fold_in, numbers, noise_key)
+            inputs_BxHxWxC = corrupt(key, scale(images_BxHxWxC))
+        loss, grads = value_and_grad(params, inputs_BxHxWxC, targets_BxHxWxC, weights_B)
+        return loss, ravel_pytree(grads)[0]
+
+    return gradient
 
 
 def eval_batch(backend: Backend) -> int:

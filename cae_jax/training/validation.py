@@ -14,6 +14,7 @@ from cae_jax.config import TrainConfig
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.ops.backend import Backend
 from cae_jax.training import metrics, programs, step
+from cae_jax.training.devices import Devices
 from cae_jax.training.feed import Images
 from cae_jax.training.loss import select_loss
 from cae_jax.training.noise import build_corruption, has_rows, targets
@@ -45,6 +46,8 @@ class Validation:
         backend: computes the network.
         test_images: uint8 ``[N, *image_shape]``, or a source of them.
         most: images on the device at a time; None for all.
+        devices: over which the members are spread, see `programs.evaluation`. A single model is
+            evaluated on the default device.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class Validation:
         backend: Backend,
         test_images: Images,
         most: int | None = None,
+        devices: Devices | None = None,
     ) -> None:
         self._members, examples = members, test_images.shape[0]
+        self._devices = devices or Devices()
         self._bounds = slices(examples, most, step.eval_batch(backend))
         whole = len(self._bounds) == 1
         self._images = _on_device(test_images, 0, examples) if whole else test_images
@@ -63,7 +68,7 @@ class Validation:
         self._noise = programs.noise(members[0], model, examples)
         key = None if whole else jax.eval_shape(lambda: self._keys(members[:1], 0))
         self._evaluate = {
-            count: programs.evaluation(members, model, backend, count, key).compile_here()
+            count: programs.evaluation(members, model, backend, count, key, devices).compile_here()
             for count in {stop - start for start, stop in self._bounds}
         }
 
@@ -136,7 +141,10 @@ class Validation:
         """What the program for a slice returns, see `programs.evaluation`."""
         program = self._evaluate[len(stored)]
         if len(self._members) > 1:
-            return program(params, self._keys(self._members, start), stored)
+            arguments = self._keys(self._members, start), stored
+            axes = self._devices.member_axis, None
+            return program(params, *self._devices.put(arguments, axes))
+        params = self._devices.local(params)
         return program(params, self._inputs(start, stored), targets(self._corrupt, stored))
 
 

@@ -1,0 +1,147 @@
+"""Trainings on several devices: the same bits for any number of them.
+
+The devices are forced ones of a CPU, which JAX takes before its first use: in other processes.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import cae_jax
+from cae_jax.config import TrainConfig, to_dict
+from cae_jax.training.devices import Devices
+from tests.conftest import DENSE, ROOT, SMALL, needs_native
+from tests.runs.test_reliability import assert_same_end
+
+# Trains with each of some numbers of devices; of "3+2", the training with 3 is stopped.
+TRAIN = """
+import json, os, signal, sys
+import cae_jax
+from cae_jax.config import from_dict
+
+members, folder, data_dir, options, *counts = sys.argv[1:]
+members, options = [from_dict(each) for each in json.loads(members)], json.loads(options)
+fit = cae_jax.fit_population if options.pop("many") else lambda configs, *args, **kwargs: (
+    cae_jax.fit(configs[0], *args, **kwargs)
+)
+
+def stop(steps):
+    if steps == 5:
+        os.kill(os.getpid(), signal.SIGINT)
+
+for count in counts:
+    *first, last = map(int, count.split("+"))
+    options |= {"data_dir": data_dir, "chunk_steps": 5}
+    for devices in first:
+        fit(members, f"{folder}/{count}", devices=devices, on_chunk=stop, **options)
+    fit(members, f"{folder}/{count}", devices=last, **options)
+"""
+
+
+def train(folder, data_dir, members, counts, many=False, **options):
+    configs = json.dumps(list(map(to_dict, members)))
+    arguments = [configs, folder, data_dir, json.dumps({"many": many, **options}), *counts]
+    process = subprocess.run(
+        [sys.executable, "-c", TRAIN, *map(str, arguments)],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def test_batches_are_cut_into_microbatches_that_fill_the_devices():
+    batches = np.arange(20, dtype=np.int32).reshape(2, 10)
+    cut = np.asarray(Devices(None, microbatches=4).cut(batches, 99))
+    assert cut.tolist() == [
+        [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 99, 99]],
+        [[10, 11, 12], [13, 14, 15], [16, 17, 18], [19, 99, 99]],
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [96, 100])  # 100: microbatches and the last batch have rests
+def test_microbatches_have_the_gradient_of_the_batch(data_dir, tmp_path, batch_size):
+    config = dataclasses.replace(DENSE, optimizer="sgd", batch_size=batch_size, epochs=2)
+    ends = [
+        cae_jax.fit(
+            dataclasses.replace(config, microbatches=count),
+            tmp_path / str(count),
+            data_dir=data_dir,
+        )
+        for count in (1, 7)
+    ]
+    losses = [[row.loss for row in end.history] for end in ends]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    for one, other in zip(*(jax.tree.leaves(end.autoencoder.params) for end in ends), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [0, 2])
+def test_a_machine_has_so_many_devices(data_dir, tmp_path, devices):
+    with pytest.raises(cae_jax.UserError, match=r"`devices` is .; this machine has 1 of cpu"):
+        cae_jax.fit(DENSE, tmp_path / "run", data_dir=data_dir, devices=devices)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize(("microbatches", "batch_size"), [(0, 8), (9, 8)])
+def test_numbers_of_microbatches_are_checked(microbatches, batch_size):
+    with pytest.raises(cae_jax.UserError, match=r"`microbatches` is .; it takes"):
+        TrainConfig(microbatches=microbatches, batch_size=batch_size)
+
+
+def test_any_number_of_devices_has_the_same_bits(data_dir, tmp_path):
+    """One, two, and three of which one has fewer microbatches; stopped, and resumed by others."""
+    config = dataclasses.replace(DENSE, microbatches=4, noise="gaussian")
+    train(tmp_path, data_dir, [config], ["1", "2", "3", "3+2"])
+    for other in ("2", "3", "3+2"):
+        assert_same_end(tmp_path / other, tmp_path / "1")
+
+
+CASES = [
+    ("xla", "soap", "gaussian"),
+    ("xla", "adam", "none"),
+    ("matmul", "soap", "mix"),
+    ("matmul", "adamw", "gaussian"),
+    *[
+        pytest.param("native", *rest, marks=needs_native)
+        for rest in (("soap", "mix"), ("adam", "none"))
+    ],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "optimizer", "noise"), CASES)
+def test_devices_and_chunks_have_the_same_bits(backend, optimizer, noise, data_dir, tmp_path):
+    config = dataclasses.replace(
+        SMALL, microbatches=8, batch_size=100, optimizer=optimizer, noise=noise, epochs=2
+    )
+    train(tmp_path, data_dir, [config], ["1", "2", "3", "4", "8", "4+1", "1+8"], backend=backend)
+    train(
+        tmp_path / "streamed",
+        data_dir,
+        [config],
+        ["1", "3+8"],
+        backend=backend,
+        device_budget="6MB",
+    )
+    for other in ("2", "3", "4", "8", "4+1", "1+8", "streamed/1", "streamed/3+8"):
+        assert_same_end(tmp_path / other, tmp_path / "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["matmul", pytest.param("native", marks=needs_native)])
+def test_members_on_devices_of_their_own_are_ordinary_runs(backend, data_dir, tmp_path):
+    """Five members on three devices: two groups, the second with a place that is idle."""
+    members = [dataclasses.replace(SMALL, seed=seed, noise="gaussian") for seed in range(5)]
+    train(tmp_path, data_dir, members, ["3", "2+2"], many=True, backend=backend)
+    for seed in (0, 4):
+        cae_jax.fit(members[seed], tmp_path / str(seed), data_dir=data_dir, backend=backend)
+        for count in ("3", "2+2"):
+            assert_same_end(tmp_path / count / f"seed={seed}", tmp_path / str(seed))
