@@ -82,7 +82,9 @@ def write(folder: Path, flags: Flags) -> None:
 
 def load(folder: Path, size: int, workers: int = 1) -> tuple[TrainConfig, data.Dataset]:
     """The images of a folder, of which those for training stay in their files."""
-    config = TrainConfig(data=str(folder), image_size=size, batch_size=BATCH, decode="each-epoch")
+    config = TrainConfig(
+        data=str(folder), image_size=(size, size), batch_size=BATCH, decode="each-epoch"
+    )
     dataset = data.load(config, data_dir=folder.parent / "prepared", workers=workers)
     return dataset.resolve(config), dataset
 
