@@ -10,7 +10,7 @@ order: in one process, by the processes of this package, and by those of Grain, 
 """
 
 import dataclasses
-import importlib
+import importlib.util
 import resource
 import tempfile
 import time
@@ -166,8 +166,9 @@ def compare(folder: Path, flags: Flags) -> None:
     kinds: dict[str, Callable[[], None]] = {
         "one process": lambda: ours(1),
         f"{workers} workers": lambda: ours(workers),
-        f"{workers} of Grain": grains,
     }
+    if importlib.util.find_spec("grain"):
+        kinds[f"{workers} of Grain"] = grains
     for name, function in kinds.items():
         seconds, cpu = used(function)
         print(f"{name}: {seconds:.2f} s, {cpu / len(order) * 1e3:.2f} ms of CPU time an image")

@@ -71,7 +71,7 @@ class Job:
         self.examples = len(dataset.train)
         self._plan = self._make_plan(budget, members, dataset)
         if self._plan is None:
-            train = np.asarray(dataset.train)  # decodes all that are not
+            train = np.asarray(dataset.train)  # decodes those that stay in their files
             self._images = jax.device_put(train), jax.device_put(dataset.validation)
         else:
             logger.info(self._plan.description)
