@@ -62,7 +62,8 @@ def main() -> None:
         flags = common.parse(Flags)
         cache.use_compilation_cache()
         split = data.load(flags.train, **vars(flags.data))
-        images, most = split.train, len(split.train) - flags.train.batch_size
+        images = np.asarray(split.train)
+        most = len(images) - flags.train.batch_size
         if not 1 <= flags.held_out <= most:
             raise UserError(
                 f"--held-out is {flags.held_out}; with {len(images)} training images in batches of "

@@ -131,6 +131,9 @@ class TrainConfig:
     exclude: tuple[str, ...] = ()
     """Leave out what matches, such as *_mask.png masks."""
 
+    decode: Literal["once", "each-epoch"] = "once"
+    """Decode training images once, to disk, or in each epoch from their files."""
+
     skip_unreadable: bool = False
     """Skip damaged files, and folders without permission."""
 
@@ -321,6 +324,11 @@ def _check_ranges(config: TrainConfig) -> None:
     phases = (0, *config.restarts, config.epochs)
     if any(a >= b for a, b in itertools.pairwise(phases)):
         raise UserError(f"`restarts` is {config.restarts}; it takes rising epochs below `epochs`")
+    if config.decode != "once" and (config.data in (*NAMED, ARRAYS) or config.frames == "all"):
+        raise UserError(
+            f"`decode` is {config.decode}; it takes a folder of image files, of which the first "
+            "frames are read: leave it out"
+        )
     if config.microbatches > config.batch_size:
         raise UserError(f"`microbatches` is {config.microbatches}; it takes at most `batch_size`")
     if config.batch_size > (config.train_examples or math.inf):

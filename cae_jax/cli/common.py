@@ -36,7 +36,7 @@ _CONFIG_HELP = f"A shipped config ({', '.join(config_names())}) or a Python file
 _GROUPS = {
     "run": "epochs batch_size microbatches seed on_nan max_skips",
     "data": "data image_size resize channels background split train_examples test_examples "
-    "white black frames include exclude skip_unreadable max_pixels",
+    "white black frames include exclude skip_unreadable max_pixels decode",
     "network": "model features loss precision",
     "noise": "noise noise_level pairs",
     "optimizer": "optimizer learning_rate schedule warmup_steps b1 b2 eps rho momentum "

@@ -88,7 +88,7 @@ def run(flags: Flags) -> None:
     if noise != "none":
         others.append(comparison.untrained_entry("noisy image", inputs, images))
     if flags.baselines:
-        some = load(flags, config, "train")[: baselines.TUNING_IMAGES]
+        some = np.asarray(load(flags, config, "train")[: baselines.TUNING_IMAGES])
         # Another seed: tuning must not see the noise of the test images.
         tuning = comparison.clean_and_noisy(some, config, noise, level, flags.noise_seed + 1)
         others += comparison.baseline_entries(flags.baselines, tuning, images, inputs)

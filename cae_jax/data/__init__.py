@@ -13,6 +13,7 @@ import numpy as np
 
 from cae_jax.config import ARRAYS, NAMED, Shape, TrainConfig, resolved
 from cae_jax.data import path, prepared
+from cae_jax.data.encoded import Encoded
 from cae_jax.data.pixels import (
     WHITE,
     RangeError,
@@ -28,6 +29,7 @@ from cae_jax.data.sources import SPLITS
 from cae_jax.data.workers import cores
 from cae_jax.errors import UserError
 
+Images = np.ndarray | Encoded
 logger = logging.getLogger(__name__)
 
 __all__ = [
@@ -50,7 +52,7 @@ class Dataset(NamedTuple):
     Those of pairs have the channels of the target and after them those of the input.
 
     Attributes:
-        train: training images, uint8 ``[N, height, width, channels]``.
+        train: training images, uint8 ``[N, height, width, channels]``; may be `Encoded`.
         validation: validation images, uint8 ``[N, height, width, channels]``; the test images of a
             data set that has no others.
         digest: SHA-256 of the bytes of the training images, of the test images, and of validation
@@ -58,7 +60,7 @@ class Dataset(NamedTuple):
         levels: black and white that were found for a config whose `white` is ``"auto"``.
     """
 
-    train: np.ndarray
+    train: Images
     validation: np.ndarray
     digest: str = ""
     levels: tuple[float, float] | None = None
@@ -184,9 +186,7 @@ def _array(images: np.ndarray, kind: str) -> np.ndarray:
     return images[..., None] if images.ndim == 3 else images
 
 
-def _first(
-    config: TrainConfig, train: np.ndarray, validation: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _first(config: TrainConfig, train: Images, validation: np.ndarray) -> tuple[Images, np.ndarray]:
     """The first images of each split, as many as the config says."""
     train = train[: config.train_examples]
     if config.batch_size > len(train):
@@ -251,7 +251,7 @@ def elsewhere(config: TrainConfig, data: str, *, data_dir: str | Path | None = N
     if config.resize == "none":
         changes["resize"] = "stretch"  # as `Autoencoder` does
     if not path.locate(data).path.is_dir():
-        changes |= {"include": (), "exclude": ()}
+        changes |= {"include": (), "exclude": (), "decode": "once"}
     return located(dataclasses.replace(config, **changes), data_dir=data_dir)
 
 

@@ -2,6 +2,8 @@
 
 import math
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -64,6 +66,44 @@ class Growing:
     def _write_header(self) -> None:
         values = {"descr": self.dtype.str, "fortran_order": False, "shape": self._shape}
         write_array_header_1_0(self._file, values)
+
+
+class Checks:
+    """What identifies images that stay in their files: a .npy file, uint32 ``[N, 2]``.
+
+    It has, of each image, the index of its item and its `checksum`.
+
+    Args:
+        path: of the file, which is written at the end of a ``with`` statement.
+        digest: is updated with the bytes of the images.
+        index: gives the index of the item whose image is appended.
+    """
+
+    def __init__(self, path: Path, digest: Any, index: Callable[[], int]) -> None:
+        self._path, self._digest, self._index = path, digest, index
+        self._checks: list[tuple[int, int]] = []
+        self.dtype = np.dtype(np.uint32)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        np.save(self._path, np.array(self._checks, self.dtype).reshape(self.shape))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return len(self._checks), 2
+
+    def append(self, image: np.ndarray) -> None:
+        """Appends what identifies an image."""
+        self._digest.update(np.ascontiguousarray(image))
+        self._checks.append((self._index(), checksum(image)))
+
+
+def checksum(image: np.ndarray) -> int:
+    """The CRC-32 of an image."""
+    return zlib.crc32(np.ascontiguousarray(image))
 
 
 def hash_elements(path: Path, count: int, digest: Any) -> None:

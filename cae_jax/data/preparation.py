@@ -23,9 +23,9 @@ from cae_jax import atomic
 from cae_jax.config import TrainConfig
 from cae_jax.data.decoding import ColorError, Converter, extremes_of
 from cae_jax.data.files import UnreadableError
-from cae_jax.data.growing import Growing, hash_elements
+from cae_jax.data.growing import Checks, Growing, hash_elements
 from cae_jax.data.pixels import WHITE, RangeError, Statistics, joined
-from cae_jax.data.sources import ALL, SPLITS, Item, Source, split_of
+from cae_jax.data.sources import ALL, SPLITS, Item, Source, items_of
 from cae_jax.data.workers import Outcome, ShortageError, Workers
 from cae_jax.errors import UserError
 
@@ -58,6 +58,11 @@ def write(
             split without images; images that are black because their white is 1; or a disk that is
             too small.
     """
+    if config.decode != "once" and not source.files:
+        raise UserError(
+            f"`decode` is {config.decode}, and {title} is not a folder of image files, which alone "
+            "are read in any order; write its images to files, or leave `decode` out"
+        )
     with Workers(workers if source.encoded else 1) as pool:
         preparation = _Preparation(folder, source, config, title, pool)
         preparation.resume()
@@ -81,15 +86,14 @@ def _report(
     left_out = [f"{skipped} unreadable"] if skipped else []
     left_out += [f"{count} {name}" for name, count in ignored.items()]
     left_out += [f"{record['frames']} further frames"] if record["frames"] else []
-    shapes = {name: shape for name, (_, shape) in record["arrays"].items()}
-    train, test = shapes["train_images"], shapes["test_images"]
-    validation = shapes.get("validation_images")
-    *size, channels = max(train, test, key=len)[1:]  # one of them may be empty
+    arrays = record["arrays"].items()
+    counts = {name.partition("_")[0]: shape[0] for name, (_, shape) in arrays}
+    *size, channels = record["image_shape"]
     logger.warning(
         "Prepared %d training%s and %d test %s of %d x %d x %d, %s%s",
-        train[0],
-        f", {validation[0]} validation" if validation else "",
-        test[0],
+        counts["train"],
+        f", {counts['validation']} validation" if "validation" in counts else "",
+        counts["test"],
         *("pairs" if config.pairs else "images", *size),
         channels // 2 if config.pairs else channels,
         " and ".join(map(str, statistics)),
@@ -97,13 +101,6 @@ def _report(
     )
     for doubt in filter(None, (each.doubt for each in statistics)):
         logger.warning(doubt)
-
-
-def _items(source: Source, split: str, fraction: float) -> Iterator[Item]:
-    """The images of a split."""
-    if ALL not in source.items:
-        return source.items[split]()
-    return (item for item in source.items[ALL]() if split_of(item.key, fraction) == split)
 
 
 @dataclasses.dataclass
@@ -175,7 +172,7 @@ class _Preparation:
     def _written(self) -> int:
         """Number of images that are written."""
         counts = self.progress.counts.items()
-        return sum(count for name, count in counts if name.endswith("_images"))
+        return sum(count for name, count in counts if not name.endswith("_labels"))
 
     def write(self) -> dict[str, Any]:
         """Writes the arrays of all splits; returns their record."""
@@ -193,9 +190,11 @@ class _Preparation:
         if not any(shape[0] for _, shape in arrays.values()):
             left_out = f", {progress.skipped} unreadable ones left out" if progress.skipped else ""
             raise UserError(f"{self._title} gives no training images{left_out}", "give more images")
+        *size, channels = self._converter.convert.shape
         return {
             "data": self._title,
             "arrays": arrays,
+            "image_shape": [*size, channels * len(self.statistics)],
             "sha256": {kind: digest.hexdigest() for kind, digest in self._digests.items()},
             "classes": self._source.classes,
             "divided": whole,
@@ -224,18 +223,24 @@ class _Preparation:
     def _write_split(self, split: str, bar: Any) -> dict[str, Any]:
         """Writes the arrays of a split, unless `bar` is None; returns their types and shapes."""
         counts, arrays = self.progress.counts, {}
-        kinds = {"images": np.uint8} | ({"labels": np.int32} if self._source.classes else {})
+        stored = self._config.decode == "once" or split != "train"
+        kinds = {"images" if stored else "checks": np.uint8}
+        kinds |= {"labels": np.int32} if self._source.classes else {}
         with contextlib.ExitStack() as stack:
             for kind, dtype in kinds.items():
                 name = f"{split}_{kind}"
                 path, count = self._folder / f"{name}.npy", counts.get(name, 0)
-                arrays[name] = stack.enter_context(Growing(path, dtype, self._digests[kind], count))
+                if kind == "checks":
+                    file = Checks(path, self._digests["images"], lambda: self.progress.items)
+                else:
+                    file = Growing(path, dtype, self._digests[kind], count)
+                arrays[name] = stack.enter_context(file)
             if bar is not None:
                 self._fill(split, arrays, bar)
         counts.update({name: array.shape[0] for name, array in arrays.items()})
         return {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
 
-    def _fill(self, split: str, arrays: dict[str, Growing], bar: Any) -> None:
+    def _fill(self, split: str, arrays: dict[str, Any], bar: Any) -> None:
         """Appends what is missing of a split to its arrays."""
         progress = self.progress
         for item, outcome in self._read(split, split, self._converter, arrays, bar):
@@ -253,7 +258,8 @@ class _Preparation:
                 raise RangeError(error.problem, WHITE) from error
             progress.frames += left_out
             for image in images:
-                self._check_disk(image)
+                if f"{split}_images" in arrays:
+                    self._check_disk(image)
                 for array, element in zip(arrays.values(), (image, item.label), strict=False):
                     array.append(element)
                 sides = np.split(image, len(self.statistics), axis=-1)
@@ -272,13 +278,14 @@ class _Preparation:
         progress = self.progress
         if progress.split != stage:
             progress.split, progress.items = stage, 0
-        items = _items(self._source, split, self._config.split)
+        items = items_of(self._source, split, self._config.split)
         left = itertools.islice(items, progress.items, None)
         for item, outcome in self._workers.map(function, left):
             yield item, outcome
             progress.items += 1
             bar.update()
-            if time.monotonic() > self._saved + _SECONDS:
+            # The SHA-256 of images continues from their bytes, which are not there otherwise.
+            if self._config.decode == "once" and time.monotonic() > self._saved + _SECONDS:
                 self._save(arrays)
 
     def _save(self, arrays: dict[str, Growing]) -> None:
@@ -310,15 +317,17 @@ class _Preparation:
         """Says how much disk all images take that are like the first one; refuses if it is more."""
         if self._announced:
             return
-        self._announced = True
+        self._announced, config = True, self._config
         left = max(1, self._source.total - self._written)
         needed, free = left * image.nbytes, shutil.disk_usage(self._folder).free
         sizes = f"{needed / 1e6:,.1f} MB of disk", f"{free / 1e6:,.1f} MB are free"
-        least = "at least " if self._config.frames == "all" else ""
+        least = "at least " if config.frames == "all" else ""
         if needed > free:
+            more = self._source.files and config.decode == "once" and config.frames == "first"
             raise ShortageError(
                 f"{self._title} takes {least}{sizes[0]} in {self._folder.parent}, where {sizes[1]}",
-                "free space, or pass another `data_dir` or a smaller `image_size`",
+                "free space, or pass another `data_dir` or a smaller `image_size`"
+                + ", or `decode='each-epoch'`" * more,
             )
         if needed > _SMALL:
             logger.warning("The images take %s%s, of which %s", least, *sizes)

@@ -5,12 +5,14 @@ with labels ``SPLIT_labels.npy``, int32 ``[N]``; ``source.json`` describes them,
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +20,11 @@ import numpy as np
 
 from cae_jax import atomic
 from cae_jax.config import TrainConfig
+from cae_jax.data.decoding import Converter
+from cae_jax.data.encoded import Encoded
 from cae_jax.data.path import PREPARED, Found, Location
 from cae_jax.data.preparation import PROGRESS, write
-from cae_jax.data.sources import SPLITS, File
+from cae_jax.data.sources import SPLITS, File, Item, block_length, items_of
 from cae_jax.data.workers import ShortageError
 from cae_jax.errors import UserError, reason_of
 
@@ -32,21 +36,23 @@ except ImportError:  # Windows, where one process at a time has to prepare
 logger = logging.getLogger(__name__)
 
 Arrays = tuple[np.ndarray, np.ndarray | None]
+# The array of images that stay in their files, from their checks and the record.
+Encode = Callable[[np.ndarray, dict[str, Any]], Encoded]
 RECORD = "source.json"
 _INCOMPLETE = "incomplete."  # start of the names of folders that are being written
 FORM = 2  # of the files; others are prepared again
 # The fields of a config that decide what is prepared from a source.
 _OPTIONS = ("image_size", "resize", "channels", "background", "split", "skip_unreadable")
 # Options that the folder's name has where they are given.
-_LATER_OPTIONS = ("black", "white", "frames", "max_pixels", "include", "exclude", "pairs")
+_LATER_OPTIONS = ("black", "white", "frames", "max_pixels", "include", "exclude", "pairs", "decode")
 
 
 class Prepared(NamedTuple):
     """Prepared images, mapped to memory and read-only.
 
     Attributes:
-        train, test, validation: images uint8 ``[N, height, width, channels]``, and labels int32
-            ``[N]`` or None; the test images also validate if there are no others.
+        train: images uint8 ``[N, height, width, channels]``, and labels int32 ``[N]`` or None.
+        test, validation: likewise; the test images also validate if there are no others.
         classes: names of the labels, in order; () without labels.
         digest: SHA-256 of the images, in this order.
         divided: whether the source is one split, which `split` divides.
@@ -55,7 +61,7 @@ class Prepared(NamedTuple):
         folder: where their files lie.
     """
 
-    train: Arrays
+    train: tuple[np.ndarray | Encoded, np.ndarray | None]
     test: Arrays
     validation: Arrays
     classes: tuple[str, ...]
@@ -91,7 +97,8 @@ def load(
         logger.warning("%s is gone; reading its prepared copy in %s", location.data, folder)
     else:
         folder = _folder(config, location, root, found.files)
-    prepared, damage = _try(folder, verify)
+    encode = partial(_encoded, config, location, found, workers)
+    prepared, damage = _try(folder, verify, encode)
     if prepared is not None:
         return prepared
     if found is None:
@@ -99,7 +106,7 @@ def load(
             f"{folder} is damaged ({damage}), and its source {location.data} is gone; restore that"
         )
     try:
-        return _prepare(config, location, found, folder, verify, workers)
+        return _prepare(config, location, found, folder, verify, workers, encode)
     except UserError as error:
         what = f"{folder} is damaged ({damage}) and cannot be prepared again: " if damage else ""
         raise UserError(f"{what}{error.problem}", error.advice) from error
@@ -117,9 +124,10 @@ def _prepare(
     folder: Path,
     verify: bool,
     workers: int,
+    encode: Encode,
 ) -> Prepared:
     with _locked(folder):
-        prepared, damage = _try(folder, verify)  # another process may have been faster
+        prepared, damage = _try(folder, verify, encode)  # another process may have been faster
         if prepared is not None:
             return prepared
         when = f"again, because it is damaged: {damage}" if damage else "(once)"
@@ -132,7 +140,7 @@ def _prepare(
         kept = [*_copies(folder), *folder.parent.glob(f"{_INCOMPLETE}*")]
         if others := sorted(str(each) for each in kept if each != folder):
             logger.warning("Earlier states are in %s, which may be removed", ", ".join(others))
-        return _map(folder, verify=False)
+        return _map(folder, False, encode)
 
 
 def newest_copy(config: TrainConfig, location: Location, root: Path) -> Path:
@@ -172,12 +180,12 @@ def _short_sum(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
-def _try(folder: Path, verify: bool) -> tuple[Prepared | None, str]:
+def _try(folder: Path, verify: bool, encode: Encode) -> tuple[Prepared | None, str]:
     """What is prepared in a folder, and what is wrong with it; neither if it is missing."""
     if not folder.exists():
         return None, ""
     try:
-        return _map(folder, verify), ""
+        return _map(folder, verify, encode), ""
     except PermissionError as error:
         raise UserError(
             f"data set in {folder} cannot be read ({error}); pass another `data_dir`"
@@ -186,10 +194,10 @@ def _try(folder: Path, verify: bool) -> tuple[Prepared | None, str]:
         return None, reason_of(error)
 
 
-def _map(folder: Path, verify: bool) -> Prepared:
+def _map(folder: Path, verify: bool, encode: Encode) -> Prepared:
     """Maps the files of a folder to memory; raises anything where they are damaged."""
     record = json.loads((folder / RECORD).read_text("utf-8"))
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for name, (dtype, shape) in record["arrays"].items():
         file = folder / f"{name}.npy"
         array: Any = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -198,6 +206,8 @@ def _map(folder: Path, verify: bool) -> Prepared:
         if file.stat().st_size != array.offset + array.nbytes:
             raise ValueError(f"{file.name} has {file.stat().st_size} bytes")
         arrays[name] = np.asarray(array)
+    if "train_checks" in arrays:
+        arrays = {"train_images": encode(arrays.pop("train_checks"), record), **arrays}
     for kind, expected in record["sha256"].items() if verify else ():
         found = digest(*(array for name, array in arrays.items() if name.endswith(kind)))
         if found != expected:
@@ -220,11 +230,34 @@ def _map(folder: Path, verify: bool) -> Prepared:
     )
 
 
-def digest(*arrays: np.ndarray) -> str:
+def _encoded(
+    config: TrainConfig,
+    location: Location,
+    found: Found | None,
+    workers: int,
+    checks: np.ndarray,
+    record: dict[str, Any],
+) -> Encoded:
+    """The training images of a config, which stay in their files."""
+
+    def items() -> list[Item]:
+        if found is None:
+            raise location.missing or FileNotFoundError(location.data)
+        return [*items_of(found.open(), "train", config.split)]
+
+    levels, (*size, channels) = record["levels"], record["image_shape"]
+    converter = Converter(dataclasses.replace(config, levels=levels), location.data)
+    converter.decide(tuple(size), channels // 2 if config.pairs else channels, "")
+    return Encoded((len(checks), *size, channels), checks, items, converter, workers)
+
+
+def digest(*arrays: np.ndarray | Encoded) -> str:
     """The SHA-256 of the bytes of arrays, one after the other."""
     total = hashlib.sha256()
     for array in arrays:
-        total.update(np.ascontiguousarray(array))
+        length = block_length(array.shape, array.dtype)
+        for start in range(0, len(array), length):
+            total.update(np.ascontiguousarray(array[start : start + length]))
     return total.hexdigest()
 
 

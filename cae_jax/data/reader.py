@@ -46,7 +46,7 @@ class Reader:
         Raises:
             UserError: the file cannot be read any more.
         """
-        images = _empty((count, *self.shape[1:]))
+        images = empty((count, *self.shape[1:]))
         if self._file is None:
             images[places] = self._images[rows]
             return images
@@ -68,6 +68,7 @@ class Reader:
         )
 
 
-def _empty(shape: tuple[int, ...]) -> np.ndarray:
+def empty(shape: tuple[int, ...]) -> np.ndarray:
+    """New memory for images."""
     # Whole pages, which JAX on a CPU takes without a copy, and which go back to the system with it.
     return np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,7 +52,9 @@ def cores() -> int:
 
 
 class Workers:
-    """Processes that live within a ``with`` statement; each works for a thread, which waits.
+    """Processes that live within a ``with`` statement, or as long as this object.
+
+    Each works for a thread, which waits.
 
     Args:
         count: number of processes; with 1, this one does the work.
@@ -62,19 +65,14 @@ class Workers:
         self._own = threading.local()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._spent = 0.0
+        self._threads = ThreadPoolExecutor(count)
+        self._end = weakref.finalize(self, _end, self._threads, self._processes)
 
     def __enter__(self) -> Self:
-        self._threads = ThreadPoolExecutor(self._count)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for process in self._processes:
-            process.kill()  # ends the wait of its thread
-        self._threads.shutdown()
-        for process in self._processes:
-            with contextlib.suppress(OSError):  # of what a killed one has not read
-                process.__exit__(None, None, None)
+        self._end()
 
     def map(
         self, function: Callable[[Argument], Any], items: Iterable[Argument]
@@ -132,6 +130,16 @@ class Workers:
                 "short",
                 "continue with fewer, by `workers=1`",
             ) from error
+
+
+def _end(threads: ThreadPoolExecutor, processes: list["subprocess.Popen[bytes]"]) -> None:
+    threads.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.kill()  # ends the wait of its thread
+    threads.shutdown()
+    for process in processes:
+        with contextlib.suppress(OSError):  # of what a killed one has not read
+            process.__exit__(None, None, None)
 
 
 def _started() -> "subprocess.Popen[bytes]":

@@ -247,7 +247,8 @@ class Checkpoints:
         if there.get("restarts") == now["restarts"][: len(there.get("restarts", ()))]:
             del there["restarts"]
         if not NAMED.keys() & {there.get("data"), now["data"]}:
-            there.pop("data", None)  # images may have moved; their digest identifies them
+            for name in ("data", "decode"):  # images may have moved; their digest identifies them
+                there.pop(name, None)
         differing = differences(there, now)
         if differing:
             raise UserError(

@@ -88,10 +88,13 @@ def images_of(run: Path) -> str:
         return ""
 
 
-def moved(run: Path, there: TrainConfig, data: str, digest: str) -> TrainConfig:
-    """The config of a run with another path to its images, if those there have its digest."""
+def moved(run: Path, there: TrainConfig, now: TrainConfig, digest: str) -> TrainConfig:
+    """The config of a run with the path to its images and their decoding of another one.
+
+    Only if the images there have the digest of the run.
+    """
     same = digest != "" and digest == images_of(run)
-    return dataclasses.replace(there, data=data) if same else there
+    return dataclasses.replace(there, data=now.data, decode=now.decode) if same else there
 
 
 def read_json(
@@ -194,7 +197,7 @@ def open_run(
         there = read_config(run) if (run / "config.json").exists() else None
         folder.config = config
         if there is not None:
-            same = moved(run, there, config.data, images)
+            same = moved(run, there, config, images)
             folder.config = _agreed(run, same, config)
         if folder.config != there:
             with folder.writing():

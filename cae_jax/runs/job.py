@@ -16,7 +16,7 @@ from flax import nnx
 
 from cae_jax import atomic, data
 from cae_jax.config import ARRAYS, TrainConfig, known_shape, resolved
-from cae_jax.data.reader import Reader
+from cae_jax.data.encoded import reader
 from cae_jax.errors import UserError
 from cae_jax.models import autoencoders
 from cae_jax.models.inference import Autoencoder
@@ -73,10 +73,11 @@ class Job:
         self.examples = len(dataset.train)
         self._plan = self._make_plan(budget, members, dataset)
         if self._plan is None:
-            self._images = jax.device_put(dataset.train), jax.device_put(dataset.validation)
+            train = np.asarray(dataset.train)  # decodes those that stay in their files
+            self._images = jax.device_put(train), jax.device_put(dataset.validation)
         else:
             logger.info(self._plan.description)
-            self._images = Reader(dataset.train), Reader(dataset.validation)
+            self._images = reader(dataset.train), reader(dataset.validation)
         self.digest = dataset.digest
         self._trainers: dict[int, Trainer] = {}
         self.compile_seconds = 0.0

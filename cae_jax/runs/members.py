@@ -281,8 +281,8 @@ def _moved(folder: Path, there: Members | None, now: Members, digest: str) -> Me
     """The members of a population with the path that its images have now, if they are the same."""
     if there is None:
         return None
-    path = next(iter(now.configs.values())).data
-    configs = {name: moved(folder, config, path, digest) for name, config in there.configs.items()}
+    one = next(iter(now.configs.values()))
+    configs = {name: moved(folder, config, one, digest) for name, config in there.configs.items()}
     return there._replace(configs=configs)
 
 
@@ -319,7 +319,7 @@ def check(population: Path, name: str, config: TrainConfig, digest: str | None =
     if not (run / "config.json").exists():
         return
     digest = images_of(population) if digest is None else digest
-    there = moved(run, read_config(run), config.data, digest)
+    there = moved(run, read_config(run), config, digest)
     same = dataclasses.replace(there, epochs=config.epochs, restarts=config.restarts) == config
     if not same or there.epochs < config.epochs or (digest and images_of(run) not in ("", digest)):
         raise UserError(

@@ -6,6 +6,7 @@ all. While a chunk is in use, a thread reads the next one.
 """
 
 import copy
+import math
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,7 +67,7 @@ def bytes_of(budget: str | float | None) -> int | None:
 def make_plan(
     budget: int | None,
     free: int,
-    images: tuple[np.ndarray, np.ndarray],
+    images: tuple["Images", np.ndarray],
     step: int,
     evaluated: int,
     least: int,
@@ -85,7 +86,8 @@ def make_plan(
         UserError: the budget is less than two chunks of a step and `least` images take.
     """
     train, validation = images
-    step_bytes, all_bytes = step * train[0].nbytes, train.nbytes + len(validation) * evaluated
+    step_bytes, train_bytes = step * math.prod(train.shape[1:]), math.prod(train.shape)
+    all_bytes = train_bytes + len(validation) * evaluated
     needed = 2 * step_bytes + least * evaluated
     if budget is None:
         budget = max(free, needed)
@@ -99,10 +101,10 @@ def make_plan(
         )
     shared = budget - 2 * step_bytes
     most = min(len(validation), max(least, min(shared, budget // 3) // evaluated))
-    useful = max(_CHUNK_BYTES, train.nbytes // _CHUNK_SHARE, step_bytes)
+    useful = max(_CHUNK_BYTES, train_bytes // _CHUNK_SHARE, step_bytes)
     steps = min((budget - most * evaluated) // 2, useful) // step_bytes
     description = (
-        f"Streaming {len(train):,} images: all take {all_bytes / 1e6:,.1f} MB, and the device "
+        f"Streaming {train.shape[0]:,} images: all take {all_bytes / 1e6:,.1f} MB, and the device "
         f"budget is {budget / 1e6:,.1f} MB. It holds two chunks of {steps:,} steps, "
         f"{2 * steps * step_bytes / 1e6:,.1f} MB, and {most:,} validation images"
     )
@@ -112,7 +114,10 @@ def make_plan(
 class Source(Protocol):
     """Images on the host that are read by index, such as a `cae_jax.data.reader.Reader`."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, height, width, channels)``."""
+        ...
 
     def read(self, rows: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
         """Reads the images `rows` to the places of a new array of `count` images."""

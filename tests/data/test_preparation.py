@@ -241,7 +241,7 @@ def test_a_disk_that_is_too_small_is_refused_with_both_numbers(photos, root, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2_000_000))
     message = (
         r"photos takes 3\.0 MB of disk in .*cae_images, where 2\.0 MB are free; free space, or "
-        "pass another `data_dir` or a smaller `image_size`$"
+        "pass another `data_dir` or a smaller `image_size`, or `decode='each-epoch'`$"
     )
     with pytest.raises(UserError, match=message):  # 28 x 189 x 189 x 3 bytes
         data.load(config(photos, image_size=189), workers=1)

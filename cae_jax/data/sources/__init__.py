@@ -118,6 +118,7 @@ class Source(NamedTuple):
         notes: kept in ``source.json``: ignored files, checksums of files.
         total: number of images or pairs, or of files with several frames.
         encoded: whether images are decoded when they are opened, and not before.
+        files: whether they can be opened in any order, as files of their own.
     """
 
     items: dict[str, Callable[[], Iterator[Item]]]
@@ -125,6 +126,7 @@ class Source(NamedTuple):
     notes: dict[str, Any]
     total: int
     encoded: bool = False
+    files: bool = False
 
 
 class Images(NamedTuple):
@@ -176,6 +178,13 @@ def numbered_classes(labels: list[np.ndarray]) -> tuple[str, ...]:
     if not values.size or values.min() < 0 or values.max() >= MAX_CLASSES:
         return ()
     return tuple(map(str, range(values.max() + 1)))
+
+
+def items_of(source: Source, split: str, fraction: float) -> Iterator[Item]:
+    """The images of a split; of a source that is divided, `fraction` are for training."""
+    if ALL not in source.items:
+        return source.items[split]()
+    return (item for item in source.items[ALL]() if split_of(item.key, fraction) == split)
 
 
 def split_of(key: str, fraction: float) -> str:

@@ -63,7 +63,8 @@ def open_folder(listing: Listing, names: Sequence[str] = ()) -> Source:
     ignored = listing.unused([*used, *masks])
     if masks:
         ignored[f"masks in {_GROUND_TRUTH}"] = len(masks)
-    source = Source(items, tuple(classes), {"ignored": ignored}, len(used), encoded=True)
+    notes = {"ignored": ignored}
+    source = Source(items, tuple(classes), notes, len(used), encoded=True, files=True)
     return pairs.of_folders(source, names, listing.root) if names else source
 
 

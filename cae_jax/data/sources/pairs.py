@@ -42,9 +42,10 @@ def of_folders(source: Source, names: Sequence[str], root: Path) -> Source:
         logger.warning("%d images without a partner are left out: %s", len(alone), listed(alone))
     ignored = {"without a partner": len(alone), f"beside {' and '.join(names)}": beside}
     ignored = source.notes.get("ignored", {}) | {key: n for key, n in ignored.items() if n}
+    notes = {**source.notes, "ignored": ignored}
     items = {split: partial(iter, each) for split, each in pairs.items()}
     count = sum(map(len, pairs.values()))
-    return Source(items, (), {**source.notes, "ignored": ignored}, count, source.encoded)
+    return source._replace(items=items, classes=(), notes=notes, total=count)
 
 
 def _sides(
