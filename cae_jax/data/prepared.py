@@ -261,7 +261,7 @@ def digest(*arrays: np.ndarray | Encoded) -> str:
     return total.hexdigest()
 
 
-def kept_digest(folder: Path, *arrays: np.ndarray) -> str:
+def kept_digest(folder: Path, *arrays: np.ndarray | Encoded) -> str:
     """The `digest` of the first images of each split, which is kept in their folder."""
     path = folder / f"first-{'-'.join(str(len(array)) for array in arrays)}.sha256"
     with contextlib.suppress(OSError):
