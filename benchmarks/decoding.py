@@ -4,8 +4,9 @@
 
 Writes photographs as JPEG files of quality 90: crops of 256 x 256 pixels, and 12 megapixels. Prints
 a row for each kind and `image_size`: the kilobytes of a file and of the decoded image; the CPU time
-of decoding and of training an image, with the native backend and the features of that size; and the share of decoding. Then the time of decoding the crops in a random
-order: in one process, by the processes of this package, and by those of Grain, if it is installed.
+of decoding and of training an image, with the native backend and the features of that size; and the
+share of decoding. Then the time of decoding the crops in a random order: in one process, by the
+processes of this package, and by those of Grain, if it is installed.
 """
 
 import dataclasses
