@@ -26,6 +26,7 @@ from typing import Any
 import jax
 from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
+from jax.experimental import multihost_utils
 
 from cae_jax import atomic
 from cae_jax.errors import UserError, reason_of
@@ -165,6 +166,10 @@ class Peers:
             return
         self._guarded = True
         try:
+            # Collectives find each other at their first use, for which XLA waits 30 s on a CPU:
+            # less than compilations may differ.
+            self.exchange("the devices", len(jax.local_devices()))
+            multihost_utils.sync_global_devices("cae-jax")
             yield
             self.exchange(hub.END, None)
         except Interrupted as stop:

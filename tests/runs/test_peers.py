@@ -18,7 +18,7 @@ from cae_jax.errors import UserError
 from cae_jax.runs import peers
 
 PATIENCE = 5
-# Runs code of the test: before or after the collective of its fourth step, and after the training.
+# Runs code of the test: before its steps, around the collective of the fourth, and after all.
 TOY = """
 import signal, sys, time
 import jax
@@ -30,7 +30,7 @@ from cae_jax.runs import peers
 from cae_jax.runs.interruption import Interrupted
 
 count, index, address, steps = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-early, late, after = sys.argv[5:]
+first, early, late, after = sys.argv[5:]
 received = []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: received.append(number))
@@ -49,6 +49,7 @@ with common.user_errors("toy"), common.interruptible(["toy"]):
         )
         mine = np.full(1, index + 1.0, np.float32)
         mine = jax.make_array_from_process_local_data(NamedSharding(mesh, split), mine, (count,))
+        exec(first)
         for step in range(steps):
             if step == 3:
                 exec(early)
@@ -81,10 +82,11 @@ def start():
     processes = []
 
     def begin(count, steps=10**9, address=None, environment=None, **code):
-        """`code` has what process i runs, as `early_i`, `late_i` and `after_i`."""
+        """`code` has what process i runs, as `first_i`, `early_i`, `late_i` and `after_i`."""
         address = address or free_address()
         for index in range(count):
-            snippets = [code.get(f"{when}_{index}", "") for when in ("early", "late", "after")]
+            moments = ("first", "early", "late", "after")
+            snippets = [code.get(f"{when}_{index}", "") for when in moments]
             words = [count, index, address, steps, *snippets]
             variables = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
             processes.append(
@@ -245,6 +247,12 @@ def test_proxies_and_stray_variables_of_clusters_do_not_matter(start, monkeypatc
     for name in ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"):
         monkeypatch.setenv(f"SLURM_{name}", "7")
     assert [ended(each)[::2] for each in start(2, 3)] == [(0, ""), (0, "")]
+
+
+@pytest.mark.slow
+def test_collectives_wait_for_a_process_that_compiles_for_long(start):
+    processes = start(2, 4, first_1="time.sleep(35)")
+    assert [ended(each)[::2] for each in processes] == [(0, ""), (0, "")]
 
 
 @pytest.mark.slow
