@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,7 +121,9 @@ def fit(
 def _check_same(peers: Peers, *values: Any) -> None:
     """Refuses processes that would not compute the same; values as named below."""
     config, *rest = values
-    first, *others = peers.exchange("what they train", [to_dict(config), *rest])
+    # Without an end: one of them may prepare data for hours.
+    there = peers.exchange("what they train", [to_dict(config), *rest], within=math.inf)
+    first, *others = there
     for k, other in enumerate(others, start=1):
         for name, there, here in zip(("config", "images", "backend"), first, other, strict=True):
             if there != here:
@@ -137,10 +140,10 @@ def _open_journal(
 ) -> Iterator[Journal]:
     """The journal of a run: process 0 opens its directory, see `open_run`; the others follow."""
     if peers.index > 0:
-        yield Follower(workdir, from_dict(peers.exchange("config", None)[0]))
+        yield Follower(workdir, from_dict(peers.exchange("config", None, math.inf)[0]))
         return
     with open_run(workdir, config, **options) as folder, Journal(folder, folder.config) as journal:
-        peers.exchange("config", to_dict(folder.config))
+        peers.exchange("config", to_dict(folder.config), math.inf)
         yield journal
 
 
@@ -240,6 +243,8 @@ def _run(
         logger.info("%s resumes after step %d", journal.folder.path, journal.saved_step)
     _explain_steps(configs[0], trainer.steps)
     _explain_warmup(configs[0], trainer.steps)
+    # Collectives wait for half a minute only, and one process may compile for longer.
+    session.peers.exchange("the first step", None, within=math.inf)
     progress.state = trainer.put(progress.state)
     run_epochs(progress, trainer, journal, session)
     journal.wait()
