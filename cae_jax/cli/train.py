@@ -19,7 +19,7 @@ from cae_jax.config import TrainConfig, from_dict, to_dict
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 from cae_jax.runs.interruption import Interrupted
-from cae_jax.runs.peers import join
+from cae_jax.runs.peers import Peers, join
 
 
 @common.flags
@@ -61,6 +61,14 @@ class Flags(common.ConfigFlags):
 
 def run(flags: Flags) -> None:
     peers = join(**vars(flags.processes))
+    with peers.guard():
+        result = _train(flags, peers)
+    if result.interrupted is not None:
+        # Without a step, there is nothing that another --overwrite would lose.
+        raise (common.Resumable if result.steps else Interrupted)(result.interrupted)
+
+
+def _train(flags: Flags, peers: Peers) -> "cae_jax.FitResult | cae_jax.PopulationResult":
     cache.use_compilation_cache()
     many = bool(flags.seeds or flags.sweep)
     workdir = flags.workdir or Path("runs") / (Path(flags.config).stem + ("_many" if many else ""))
@@ -90,17 +98,12 @@ def run(flags: Flags) -> None:
 
             comparison.write_summary(workdir.expanduser(), result.members)
             print(comparison.summary(result.members))
-    elif flags.members_per_program is not None:
+        return result
+    if flags.members_per_program is not None:
         raise UserError(
             "`members_per_program` is for `seeds` and `sweep`; give one, or leave it out"
         )
-    else:
-        result = cae_jax.fit(
-            flags.train, workdir, start_from=flags.start_from, peers=peers, **options
-        )
-    if result.interrupted is not None:
-        # Without a step, there is nothing that another --overwrite would lose.
-        raise (common.Resumable if result.steps else Interrupted)(result.interrupted)
+    return cae_jax.fit(flags.train, workdir, start_from=flags.start_from, peers=peers, **options)
 
 
 def members(config: TrainConfig, seeds: Sequence[int], sweep: Sequence[str]) -> list[TrainConfig]:
