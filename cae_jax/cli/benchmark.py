@@ -204,7 +204,8 @@ def build(
     config = images.resolve(config)
     chosen = choose(from_config(config), backend, precision=config.precision)
     job = Job(config, chosen, images)
-    return job, job.trainer([config]), job.initial_state([config])
+    trainer = job.trainer([config])
+    return job, trainer, trainer.put(job.initial_state([config]))
 
 
 def device_and_backend(backend: "Backend") -> dict[str, str]:

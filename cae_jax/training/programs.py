@@ -174,7 +174,8 @@ def training(
         the function of that name. For several members batches, keys, numbers and results have a
         first axis M. Batches are those that `Devices.cut` returns.
     """
-    config, count, devices = members[0], len(members), devices or Devices()
+    config, count = members[0], len(members)
+    devices = devices or Devices(None, config.microbatches)
     steps = steps_per_epoch(config, examples)
     graphdef, params = nnx.split(model, nnx.Param)
     optimizer = build_optimizer(config, all_steps(config, examples))

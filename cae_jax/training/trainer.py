@@ -75,7 +75,7 @@ class Trainer:
             a `plan` sources of them.
         fields: of the config, in which members of this or later groups (`with_members`) differ.
         plan: how the images share the memory of the device; None if all fit.
-        devices: that train the group.
+        devices: that train the group; by default one.
 
     Attributes:
         members: as given.
@@ -96,8 +96,10 @@ class Trainer:
         devices: Devices | None = None,
     ) -> None:
         self.examples, self._fields = train_images.shape[0], fields
-        self._devices = devices = devices or Devices()
         config = members[0]
+        if devices is None:
+            devices = Devices.of(jax.local_devices()[:1], config, len(members))
+        self._devices = devices
         self.steps = steps_per_epoch(config, self.examples)
         self._take(members)
         count = len(self._placed)
