@@ -183,7 +183,7 @@ class Devices:
             rows_GxP = jax.lax.fori_loop(first, last, add, rows_GxP)
             if self._over_data:
                 own = jax.lax.dynamic_slice_in_dim(rows_GxP, first, each)
-                rows_GxP = jax.lax.all_gather(own, _DATA, tiled=True)
+                rows_GxP = _gather(own)
             rows_GxP = jax.lax.optimization_barrier(rows_GxP)
             count, loss, *vector = jnp.split(_sum(rows_GxP[: self.microbatches]), [1, 2])
             # A division of a vector is another one where XLA's passes come in another order.
@@ -212,6 +212,14 @@ def along(axes: Any, function: Callable[[int | None, Any], Any], arrays: Any) ->
 
 def _is_none(axis: Any) -> bool:
     return axis is None
+
+
+def _gather(rows: jax.Array) -> jax.Array:
+    """The rows of all devices, bit by bit."""
+    # As integers: of many rows XLA makes a sum with zeros, which loses the sign of a zero.
+    words = jax.lax.bitcast_convert_type(rows, jnp.uint32)
+    gathered = jax.lax.all_gather(words, _DATA, tiled=True)
+    return jax.lax.bitcast_convert_type(gathered, jnp.float32)
 
 
 def _sum(rows: jax.Array) -> jax.Array:

@@ -103,8 +103,7 @@ def test_a_signal_to_any_process_stops_all_and_others_go_on(number, data_dir, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(("who", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_a_process_that_dies_or_freezes_ends_the_others(who, number, data_dir, tmp_path):
     flags = ["--model", "simple", "--epochs", 100_000, "--patience", 10]
     with training(tmp_path / "run", data_dir, *flags, processes=3) as started:
