@@ -44,7 +44,7 @@ class Flags:
     devices: tuple[int, ...] = (1, 2, 3, 4, 8)
     """Of each process; at most eight in all."""
 
-    budgets: tuple[str, ...] = ("all", "6MB")
+    budgets: tuple[str, ...] = ("all", "4.4MB")
     """Of images on a device; all keeps them there."""
 
     epochs: int = 2

@@ -51,6 +51,10 @@ class Flags(common.ConfigFlags):
 def run(flags: Flags) -> None:
     if flags.members is not None and flags.members < 1:
         raise UserError(f"`members` is {flags.members}; it takes a whole number of at least 1")
+    if not 1 <= flags.devices <= (most := flags.members or flags.train.microbatches):
+        raise UserError(
+            f"`devices` is {flags.devices}; it takes 1 to {most}, the `microbatches` or `members`"
+        )
     common.check_used(flags)
     atomic.check_output(flags.json)
     import jax
@@ -100,10 +104,6 @@ def programs(flags: Flags, backend: "Backend", target: "Target") -> "dict[str, P
     model = autoencoders.abstract(config)
     members = [dataclasses.replace(config, seed=seed) for seed in range(flags.members or 1)]
     devices = Devices.of(target.devices, config, len(members))
-    if devices.count < flags.devices:
-        raise UserError(
-            f"`devices` is {flags.devices}; it takes at most the `microbatches` or `members`"
-        )
     available = {
         "training": programs.training(members, model, backend, images, devices=devices),
         "evaluation": programs.evaluation(members, model, backend, tests, devices=devices),

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 import cae_jax
-from cae_jax.cli import common
+from cae_jax.cli import common, process
 from cae_jax.config import TrainConfig, from_dict, to_dict
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
@@ -63,6 +63,8 @@ def run(flags: Flags) -> None:
     peers = join(**vars(flags.processes))
     with peers.guard():
         result = _train(flags, peers)
+        if result.interrupted is not None and peers.count > 1:
+            process.finish()  # process 0 may still save
     if result.interrupted is not None:
         # Without a step, there is nothing that another --overwrite would lose.
         raise (common.Resumable if result.steps else Interrupted)(result.interrupted)

@@ -265,7 +265,8 @@ def kept_digest(folder: Path, *arrays: np.ndarray | Encoded) -> str:
     """The `digest` of the first images of each split, which is kept in their folder."""
     path = folder / f"first-{'-'.join(str(len(array)) for array in arrays)}.sha256"
     with contextlib.suppress(OSError):
-        return path.read_text()
+        if re.fullmatch("[0-9a-f]{64}", kept := path.read_text()):
+            return kept
     found = digest(*arrays)
     with contextlib.suppress(OSError):  # others may have prepared them, for reading only
         atomic.write_text(path, found)

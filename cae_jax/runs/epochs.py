@@ -114,6 +114,11 @@ class Session(Interruption):
         if not self._together:
             super().check()
 
+    @property
+    def is_for_all(self) -> bool:
+        """Whether all processes act on the signal that this one acts on."""
+        return self.peers.count == 1 or bool(self._agreed)
+
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """Defers the first signal, to any of the processes, until all can act on it."""
@@ -177,7 +182,7 @@ def _run_epoch(
             if stop < trainer.steps:
                 session.check()
     seconds = (time.perf_counter() - started) / len(trainer.members)
-    scores = session.call(trainer.validation.evaluate, progress.state.params)
+    scores = session.call(trainer.evaluate, progress.state)
     overflown = [k for k, score in enumerate(scores) if not math.isfinite(score.val_loss)]
     with session.defer():
         _stop(trainer, journal, dict.fromkeys(overflown, progress.step))

@@ -21,10 +21,11 @@ from cae_jax.runs.epochs import Progress, Session, run_epochs
 from cae_jax.runs.folder import open_run
 from cae_jax.runs.history import Row
 from cae_jax.runs.interruption import Interrupted
-from cae_jax.runs.job import Job, prepare
+from cae_jax.runs.job import Job, find_devices, prepare
 from cae_jax.runs.journal import Follower, Journal
 from cae_jax.runs.load import load
 from cae_jax.runs.peers import Peers
+from cae_jax.training.devices import of_first
 from cae_jax.training.feed import bytes_of
 from cae_jax.training.optimizer import warmup
 from cae_jax.training.trainer import device_name, hosted
@@ -106,32 +107,30 @@ def fit(
         where: Any = {"data_dir": data_dir, "verify_data": verify_data, "workers": workers}
         arrays = images, targets
         config, dataset, chosen = prepare(config, workdir, backend, arrays, session.start, **where)
-        _check_same(session.peers, config, dataset.digest, chosen.name)
-        first = session.peers.index == 0
+        count, first = session.peers.count, session.peers.index == 0
+        there = find_devices(devices, config, count)
+        same = {**to_dict(config), "data": dataset.digest, "backend": chosen.name}
+        _check_same(session.peers, "what they train", same)
         weights = _weights_of(config, start_from) if start_from is not None and first else None
         session.check()
         options = {"overwrite": overwrite, "images": dataset.digest}
         with _open_journal(session.peers, workdir, config, **options) as journal:
-            count = session.peers.count
-            job = Job(journal.config, chosen, dataset, (), budget, 1, devices, count)
+            job = Job(journal.config, chosen, dataset, (), budget, 1, there)
             del dataset  # those on the device remain
+            _check_same(session.peers, "how they train", job.memory)
             return _fit(job, journal, session, weights)
 
 
-def _check_same(peers: Peers, *values: Any) -> None:
-    """Refuses processes that would not compute the same; values as named below."""
-    config, *rest = values
+def _check_same(peers: Peers, name: str, values: dict[str, Any]) -> None:
+    """Refuses processes that differ in one of some values; `name` as of `Peers.exchange`."""
     # Without an end: one of them may prepare data for hours.
-    there = peers.exchange("what they train", [to_dict(config), *rest], within=math.inf)
-    first, *others = there
+    first, *others = peers.exchange(name, values, within=math.inf)
     for k, other in enumerate(others, start=1):
-        for name, there, here in zip(("config", "images", "backend"), first, other, strict=True):
-            if there != here:
-                differing = differences(there, here) if name == "config" else [name]
-                raise UserError(
-                    f"processes 0 and {k} differ in {', '.join(differing)}; start all with the "
-                    "same command, on the same images"
-                )
+        if found := differences(first, other):
+            raise UserError(
+                f"processes 0 and {k} differ in {', '.join(found)}; start all with the same "
+                "command on the same images, and name `backend` and `device_budget` in all"
+            )
 
 
 @contextlib.contextmanager
@@ -178,9 +177,10 @@ def train(
     """
     epochs, workdir = configs[0].epochs, journal.folder.path
     state = journal.resume(lambda: job.empty_state(configs), job.steps)
+    progress = Progress(job.initial_state(configs, weights) if state is None else state)
     if session.peers.count > 1:
         journal.follow(session.peers.exchange("the state", journal.report())[0])
-    progress = Progress(job.initial_state(configs, weights) if state is None else state)
+        progress.state = of_first(progress.state)
     if state is None and weights is not None:
         journal.save(progress.state)  # whoever resumes the run need not name its origin
     if journal.is_finished():
@@ -196,6 +196,8 @@ def train(
         journal.wait()
         kept = f", which {workdir} keeps" if progress.step == journal.saved_step else ""
         logger.info(f"{stop} after step {progress.step} of {job.steps * epochs}{kept}")
+        if not session.is_for_all:  # the others do not know
+            raise
         return progress, stop.signal
     return progress, None
 

@@ -44,16 +44,13 @@ class Job:
         fields: of the config, in which the members differ apart from the seed.
         budget: bytes of images on the device; None takes what the programs leave.
         members: of the largest group.
-        devices: of each process that train.
-        processes: that train together.
-
-    Raises:
-        UserError: there are fewer devices, or more than have a microbatch.
+        devices: that train, see `find_devices`; by default one.
 
     Attributes:
         config, backend: as given.
         digest: of the images.
         examples: number of training images.
+        memory: the number of devices, and how the images share their memory.
         compile_seconds: the time that the last group took to compile.
     """
 
@@ -65,19 +62,21 @@ class Job:
         fields: Sequence[str] = (),
         budget: int | None = None,
         members: int = 1,
-        devices: int = 1,
-        processes: int = 1,
+        devices: Sequence[Any] = (),
     ) -> None:
         self.config, self.backend, self._fields = config, backend, tuple(fields)
-        self._devices = _devices(devices, processes, members, config)
+        self._devices = devices or jax.local_devices()[:1]
         self.examples = len(dataset.train)
         self._plan = self._make_plan(budget, members, dataset)
         if self._plan is None:
             train = np.asarray(dataset.train)  # decodes those that stay in their files
-            self._images = jax.device_put(train), jax.device_put(dataset.validation)
+            if len(self._devices) == 1:
+                train = jax.device_put(train)
+            self._images = train, jax.device_put(dataset.validation)
         else:
             logger.info(self._plan.description)
             self._images = reader(dataset.train), reader(dataset.validation)
+        self.memory = {"devices": len(self._devices), "device_budget": [*(self._plan or [])]}
         self.digest = dataset.digest
         self._trainers: dict[int, Trainer] = {}
         self.compile_seconds = 0.0
@@ -154,14 +153,23 @@ class Job:
         atomic.write_text(run / "summary.txt", layer_table(self.model.topology) + "\n")
 
 
-def _devices(count: int, processes: int, members: int, config: TrainConfig) -> list[Any]:
-    """The first devices of each process, which are those of one machine or a part of them."""
+def find_devices(count: int, config: TrainConfig | None, processes: int = 1) -> list[Any]:
+    """The first `count` devices of each process.
+
+    Args:
+        count: of each process.
+        config: of a run; None for a population, whose members are spread whole.
+        processes: that train together.
+
+    Raises:
+        UserError: there are fewer devices, or more than have a microbatch.
+    """
     there = jax.local_devices()
     if not 1 <= count <= len(there):
         raise UserError(
             f"`devices` is {count}; this machine has {len(there)} of {there[0].platform}"
         )
-    if members == 1 and (all_of_them := count * processes) > config.microbatches:
+    if config is not None and (all_of_them := count * processes) > config.microbatches:
         raise UserError(
             f"there are {all_of_them} devices and `microbatches` is {config.microbatches}, of "
             f"which each takes whole ones; use at most {config.microbatches} in all, or train a "

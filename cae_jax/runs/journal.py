@@ -266,7 +266,7 @@ class Follower(Journal):
         pass
 
     def save(self, state: TrainState, val_loss: float | None = None) -> None:
-        pass
+        self.saved_step = int(state.step)
 
     def wait(self) -> None:
         pass

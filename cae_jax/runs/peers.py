@@ -53,7 +53,7 @@ def join(
 
     Args:
         distributed: Slurm, Open MPI, Kubernetes or a TPU pod says which processes there are.
-        coordinator: HOST:PORT at which the others hub.reach process 0.
+        coordinator: HOST:PORT at which the others reach process 0.
         num_processes: how many there are.
         process_id: of this one, from 0.
         patience: seconds without a sign of life after which a process counts as frozen.
@@ -164,11 +164,18 @@ class Peers:
         if self._loop is None or self._guarded:
             yield
             return
+        if self._over:
+            raise UserError("these processes have ended a training", "start all again for another")
         self._guarded = True
         try:
             # Collectives find each other at their first use, for which XLA waits 30 s on a CPU:
             # less than compilations may differ.
-            self.exchange("the devices", len(jax.local_devices()))
+            counts = self.exchange("the devices", len(jax.local_devices()))
+            if len(set(counts)) > 1:
+                raise UserError(
+                    f"the processes have {', '.join(map(str, counts))} devices",
+                    "show as many to each, such as by CUDA_VISIBLE_DEVICES",
+                )
             multihost_utils.sync_global_devices("cae-jax")
             yield
             self.exchange(hub.END, None)

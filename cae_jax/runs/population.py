@@ -23,7 +23,7 @@ from cae_jax.runs.epochs import Chunks, NotFiniteError, Session
 from cae_jax.runs.fit import train
 from cae_jax.runs.folder import has_checkpoint, open_run
 from cae_jax.runs.interruption import Interrupted
-from cae_jax.runs.job import Job, prepare
+from cae_jax.runs.job import Job, find_devices, prepare
 from cae_jax.runs.journal import Journal, epochs_before, newest_intact
 from cae_jax.runs.load import load
 from cae_jax.runs.members import Member, Population, is_written
@@ -106,13 +106,14 @@ def fit_population(
         shared = {name: getattr(config, name) for name in fields}
         configs = [resolved(dataclasses.replace(each, **shared)) for each in configs]
         programs.check_members(configs)  # once more, with the default learning rate
+        on = find_devices(devices, None)
         session.check()
         with members.open_population(
             workdir, configs, chosen, dataset, members_per_program, devices, overwrite=overwrite
         ) as there:
             per_program = there.members.per_program
             fields = programs.swept(configs)
-            job = Job(config, chosen, dataset, fields, budget, per_program, devices)
+            job = Job(config, chosen, dataset, fields, budget, per_program, on)
             del dataset
             # A step of a group takes longer than one of a model.
             session.chunks = Chunks(chunk_steps, begin=max(1, 67 // per_program))

@@ -40,12 +40,13 @@ class Devices:
 
     @classmethod
     def of(cls, devices: Sequence[Any], config: TrainConfig, members: int) -> "Devices":
-        """The devices that train a group; at most one device for each of its models."""
+        """The devices that train a group; at most one for each of its models or microbatches."""
         if members > 1:
             some = devices[:members]
             mesh = Mesh(np.array(some), (_MEMBERS,)) if len(some) > 1 else None
         else:
-            mesh = Mesh(np.array(devices), (_DATA,)) if config.microbatches > 1 else None
+            some = devices[: config.microbatches]
+            mesh = Mesh(np.array(some), (_DATA,)) if config.microbatches > 1 else None
         return cls(mesh, config.microbatches)
 
     @property
@@ -84,15 +85,6 @@ class Devices:
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
-    def of_first(self, arrays: Any) -> Any:
-        """On the host of each process, the arrays that process 0 has."""
-        if self.mesh is None or not self.mesh.is_multi_process:
-            return arrays
-        # As integers, and by a gather: a sum would lose the sign of a zero.
-        words = jax.tree.map(lambda x: np.asarray(x).view(np.uint32), arrays)
-        gathered = multihost_utils.process_allgather(words)
-        return jax.tree.map(lambda x, all_x: all_x[0].view(x.dtype), arrays, gathered)
-
     def describe(self, arrays: Any, axes: Any) -> Any:
         """`jax.ShapeDtypeStruct` of arrays that `put` has put there."""
         if self.mesh is None:
@@ -127,7 +119,7 @@ class Devices:
         Padding is at the end, and in the places of devices that have fewer microbatches.
         """
         if self.mesh is None and self.microbatches == 1:
-            return batches
+            return self.put(batches)
         batches = np.asarray(batches)
         if self.microbatches > 1:
             size = -(-batches.shape[-1] // self.microbatches)
@@ -199,6 +191,18 @@ class Devices:
     def _sharding(self, axis: int | None) -> Sharding:
         assert self.mesh is not None
         return NamedSharding(self.mesh, self._spec(axis))
+
+
+def of_first(arrays: Any) -> Any:
+    """The arrays that process 0 has, on the host of each process."""
+    # As bytes, and by a gather: a sum would lose the sign of a zero.
+    hosted = jax.tree.map(np.atleast_1d, arrays)
+    gathered = multihost_utils.process_allgather(jax.tree.map(lambda x: x.view(np.uint8), hosted))
+
+    def first(x: Any, all_bytes: np.ndarray) -> np.ndarray:
+        return np.array(all_bytes[0]).view(x.dtype).reshape(np.shape(x))
+
+    return jax.tree.map(first, arrays, gathered)
 
 
 def along(axes: Any, function: Callable[[int | None, Any], Any], arrays: Any) -> Any:

@@ -217,7 +217,7 @@ class Streamed:
         batches_MxSxB = firsts_M[:, None, None] + batches_SxB
         batches_MxSxB.reshape(members, -1)[:, self._source.shape[0] :] = members * rows
         batches = batches_MxSxB if members > 1 else batches_MxSxB[0]
-        return jax.device_put(self._devices.cut(batches, members * rows))
+        return self._devices.cut(batches, members * rows)
 
     def _take(self, epoch: int, chunk: int) -> jax.Array:
         at = epoch, chunk
@@ -252,7 +252,7 @@ class Streamed:
         rows = rows.ravel()
         places = np.flatnonzero(rows < count)
         wanted = rows[places]
-        if len(places) < len(rows):  # the image to which indices beyond all are clipped
+        if rows[-1] == count:  # the image to which indices beyond all are clipped
             wanted, places = np.append(wanted, count - 1), np.append(places, len(rows) - 1)
         images = self._source.read(wanted, places, len(rows))
         return jax.block_until_ready(self._devices.put(images))

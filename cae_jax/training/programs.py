@@ -216,8 +216,7 @@ def training(
 
 def state_axes(devices: Devices) -> Any:
     """The axes along which the state of a group is spread."""
-    own = devices.member_axis
-    return None if own is None else step.TrainState(*[cast(Any, own)] * 4)._replace(step=None)
+    return None if devices.member_axis is None else _AXES
 
 
 def _map_members(function: Callable[..., Any], axes: Any, results: Any) -> Callable[..., Any]:

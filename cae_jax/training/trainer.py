@@ -16,7 +16,7 @@ from cae_jax.training.feed import Images, Order, Plan, Resident, Streamed
 from cae_jax.training.optimizer import build_optimizer
 from cae_jax.training.programs import all_steps, steps_per_epoch
 from cae_jax.training.step import TrainState
-from cae_jax.training.validation import Validation
+from cae_jax.training.validation import Score, Validation
 
 
 class Chunk(NamedTuple):
@@ -133,8 +133,7 @@ class Trainer:
         self._varying = self._devices.put(varying, self._devices.member_axis)
 
     def put(self, state: TrainState) -> TrainState:
-        """The state of the group, as process 0 has it, on its devices."""
-        state = self._devices.of_first(state)
+        """The state of the group on its devices."""
         added = len(self._placed) - len(self.members)
         if added:
             every = [member(state, k, len(self.members)) for k in range(len(self.members))]
@@ -163,6 +162,10 @@ class Trainer:
             jax.block_until_ready(state)
         finite_M = np.array(finite).reshape(-1)[: len(self.members)]
         return Chunk(state, self.losses(state), finite_M)
+
+    def evaluate(self, state: TrainState) -> list[Score]:
+        """The quality of each member on the test images."""
+        return self.validation.evaluate(state.params)[: len(self.members)]
 
     def losses(self, state: TrainState) -> np.ndarray:
         """The losses of a state on the host, ``[M, S]``."""

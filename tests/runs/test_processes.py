@@ -48,15 +48,16 @@ def training(folder, data_dir, *flags, processes=1, devices=1, own=None):
 
 
 def finish(started, code=0, seconds=240):
-    """Waits for the processes; returns their stderr."""
-    errors = [each.communicate(timeout=seconds)[1] for each in started]
-    assert [each.returncode for each in started] == [code] * len(started), errors
-    return errors
+    """Waits for the processes; returns their stdout and stderr."""
+    said = [each.communicate(timeout=seconds) for each in started]
+    assert [each.returncode for each in started] == [code] * len(started), said
+    return said
 
 
 def train(*arguments, **options):
     with training(*arguments, **options) as started:
-        finish(started)
+        for out, _ in finish(started):
+            assert ("Streaming" in out) == ("--device-budget" in arguments)
 
 
 def newest(folder):
@@ -65,7 +66,7 @@ def newest(folder):
     return max([0, *(int(name) for name in names if name.isdecimal())])
 
 
-STREAMED = ["--device-budget", "6MB"]
+STREAMED = ["--device-budget", "4.4MB"]
 CASES = [("xla", "adam", 2, []), ("matmul", "soap", 3, STREAMED)]
 CASES += [
     pytest.param("native", "soap", count, given, marks=needs_native)
@@ -112,17 +113,26 @@ def test_a_process_that_dies_or_freezes_ends_the_others(who, number, data_dir, t
         began = time.monotonic()
         errors = finish([each for k, each in enumerate(started) if k != who], code=EXIT)
         assert time.monotonic() - began < 30
-    for error in errors:
+    for _, error in errors:
         line = rf"cae-jax: process {who} of 3 \(.*pid {started[who].pid}\) .*; the last checkpoint"
         assert re.search(line, error.splitlines()[-1]), error
         assert "Traceback" not in error
     assert newest(tmp_path / "run") > 0
 
 
+OTHERS = [
+    (["--seed", 1], "seed (0 there, 1 now)"),
+    (["--model", "conv", "--backend", "xla"], "backend (matmul there, xla now)"),
+]
+
+
 @pytest.mark.slow
 def test_processes_that_differ_are_refused_before_anything_is_written(data_dir, tmp_path):
-    own = {1: ["--seed", 1]}
-    with training(tmp_path / "run", data_dir, processes=2, own=own) as started:
-        for error in finish(started, code=2):
-            assert "processes 0 and 1 differ in seed (0 there, 1 now); start all" in error
+    flags = ["--model", "simple", "--backend", "matmul"]
+    for own, differing in OTHERS:
+        with training(tmp_path / "run", data_dir, *flags, processes=2, own={1: own}) as started:
+            for _, error in finish(started, code=2):
+                assert re.search(
+                    f"processes 0 and 1 differ in .*{re.escape(differing)}; start", error
+                )
     assert not (tmp_path / "run").exists()
