@@ -100,24 +100,23 @@ class TrainConfig:
     """Resize to this height and width, or one for both."""
 
     resize: Literal["fit", "crop", "stretch", "none"] = "crop"
-    """How images get that size: crop, fit (adds borders), stretch, or none (other sizes are
-    refused)."""
+    """crop, fit (adds borders), stretch, or none."""
 
     channels: Literal["auto", 1, 3, 4] = "auto"
     """auto: 1 if all images are gray, else 3."""
 
     background: Background = "auto"
-    """black or white behind transparent pixels, or auto, which contrasts with the image."""
+    """Behind transparency: black, white or auto."""
 
     black: float = 0.0
-    """Value of black in images of other than 8 bits."""
+    """Value of black in images not of 8 bits."""
 
     white: float | Literal["auto"] | None = None
-    """Value of white, such as 4095 for 12 bits, or auto: black and white are the smallest and
-    largest value of the training images."""
+    """Value of white, such as 4095 for 12 bits, or auto: black and white as the training images
+    have them."""
 
     frames: Literal["first", "all"] = "first"
-    """Of files with several frames or pages: first or all."""
+    """Of several frames or pages: first or all."""
 
     max_pixels: int = MAX_PIXELS
     """Refuse files that claim more pixels than their bytes support."""
@@ -132,10 +131,10 @@ class TrainConfig:
     """Leave out what matches, such as *_mask.png masks."""
 
     decode: Literal["once", "each-epoch"] = "once"
-    """Decode training images once, to disk, or in each epoch from their files."""
+    """Decode training images once or each-epoch."""
 
     skip_unreadable: bool = False
-    """Skip damaged files, and folders without permission."""
+    """Skip damaged files; folders without permission."""
 
     image_shape: tuple[int, int, int] | None = None
     """Height, width and channels of the images, which `resolved` sets; not a flag."""
@@ -160,7 +159,7 @@ class TrainConfig:
     """Binary cross-entropy or mean squared error."""
 
     precision: Precision = "float32"
-    """Of the products in layers: float32, tf32 or bf16."""
+    """Of products: float32, tf32 or bf16."""
 
     noise: Noise = "none"
     """none, gaussian, salt_and_pepper, masking, speckle, poisson, occlusion, or mix (one at random
@@ -178,7 +177,7 @@ class TrainConfig:
     """Images per step; fewer in the last one."""
 
     microbatches: int = 1
-    """Parts of a batch whose gradients are summed in one order, on up to as many devices."""
+    """Parts of a batch, which devices share."""
 
     epochs: int = 20
     """Passes over the training images."""
@@ -187,8 +186,7 @@ class TrainConfig:
     """soap, adam, nadam, adamw, adadelta or sgd."""
 
     learning_rate: float | None = None
-    """Peak learning rate; by default 0.03, for networks with 32 or more features in the first layer
-    0.01, for dense ones 0.003."""
+    """Peak; default: 0.03, wide 0.01, dense 0.003."""
 
     schedule: Literal["constant", "cosine"] = "cosine"
     """constant, or cosine: down to 0 at the end."""

@@ -137,19 +137,19 @@ class ProcessFlags:
     """Several processes that train one run together."""
 
     distributed: bool = False
-    """Slurm, Open MPI, Kubernetes or a TPU pod says which processes there are."""
+    """Processes as Slurm, MPI, Kubernetes or TPUs say."""
 
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """Where the others reach process 0."""
 
     num_processes: int | None = None
-    """How many there are."""
+    """Processes that train together."""
 
     process_id: int | None = None
-    """Of this one, from 0; process 0 writes the run."""
+    """Of this one, from 0, which writes the run."""
 
     patience: float = 30
-    """Seconds after which a silent process counts as dead."""
+    """Seconds of silence that count as death."""
 
 
 @flags

@@ -9,7 +9,7 @@ Defaults are in brackets; a config sets them, and a flag overrides the config.
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -19,7 +19,9 @@ from cae_jax.config import TrainConfig, from_dict, to_dict
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 from cae_jax.runs.interruption import Interrupted
-from cae_jax.runs.peers import Peers, join
+
+if TYPE_CHECKING:
+    from cae_jax.runs.peers import Peers
 
 
 @common.flags
@@ -40,7 +42,7 @@ class Flags(common.ConfigFlags):
     """Train one for each combination: FIELD=VALUE,VALUE."""
 
     members_per_program: int | None = None
-    """Runs trained by one program; default: 1 on a CPU, otherwise as many as fit in memory."""
+    """Runs of a program; default: what fits, on a CPU 1."""
 
     chunk_steps: int | None = None
     """Steps per progress update; the result is the same."""
@@ -49,18 +51,20 @@ class Flags(common.ConfigFlags):
     """xla, matmul, native (C++, for CPUs) or auto."""
 
     device_budget: str | None = None
-    """Memory for images on the device, such as 2GiB; more are streamed."""
+    """Memory for images, as 2GiB; more are streamed."""
 
     devices: int = 1
-    """Devices that train, to the same bits: at most the microbatches, or the runs of a program."""
+    """Devices that train, to the same bits."""
 
     data: common.Data = common.DataFlags()
 
-    processes: common.Processes = common.ProcessFlags()
+    run: common.Processes = common.ProcessFlags()
 
 
 def run(flags: Flags) -> None:
-    peers = join(**vars(flags.processes))
+    from cae_jax.runs.peers import join
+
+    peers = join(**vars(flags.run))
     with peers.guard():
         result = _train(flags, peers)
         if result.interrupted is not None and peers.count > 1:
@@ -70,7 +74,7 @@ def run(flags: Flags) -> None:
         raise (common.Resumable if result.steps else Interrupted)(result.interrupted)
 
 
-def _train(flags: Flags, peers: Peers) -> "cae_jax.FitResult | cae_jax.PopulationResult":
+def _train(flags: Flags, peers: "Peers") -> "cae_jax.FitResult | cae_jax.PopulationResult":
     cache.use_compilation_cache()
     many = bool(flags.seeds or flags.sweep)
     workdir = flags.workdir or Path("runs") / (Path(flags.config).stem + ("_many" if many else ""))

@@ -82,6 +82,7 @@ def stops(config, folder, chunk, **options):
     return cae_jax.fit(config, folder, on_chunk=signal_in_chunk(chunk), **options).steps
 
 
+@pytest.mark.slow
 def test_a_run_ends_as_one_on_prepared_images(photos, tmp_path, caplog):
     """Killed in the middle of a chunk, and resumed on prepared images."""
     once, each_epoch = configs(photos)
