@@ -119,6 +119,13 @@ def test_each_method_takes_noise_off(test_images, monkeypatch):
             assert psnr(denoised, clean) > psnr(noisy, clean) + 2, method
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (8, 8), (4, 30)])
+def test_bm3d_takes_images_of_its_block_and_smaller_ones(shape):
+    image = np.full(shape, 0.25)
+    function, grid = baselines.DENOISERS["BM3D"]
+    np.testing.assert_allclose(function(image, **grid[0]), image, atol=1e-3)
+
+
 def test_the_parameters_reach_the_libraries(test_images):
     image = test_images[0, :, :, 0] / 255
     functions = {method: function for method, (function, _) in baselines.DENOISERS.items()}
