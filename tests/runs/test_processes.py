@@ -70,7 +70,7 @@ STREAMED = ["--device-budget", "4.4MB"]
 CASES = [("xla", "adam", 2, []), ("matmul", "soap", 3, STREAMED)]
 CASES += [
     pytest.param("native", "soap", count, given, marks=needs_native)
-    for count, given in ((1, []), (2, STREAMED), (4, []))
+    for count, given in ((1, []), (4, []))
 ]
 
 
@@ -87,16 +87,15 @@ def test_any_number_of_processes_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_any_process_stops_all_and_others_go_on(number, data_dir, tmp_path):
+def test_a_signal_to_any_process_stops_all_and_others_go_on(data_dir, tmp_path):
     """Begun by three processes, continued by one, and by two with two devices each."""
     flags = ["--model", "simple", "--epochs", 40]
     for processes in (3, 1):
         before = newest(tmp_path / "run")
         with training(tmp_path / "run", data_dir, *flags, processes=processes) as started:
             until(lambda before=before: newest(tmp_path / "run") > before)
-            started[-1].send_signal(number)
-            finish(started, code=128 + number)
+            started[-1].send_signal(signal.SIGTERM)
+            finish(started, code=128 + signal.SIGTERM)
     assert newest(tmp_path / "run") < 400
     train(tmp_path / "run", data_dir, *flags, processes=2, devices=2)
     train(tmp_path / "one", data_dir, *flags)

@@ -109,7 +109,6 @@ CASES = [
     ("xla", "adam", "gaussian"),
     ("matmul", "soap", "gaussian"),
     pytest.param("native", "soap", "gaussian", marks=needs_native),
-    pytest.param("native", "adam", "none", marks=needs_native),
 ]
 
 
@@ -119,9 +118,9 @@ def test_devices_and_chunks_have_the_same_bits(backend, optimizer, noise, data_d
     config = dataclasses.replace(
         SMALL, microbatches=8, batch_size=100, optimizer=optimizer, noise=noise, epochs=2
     )
-    resident, streamed = ["2", "3", "8", "4+1"], "1+3"
+    resident, streamed = ["2", "3+8"], "4+1"
     train(tmp_path, data_dir, [config], ["1", *resident], backend=backend)
-    budget = {"backend": backend, "device_budget": "0.8MB" if noise == "none" else "4.4MB"}
+    budget = {"backend": backend, "device_budget": "4.4MB"}
     train(tmp_path / "streamed", data_dir, [config], [streamed], **budget)
     for other in (*resident, f"streamed/{streamed}"):
         assert_same_end(tmp_path / other, tmp_path / "1")
@@ -172,12 +171,12 @@ def test_a_step_has_one_gather_and_the_members_of_a_population_none():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["matmul", pytest.param("native", marks=needs_native)])
-def test_members_on_devices_of_their_own_are_ordinary_runs(backend, data_dir, tmp_path):
-    """Five members on three devices: two groups, the second with a place that is idle."""
+@needs_native
+def test_members_on_devices_of_their_own_are_ordinary_runs(data_dir, tmp_path):
+    """Five members in groups of three and two, and of two, two and one."""
     members = [dataclasses.replace(SMALL, seed=seed, noise="gaussian") for seed in range(5)]
-    train(tmp_path, data_dir, members, ["3", "2+2"], many=True, backend=backend)
+    train(tmp_path, data_dir, members, ["3", "2+2"], many=True, backend="native")
     for seed in (0, 4):
-        cae_jax.fit(members[seed], tmp_path / str(seed), data_dir=data_dir, backend=backend)
+        cae_jax.fit(members[seed], tmp_path / str(seed), data_dir=data_dir, backend="native")
         for count in ("3", "2+2"):
             assert_same_end(tmp_path / count / f"seed={seed}", tmp_path / str(seed))
