@@ -126,7 +126,8 @@ def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
     for run in runs:
         config = read_config(run)
         # Images may have moved between two trainings.
-        group = groups.setdefault(repr(dataclasses.replace(config, seed=0, data=ARRAYS)), {})
+        same = dataclasses.replace(config, seed=0, data=ARRAYS, decode="once")
+        group = groups.setdefault(repr(same), {})
         if config.seed in group:
             raise UserError(
                 f"{group[config.seed]} and {run} are the same config with the same seed; give one"
