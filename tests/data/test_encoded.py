@@ -132,7 +132,7 @@ def test_commands_take_a_run_whose_images_are_in_their_files(photos, tmp_path, c
     said = []
     for one, place in zip((once, each_epoch), (tmp_path / "once", tmp_path / "other"), strict=True):
         cae_jax.fit(one, place / "run")
-        tables = command("evaluate", place / "run", "--baselines", place / "baselines")
+        tables = command("evaluate", place / "run")
         others = command("evaluate", place / "run", "--data", photos / "b")
         command("report", place / "run", "--out", place / "report.html")
         said.append([re.findall(r"^\|.*", each.stdout, re.M) for each in (tables, others)])
