@@ -16,9 +16,9 @@ Dimensions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Seq
 
 
 def dot_general(x: jax.Array, y: jax.Array, dimensions: Dimensions, precision: str) -> jax.Array:
-    """`jax.lax.dot_general`; the result is float32."""
+    """`jax.lax.dot_general`; the result has the type of `x`."""
+    options = {"precision": _PRECISIONS[precision], "preferred_element_type": x.dtype}
     x, y = _operands(x, y, precision)
-    options = {"precision": _PRECISIONS[precision], "preferred_element_type": jnp.float32}
     return lax.dot_general(x, y, dimensions, **options)
 
 
@@ -33,8 +33,8 @@ def convolve(
 ) -> jax.Array:
     """Convolves with a kernel ``[h, w, C, F]``, with `dilation` - 1 zeros between the pixels.
 
-    The result is float32, in ``"bf16"`` rounded to bfloat16: XLA has no kernel for NVIDIA GPUs that
-    convolves bfloat16 to float32, and would convolve float32 instead.
+    The result has the type of the images, in ``"bf16"`` rounded to bfloat16: XLA has no kernel for
+    NVIDIA GPUs that convolves bfloat16 to float32, and would convolve float32 instead.
     """
     x, kernel = _operands(x_BxHxWxC, kernel, precision)
     y = lax.conv_general_dilated(
@@ -46,7 +46,7 @@ def convolve(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=_PRECISIONS[precision],
     )
-    return y.astype(jnp.float32)
+    return y.astype(x_BxHxWxC.dtype)
 
 
 def _operands(x: jax.Array, y: jax.Array, precision: str) -> tuple[jax.Array, jax.Array]:

@@ -50,6 +50,13 @@ def layer():
     return [random.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
+@pytest.fixture
+def float64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
 def with_gradients(ops, x, kernel, bias, dy):
     """The output of a convolution, and its derivatives by images, kernel and bias."""
 
@@ -88,6 +95,16 @@ def test_convolutions_multiply_what_is_rounded(layers, tolerance):
     np.testing.assert_allclose(dx, numpy_conv(rounded(dy), flipped, 0), **tolerance)
     np.testing.assert_allclose(dbias, dy.sum(axis=(0, 1, 2)), **TOLERANCE)  # not rounded
     assert {array.dtype.name for array in (y, maximum, dx, dkernel, dbias)} == {"float32"}
+
+
+@pytest.mark.parametrize("layers", [MATMUL.layers, XLA.layers, tpu], ids=["matmul", "xla", "tpu"])
+def test_float64_stays_float64(layers, float64):
+    x, kernel, bias, dy = (each.astype(np.float64) for each in layer())
+    y, *derivatives = with_gradients(layers, x, kernel, bias, dy)
+    np.testing.assert_allclose(y, numpy_conv(x, kernel, bias), rtol=1e-12, atol=1e-12)
+    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    np.testing.assert_allclose(derivatives[0], numpy_conv(dy, flipped, 0), rtol=1e-12, atol=1e-12)
+    assert {each.dtype.name for each in (y, *derivatives)} == {"float64"}
 
 
 def test_dense_layers_multiply_what_is_rounded():
