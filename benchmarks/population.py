@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from flax import nnx
 
 from cae_jax import atomic, markdown
@@ -45,9 +44,7 @@ class Flags(common.ConfigFlags):
     json: Path | None = None
     """Write the measurements to this file too."""
 
-    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
-        default_factory=common.DataFlags
-    )
+    data: common.Data = dataclasses.field(default_factory=common.DataFlags)
 
 
 def main() -> None:

@@ -14,8 +14,6 @@ import statistics
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from cae_jax import atomic, data, markdown
 from cae_jax.cli import benchmark, common
 from cae_jax.cli.configs import load_config
@@ -53,9 +51,7 @@ class Flags:
     json: Path | None = None
     """Write the losses to this file too."""
 
-    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
-        default_factory=common.DataFlags
-    )
+    data: common.Data = dataclasses.field(default_factory=common.DataFlags)
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 
 from cae_jax import data
@@ -52,9 +51,7 @@ class Flags(common.ConfigFlags):
     json: Path | None = None
     """Add a line for each seed to this file."""
 
-    data: tyro.conf.OmitArgPrefixes[common.DataFlags] = dataclasses.field(
-        default_factory=common.DataFlags
-    )
+    data: common.Data = dataclasses.field(default_factory=common.DataFlags)
 
 
 def main() -> None:

@@ -176,10 +176,11 @@ def clean_and_noisy(
     Returns:
         targets uint8 and inputs float32, ``[N, H, W, C]``, as `Lazy` where they are many.
     """
-    *shape, channels = stored.shape
-    half = channels // 2
-    targets = Lazy((*shape, half), lambda part: stored[part][..., :half])
-    images = targets if config.pairs else stored
+    images = stored
+    if config.pairs:
+        *shape, channels = stored.shape
+        half = channels // 2
+        images = Lazy((*shape, half), lambda part: stored[part][..., :half])
     return images, noisy_images(stored if noise == PAIRS else images, noise, level, seed)
 
 

@@ -82,7 +82,7 @@ class Program(NamedTuple):
         for body in self._outer_loops(self.entry) or [self.entry]:
             for each in self._all(body):
                 kind = each.opcode.removesuffix("-start")
-                if kind in _COLLECTIVES and not each.opcode.endswith("-done"):
+                if kind in _COLLECTIVES:
                     found[kind] += _bytes(each)
         return dict(found)
 

@@ -175,8 +175,6 @@ def find_devices(count: int, config: TrainConfig | None, processes: int = 1) -> 
             f"which each takes whole ones; use at most {config.microbatches} in all, or train a "
             f"new run with `microbatches={all_of_them}`"
         )
-    if processes == 1:
-        return there[:count]
     return [each for k in range(processes) for each in jax.local_devices(k)[:count]]
 
 

@@ -112,8 +112,8 @@ def fit_population(
             workdir, configs, chosen, dataset, members_per_program, devices, overwrite=overwrite
         ) as there:
             per_program = there.members.per_program
-            fields = programs.swept(configs)
-            job = Job(config, chosen, dataset, fields, budget, per_program, on)
+            swept = programs.swept(configs)
+            job = Job(config, chosen, dataset, swept, budget, per_program, on)
             del dataset
             # A step of a group takes longer than one of a model.
             session.chunks = Chunks(chunk_steps, begin=max(1, 67 // per_program))

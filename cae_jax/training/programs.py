@@ -202,8 +202,9 @@ def training(
         def one(state, batches_SxB, key, numbers):
             return run_chunk(state, images, batches_SxB, key, numbers, start, stop)
 
-        together = _map_members(one, (_AXES, 0, 0, 0), (_AXES, 0))
-        return together(state, batches_MxSxB, keys_M, numbers)
+        together = jax.vmap if len(keys_M) > 1 else _of_one
+        arguments = (state, batches_MxSxB, keys_M, numbers)
+        return together(one, (_AXES, 0, 0, 0), (_AXES, 0))(*arguments)
 
     own = devices.member_axis
     states = _stacked(count, state)._replace(step=state.step)
@@ -219,12 +220,10 @@ def state_axes(devices: Devices) -> Any:
     return None if devices.member_axis is None else _AXES
 
 
-def _map_members(function: Callable[..., Any], axes: Any, results: Any) -> Callable[..., Any]:
-    """As `jax.vmap`; where a device has one member only, by the program of a single model."""
+def _of_one(function: Callable[..., Any], axes: Any, results: Any) -> Callable[..., Any]:
+    """As `jax.vmap`, of the only member of a device, by the program of a single model."""
 
     def mapped(*arguments: Any) -> Any:
-        if len(jax.tree.leaves(arguments)[0]) > 1:
-            return jax.vmap(function, axes, results)(*arguments)
         alone = along(axes, lambda axis, x: x if axis is None else x[0], arguments)
         return along(results, lambda axis, x: x if axis is None else x[None], function(*alone))
 
@@ -297,7 +296,9 @@ def evaluation(
     corrupt = build_corruption(config.noise, config.noise_level)
 
     def evaluate(params, keys_M, images):
-        clean, floats = targets(corrupt, images), scale(images)
+        clean = targets(corrupt, images)
+        # Scaled apart, as those of a single model are: a fusion with the noise rounds otherwise.
+        floats = jax.lax.optimization_barrier(scale(images))
 
         def one(member):
             params, key = member
@@ -306,7 +307,7 @@ def evaluation(
             return *losses(params, inputs, clean), mse
 
         if len(keys_M) == 1:
-            return _map_members(lambda *each: one(each), (0, 0), (0, 0, 0))(params, keys_M)
+            return _of_one(one, 0, 0)((params, keys_M))
         return jax.lax.map(one, (params, keys_M), batch_size=_EVALUATED)
 
     devices = devices or Devices()

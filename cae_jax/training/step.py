@@ -8,9 +8,8 @@ one compiled program serves an epoch in one piece or in any number of chunks, so
 depend on the chunk length.
 """
 
-import functools
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -167,7 +166,7 @@ def _make_gradient(
         images_BxHxWxC = images_NxHxWxC.at[batch_B].get(mode="clip")
         inputs_BxHxWxC = targets_BxHxWxC = targets(corrupt, images_BxHxWxC)
         if corrupt is not None:
-            key = functools.reduce(jax.random.fold_in, numbers, noise_key)
+            key = reduce(jax.random.fold_in, numbers, noise_key)
             inputs_BxHxWxC = corrupt(key, scale(images_BxHxWxC))
         loss, grads = value_and_grad(params, inputs_BxHxWxC, targets_BxHxWxC, weights_B)
         return loss, ravel_pytree(grads)[0]

@@ -156,7 +156,7 @@ class Trainer:
         """
         finite = np.True_
         for images, batches, first, last in self._feed.parts(epoch, start, stop):
-            bounds = self._devices.put((np.int32(first), np.int32(last)))
+            bounds = np.int32(first), np.int32(last)
             state, finite = self._run_chunk(state, images, batches, *self._varying, *bounds)
             del images  # the memory is for those that follow
             jax.block_until_ready(state)

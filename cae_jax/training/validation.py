@@ -64,6 +64,8 @@ class Validation:
         self._bounds = slices(examples, most, step.eval_batch(backend))
         whole = len(self._bounds) == 1
         self._images = _on_device(test_images, 0, examples) if whole else test_images
+        if whole and self._devices.member_axis is not None:
+            self._images = self._devices.put(self._images)  # once, and not at each evaluation
         self._corrupt = build_corruption(members[0].noise)
         self._noise = programs.noise(members[0], model, examples)
         key = None if whole else jax.eval_shape(lambda: self._keys(members[:1], 0))
