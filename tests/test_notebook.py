@@ -222,6 +222,7 @@ def test_the_first_cell_finds_its_clone_and_needs_no_network(notebook, tmp_path,
     assert Path(package) == tmp_path / "cae_jax" / "__init__.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif((PACKAGES / "cae_jax").exists(), reason="the package is installed as a copy")
 def test_the_first_cell_installs_the_package_where_there_is_none(notebook, tmp_path):
     """With an installation that only puts the package where Python has already looked in vain."""
@@ -241,6 +242,7 @@ subprocess.run = run
     assert Path(package).parent == tmp_path / "site" / "cae_jax"
 
 
+@pytest.mark.slow
 def test_on_epoch_sees_all_rows_so_far_and_what_it_raises_ends_the_training(data_dir, tmp_path):
     seen, config = [], dataclasses.replace(DENSE, epochs=3)
 

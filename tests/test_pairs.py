@@ -182,7 +182,8 @@ def drawn():
     return random.integers(0, 256, (2, 12, 8, 8, 1), np.uint8)
 
 
-@pytest.mark.parametrize("members", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("members", [1, 2])
 def test_the_loss_is_between_outputs_of_inputs_and_targets(tmp_path, members):
     """With a rate that changes nothing, in training and validation on the same pairs."""
     targets, inputs = drawn()
@@ -290,6 +291,7 @@ def test_alpha_of_arrays_keeps_its_white(caplog):
     assert [each.getMessage().split(" (")[0] for each in caplog.records] == ["The inputs are dark"]
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_evaluated_and_reported(command, photos, tmp_path):
     flags = ("--data", "photos", "--pairs", "noisy", "clean", "--split", 0.6, "--epochs", 2)
     small = ("--model", "simple", "--batch-size", 2, "--optimizer", "adam", "--workdir", "run")

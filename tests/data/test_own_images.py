@@ -214,6 +214,7 @@ def test_each_kind_is_read_again_without_its_files(write, check, classes, tmp_pa
     assert data.class_names(located) == classes
 
 
+@pytest.mark.slow
 def test_a_run_and_the_images_it_was_trained_on(tmp_path, monkeypatch, caplog, capsys):
     path, run = image_folder(tmp_path), tmp_path / "run"
     monkeypatch.chdir(path.parent)

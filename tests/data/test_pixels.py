@@ -220,6 +220,7 @@ def test_arrays_of_0_and_1_are_refused():
     assert data.of_arrays(config("arrays", white=1), (images, images)).train.min() == 255
 
 
+@pytest.mark.slow
 def test_a_run_on_12_bits_takes_them_everywhere(tmp_path, caplog):
     """Its validation, evaluation, report and reconstruction are of the same pixels."""
     for i, values in enumerate(TWELVE):

@@ -510,6 +510,7 @@ def photos(monkeypatch):
     return images
 
 
+@pytest.mark.slow
 def test_a_network_for_images_of_ones_own(photos, tmp_path):
     """Of weights alone the data tell the size."""
     config = dataclasses.replace(SMALL, data="photos", features=(3, 2), batch_size=10)
@@ -534,6 +535,7 @@ def test_a_network_for_images_of_ones_own(photos, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_size_of_the_file(photos, tmp_path, capsys):
     known = dataclasses.replace(SMALL, data="photos", features=(3, 2), image_shape=(9, 7, 3))
     interop.write(tmp_path / "m.keras", drawn(known))

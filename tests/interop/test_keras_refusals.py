@@ -494,6 +494,7 @@ def isolated(monkeypatch):
     monkeypatch.setattr(interop, "_run", run_process)
 
 
+@pytest.mark.slow
 def test_a_file_is_written_in_a_process(isolated, archive, tmp_path):
     interop.write(tmp_path / "m.keras", drawn(SMALL))
     assert (tmp_path / "m.keras").read_bytes() == archive

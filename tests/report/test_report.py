@@ -198,6 +198,7 @@ def test_any_architecture(opened, shape, architecture):
         np.testing.assert_allclose(shown, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_run_on_colored_images_without_classes(browser, color_run, tmp_path, monkeypatch):
     run, images = color_run[0], color_run[1][20:]
@@ -357,6 +358,7 @@ def test_the_backend_of_a_run(run, tmp_path, data_dir, old, backend):
         assert collected["runs"][0]["results"]["backend"] == backend
 
 
+@pytest.mark.slow
 def test_the_inputs_are_those_of_the_validation(test_images, data_dir):
     noisy, clean = collect.collect(RUNS, data_dir=data_dir)["runs"]
     assert clean["inputs"] is None

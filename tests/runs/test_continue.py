@@ -172,6 +172,7 @@ def test_a_run_keeps_its_backend(data_dir, tmp_path, monkeypatch, capsys):
     assert json.loads((folder / "config.json").read_text())["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_a_change_of_the_environment_is_logged(copied, data_dir, capsys):
     path = copied / "environment.json"
     values = json.loads(path.read_text())

@@ -351,6 +351,7 @@ def test_without_a_member_left_it_ends(data_dir, tmp_path):
         cae_jax.fit_population(configs, tmp_path / "many", data_dir=data_dir)
 
 
+@pytest.mark.slow
 def test_images_in_memory(test_images, tmp_path):
     images = test_images[:1000], test_images[1000:1300]
     configs = [dataclasses.replace(each, train_examples=None) for each in CONFIGS]

@@ -289,6 +289,7 @@ def test_a_write_that_ends_after_its_failed_save_is_removed_too(tmp_path, monkey
     assert new.exists()
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_mix_where_one_was(dense_run, data_dir, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
 

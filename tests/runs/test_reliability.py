@@ -51,6 +51,7 @@ def assert_same_end(folder, expected):
     assert [name for name in wanted if ours[name] != wanted[name]] == []
 
 
+@pytest.mark.slow
 def test_the_end_that_is_compared_tells_runs_apart(run, data_dir, tmp_path):
     cae_jax.fit(SMALL, tmp_path / "same", data_dir=data_dir)
     assert_same_end(tmp_path / "same", run)
@@ -151,7 +152,7 @@ def test_a_signal_ends_the_script_soon_with_the_command_that_goes_on(
     ("chunk", "step", "rows"),
     [
         (1, 3, 0),
-        (3, 8, 1),
+        pytest.param(3, 8, 1, marks=pytest.mark.slow),
         pytest.param(5, 14, 1, marks=pytest.mark.slow),
         pytest.param(6, 16, 2, marks=pytest.mark.slow),
     ],

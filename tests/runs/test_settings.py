@@ -66,6 +66,7 @@ def trained_group(configs, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_no_setting_changes_a_bit(tmp_path):
     """Callbacks of a user are called under the same settings."""
     config = dataclasses.replace(DENSE, optimizer="adam")

@@ -100,7 +100,7 @@ def test_numbers_of_microbatches_are_checked(microbatches, batch_size):
 
 def test_any_number_of_devices_has_the_same_bits(data_dir, tmp_path):
     """Three, of which one has fewer microbatches, stopped and resumed by two."""
-    config = dataclasses.replace(DENSE, microbatches=4, noise="gaussian")
+    config = dataclasses.replace(DENSE, microbatches=4)
     train(tmp_path, data_dir, [config], ["1", "3+2"])
     assert_same_end(tmp_path / "3+2", tmp_path / "1")
 

@@ -92,7 +92,7 @@ def recognise(image):
     return "occlusion" if (image == 0).sum() == 144 else "masking"
 
 
-@pytest.mark.parametrize("noise", [*NOISES, "mix"])
+@pytest.mark.parametrize("noise", [*NOISES, pytest.param("mix", marks=pytest.mark.slow)])
 def test_images_and_steps_are_independent_and_repeatable(noise):
     corrupt = jax.jit(build_corruption(noise))
     x = jnp.full((1000, 28, 28, 1), 0.5)

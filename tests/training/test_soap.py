@@ -85,6 +85,7 @@ def test_updates_are_those_of_the_paper():
             )
 
 
+@pytest.mark.slow
 def test_a_valley_across_the_axes_is_followed():
     rng = np.random.default_rng(0)
     left, _ = np.linalg.qr(rng.normal(size=(8, 8)))
@@ -143,6 +144,7 @@ def test_a_run_with_soap_that_broke_off_resumes_exactly(data_dir, tmp_path, mode
     )
 
 
+@pytest.mark.slow
 def test_skipping_leaves_the_state_as_it_was():
     config = cae_jax.TrainConfig(optimizer="soap", on_nan="skip")
     params = {name: jnp.ones(shape) for name, shape in SHAPES.items()}

@@ -51,7 +51,7 @@ BOUNDS = {
     [
         pytest.param("matmul", "adam", marks=pytest.mark.slow),
         ("native", "adam"),
-        ("native", "soap"),
+        pytest.param("native", "soap", marks=pytest.mark.slow),
     ],
 )
 def test_the_size_of_a_step(backend, optimizer):
@@ -77,6 +77,7 @@ def test_the_xla_backend_does_convolve():
     assert re.search(r" convolution\(", compile_steps("xla").as_text())
 
 
+@pytest.mark.slow
 def test_nothing_crosses_to_or_from_the_host_within_an_epoch(test_images):
     model = autoencoders.build(cae_jax.TrainConfig(model="simple"), nnx.Rngs(0))
     optimizer = build_optimizer(cae_jax.TrainConfig(), 10)
