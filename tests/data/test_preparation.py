@@ -379,7 +379,8 @@ def _until(condition, process):
 def test_a_kill_leaves_no_processes_and_is_continued(photos, root, caplog, number, count):
     expected = prepare(root, config(photos), workers=1)
     code = (
-        "import sys, time, cae_jax\n"
+        "import signal, sys, time, cae_jax\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "from cae_jax.data import preparation, workers\n"
         "workers._PATIENCE, workers._MOST, preparation._SECONDS = 0, 2, -1\n"
         "add = preparation.Statistics.add\n"
