@@ -240,7 +240,7 @@ print(json.dumps(found))
 def test_memory_is_flat_over_an_epoch(tmp_path):
     """200 MB of images through 16 MB, with validation and checkpoints.
 
-    Up to another budget: what the end of an epoch takes (9 MB) is there before the next begins.
+    The end of the first epoch takes 10 MB once; a leak of the chunks would keep 200 MB.
     """
     images = np.random.default_rng(0).integers(0, 256, (255_000, 28, 28, 1), np.uint8)
     np.save(tmp_path / "images.npy", images)
