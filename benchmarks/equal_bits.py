@@ -4,7 +4,7 @@
     python -m benchmarks.equal_bits --backends native --processes 1 2 --devices 1 4 --budgets all
 
 Each row is a training of 1,000 images with noise in new processes of this machine, whose devices
-are forced ones of the CPU. The SHA-256 covers parameters, optimizer state, losses and history. The
+are forced ones of the CPU, and which all have as many threads. The SHA-256 covers parameters, optimizer state, losses and history. The
 exit code is 1 if a backend has more than one.
 """
 
@@ -81,6 +81,8 @@ def train(
                 port = server.getsockname()[1]
             command += ["--coordinator", f"localhost:{port}", "--num-processes", str(processes)]
         environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        # XLA has a thread for each device, and the bits of its convolutions depend on their number.
+        environment["NPROC"] = str(_MICROBATCHES)
         started = [
             subprocess.Popen(
                 [*command, *(["--process-id", str(k)] if processes > 1 else [])],

@@ -19,6 +19,7 @@ import jax
 
 from cae_jax import atomic, data
 from cae_jax.config import TrainConfig
+from cae_jax.data.workers import cores
 from cae_jax.errors import UserError
 from cae_jax.models.topology import from_config
 from cae_jax.ops.backend import Backend, Name, check_device, choose, device_memory
@@ -170,11 +171,21 @@ def _current(backend: Backend) -> dict[str, str]:
         "backend": backend.name,
         "device": device_name(),
         "processor": processor(),
+        **_threads(backend),
         "jax": metadata.version("jax"),
         "jaxlib": metadata.version("jaxlib"),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         **{name: str(getattr(jax.config, name)) for name in _OPTIONS},
     }
+
+
+def _threads(backend: Backend) -> dict[str, str]:
+    """The number of XLA's threads where its convolutions on a CPU add in an order of theirs."""
+    if backend.name != "xla" or jax.default_backend() != "cpu":
+        return {}
+    named = os.environ.get("NPROC", "")  # XLA's own variable
+    threads = int(named) if named.isdecimal() else cores()
+    return {"threads": str(max(threads, jax.local_device_count()))}
 
 
 def processor() -> str:

@@ -265,3 +265,15 @@ def test_a_tilde_is_the_home(copied, data_dir, monkeypatch, capsys):
     assert "is finished after 2 epochs" in capsys.readouterr().out
     assert not Path("~").exists()
     cae_jax.load("~/run")
+
+
+def test_a_change_of_threads_is_a_change_of_the_environment_for_xla_alone(
+    tmp_path, data_dir, monkeypatch, capsys
+):
+    for backend, told in (("xla", "(threads 9 -> 11)"), ("matmul", "")):
+        for epochs, threads in ((1, "9"), (2, "11")):  # more than the devices of the tests
+            monkeypatch.setenv("NPROC", threads)
+            config = dataclasses.replace(SMALL, epochs=epochs)
+            cae_jax.fit(config, tmp_path / backend, data_dir=data_dir, backend=backend)
+        assert told in (messages := capsys.readouterr().err)
+        assert ("in another environment" in messages) == bool(told)
