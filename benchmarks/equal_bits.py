@@ -4,8 +4,8 @@
     python -m benchmarks.equal_bits --backends native --processes 1 2 --devices 1 4 --budgets all
 
 Each row is a training of 1,000 images with noise in new processes of this machine, whose devices
-are forced ones of the CPU, and which all have as many threads. The SHA-256 covers parameters, optimizer state, losses and history. The
-exit code is 1 if a backend has more than one.
+are forced ones of the CPU, and which all have as many threads. The SHA-256 covers parameters,
+optimizer state, losses and history. The exit code is 1 if a backend has more than one.
 """
 
 import dataclasses

@@ -4,8 +4,9 @@
     cae-jax evaluate runs/photographs --data other_photographs
 
 Prints a table with one row per config: quality on the test images with 95 % intervals. Runs that
-differ only in their seed share a row. A second table shows the differences between all pairs of
-rows, paired by image.
+differ only in their seed share a row. Principal component analysis (PCA) of the training images,
+with as many values as a code, is the linear baseline. A second table shows the differences between
+all pairs of rows, paired by image.
 """
 
 import logging
@@ -87,6 +88,7 @@ def run(flags: Flags) -> None:
     others = []
     if noise != "none":
         others.append(comparison.untrained_entry("noisy image", inputs, images))
+    others += linear_entries(flags, config, trained, images, inputs)
     if flags.baselines:
         some = np.asarray(load(flags, config, "train")[: baselines.TUNING_IMAGES])
         # Another seed: tuning must not see the noise of the test images.
@@ -103,6 +105,23 @@ def load(flags: Flags, config: TrainConfig, split: str) -> np.ndarray:
     from cae_jax.runs import environment
 
     return environment.load_split(flags.runs[0], config, split, **vars(flags.data))[0]
+
+
+def linear_entries(
+    flags: Flags, config: TrainConfig, trained: list["comparison.Trained"], *tested: "Images"
+) -> list["comparison.Entry"]:
+    """Principal components of the training images, if these are there and it takes no minutes."""
+    from cae_jax.evaluation import comparison
+
+    try:
+        train = load(flags, config, "train")[: config.train_examples]
+    except UserError as error:  # which nothing else needs for images of `other`
+        logger.warning("Without PCA, which needs the training images: %s", error)
+        return []
+    if not (flags.baselines or comparison.is_cheap(train, trained)):
+        logger.warning("Without PCA, which takes minutes here; `baselines` adds it")
+        return []
+    return comparison.linear_entries(comparison.clean(train, config), trained, *tested)
 
 
 def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, "Images", str]:

@@ -15,7 +15,7 @@ import numpy as np
 from cae_jax import markdown
 from cae_jax.config import ARRAYS, NOISES, PAIRS, TrainConfig, check_level
 from cae_jax.errors import UserError
-from cae_jax.evaluation import baselines
+from cae_jax.evaluation import baselines, linear
 from cae_jax.evaluation.intervals import Interval, difference_interval, mean_interval
 from cae_jax.evaluation.lazy import Images, Lazy, parts
 from cae_jax.evaluation.quality import Quality, evaluate_images, evaluate_model
@@ -34,6 +34,7 @@ _MAX_BYTES = 256 * 2**20  # of noisy images, of which more are computed part by 
 # Levels of a robustness curve, relative to the default level of the noise.
 _RELATIVE_LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 # Rows of tables and figures that are not runs.
+_LINEAR = "linear"  # the model of PCA
 _LABELS = ("clean", "noisy image", *baselines.DENOISERS)
 # Fields of a config that determine the images.
 DATA_FIELDS = (
@@ -67,10 +68,10 @@ class Entry(NamedTuple):
 
     Attributes:
         label: title of the row.
-        model: ``TrainConfig.model``, or the parameters of a classical denoiser.
+        model: ``TrainConfig.model``, ``"linear"``, or the parameters of a classical denoiser.
         parameters: number of trained parameters; None without training.
         code: latent dimension; None without training.
-        seconds: training time, median over the runs; None without training.
+        seconds: training time, median over the runs; None except for networks.
         qualities: one per run.
         outputs: the first run's outputs for the test inputs, ``[N, H, W, C]`` in [0, 1]; those of a
             network are computed when they are taken.
@@ -176,12 +177,17 @@ def clean_and_noisy(
     Returns:
         targets uint8 and inputs float32, ``[N, H, W, C]``, as `Lazy` where they are many.
     """
-    images = stored
-    if config.pairs:
-        *shape, channels = stored.shape
-        half = channels // 2
-        images = Lazy((*shape, half), lambda part: stored[part][..., :half])
+    images = clean(stored, config)
     return images, noisy_images(stored if noise == PAIRS else images, noise, level, seed)
+
+
+def clean(stored: Images, config: TrainConfig) -> Images:
+    """The targets among images; arguments as of `clean_and_noisy`."""
+    if not config.pairs:
+        return stored
+    *shape, channels = stored.shape
+    half = channels // 2
+    return Lazy((*shape, half), lambda part: np.asarray(stored[part])[..., :half])
 
 
 def trained_entry(trained: Trained, images: Images, inputs: Images) -> Entry:
@@ -233,6 +239,43 @@ def baseline_entries(
     ]
 
 
+def is_cheap(train: Images, trained: Iterable[Trained]) -> bool:
+    """Whether `linear_entries` takes at most half a minute or so."""
+    return linear.is_cheap(train, _code_sizes(trained)[-1])
+
+
+def _code_sizes(trained: Iterable[Trained]) -> list[int]:
+    return sorted({math.prod(each.autoencoders[0].code_shape) for each in trained})
+
+
+def linear_entries(
+    train: Images, trained: Iterable[Trained], images: Images, inputs: Images
+) -> list[Entry]:
+    """Evaluates principal components with as many values as the codes of the networks.
+
+    Args:
+        train: training images, uint8 ``[N, H, W, C]``.
+        trained: the networks.
+        images, inputs: see `trained_entry`.
+    """
+    sizes = _code_sizes(trained)
+    whole = linear.fit(train, sizes[-1])
+    fitted = [whole.first(size) for size in sizes]
+    outputs = [Lazy(inputs.shape, lambda part, x=x: x.reconstruct(inputs[part])) for x in fitted]
+    return [
+        Entry(
+            f"PCA, {size} values",
+            model=_LINEAR,
+            parameters=each.parameters,
+            code=size,
+            seconds=None,
+            qualities=[evaluate_images(output, images)],
+            outputs=output,
+        )
+        for size, each, output in zip(sizes, fitted, outputs, strict=True)
+    ]
+
+
 def summaries(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     """Summarises each entry in a dictionary, its metrics as `Interval`."""
     return [
@@ -250,12 +293,15 @@ def differences(
     Args:
         entries: minuends.
         others: subtrahends. Default: all pairs of `entries` are compared.
+
+    Principal components are compared with networks of the same latent dimension only.
     """
     pairs = itertools.product(entries, others) if others else itertools.combinations(entries, 2)
     return [
         {"label": f"{a.label} - {b.label}"}
         | {name: difference_interval(a.values(name), b.values(name)) for name in Quality._fields}
         for a, b in pairs
+        if _LINEAR not in (a.model, b.model) or a.code == b.code
     ]
 
 

@@ -165,10 +165,15 @@ def test_a_process_of_each_command(script, dense_run, tmp_path, name, arguments)
 def test_evaluate(output, dense_run, tmp_path, test_images):
     table = output("evaluate", dense_run, "--json", "table.json", "--figure", "figure.png")
     tables = json.loads((tmp_path / "table.json").read_text())
-    (row,) = tables["rows"]
-    assert tables["differences"] == []
-    heads, _, cells = (
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()
+    linear, row = tables["rows"]
+    assert linear["label"] == "PCA, 32 values"
+    assert (linear["parameters"], linear["code"]) == (784 * 33, 32)
+    (difference,) = tables["differences"]
+    assert difference["label"] == f"PCA, 32 values - {row['label']}"
+    assert difference["psnr"][0] == pytest.approx(linear["psnr"][0] - row["psnr"][0])
+    heads, _, _, cells = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in table.split("\n\n")[0].splitlines()
     )
     assert heads == ["", "model", "runs", "parameters", "code", "seconds", *HEADS]
     assert cells[:5] == ["dense", "simple", "1", "50,992", "32"]
@@ -186,7 +191,8 @@ def test_evaluate_with_noise(output, dense_run, tmp_path):
     files = ("--figure", "rows.png", "--worst", "worst.png", "--robustness", "curve.png")
     table = output("evaluate", dense_run, "--noise", "occlusion", *files)
     lines = [line.split("|")[1].strip() for line in table.splitlines() if line]
-    expected = ["noisy image", "dense", "noisy image - dense"]
+    names = ["noisy image", "PCA, 32 values", "dense"]
+    expected = [*names, "noisy image - dense", "PCA, 32 values - dense"]
     assert [line for line in lines if line.strip("-")] == expected
     for name in files[1::2]:
         with Image.open(tmp_path / name) as figure:
