@@ -232,10 +232,15 @@ def _entry(network: comparison.Trained, images: np.ndarray, inputs: Images) -> c
 
 
 def _add_reconstruction(page: Page, plan: Plan, clean: Entries, data: Data) -> None:
-    entries = [clean[name] for name in plan.reconstruction]
+    networks = [clean[name] for name in plan.reconstruction]
+    sizes = sorted({entry.code for entry in networks if entry.code is not None})
+    inputs = comparison.noisy_images(data.test, "none")
+    train = data.train[: next(iter(plan.reconstruction.values())).train_examples]
+    entries = [*networks, *comparison.linear_entries(train, sizes, data.test, inputs)]
     page.add(
         "## Reconstruction",
-        "Networks trained without noise, on clean test images.",
+        "Networks trained without noise, on clean test images, and the principal components of the "
+        "training images with as many values as their codes.",
         comparison.metrics_table(comparison.summaries(entries)),
         comparison.metrics_table(comparison.differences(entries), signed=True),
     )

@@ -111,17 +111,18 @@ def linear_entries(
     flags: Flags, config: TrainConfig, trained: list["comparison.Trained"], *tested: "Images"
 ) -> list["comparison.Entry"]:
     """Principal components of the training images, if these are there and it takes no minutes."""
-    from cae_jax.evaluation import comparison
+    from cae_jax.evaluation import comparison, linear
 
+    sizes = comparison.code_sizes(each.autoencoders[0] for each in trained)
     try:
         train = load(flags, config, "train")[: config.train_examples]
     except UserError as error:  # which nothing else needs for images of `other`
         logger.warning("Without PCA, which needs the training images: %s", error)
         return []
-    if not (flags.baselines or comparison.is_cheap(train, trained)):
+    if not (flags.baselines or linear.is_cheap(train, sizes[-1])):
         logger.warning("Without PCA, which takes minutes here; `baselines` adds it")
         return []
-    return comparison.linear_entries(comparison.clean(train, config), trained, *tested)
+    return comparison.linear_entries(comparison.clean(train, config), sizes, *tested)
 
 
 def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, "Images", str]:

@@ -239,27 +239,22 @@ def baseline_entries(
     ]
 
 
-def is_cheap(train: Images, trained: Iterable[Trained]) -> bool:
-    """Whether `linear_entries` takes at most half a minute or so."""
-    return linear.is_cheap(train, _code_sizes(trained)[-1])
-
-
-def _code_sizes(trained: Iterable[Trained]) -> list[int]:
-    return sorted({math.prod(each.autoencoders[0].code_shape) for each in trained})
+def code_sizes(autoencoders: Iterable[Autoencoder]) -> list[int]:
+    """The numbers of values of the codes, from the smallest."""
+    return sorted({math.prod(each.code_shape) for each in autoencoders})
 
 
 def linear_entries(
-    train: Images, trained: Iterable[Trained], images: Images, inputs: Images
+    train: Images, sizes: Sequence[int], images: Images, inputs: Images
 ) -> list[Entry]:
-    """Evaluates principal components with as many values as the codes of the networks.
+    """Evaluates principal components, an entry for each size of the code.
 
     Args:
         train: training images, uint8 ``[N, H, W, C]``.
-        trained: the networks.
+        sizes: as of `code_sizes`.
         images, inputs: see `trained_entry`.
     """
-    sizes = _code_sizes(trained)
-    whole = linear.fit(train, sizes[-1])
+    whole = linear.fit(train, max(sizes))
     fitted = [whole.first(size) for size in sizes]
     outputs = [Lazy(inputs.shape, lambda part, x=x: x.reconstruct(inputs[part])) for x in fitted]
     return [

@@ -14,7 +14,8 @@ from flax import nnx
 from cae_jax import data
 from cae_jax.config import NOISES, TrainConfig, check_level, resolved, to_dict, to_shared
 from cae_jax.errors import UserError
-from cae_jax.evaluation import comparison, members
+from cae_jax.evaluation import comparison, linear, members
+from cae_jax.evaluation.lazy import Lazy
 from cae_jax.models.inference import Autoencoder
 from cae_jax.models.topology import Topology
 from cae_jax.runs import environment, history, pretrained
@@ -57,9 +58,10 @@ def collect(
     where: Any = {"data_dir": data_dir, "verify_data": verify_data, "workers": workers}
     configs = _configs(runs, moved, **where)
     autoencoders = _loaded(runs)
-    images, labels = environment.load_split(runs[0], configs[0], "validation", **where)
+    tested, labels = environment.load_split(runs[0], configs[0], "validation", **where)
     environment.warn_of_other_images(runs, configs, **where)
-    stored = images[:IMAGES]
+    fitted = _fitted(runs[0], configs[0], autoencoders, **where)
+    stored = tested[:IMAGES]
     images, _ = comparison.clean_and_noisy(stored, configs[0], "none")
     height, width, channels = images.shape[1:]
     return {
@@ -74,7 +76,10 @@ def collect(
             for name, found in zip(run_names([*populations]), populations.values(), strict=True)
         ],
         "runs": [
-            {"name": name, **_run_data(run, autoencoder, stored)}
+            {
+                "name": name,
+                **_run_data(run, autoencoder, stored, _linear(fitted, autoencoder, tested)),
+            }
             for name, run, autoencoder in zip(run_names(runs), runs, autoencoders, strict=True)
         ],
     }
@@ -161,8 +166,44 @@ def network(topology: Topology, parameters: Mapping[str, Mapping[str, Any]]) -> 
     return {"code": topology.code, "layers": layers}
 
 
-def _run_data(run: Path, autoencoder: Autoencoder, stored: np.ndarray) -> dict[str, Any]:
-    """The report data of one run; `stored` are the test images or pairs."""
+def _fitted(
+    run: Path, config: TrainConfig, autoencoders: Sequence[Autoencoder], **where: Any
+) -> linear.Linear | None:
+    """Principal components for all codes; None if fitting them takes minutes."""
+    train = environment.load_split(run, config, "train", **where)[0][: config.train_examples]
+    size = comparison.code_sizes(autoencoders)[-1]
+    cheap = linear.is_cheap(train, size)
+    return linear.fit(comparison.clean(train, config), size) if cheap else None
+
+
+def _linear(
+    fitted: linear.Linear | None, autoencoder: Autoencoder, tested: np.ndarray
+) -> dict[str, str]:
+    """The rows on principal components in the table of a run, on its validation images."""
+    if fitted is None:
+        return {}
+    config, (size,) = autoencoder.config, comparison.code_sizes([autoencoder])
+    pca = fitted.first(size)
+    images, inputs = comparison.clean_and_noisy(
+        tested[: config.test_examples], config, config.noise, config.noise_level, config.seed
+    )
+    outputs = Lazy(inputs.shape, lambda part: pca.reconstruct(inputs[part]))
+    return {
+        "PCA, val_psnr": f"{comparison.mean_psnr(outputs, images):.2f} dB",
+        "PCA, parameters": f"{pca.parameters:,}",
+    }
+
+
+def _run_data(
+    run: Path, autoencoder: Autoencoder, stored: np.ndarray, pca: dict[str, str]
+) -> dict[str, Any]:
+    """The report data of one run.
+
+    Args:
+        run, autoencoder: the run.
+        stored: its first test images or pairs.
+        pca: rows of `_linear`.
+    """
     parameters = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
     config, rows = autoencoder.config, history.of_run(run)
     images, inputs = comparison.clean_and_noisy(
@@ -174,7 +215,7 @@ def _run_data(run: Path, autoencoder: Autoencoder, stored: np.ndarray) -> dict[s
         "config": to_shared(config),
         "noise": config.noise,
         "noise_level": check_level(config.noise, config.noise_level, images.shape[1:]),
-        "results": _results(run, autoencoder, rows),
+        "results": _results(run, autoencoder, rows) | pca,
         "history": [{name: _finite(getattr(row, name)) for name in columns} for row in rows],
         "inputs": _base64(inputs) if noisy else None,
         "reconstructions": _base64(

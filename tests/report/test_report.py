@@ -21,7 +21,7 @@ from selenium.webdriver.support.ui import Select
 
 import cae_jax
 from cae_jax import cli
-from cae_jax.evaluation import comparison
+from cae_jax.evaluation import comparison, linear
 from cae_jax.models import topology
 from cae_jax.report import collect, page
 from cae_jax.runs import history
@@ -356,6 +356,20 @@ def test_the_backend_of_a_run(run, tmp_path, data_dir, old, backend):
         path.write_text(json.dumps(result | entry))
         collected = collect.collect([tmp_path / "run"], data_dir=data_dir)
         assert collected["runs"][0]["results"]["backend"] == backend
+
+
+def test_principal_components_stand_beside_a_run(dense_run, data_dir, test_images, monkeypatch):
+    results = collect.collect([dense_run], data_dir=data_dir)["runs"][0]["results"]
+    train, _ = cae_jax.data.load_split(DENSE, "train", data_dir=data_dir)
+    flat, tested = (x.reshape(len(x), -1) / 255 for x in (train[:1000], test_images[:300]))
+    basis = np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2][:32].T
+    outputs = np.clip((tested - flat.mean(0)) @ basis @ basis.T + flat.mean(0), 0, 1)
+    psnr = -10 * np.log10(np.square(outputs - tested).mean(1)).mean()
+    assert float(results["PCA, val_psnr"].removesuffix(" dB")) == pytest.approx(psnr, abs=0.02)
+    assert results["PCA, parameters"] == f"{784 * 33:,}"
+    monkeypatch.setattr(linear, "is_cheap", lambda *_: False)
+    there = collect.collect([dense_run], data_dir=data_dir)["runs"][0]["results"]
+    assert "PCA, val_psnr" not in there
 
 
 @pytest.mark.slow
