@@ -108,9 +108,9 @@ def numpy_functions(
     return {"encode": encode, "decode": decode, "reconstruct": lambda x: decode(encode(x))}
 
 
-def draw_parameters(network) -> dict[str, np.ndarray]:
+def draw_parameters(network, seed=0) -> dict[str, np.ndarray]:
     """Random kernels, large enough for outputs of some contrast, and biases."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     parameters = {}
     for layer in network.weighted:
         scale = np.sqrt(4 / np.prod(layer.kernel[:-1]))

@@ -7,7 +7,6 @@
 Prints the PSNR of each reconstruction against its input image.
 """
 
-import collections
 import contextlib
 import functools
 import itertools
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 import cae_jax
 from cae_jax import atomic
-from cae_jax.cli import common
+from cae_jax.cli import common, outputs
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -80,7 +79,7 @@ def run(flags: Flags) -> None:
         run_at_full_size(flags, files)
         return
     names, images = read(flags, files)
-    check_outputs(flags, files, names)
+    outputs.check(flags.out, names, files)
     cache.use_compilation_cache()
     # Not the native kernel, whose compilation takes longer than many images.
     autoencoder = cae_jax.load(flags.run, backend="matmul").of_pixels
@@ -112,10 +111,10 @@ def run_at_full_size(flags: Flags, files: dict[Path, Path]) -> None:
     names = [
         each for file, name in files.items() for each in numbered(file, name, len(found[file]))
     ]
-    check_outputs(flags, files, names)
+    outputs.check(flags.out, names, files)
     cache.use_compilation_cache()
     autoencoder = cae_jax.load(flags.run, backend="matmul")
-    make_folders(flags.out, names)
+    outputs.make_folders(flags.out, names)
     for name, read_one in zip(names, itertools.chain(*found.values()), strict=True):
         picture = read_one()
         pixels = eight_bit_array(picture.pixels, name)
@@ -147,25 +146,20 @@ def find(flags: Flags) -> dict[Path, Path]:
     from cae_jax.data.images import SUFFIXES
     from cae_jax.data.path import walk
 
-    found, out = {}, real(flags.out)
+    found, out = {}, outputs.real(flags.out)
     for path in flags.files:
         if not os.path.isdir(path):  # noqa: PTH112 - which raises without permission
             found[path] = Path(path.stem)
             continue
-        if real(path) == out:
+        if outputs.real(path) == out:
             raise UserError(f"`out` {flags.out} is the folder of the images; give another `out`")
         files = walk(path).with_suffix(SUFFIXES)
         # Not the outputs of the same command before.
-        keys = [file.key for file in files if out not in real(path / file.key).parents]
+        keys = [file.key for file in files if out not in outputs.real(path / file.key).parents]
         if not keys:
             raise UserError(f"{path} holds no image; its files may end in {', '.join(SUFFIXES)}")
         found |= {path / key: Path(key).with_suffix("") for key in keys}
     return found
-
-
-def real(path: Path) -> Path:
-    """The path without links; one that leads nowhere stays."""
-    return Path(os.path.realpath(path))
 
 
 def read(flags: Flags, files: dict[Path, Path]) -> tuple[list[str], np.ndarray]:
@@ -202,42 +196,20 @@ def inverted(images: np.ndarray) -> np.ndarray:
     return np.concatenate([white - images[..., :3], images[..., 3:]], axis=-1)
 
 
-def check_outputs(flags: Flags, files: dict[Path, Path], names: list[str]) -> None:
-    """Refuses two images for one output, and outputs that are inputs."""
-    inputs = {real(file) for file in files}
-    for name, count in collections.Counter(names).items():
-        output = flags.out / f"{name}.png"
-        if count > 1:
-            raise UserError(f"{count} images would become {output}; rename the files")
-        if real(output) in inputs:
-            raise UserError(f"{output} is one of the images; give another `out`")
-
-
 def reconstruct(
     folder: Path, autoencoder: "Autoencoder", names: list[str], images: np.ndarray
 ) -> np.ndarray:
     """Writes each reconstruction as a PNG; returns their PSNR in dB, ``[N]``."""
-    from cae_jax.data.images import write_png
-
     psnr, size = [np.zeros(0)], block_size(images)
-    make_folders(folder, names)
+    outputs.make_folders(folder, names)
     with common.progress(range(len(names)), "Writing", "image") as bar:
         for start in range(0, len(names), size):
             block = slice(start, start + size)
             reconstructions = autoencoder.reconstruct(images[block])
             psnr.append(psnr_of(reconstructions, images[block]))
-            for name, image in zip(names[block], reconstructions, strict=True):
-                with atomic.writing(folder):
-                    write_png(folder / f"{name}.png", image)
+            for _ in outputs.write(folder, names[block], reconstructions):
                 bar.update()
     return np.concatenate(psnr)
-
-
-def make_folders(folder: Path, names: list[str]) -> None:
-    """Makes the folders of the outputs."""
-    with atomic.writing(folder):
-        for parent in {folder, *((folder / name).parent for name in names)}:
-            parent.mkdir(parents=True, exist_ok=True)
 
 
 def block_size(images: np.ndarray) -> int:

@@ -1,7 +1,8 @@
 """Image data sets as uint8 arrays: `load` returns what a config trains on, `load_split` one split.
 
 The path in a config leads to a source (`path`), whose images are converted to one shape
-(`conversion`) and prepared as .npy files (`prepared`), which are mapped to memory.
+(`conversion`) and prepared as .npy files (`prepared`), which are mapped to memory. `stream` reads
+them once and prepares nothing.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from cae_jax.data.pixels import (
 )
 from cae_jax.data.prepared import Arrays, Prepared
 from cae_jax.data.sources import SPLITS
+from cae_jax.data.unprepared import stream
 from cae_jax.data.workers import cores
 from cae_jax.errors import UserError
 
@@ -43,6 +45,7 @@ __all__ = [
     "load_unseen",
     "located",
     "of_arrays",
+    "stream",
 ]
 
 

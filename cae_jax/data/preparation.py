@@ -184,7 +184,7 @@ class _Preparation:
         splits = SPLITS[:2] if whole else [s for s in SPLITS if s in self._source.items]
         done = splits[: splits.index(progress.split)] if progress.split in splits else ()
         arrays: dict[str, Any] = {}
-        with _bar("Preparing", self._written + progress.skipped, self._source.total) as bar:
+        with image_bar("Preparing", self._written + progress.skipped, self._source.total) as bar:
             for split in splits:
                 arrays |= self._write_split(split, None if split in done else bar)
         if not any(shape[0] for _, shape in arrays.values()):
@@ -210,7 +210,7 @@ class _Preparation:
         progress, config = self.progress, self._config
         if progress.split in ("", _LEVELS):
             function = partial(extremes_of, which=config.frames, max_pixels=config.max_pixels)
-            with _bar("Finding black and white", progress.items) as bar:
+            with image_bar("Finding black and white", progress.items) as bar:
                 for _, outcome in self._read(_LEVELS, "train", function, {}, bar):
                     progress.levels = joined(progress.levels, outcome.result())
         if progress.levels and not progress.levels[0] < progress.levels[1]:
@@ -333,7 +333,7 @@ class _Preparation:
             logger.warning("The images take %s%s, of which %s", least, *sizes)
 
 
-def _bar(what: str, done: int, total: int | None = None) -> Any:
+def image_bar(what: str, done: int, total: int | None = None) -> Any:
     """A bar over images, after a second."""
     from tqdm import tqdm  # which worker processes do not need
 

@@ -147,6 +147,7 @@ def test_summary(output, refuse, capsys, monkeypatch):
         ("train", ("--config", "simple", *QUICK)),
         ("evaluate", ("RUN",)),
         ("reconstruct", ("RUN", "one.png", "--out", "out")),
+        ("encode", ("RUN", "two.npy", "--out", "codes.npz")),
         ("summary", ()),
         ("curves", ("RUN",)),
         ("report", ("RUN", "--out", "page.html")),
@@ -157,6 +158,7 @@ def test_summary(output, refuse, capsys, monkeypatch):
 )
 def test_a_process_of_each_command(script, dense_run, tmp_path, name, arguments):
     Image.new("L", (28, 28)).save(tmp_path / "one.png")
+    np.save(tmp_path / "two.npy", np.eye(28)[[0, 5]].repeat(28).reshape(2, 28, 28))
     process = script(name, *(dense_run if word == "RUN" else word for word in arguments))
     assert (process.returncode, process.stderr) == (0, "")
     assert process.stdout
@@ -476,7 +478,7 @@ def test_the_commands_are_listed_with_one_line_each(arguments, capsys):
     )
     assert all(text.endswith(".") for text in listed.values())
     modules = {path.stem.strip("_") for path in (ROOT / "cae_jax" / "cli").glob("*.py")}
-    assert modules == {*cli.COMMANDS, "common", "configs", "init", "process"}
+    assert modules == {*cli.COMMANDS, "common", "configs", "init", "outputs", "process"}
 
 
 def test_an_unknown_command_is_refused(capsys):

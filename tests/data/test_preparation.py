@@ -333,7 +333,7 @@ def _idx(path, images):
 
 def _npz(path, images):
     np.savez_compressed(path, images=images)
-    return partial(arrays._blocks, path, "images")
+    return partial(arrays.blocks, path, "images")
 
 
 @pytest.mark.parametrize(("name", "write"), [("a.npz", _npz), ("a-idx3-ubyte.gz", _idx)])

@@ -44,7 +44,7 @@ def open_file(path: Path, pairs: Sequence[str] = ()) -> Source:
         if path.suffix.lower() == ".npy":  # `numpy.load` leaves one open that begins as an archive
             arrays = {"": np.lib.format.open_memmap(path, mode="r")}
         else:
-            arrays = _headers(path)
+            arrays = headers(path)
     if pairs:
         return _open_pairs(path, arrays, pairs)
     several = {name: array for name, array in arrays.items() if array.ndim > 2}
@@ -61,8 +61,8 @@ def open_file(path: Path, pairs: Sequence[str] = ()) -> Source:
             lambda i, name=name: f"{name}[{i}]",
             title,
             len(arrays[name]),
-            partial(_blocks, path, name),
-            None if label is None else _member(path, label).reshape(-1),
+            partial(blocks, path, name),
+            None if label is None else member(path, label).reshape(-1),
         )
     others = sorted(arrays.keys() - used)
     return of_arrays(found, {"ignored": dict.fromkeys(others, 1)} if others else {})
@@ -89,7 +89,7 @@ def _open_pairs(path: Path, arrays: Mapping[str, np.ndarray], pairs: Sequence[st
 
     def items(split: str) -> Iterator[Item]:
         both = [
-            Images(lambda i: f"[{i}]", f"{path}: {name}", 0, partial(_blocks, path, name), None)
+            Images(lambda i: f"[{i}]", f"{path}: {name}", 0, partial(blocks, path, name), None)
             for name in (inputs[split], targets[split])
         ]
         for given, target in zip(*(images.items(False) for images in both), strict=True):
@@ -101,18 +101,18 @@ def _open_pairs(path: Path, arrays: Mapping[str, np.ndarray], pairs: Sequence[st
     return Source({split: partial(items, split) for split in inputs}, (), notes, count)
 
 
-def _headers(path: Path) -> dict[str, np.ndarray]:
+def headers(path: Path) -> dict[str, np.ndarray]:
     """Arrays without content, of the shapes and types of those in a .npz file.
 
     Those of Python objects have no shape, so that they are not taken for images.
     """
     found: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-            if member.endswith(".npy"):
-                with archive.open(member) as file:
+        for entry in archive.namelist():
+            if entry.endswith(".npy"):
+                with archive.open(entry) as file:
                     shape, _, dtype = _header(file)
-                empty, name = np.empty((), dtype), member.removesuffix(".npy")
+                empty, name = np.empty((), dtype), entry.removesuffix(".npy")
                 found[name] = empty if dtype.hasobject else np.broadcast_to(empty, shape)
     if found and all(array.dtype.hasobject for array in found.values()):
         raise ValueError("it holds Python objects, which are never unpickled")
@@ -125,7 +125,7 @@ def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     return (read_array_header_1_0 if old else read_array_header_2_0)(file)
 
 
-def _blocks(path: Path, name: str) -> Iterator[np.ndarray]:
+def blocks(path: Path, name: str) -> Iterator[np.ndarray]:
     """An array in a file, one part after the other."""
     if path.suffix.lower() == ".npy":  # mapped again for each, so that memory is freed
         with _naming(path):
@@ -141,16 +141,19 @@ def _blocks(path: Path, name: str) -> Iterator[np.ndarray]:
     ):
         shape, fortran, dtype = _header(file)
         if fortran:  # whose first image lies in the whole file
-            yield _member(path, name)
+            yield member(path, name)
             return
         length = block_length(shape, dtype)
         for start in range(0, shape[0], length):
             block = (min(length, shape[0] - start), *shape[1:])
             content = file.read(math.prod(block) * dtype.itemsize)
             yield np.frombuffer(content, dtype).reshape(block)
+        if file.read(1):  # reaches the end, where the archive verifies its checksum
+            raise ValueError(f"{name} has bytes after its {shape[0]} elements")
 
 
-def _member(path: Path, name: str) -> np.ndarray:
+def member(path: Path, name: str) -> np.ndarray:
+    """An array in a .npz file, whole."""
     with _naming(path), np.load(path, allow_pickle=False) as archive:
         return archive[f"{name}.npy"]
 

@@ -51,7 +51,7 @@ def open_folder(listing: Listing, part: str) -> Source:
     Raises:
         UserError: a damaged file of labels, or files of several data sets.
     """
-    pairs = splits_of(_find(listing, part), listing.root)
+    pairs = splits_of(_find(listing, part), listing.root, lambda pair: pair[0].name)
     return of_arrays(
         {
             split: Images(
