@@ -16,9 +16,9 @@ import tyro
 import cae_jax
 from cae_jax import atomic, data
 from cae_jax.cli import common
-from cae_jax.config import check_level, peak_rate
+from cae_jax.config import peak_rate
 from cae_jax.evaluation import comparison
-from cae_jax.interop import export
+from cae_jax.interop import export, model_hub
 from cae_jax.ops import cache
 from cae_jax.runs.folder import is_finished
 from cae_jax.runs.pretrained import FOLDER, WEIGHTS
@@ -74,15 +74,11 @@ def card(name: str, autoencoder: cae_jax.Autoencoder, row: dict, result: dict[st
     """What the model is, how good, and what it is not for."""
     config, network = autoencoder.config, autoencoder.topology
     height, width, _ = network.image_shape
-    task = "reconstructs images from their codes"
-    if config.noise != "none":
-        level = check_level(config.noise, config.noise_level)
-        task = f"removes {config.noise} noise of {level:g}"
     versions = ", ".join(f"{key} {value}" for key, value in result["versions"].items())
     return f"""# pretrained/{name}, version {VERSION}
 
 Network: {config.model}, {autoencoder.parameters:,} parameters, code {list(network.code_shape)}. \
-It {task}.
+It {model_hub.task(config)}.
 
 Trained on the 60,000 training images of {config.data}: {config.epochs} epochs, batch \
 {config.batch_size}, optimizer {config.optimizer}, peak learning rate \

@@ -53,11 +53,12 @@ def test_no_artefact_holds_a_path_of_its_author(home, command, tmp_path):
     run, data = home / "run", ("--data-dir", home / "prepared")
     for name in ("stablehlo", "safetensors", "onnx"):
         command("export", run, "--format", name, "--out", out / f"model.{name}")
+    command("export", run, "--format", "hub", "--out", out / "hub")
     table, figure = out / "table.json", out / "figure.png"
     command("evaluate", run, *data, "--json", table, "--figure", figure)
     command("report", run, *data, "--out", out / "report.html")
     command("reconstruct", run, home / "family" / "photos", "--out", out / "images")
-    assert len([path for path in out.rglob("*") if path.is_file()]) == 3 + 2 + 1 + 20
+    assert len([path for path in out.rglob("*") if path.is_file()]) == 3 + 4 + 2 + 1 + 20
     assert leaks(out) == []
     assert json.loads(table.read_text())["dataset"] == "photos"
     assert '"data": "photos"' in (out / "report.html").read_text()

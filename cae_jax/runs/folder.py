@@ -289,6 +289,8 @@ def check_ours(run: Path) -> None:
 
 def _has_config(run: Path) -> bool:
     """Whether it is a run of an earlier version, which has no mark, or its mark is damaged."""
+    if pretrained.is_model(run):
+        return False
     try:
         read_config(run)
     except UserError:

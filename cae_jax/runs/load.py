@@ -24,18 +24,20 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
     """Opens the autoencoder of a run, even while the run is training.
 
     Args:
-        run: directory written by `cae_jax.fit`, such as ``runs/fashion_mnist``; or a model that
-            ships with the package, such as ``pretrained/fashion_mnist``.
+        run: directory written by `cae_jax.fit`, such as ``runs/fashion_mnist``; a model that ships
+            with the package, such as ``pretrained/fashion_mnist``; or a folder of
+            ``cae-jax export --format hub``.
         best: load the checkpoint with the lowest ``val_loss`` instead of the newest one.
         backend: how the network is computed, see `cae_jax.ops.backend.choose`.
 
     Raises:
-        UserError: not a run directory, no intact checkpoint, or an unavailable backend.
+        UserError: not a run directory, no intact checkpoint or weights, or an unavailable backend.
     """
     run = pretrained.locate(run)
     config = read_config(run)
-    chosen = choose(topology.from_config(config), backend, precision=config.precision)
-    if (params := pretrained.read_params(run)) is not None:
+    network = topology.from_config(config)
+    chosen = choose(network, backend, precision=config.precision)
+    if (params := pretrained.read_params(run, network)) is not None:
         return Autoencoder(config, autoencoders.build_with(config, params), chosen)
     model = autoencoders.build(config, nnx.Rngs(0))
     with Checkpoints(checkpoint_folder(run), config) as checkpoints:

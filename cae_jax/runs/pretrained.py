@@ -1,8 +1,13 @@
-"""The trained models that ship with the package: ``pretrained/NAME`` wherever a run is read.
+"""Trained models as folders of a few files, read wherever a run is read.
 
-config.json, history.csv, result.json   as in the directory of the run that they come from
-weights.safetensors                     its parameters, as `cae-jax export` writes them
-README.md                               what it is, how good, and what it is not for
+Those that ship with the package are ``pretrained/NAME``; `cae_jax.interop.model_hub` writes such a
+folder of any run.
+
+config.json             as in the directory of the run
+model.safetensors       its parameters, as `cae-jax export` writes them
+README.md               the model card
+history.csv             as in the directory of the run; a folder from elsewhere may have none
+result.json             likewise; only in the package
 """
 
 from pathlib import Path
@@ -10,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from cae_jax.errors import UserError
+from cae_jax.errors import UserError, naming
+from cae_jax.models.topology import Topology
 
 FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
-WEIGHTS = "weights.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 def locate(run: str | Path) -> Path:
@@ -34,14 +40,35 @@ def locate(run: str | Path) -> Path:
     )
 
 
-def read_params(folder: Path) -> dict[str, Any] | None:
-    """Parameters of a shipped model, by layer and name; None for the directory of a run."""
-    if not (folder / WEIGHTS).is_file():
+def is_model(folder: Path) -> bool:
+    """Whether a folder has the weights of a model, and is not a run with an export in it."""
+    return (folder / WEIGHTS).is_file() and not (folder / "checkpoints").exists()
+
+
+def read_params(folder: Path, network: Topology) -> dict[str, Any] | None:
+    """Parameters of a model, by layer and name; None for the directory of a run.
+
+    Raises:
+        UserError: the file is damaged, or its parameters are not those of the network.
+    """
+    if not is_model(folder):
         return None
     from safetensors.numpy import load_file
 
-    params: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in load_file(folder / WEIGHTS).items():
-        layer, name = key.split(".")
-        params.setdefault(layer, {})[name] = value
+    path, params = folder / WEIGHTS, {}
+    advice = "restore it from a copy, or export the model again"
+    with naming(path, "the weights of its config.json", advice):
+        values = load_file(path)
+        for layer in network.weighted:
+            assert layer.kernel is not None
+            shapes = {"kernel": layer.kernel, "bias": layer.kernel[-1:]}
+            params[layer.name] = {kind: values.pop(f"{layer.name}.{kind}") for kind in shapes}
+            for kind, value in params[layer.name].items():
+                if value.shape != shapes[kind] or value.dtype != np.float32:
+                    raise ValueError(
+                        f"{layer.name}.{kind} is {value.dtype} {list(value.shape)}, not float32 "
+                        f"{list(shapes[kind])}"
+                    )
+        if values:
+            raise ValueError(f"it also has {', '.join(sorted(values)[:3])}")
     return params

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import cae_jax
 from cae_jax import cli
@@ -25,7 +25,7 @@ def test_the_package_ships_these_models_in_less_than_a_megabyte():
     files = [path for path in pretrained.FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 1e6
     assert {path.name for path in files} == {
-        *("config.json", "history.csv", "result.json", "README.md", "weights.safetensors")
+        *("config.json", "history.csv", "result.json", "README.md", "model.safetensors")
     }
 
 
@@ -76,7 +76,7 @@ def test_every_command_that_takes_a_run_takes_one(elsewhere, data_dir, test_imag
     assert "\n| 20 | " in run("curves", "pretrained/simple", "pretrained/wide")
     run("export", "pretrained/denoise", "--format", "safetensors")
     exported = load_file("denoise.safetensors")
-    for name, value in load_file(pretrained.FOLDER / "denoise" / "weights.safetensors").items():
+    for name, value in load_file(pretrained.FOLDER / "denoise" / "model.safetensors").items():
         np.testing.assert_array_equal(exported[name], value)
     run("report", "pretrained/denoise", "--out", "report.html", *data)
     assert "val_psnr of the noisy images" in (elsewhere / "report.html").read_text()
@@ -90,6 +90,51 @@ def test_unknown_names_and_folders_of_the_user(elsewhere, refuse, dense_run):
     # What the user has at this path comes first.
     shutil.copytree(dense_run, elsewhere / "pretrained" / "wide")
     assert cae_jax.load("pretrained/wide").config.model == "simple"
+
+
+def _save(path, change):
+    values = load_file(path)
+    change(values)
+    save_file(values, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is not the weights of its config"),
+        (lambda path: path.write_bytes(b"text"), "is not the weights of its config.json"),
+        (lambda path: _save(path, lambda x: x.pop("dense2.bias")), "dense2.bias"),
+        (
+            lambda path: _save(path, lambda x: x.update({"dense1.bias": np.zeros(5, "f")})),
+            r"dense1.bias is float32 \[5\], not float32 \[32\]",
+        ),
+        (
+            lambda path: _save(path, lambda x: x.update({"dense1.bias": np.zeros(32)})),
+            "dense1.bias is float64",
+        ),
+        (lambda path: _save(path, lambda x: x.update(more=np.zeros(3))), "it also has more"),
+    ],
+)
+def test_damaged_weights_are_refused(tmp_path, damage, message):
+    folder = shutil.copytree(pretrained.FOLDER / "simple", tmp_path / "model")
+    damage(folder / "model.safetensors")
+    with pytest.raises(cae_jax.UserError, match=message) as caught:
+        cae_jax.load(folder, backend="matmul")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_export_in_a_run_is_not_the_run(copied):
+    shutil.copy(pretrained.FOLDER / "wide" / "model.safetensors", copied)
+    assert cae_jax.load(copied).config.model == "simple"
+
+
+def test_a_model_is_not_trained_in_its_folder(tmp_path, data_dir):
+    folder = shutil.copytree(pretrained.FOLDER / "simple", tmp_path / "model")
+    before = sorted(folder.iterdir())
+    config = cae_jax.load(folder, backend="matmul").config
+    with pytest.raises(cae_jax.UserError, match="is not empty and not a run of cae-jax"):
+        cae_jax.fit(config, folder, data_dir=data_dir, overwrite=True)
+    assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.slow
