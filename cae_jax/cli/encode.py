@@ -51,9 +51,10 @@ def run(flags: Flags) -> None:
     from cae_jax.interop import codes
     from cae_jax.runs.folder import read_config
 
-    codes.check(flags.out, flags.bits)
-    if outputs.real(flags.out) == outputs.real(Path(flags.data)):
-        raise UserError(f"`out` {flags.out} is the file of the images; give another `out`")
+    out = flags.out.expanduser()
+    codes.check(out, flags.bits)
+    if outputs.real(out) == outputs.real(Path(flags.data)):
+        raise UserError(f"`out` {out} is the file of the images; give another `out`")
     config = data.elsewhere(read_config(flags.run), flags.data, data_dir=flags.data_dir)
     if flags.skip_unreadable:
         config = dataclasses.replace(config, skip_unreadable=True)
@@ -62,6 +63,6 @@ def run(flags: Flags) -> None:
     blocks = data.stream(
         config, autoencoder.max_batch, data_dir=flags.data_dir, workers=flags.workers
     )
-    count = codes.write(flags.out, autoencoder, blocks, flags.bits)
-    size = flags.out.stat().st_size
-    print(f"{flags.out}: {count:,} images, {size:,} bytes, {size / count:,.1f} bytes per image")
+    count = codes.write(out, autoencoder, blocks, flags.bits)
+    size = out.stat().st_size
+    print(f"{out}: {count:,} images, {size:,} bytes, {size / count:,.1f} bytes per image")
