@@ -9,7 +9,6 @@ format        1; increases whenever names, shapes or meaning change
 """
 
 import contextlib
-import hashlib
 import itertools
 import json
 import tempfile
@@ -23,7 +22,6 @@ import numpy as np
 from cae_jax import atomic
 from cae_jax.data.sources import arrays, block_length
 from cae_jax.errors import UserError, naming
-from cae_jax.interop.export import parameters
 from cae_jax.models.inference import Autoencoder
 
 FORMAT = 1
@@ -45,15 +43,6 @@ def check(path: Path, bits: int | None) -> None:
     if path.suffix.lower() != ".npz":
         raise UserError(f"`out` is {path}; give a name that ends in .npz")
     atomic.check_output(path)
-
-
-def identity(autoencoder: Autoencoder) -> str:
-    """The SHA-256 of the names, shapes and values of the parameters."""
-    digest = hashlib.sha256()
-    for name, value in parameters(autoencoder).items():
-        digest.update(f"{name} {list(value.shape)} ".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def write(
@@ -102,7 +91,7 @@ def write(
             parts = _floats(floats, (count, *autoencoder.code_shape))
             _add_codes(archive, parts, (count, *autoencoder.code_shape), most, bits)
             shape = autoencoder.topology.image_shape
-            fixed = {"image_shape": shape, "run": identity(autoencoder), "format": FORMAT}
+            fixed = {"image_shape": shape, "run": autoencoder.digest, "format": FORMAT}
             for name, value in fixed.items():
                 _add_array(archive, name, np.array(value))
     return count
@@ -204,7 +193,7 @@ def read(path: Path, autoencoder: Autoencoder, run: object) -> Codes:
         _check_form(found, autoencoder)
         if (number := int(arrays.member(path, "format"))) > FORMAT:
             raise UserError(f"{path} has format {number}, later than {FORMAT}; update cae-jax")
-        if str(arrays.member(path, "run")) != identity(autoencoder):
+        if str(arrays.member(path, "run")) != autoencoder.digest:
             raise UserError(
                 f"{path} has codes of other parameters than {run}; give the run that encoded them, "
                 "and `best` as then, or encode the images again if it was trained since"

@@ -1,5 +1,6 @@
 """A trained autoencoder as functions of NumPy images."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from cae_jax.data.images import conversion_of, take_images
 from cae_jax.data.pictures import take_pictures
 from cae_jax.data.pixels import Range
 from cae_jax.errors import UserError
-from cae_jax.models import autoencoders, tiles, topology
+from cae_jax.models import autoencoders, detection, tiles, topology
 from cae_jax.ops import settings
 from cae_jax.ops.backend import MATMUL, Backend, choose
 
@@ -48,7 +49,10 @@ class Autoencoder:
         model: the Flax NNX module with the trained parameters.
         topology: the table of its layers.
         params: its parameters, an `nnx.State`.
+        detector: tells images that are unlike those of the training; None without one.
     """
+
+    detector: detection.Detector | None = None
 
     def __init__(
         self, config: TrainConfig, model: autoencoders.Model, backend: Backend = MATMUL
@@ -69,13 +73,19 @@ class Autoencoder:
         other = object.__new__(type(self))  # a copy by `copy` would be pickled
         vars(other).update(vars(self), config=config, params=params)
         other._conversion = conversion_of(config, self._image_shape)
+        other.detector = None
         other.model = nnx.merge(nnx.graphdef(self.model), params)
         return other
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled programs and the native kernel belong to this process.
         params = jax.tree.map(np.asarray, nnx.to_pure_dict(self.params))
-        return {"config": self.config, "params": params, "backend": self._backend.name}
+        return {
+            "config": self.config,
+            "params": params,
+            "backend": self._backend.name,
+            "detector": self.detector,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         config, name = state["config"], state["backend"]
@@ -87,6 +97,7 @@ class Autoencoder:
             taken = f"{backend.name}: {backend.reason}"
             logger.warning("Pickled with %s, loaded with %s", name, taken)
         self.__init__(config, model, backend)
+        self.detector = state.get("detector")
 
     @property
     def of_pixels(self) -> "Autoencoder":
@@ -95,6 +106,7 @@ class Autoencoder:
         The white of a run applies to the images that a user has, and not once more to these.
         """
         other = self.with_params(self.config, self.params)
+        other.detector = self.detector
         other._conversion = self._conversion._replace(range=Range())
         return other
 
@@ -112,6 +124,16 @@ class Autoencoder:
     def code_shape(self) -> tuple[int, ...]:
         """Shape of one image's code."""
         return self.topology.code_shape
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names, shapes and values of its parameters."""
+        digest = hashlib.sha256()
+        for layer, values in sorted(nnx.to_pure_dict(self.params).items()):
+            for name, value in sorted(values.items()):
+                digest.update(f"{layer}.{name} {list(value.shape)} ".encode())
+                digest.update(np.asarray(value).tobytes())
+        return digest.hexdigest()
 
     def encode(self, images: Images, *, resize: bool = False) -> np.ndarray:
         """Encodes images to codes ``[N, *code_shape]``, each value at least 0.
@@ -168,6 +190,54 @@ class Autoencoder:
             UserError: see `encode`.
         """
         return self._batched(self._passes.logits, self._taken(images, resize), self._image_shape)
+
+    def residuals(self, images: Images, *, resize: bool = False) -> np.ndarray:
+        """How far reconstructions are from the images: ``[N, *image_shape]`` in [0, 1].
+
+        Raises:
+            UserError: see `encode`.
+        """
+        taken = self._taken(images, resize)
+        floats = taken / np.float32(255) if taken.dtype == np.uint8 else taken
+        outputs = self._batched(self._passes.reconstruct, taken, self._image_shape)
+        return np.abs(outputs - floats)
+
+    def score(
+        self, images: Images, by: detection.By = "code", *, resize: bool = False
+    ) -> detection.Scores:
+        """Scores how unlike the training images are; needs a `detector`.
+
+        Args:
+            images: N images.
+            by: ``"code"`` for images of another kind, ``"residual"`` for defects in images of the
+                same kind, see `cae_jax.models.detection`.
+            resize: as of `encode`.
+
+        Raises:
+            UserError: see `encode`; or there is no detector.
+        """
+        detector, taken = self._detector(), self._taken(images, resize)
+        return detector.score(detection.features(self.of_pixels, taken), by)
+
+    def anomaly_maps(self, images: Images, *, resize: bool = False) -> np.ndarray:
+        """Where residuals are above those of calibration: ``[N, height, width]``, at least 0.
+
+        What is above the residual that one in a hundred calibration images exceeds there, mean over
+        the channels.
+
+        Raises:
+            UserError: see `score`.
+        """
+        limit = self._detector().limit_HxWxC
+        return np.maximum(self.residuals(images, resize=resize) - limit, 0).mean(-1)
+
+    def _detector(self) -> detection.Detector:
+        if self.detector is None:
+            raise UserError(
+                "this autoencoder has no detector; `cae-jax score` fits one and keeps it in the "
+                "run, or set `detector` to what cae_jax.models.detection.fit returns"
+            )
+        return self.detector
 
     def _at_full_size(self, images: Images, resize: bool) -> np.ndarray:
         tiles.check(self.topology)

@@ -10,6 +10,7 @@ summary.txt            the layer table
 history.png            loss over epochs
 reconstructions.png    the first ten validation images, noisy inputs if any, and reconstructions
 result.json            final and best metrics, versions, device; written last
+detector.npz           what `cae-jax score` has fitted, see `cae_jax.runs.detectors`
 damaged/               damaged checkpoints, set aside
 """
 

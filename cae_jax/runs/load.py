@@ -11,7 +11,7 @@ from cae_jax.models import autoencoders, topology
 from cae_jax.models.inference import Autoencoder
 from cae_jax.ops import settings
 from cae_jax.ops.backend import choose
-from cae_jax.runs import pretrained
+from cae_jax.runs import detectors, pretrained
 from cae_jax.runs.checkpoints import Checkpoints
 from cae_jax.runs.folder import checkpoint_folder, read_config
 
@@ -34,6 +34,12 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
         UserError: not a run directory, no intact checkpoint or weights, or an unavailable backend.
     """
     run = pretrained.locate(run)
+    autoencoder = _load(run, best, backend)
+    autoencoder.detector = detectors.read(run, autoencoder)
+    return autoencoder
+
+
+def _load(run: Path, best: bool, backend: str) -> Autoencoder:
     config = read_config(run)
     network = topology.from_config(config)
     chosen = choose(network, backend, precision=config.precision)
