@@ -29,7 +29,7 @@ def test_alarms_of_a_run_and_its_detector(copied, files, command, tmp_path, data
     flags = ("--alarm-rate", 0.3, "--discovery-rate", 0.9, "--figure", "worst.png")
     first = command("score", copied, "new.npy", "--out", "scores.csv", *flags)
     assert cae_jax.load(copied).detector.neighbors_NxF.shape == (1000, 34)
-    lines = first.stdout.splitlines()
+    _, *lines = first.stdout.splitlines()
     found = rows(tmp_path / "scores.csv")
     assert [row["name"] for row in found] == [f"new[{i}]" for i in range(32)]
     autoencoder = cae_jax.load(copied)
