@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
@@ -134,6 +135,17 @@ def test_python_runs_as_it_is_shown(page, cheaper, tmp_path, monkeypatch):
     if "result" in names:
         assert len(names["result"].history) == names["config"].epochs
         assert names["result"].autoencoder.encode("photos/0.png", resize=True).shape[0] == 1
+
+
+@pytest.mark.slow
+def test_the_commands_on_codes_run_as_they_are_shown(command, tmp_path):
+    text = (ROOT / "docs" / "codes.md").read_text("utf-8")
+    lines = re.findall(r"^    cae-jax (.*)$", text, re.M)
+    assert len(lines) >= 4
+    assert command("benchmarks.samples", "samples").returncode == 0
+    for line in lines:
+        process = command(*shlex.split(line))
+        assert process.returncode == 0, (line, process.stderr)
 
 
 def pictured() -> set[str]:

@@ -176,11 +176,11 @@ def report(flags: Flags, columns: dict[str, np.ndarray], calibration: int) -> No
     print(f"{flags.out}: {columns['alarm'].sum():,} of {count:,} images raise an alarm")
     if "discovery" in columns:
         print(
-            f"{columns['discovery'].sum():,} are discoveries, of which at most "
-            f"{flags.discovery_rate:.3g} are expected to be like the training images"
+            f"{columns['discovery'].sum():,} are discoveries, of which a share of at most "
+            f"{flags.discovery_rate:.3g} is expected to be normal"
         )
     print(
-        f"An image like those of the training raises one with a probability of at most {rate:.3g}, "
-        f"a mean over calibrations; by these {calibration:,} images it is {low:.2g} to {high:.2g} "
-        "in 95 of 100 cases"
+        f"A normal image raises an alarm with a probability of at most {rate:.3g} on average over "
+        f"calibrations; with {calibration:,} calibration images it is {low:.2g} to {high:.2g} in "
+        "95 of 100 cases"
     )

@@ -41,9 +41,11 @@ def test_alarms_of_a_run_and_its_detector(copied, files, command, tmp_path, data
     assert lines[0] == f"scores.csv: {sum(expected.p_N <= 0.3)} of 32 images raise an alarm"
     discoveries = detection.discoveries(expected.p_N, 0.9)
     assert [row["discovery"] for row in found] == [f"{each:d}" for each in discoveries]
-    assert lines[1].startswith(f"{sum(discoveries)} are discoveries, of which at most 0.9 are")
+    assert lines[1].startswith(
+        f"{sum(discoveries)} are discoveries, of which a share of at most 0.9 is"
+    )
     low, high = detection.realised_rates(0.3, 10_000)
-    assert f"by these 10,000 images it is {low:.2g} to {high:.2g} in 95" in lines[2]
+    assert f"with 10,000 calibration images it is {low:.2g} to {high:.2g} in 95" in lines[2]
     with Image.open(tmp_path / "worst.png") as figure:
         assert figure.width > 800
     monkeypatch.setattr(detection, "fit", None)
