@@ -158,6 +158,14 @@ class TrainConfig:
     loss: Loss = "bce"
     """Binary cross-entropy or mean squared error."""
 
+    widths: tuple[int, ...] | None = None
+    """Sizes of the layers of the model deep up to the code, mirrored by the decoder; by default
+    128 64 32."""
+
+    rate: float = 0.0
+    """Weight of the code's bits per pixel value in the loss: above 0 the code is whole numbers,
+    which `cae-jax compress` writes."""
+
     precision: Precision = "float32"
     """Of products: float32, tf32 or bf16."""
 
@@ -287,6 +295,7 @@ _TUPLES = {
     "image_shape": ((3,), 1, "height, width and channels"),
     "levels": ((2,), -math.inf, "the values of black and white"),
     "features": (range(1, 7), 1, "1 to 6 positive whole numbers"),
+    "widths": (range(1, 7), 1, "1 to 6 positive whole numbers"),
     "restarts": ((), 0, "whole numbers"),
 }
 
@@ -356,7 +365,7 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("seed", lambda n: n >= 0, "a whole number from 0 to 4294967295"),
     ("b1 b2 rho momentum", lambda x: 0 <= x < 1, "a number from 0 to below 1"),
     ("learning_rate eps clip_norm", lambda x: x > 0, "a positive number"),
-    ("weight_decay", lambda x: x >= 0, "a number of at least 0"),
+    ("weight_decay rate", lambda x: x >= 0, "a number of at least 0"),
     ("split", lambda x: 0 < x < 1, "a number between 0 and 1"),
     ("image_size", lambda size: math.prod(size) <= MAX_PIXELS, f"at most {MAX_PIXELS} pixels"),
     (
@@ -371,6 +380,7 @@ _MOMENTS = ("soap", "adam", "nadam", "adamw")
 # Fields that not every config uses: the field on which that depends, and its values that do.
 _USED_BY = {
     "features": ("model", ("conv",)),
+    "widths": ("model", ("deep",)),
     "b1": ("optimizer", _MOMENTS),
     "b2": ("optimizer", _MOMENTS),
     "eps": ("optimizer", (*_MOMENTS, "adadelta")),

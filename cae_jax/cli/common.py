@@ -37,7 +37,7 @@ _GROUPS = {
     "run": "epochs batch_size microbatches seed on_nan max_skips",
     "data": "data image_size resize channels background split train_examples test_examples "
     "white black frames include exclude skip_unreadable max_pixels decode",
-    "network": "model features loss precision",
+    "network": "model features widths loss rate precision",
     "noise": "noise noise_level pairs",
     "optimizer": "optimizer learning_rate schedule warmup_steps b1 b2 eps rho momentum "
     "weight_decay clip_norm",

@@ -121,7 +121,8 @@ def to_onnx(autoencoder: Autoencoder, function: Function = "reconstruct") -> byt
 def to_safetensors(autoencoder: Autoencoder) -> bytes:
     """Serialises all parameters as float32, named layer.kernel and layer.bias, with `metadata`.
 
-    Kernels of convolutions are ``[3, 3, in, out]``, those of dense layers ``[in, out]``.
+    Kernels of convolutions are ``[3, 3, in, out]``, those of dense layers ``[in, out]``. The layer
+    ``density`` of a quantised network is its `cae_jax.models.density.Density`.
     """
     return save(parameters(autoencoder), metadata(autoencoder))
 
@@ -129,10 +130,13 @@ def to_safetensors(autoencoder: Autoencoder) -> bytes:
 def parameters(autoencoder: Autoencoder) -> dict[str, np.ndarray]:
     """The parameters as float32 arrays by name, in the order of the layers."""
     values = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
+    names = {layer.name: ("kernel", "bias") for layer in autoencoder.topology.weighted}
+    if autoencoder.topology.quantised:
+        names["density"] = tuple(values["density"])
     return {
-        f"{layer.name}.{name}": np.asarray(values[layer.name][name])
-        for layer in autoencoder.topology.weighted
-        for name in ("kernel", "bias")
+        f"{layer}.{name}": np.asarray(values[layer][name])
+        for layer, each in names.items()
+        for name in each
     }
 
 

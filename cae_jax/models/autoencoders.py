@@ -4,6 +4,9 @@ All models map images ``[N, height, width, channels]``, uint8 or float32 in [0, 
 (`encode`) and a code to logits of the images' shape (`decode`); the sigmoid of the logits is the
 reconstruction. The modules hold the parameters. Each call is passed the implementation of the
 layers: a module such as `cae_jax.ops.xla`, which equals the others up to rounding.
+
+The code of a quantised network is whole numbers. Its `latents` are the same before they are
+rounded, and its `density` has the probabilities of the whole numbers.
 """
 
 import functools
@@ -19,6 +22,7 @@ from jax.typing import DTypeLike
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
 from cae_jax.models import topology
+from cae_jax.models.density import Density
 from cae_jax.models.topology import IMAGE_SHAPE, Layer, Topology
 from cae_jax.ops import matmul
 from cae_jax.ops.backend import MATMUL, Backend
@@ -37,27 +41,34 @@ class ConvAutoencoder(nnx.Module):
     Args:
         features: of the encoder's convolutions, one pooling stage each; the decoder mirrors them.
         image_shape: ``(height, width, channels)``.
+        quantised: whether its code is whole numbers.
         rngs: the stream ``params`` initialises the kernels.
     """
+
+    density: Density | None = None
 
     def __init__(
         self,
         features: Sequence[int] = (16, 8, 8),
         image_shape: tuple[int, int, int] = IMAGE_SHAPE,
+        quantised: bool = False,
         *,
         rngs: nnx.Rngs,
     ) -> None:
         self.features, self.image_shape = tuple(features), image_shape
-        for layer in self.topology.weighted:
-            setattr(self, layer.name, _initialised(layer, rngs))
+        _initialise(self, topology.convolutional(image_shape, features, quantised), rngs)
 
     @property
     def topology(self) -> Topology:
         """The table of its layers."""
-        return topology.convolutional(self.image_shape, self.features)
+        return topology.convolutional(self.image_shape, self.features, self.density is not None)
 
     def encode(self, x_NxHxWxC: jax.Array, ops: Any = matmul) -> jax.Array:
-        """Images ``[N, *image_shape]`` to codes ``[N, *code_shape]``, at least 0."""
+        """Images ``[N, *image_shape]`` to codes ``[N, *code_shape]``: at least 0, or whole."""
+        return _rounded(self, self.latents(x_NxHxWxC, ops))
+
+    def latents(self, x_NxHxWxC: jax.Array, ops: Any = matmul) -> jax.Array:
+        """As `encode`, not rounded."""
         return self._encode(x_NxHxWxC, self._weights(slice(len(self.features)), ops), ops)
 
     def decode(self, code_NxHxWxC: jax.Array, ops: Any = matmul) -> jax.Array:
@@ -67,7 +78,7 @@ class ConvAutoencoder(nnx.Module):
     def __call__(self, x_NxHxWxC: jax.Array, ops: Any = matmul) -> jax.Array:
         """Images ``[N, *image_shape]`` to logits of the same shape."""
         weights = self._weights(slice(None), ops)
-        code = self._encode(x_NxHxWxC, weights[: len(self.features)], ops)
+        code = _rounded(self, self._encode(x_NxHxWxC, weights[: len(self.features)], ops))
         return self._decode(code, weights[len(self.features) :], ops)
 
     def _weights(self, part: slice, ops: Any) -> list[Any]:
@@ -83,9 +94,10 @@ class ConvAutoencoder(nnx.Module):
     def _encode(self, x: jax.Array, weights: list[Any], ops: Any) -> jax.Array:
         _check_shape(x, self.image_shape)
         x = scale(x)
-        for each in weights:  # 28 -> 14 -> 7 -> 4
+        for each in weights[:-1]:  # 28 -> 14 -> 7
             x = nnx.relu(ops.conv_pool(x, each))
-        return x
+        x = ops.conv_pool(x, weights[-1])  # 7 -> 4
+        return nnx.relu(x) if self.density is None else x
 
     def _decode(self, x: jax.Array, weights: list[Any], ops: Any) -> jax.Array:
         first, *others = weights
@@ -104,27 +116,42 @@ class DenseAutoencoder(nnx.Module):
         model: ``"simple"`` (pixels-32-pixels) or ``"deep"`` (pixels-128-64-32-64-128-pixels), with
             a pixel for each value of an image.
         image_shape: ``(height, width, channels)``.
+        widths: of other layers up to the code, see `TrainConfig.widths`.
+        quantised: whether its code is whole numbers.
         rngs: the stream ``params`` initialises the kernels.
     """
 
+    density: Density | None = None
+
     def __init__(
-        self, model: str, image_shape: tuple[int, int, int] = IMAGE_SHAPE, *, rngs: nnx.Rngs
+        self,
+        model: str,
+        image_shape: tuple[int, int, int] = IMAGE_SHAPE,
+        widths: tuple[int, ...] | None = None,
+        quantised: bool = False,
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
-        self.model, self.image_shape = model, image_shape
-        for layer in self.topology.weighted:
-            setattr(self, layer.name, _initialised(layer, rngs))
+        self.model, self.image_shape, self.widths = model, image_shape, widths
+        _initialise(self, topology.dense(image_shape, model, widths, quantised), rngs)
 
     @property
     def topology(self) -> Topology:
         """The table of its layers."""
-        return topology.dense(self.image_shape, self.model)
+        quantised = self.density is not None
+        return topology.dense(self.image_shape, self.model, self.widths, quantised)
 
     def encode(self, x_NxHxWxC: jax.Array, ops: Any = matmul) -> jax.Array:
-        """Images ``[N, *image_shape]`` to codes ``[N, *code_shape]``, at least 0."""
+        """Images ``[N, *image_shape]`` to codes ``[N, *code_shape]``: at least 0, or whole."""
+        return _rounded(self, self.latents(x_NxHxWxC, ops))
+
+    def latents(self, x_NxHxWxC: jax.Array, ops: Any = matmul) -> jax.Array:
+        """As `encode`, not rounded."""
         _check_shape(x_NxHxWxC, self.image_shape)
         x = scale(x_NxHxWxC).reshape(-1, *self.topology.layers[0].shape)
         for layer in self.topology.encoder:
-            x = nnx.relu(self._layer(layer, x, ops))
+            x = self._layer(layer, x, ops)
+            x = nnx.relu(x) if layer.activation == "relu" else x
         return x
 
     def decode(self, code_NxC: jax.Array, ops: Any = matmul) -> jax.Array:
@@ -153,8 +180,10 @@ def build(config: TrainConfig, rngs: nnx.Rngs) -> Model:
     """Builds and initialises the model described by `config`."""
     network = topology.from_config(config)
     if config.model == "conv":
-        return ConvAutoencoder(network.features, network.image_shape, rngs=rngs)
-    return DenseAutoencoder(config.model, network.image_shape, rngs=rngs)
+        return ConvAutoencoder(network.features, network.image_shape, network.quantised, rngs=rngs)
+    return DenseAutoencoder(
+        config.model, network.image_shape, config.widths, network.quantised, rngs=rngs
+    )
 
 
 def abstract(config: TrainConfig) -> Model:
@@ -215,6 +244,19 @@ def _draw_kernel(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.fl
     variance = jnp.asarray(2 / (math.prod(window) * (n_in + n_out)), dtype)
     flat = jax.random.uniform(key, (math.prod(shape),), dtype, minval=-1)
     return flat.reshape(shape) * jnp.sqrt(3 * variance)
+
+
+def _initialise(model: Model, network: Topology, rngs: nnx.Rngs) -> None:
+    """Sets the layers of a model, and the density of a quantised code."""
+    for layer in network.weighted:
+        setattr(model, layer.name, _initialised(layer, rngs))
+    if network.quantised:
+        model.density = Density(network.code_shape[-1], rngs=rngs)
+
+
+def _rounded(model: Model, latents: jax.Array) -> jax.Array:
+    """The code of a model."""
+    return latents if model.density is None else jnp.round(latents)
 
 
 def _initialised(layer: Layer, rngs: nnx.Rngs) -> nnx.Conv | nnx.Linear:

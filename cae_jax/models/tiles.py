@@ -125,7 +125,8 @@ def reconstruct(
         for tiles, size in zip(ranges, picture.shape[:2], strict=True)
     ]
     shape = [tiles[0].stop for tiles in ranges]
-    program = _program(network.features, (*shape, network.image_shape[2]), precision)
+    shape = (*shape, network.image_shape[2])
+    program = _program(network.features, shape, network.quantised, precision)
     output = np.empty_like(picture)
 
     @settings.ours()
@@ -146,10 +147,12 @@ def reconstruct(
 
 @functools.lru_cache
 def _program(
-    features: tuple[int, ...], image_shape: tuple[int, int, int], precision: str
+    features: tuple[int, ...], image_shape: tuple[int, int, int], quantised: bool, precision: str
 ) -> Callable[..., Any]:
     """``reconstruct(params, tile_HxWxC)`` for tiles of one size and any number of channels."""
-    model = nnx.eval_shape(lambda: ConvAutoencoder(features, image_shape, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: ConvAutoencoder(features, image_shape, quantised, rngs=nnx.Rngs(0))
+    )
     # Its convolutions are faster here than the backends for training, which compile for long.
     graphdef, layers = nnx.graphdef(model), XLA.with_precision(precision).layers
 

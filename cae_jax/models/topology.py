@@ -43,7 +43,7 @@ class Layer(NamedTuple):
     shape: tuple[int, ...]
     kernel: tuple[int, ...] | None = None
     padding: tuple[Padding, Padding] = ("same", "same")
-    activation: Literal["relu", "sigmoid"] | None = None
+    activation: Literal["relu", "sigmoid", "round"] | None = None
 
     @property
     def parameters(self) -> int:
@@ -95,6 +95,11 @@ class Topology(NamedTuple):
         return self.layers[self.code].shape
 
     @property
+    def quantised(self) -> bool:
+        """Whether the code is whole numbers, of a network that is trained for a `rate`."""
+        return self.layers[self.code].activation == "round"
+
+    @property
     def parameters(self) -> int:
         """Weights and biases of all layers."""
         return sum(layer.parameters for layer in self.layers)
@@ -130,7 +135,7 @@ class Topology(NamedTuple):
         Each value is a list: the encoder's features, its sizes from the image to the last pooling,
         and the decoder's sizes from the code to the last upsampling layer.
         """
-        if self.model != "conv":
+        if self.model != "conv" or self.quantised:
             return None
         sizes = {"CHANNELS": self.image_shape[2:], "FEATURES": self.features}
         encoder = [layer for layer in self.layers if layer.kind in ("input", "pool")]
@@ -147,16 +152,19 @@ def from_config(config: TrainConfig) -> Topology:
     assert config.image_shape is not None
     assert config.features is not None
     if config.model == "conv":
-        return convolutional(config.image_shape, config.features)
-    return dense(config.image_shape, config.model)
+        return convolutional(config.image_shape, config.features, config.rate > 0)
+    return dense(config.image_shape, config.model, config.widths, config.rate > 0)
 
 
-def convolutional(image_shape: tuple[int, int, int], features: Sequence[int]) -> Topology:
+def convolutional(
+    image_shape: tuple[int, int, int], features: Sequence[int], quantised: bool = False
+) -> Topology:
     """The convolutional autoencoder.
 
     Args:
         image_shape: ``(height, width, channels)``, each at least 1.
         features: of the encoder's convolutions, one pooling stage each; the decoder mirrors them.
+        quantised: whether the code is rounded, in place of its ReLU.
     """
     *size, channels = image_shape
     layers, sizes = [Layer("input", "input", image_shape)], [tuple(size)]
@@ -165,6 +173,11 @@ def convolutional(image_shape: tuple[int, int, int], features: Sequence[int]) ->
         sizes.append(tuple(-(-n // 2) for n in sizes[-1]))
         layers.append(Layer(f"pool{i}", "pool", (*sizes[-1], width)))
     code = len(layers) - 1
+    if quantised:
+        layers[-2:] = [
+            layers[-2]._replace(activation=None),
+            layers[-1]._replace(activation="round"),
+        ]
     depth = len(features)
     layers.append(_conv(f"conv{depth + 1}", layers[-1], sizes[-1], features[-1]))
     outputs = (*features[-2::-1], channels)
@@ -183,14 +196,29 @@ def convolutional(image_shape: tuple[int, int, int], features: Sequence[int]) ->
     return Topology("conv", image_shape, tuple(features), tuple(layers), code)
 
 
-def dense(image_shape: tuple[int, int, int], model: str) -> Topology:
-    """A fully connected autoencoder, ``"simple"`` or ``"deep"``; its input is the flat image."""
-    widths, pixels = WIDTHS[model], math.prod(image_shape)
+def dense(
+    image_shape: tuple[int, int, int],
+    model: str,
+    widths: tuple[int, ...] | None = None,
+    quantised: bool = False,
+) -> Topology:
+    """A fully connected autoencoder, ``"simple"`` or ``"deep"``; its input is the flat image.
+
+    Args:
+        image_shape: ``(height, width, channels)``.
+        model: its name, with which the sizes of its layers up to the code come unless `widths` are
+            given.
+        widths: see `TrainConfig.widths`.
+        quantised: whether the code is rounded, in place of its ReLU.
+    """
+    widths, pixels = widths or WIDTHS[model], math.prod(image_shape)
     sizes = (pixels, *widths, *widths[-2::-1], pixels)
     layers = [Layer("input", "input", (pixels,))]
     for i, kernel in enumerate(itertools.pairwise(sizes), start=1):
         layers.append(Layer(f"dense{i}", "dense", kernel[-1:], kernel, activation="relu"))
     layers[-1] = layers[-1]._replace(activation="sigmoid")
+    if quantised:
+        layers[len(widths)] = layers[len(widths)]._replace(activation="round")
     return Topology(model, image_shape, (), tuple(layers), len(widths))
 
 

@@ -137,6 +137,8 @@ def choose(
     try:
         if platform != "cpu":
             raise native.UnavailableError(f"it is for the CPU, and the device is a {platform}")
+        if network.quantised:
+            raise native.UnavailableError("it has no code of whole numbers, as of a `rate`")
         if precision != "float32":
             raise native.UnavailableError(f"it computes in float32, not {precision}")
         threads = 1 + (os.cpu_count() or 1)  # one more calls it

@@ -243,7 +243,8 @@ def _line(rows: list[Row | None]) -> str:
     if len(rows) == 1:
         skipped = f" - skipped: {first.skipped}" if first.skipped else ""
         losses = f"loss: {first.loss:.4f} - val_loss: {first.val_loss:.4f}"
-        return f"{line}{losses} - val_psnr: {first.val_psnr:.2f}{skipped}"
+        bits = "" if first.val_bits is None else f" - val_bits: {first.val_bits:.1f}"
+        return f"{line}{losses} - val_psnr: {first.val_psnr:.2f}{bits}{skipped}"
     losses = [row.val_loss for row in good]
     best, median, worst = (f"{f(losses):.4f}" for f in (min, np.median, max))
     stopped = f" - stopped: {len(rows) - len(good)}" if len(good) < len(rows) else ""

@@ -16,8 +16,8 @@ from cae_jax.errors import UserError
 from cae_jax.runs import manifest, pretrained
 
 NAME = "history.csv"
-# Columns that are written for TensorBoard.
-_SCALARS = ("loss", "val_loss", "val_psnr", "images_per_second")
+# Columns that are written for TensorBoard, where they have a value.
+_SCALARS = ("loss", "val_loss", "val_psnr", "images_per_second", "val_bits")
 
 
 class Row(NamedTuple):
@@ -35,6 +35,8 @@ class Row(NamedTuple):
         epoch_seconds: seconds of training, without evaluation and compilation; of a resumed epoch,
             those after the resumption.
         images_per_second: training images in these seconds.
+        val_bits: mean bits of a code of the validation images, by the learned density; None
+            without a `rate`, where the file has no such column.
     """
 
     epoch: int
@@ -46,6 +48,11 @@ class Row(NamedTuple):
     skipped: int
     epoch_seconds: float
     images_per_second: float
+    val_bits: float | None = None
+
+
+_COLUMNS = Row._fields[:-1]  # of a run without a `rate`
+_HEADERS = {",".join(names) for names in (_COLUMNS, Row._fields)}
 
 
 def read(path: Path) -> list[Row]:
@@ -64,7 +71,7 @@ def read(path: Path) -> list[Row]:
         ) from error
     rows = []
     for line in text.splitlines(keepends=True):
-        if line.endswith("\n") and line.rstrip() != ",".join(Row._fields):
+        if line.endswith("\n") and line.rstrip() not in _HEADERS:
             try:
                 rows.append(_parse(line))
             except ValueError as error:
@@ -76,7 +83,9 @@ def read(path: Path) -> list[Row]:
 
 
 def _parse(line: str) -> Row:
-    cells: dict[str, Any] = dict(zip(Row._fields, line.rstrip().split(","), strict=True))
+    texts = line.rstrip().split(",")
+    names = Row._fields if len(texts) > len(_COLUMNS) else _COLUMNS
+    cells: dict[str, Any] = dict(zip(names, texts, strict=True))
     for name, text in cells.items():
         if name in ("epoch", "step", "skipped"):
             cells[name] = int(text)
@@ -96,8 +105,10 @@ def replace(path: Path, rows: Sequence[Row]) -> None:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Writes a new file with these rows."""
+    has_bits = any(row.val_bits is not None for row in rows)
+    columns = Row._fields if has_bits else _COLUMNS
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([Row._fields, *rows])
+        csv.writer(file).writerows([columns, *(row[: len(columns)] for row in rows)])
 
 
 def of_run(run: Path) -> list[Row]:
@@ -143,7 +154,8 @@ class Events:
             self._events = EventsWriter(str(self._folder / "events"))
             start = proto.SessionLog(status=proto.SessionLog.START)
             self._events.write_event(proto.Event(step=self._first_epoch, session_log=start))
-        for name in _SCALARS:
+        there = [name for name in _SCALARS if getattr(row, name) is not None]
+        for name in there:
             summary = scalar(name, getattr(row, name))
             event = proto.Event(wall_time=time.time(), step=row.epoch, summary=summary)
             self._events.write_event(event)

@@ -254,7 +254,7 @@ def _make_run_chunk(
     optimizer = build_optimizer(config, all_steps(config, examples), numbers)
     corrupt = build_corruption(config.noise, config.noise_level)
     run_steps = step.make_run_steps(
-        graphdef, optimizer, corrupt, backend, config.loss, devices.over_all
+        graphdef, optimizer, corrupt, backend, config.loss, devices.over_all, config.rate
     )
 
     def run_chunk(*arguments):
@@ -284,7 +284,7 @@ def evaluation(
     Returns:
         ``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``, see `step.make_evaluate`; for several
         members ``evaluate(params, keys_M, images_NxHxWxC)``, which draws the noise of each, to save
-        memory, and returns ``(bce_MxN, mse_MxN, mse_inputs_MxN)``.
+        memory, and returns ``(bce_MxN, mse_MxN, mse_inputs_MxN)`` and the bits, if any.
     """
     config, count = members[0], len(members)
     graphdef, params = nnx.split(model, nnx.Param)
@@ -303,8 +303,9 @@ def evaluation(
         def one(member):
             params, key = member
             inputs = images if corrupt is None else corrupt(key, floats)
-            mse = metrics.mse(scale(inputs), targets(corrupt, floats))
-            return *losses(params, inputs, clean), mse
+            mse_inputs = metrics.mse(scale(inputs), targets(corrupt, floats))
+            bce, mse, *bits = losses(params, inputs, clean)
+            return bce, mse, mse_inputs, *bits
 
         if len(keys_M) == 1:
             return _of_one(one, 0, 0)((params, keys_M))

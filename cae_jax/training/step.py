@@ -31,6 +31,7 @@ Gradient = Callable[..., tuple[jax.Array, jax.Array]]
 
 # Test images in a step of the evaluation: few enough for their activations to stay in the cache.
 EVAL_BATCH = 250
+_CODE = 1  # folded into the noise key of a step, for the noise of the code
 
 
 class TrainState(NamedTuple):
@@ -109,17 +110,19 @@ def make_run_steps(
     backend: Backend = MATMUL,
     kind: Loss = "bce",
     over_all: Callable[[Gradient], Gradient] = lambda gradient: gradient,
+    rate: float = 0.0,
 ) -> jax.stages.Wrapped:
     """Makes the compiled loop over training steps that minimise the loss `kind`.
 
     `corrupt` adds noise to the inputs only, or takes pairs apart. `over_all` makes the gradient of
-    a batch from that of its parts, see `cae_jax.training.devices`.
+    a batch from that of its parts, see `cae_jax.training.devices`. `rate` is the weight of the
+    bits, see `cae_jax.training.loss`.
 
     Returns:
         ``run_steps(state, images_NxHxWxC, batches_SxB, noise_key, start, stop)``, which takes the
         steps ``start <= i < stop`` of an epoch and returns the new state. The state is donated.
     """
-    gradient = over_all(_make_gradient(graphdef, corrupt, backend, kind))
+    gradient = over_all(_make_gradient(graphdef, corrupt, backend, kind, rate))
 
     def train_step(i, state, unravel, images_NxHxWxC, batch_B, noise_key) -> TrainState:
         params = unravel(state.params)
@@ -156,9 +159,9 @@ def make_run_steps(
 
 
 def _make_gradient(
-    graphdef: nnx.GraphDef, corrupt: Corruption | None, backend: Backend, kind: Loss
+    graphdef: nnx.GraphDef, corrupt: Corruption | None, backend: Backend, kind: Loss, rate: float
 ) -> Gradient:
-    value_and_grad = jax.value_and_grad(make_loss(graphdef, backend, kind))
+    value_and_grad = jax.value_and_grad(make_loss(graphdef, backend, kind, rate))
 
     def gradient(params, images_NxHxWxC, batch_B, noise_key, *numbers):
         # The last batch is padded; mask the padding.
@@ -168,7 +171,11 @@ def _make_gradient(
         if corrupt is not None:
             key = reduce(jax.random.fold_in, numbers, noise_key)
             inputs_BxHxWxC = corrupt(key, scale(images_BxHxWxC))
-        loss, grads = value_and_grad(params, inputs_BxHxWxC, targets_BxHxWxC, weights_B)
+        arguments = [params, inputs_BxHxWxC, targets_BxHxWxC, weights_B]
+        if rate:
+            key = reduce(jax.random.fold_in, numbers, noise_key)
+            arguments.append(jax.random.fold_in(key, _CODE))  # not the key of the images' noise
+        loss, grads = value_and_grad(*arguments)
         return loss, ravel_pytree(grads)[0]
 
     return gradient
@@ -182,7 +189,8 @@ def eval_batch(backend: Backend) -> int:
 def make_evaluate(graphdef: nnx.GraphDef, backend: Backend = MATMUL) -> jax.stages.Wrapped:
     """Makes the compiled ``evaluate(params, inputs_NxHxWxC, targets_NxHxWxC)``.
 
-    It returns ``(bce_N, mse_N)``, see `cae_jax.training.loss.make_losses`.
+    It returns ``(bce_N, mse_N)``, and the bits of a quantised code, see
+    `cae_jax.training.loss.make_losses`.
     """
     losses = make_losses(graphdef, backend)
 

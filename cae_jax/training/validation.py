@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,11 +29,13 @@ class Score(NamedTuple):
         val_loss: the loss that training minimises, with noise if the config has any.
         val_psnr: PSNR of the reconstructions in dB, against the clean images.
         val_psnr_input: PSNR of the noisy images themselves in dB; None without noise.
+        val_bits: of the code, by its learned density; None without a `rate`.
     """
 
     val_loss: float
     val_psnr: float
     val_psnr_input: float | None
+    val_bits: float | None = None
 
 
 class Validation:
@@ -66,6 +69,7 @@ class Validation:
         self._images = _on_device(test_images, 0, examples) if whole else test_images
         if whole and self._devices.member_axis is not None:
             self._images = self._devices.put(self._images)  # once, and not at each evaluation
+        self._image_shape = model.image_shape
         self._corrupt = build_corruption(members[0].noise)
         self._noise = programs.noise(members[0], model, examples)
         key = None if whole else jax.eval_shape(lambda: self._keys(members[:1], 0))
@@ -125,15 +129,16 @@ class Validation:
 
     def evaluate(self, params: nnx.State) -> list[Score]:
         """The quality of each member of a group with these parameters."""
-        kind = self._members[0].loss
+        config, values = self._members[0], math.prod(self._image_shape)
         parts = [self._losses(params, *each) for each in self._slices()]
-        losses = [_joined(each) for each in zip(*parts, strict=True)]
+        losses = tuple(_joined(each) for each in zip(*parts, strict=True))
         if len(self._members) == 1:
-            psnr = _mean(metrics.psnr_of_mse(losses[1]))
-            return [Score(_mean(select_loss((losses[0], losses[1]), kind)), psnr, self._psnr_input)]
-        bce_MxN, mse_MxN, noisy_MxN = losses
-        losses_MxN = select_loss((bce_MxN, mse_MxN), kind)
-        columns = (losses_MxN, *map(metrics.psnr_of_mse, (mse_MxN, noisy_MxN)))
+            loss = _mean(select_loss(losses, config.loss, config.rate, values))
+            psnr, bits = _mean(metrics.psnr_of_mse(losses[1])), (_mean(x) for x in losses[2:])
+            return [Score(loss, psnr, self._psnr_input, *bits)]
+        bce_MxN, mse_MxN, noisy_MxN, *bits = losses
+        loss_MxN = select_loss((bce_MxN, mse_MxN, *bits), config.loss, config.rate, values)
+        columns = (loss_MxN, *map(metrics.psnr_of_mse, (mse_MxN, noisy_MxN)), *bits)
         scores = [Score(*map(_mean, row)) for row in zip(*map(np.asarray, columns), strict=True)]
         if self._noise is None:
             scores = [score._replace(val_psnr_input=None) for score in scores]

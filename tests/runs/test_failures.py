@@ -234,8 +234,8 @@ def poison(monkeypatch, data_dir):
         make_loss = step.make_loss
         bad = jnp.asarray(images[list(places)])
 
-        def make_poisoned_loss(graphdef, backend, kind):
-            loss = make_loss(graphdef, backend, kind)
+        def make_poisoned_loss(graphdef, backend, kind, rate):
+            loss = make_loss(graphdef, backend, kind, rate)
 
             def poisoned(params, inputs, targets, weights_N):
                 there = (targets[:, None] == bad[None]).all(axis=(2, 3, 4)).any()

@@ -120,15 +120,22 @@ def write(path: str | Path, autoencoder: "Autoencoder") -> None:
     `cae_jax.models.topology`.
 
     Raises:
-        UserError: another suffix, a file that cannot be written, or Keras is not installed.
+        UserError: another suffix, a file that cannot be written, Keras is not installed, or a
+            network of a `rate` or of `widths`.
     """
     from flax import nnx  # takes seconds, which the process that imports Keras does without
 
     path = Path(path).expanduser()
     if path.suffix != ".keras":
         raise UserError(f"{path} does not end in .keras, as Keras requires; rename it")
+    network, config = autoencoder.topology, autoencoder.config
+    if network.quantised or config.widths:
+        name = "rate" if network.quantised else "widths"
+        raise UserError(
+            f"the run has `{name}` {getattr(config, name)}, which the Keras format does not take; "
+            "export it in the format onnx or stablehlo"
+        )
     params: Any = nnx.to_pure_dict(nnx.state(autoencoder.model, nnx.Param))
-    network = autoencoder.topology
     weights = Weights(network.model, network.features or None, network.image_shape, params, True)
     with atomic.output_file(path) as temporary, tempfile.TemporaryDirectory() as scratch:
         weights.save(Path(scratch, "weights.npz"))

@@ -33,6 +33,7 @@ const OPERATIONS = { conv: convolve, pool: maxPool, upsample, crop, dense };
 const ACTIVATIONS = {
   relu: (value) => Math.max(value, 0),
   sigmoid: (logit) => 1 / (1 + Math.exp(-logit)),
+  round: (value) => Math.round(value),
 };
 
 // The output of the last layer for the output of the first one.
