@@ -20,6 +20,7 @@ from cae_jax.config import peak_rate
 from cae_jax.evaluation import comparison
 from cae_jax.interop import export, model_hub
 from cae_jax.ops import cache
+from cae_jax.runs import tables
 from cae_jax.runs.folder import is_finished
 from cae_jax.runs.pretrained import FOLDER, WEIGHTS
 
@@ -53,7 +54,7 @@ def ship(run: Path, data_dir: Path | None) -> None:
     if not is_finished(run, config.epochs):
         raise cae_jax.UserError(f"run {run} is not finished")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in COPIED:
+    for name in (*COPIED, *([tables.NAME] if config.rate else [])):
         shutil.copy(run / name, folder)
     export.write(folder / WEIGHTS, autoencoder, "safetensors")
     images, _ = data.load_split(config, "test", data_dir=data_dir)

@@ -152,19 +152,16 @@ class TrainConfig:
     """conv, or dense: simple (1 layer), deep (5)."""
 
     features: tuple[int, ...] | None = None
-    """Channels of 1 to 6 encoder layers, mirrored by the decoder; by default 16 8 8 for 28
-    pixels."""
+    """Channels of 1 to 6 encoder layers; default by size."""
 
     loss: Loss = "bce"
     """Binary cross-entropy or mean squared error."""
 
     widths: tuple[int, ...] | None = None
-    """Sizes of the layers of the model deep up to the code, mirrored by the decoder; by default
-    128 64 32."""
+    """Layers of deep up to the code; by default 128 64 32."""
 
     rate: float = 0.0
-    """Weight of the code's bits per pixel value in the loss: above 0 the code is whole numbers,
-    which `cae-jax compress` writes."""
+    """Weight of the code's bits per pixel value."""
 
     precision: Precision = "float32"
     """Of products: float32, tf32 or bf16."""
@@ -178,8 +175,8 @@ class TrainConfig:
     photons at white (poisson), side in pixels (occlusion)."""
 
     pairs: tuple[str, ...] = ()
-    """Train on inputs and targets of your own, such as noisy clean: two folders in `data` with
-    files of the same names, two columns, or two arrays."""
+    """Train on inputs and targets of your own, such as noisy clean: folders in `data`, columns or
+    arrays."""
 
     batch_size: int = 128
     """Images per step; fewer in the last one."""

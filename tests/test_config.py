@@ -6,6 +6,7 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -208,7 +209,7 @@ def test_the_default_config_is_the_default():
 def test_a_shipped_config_is_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_config("deep") == load_config(ROOT / "configs" / "deep.py")
-    with pytest.raises(cae_jax.UserError, match="config 'denoisee' is not known; give one of deep"):
+    with pytest.raises(cae_jax.UserError, match="config 'denoisee' is not known; give one of comp"):
         load_config("denoisee")
     (tmp_path / "deep").mkdir()  # the run of this name, say
     assert load_config("deep").model == "deep"
@@ -229,7 +230,8 @@ def test_every_config_tells_its_command_and_runs_a_step(path, test_images):
     corrupt = build_corruption(config.noise, config.noise_level)
     run_steps = make_run_steps(nnx.graphdef(model), optimizer, corrupt, XLA)
     batches = jnp.arange(8).reshape(1, -1)
-    arguments = (init_state(model, optimizer, steps=1), test_images, batches)
+    images = np.resize(test_images[:8], (8, *model.image_shape))
+    arguments = (init_state(model, optimizer, steps=1), images, batches)
     arguments += (jax.random.key(0), 0, 1)
     quickly = {"xla_backend_optimization_level": 0}
     state = run_steps.lower(*arguments).compile(compiler_options=quickly)(*arguments)

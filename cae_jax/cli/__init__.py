@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from types import ModuleType
 
 COMMANDS = (
-    *("train", "evaluate", "reconstruct", "encode", "decode", "score", "summary", "curves"),
-    *("report", "export", "import", "benchmark", "compile"),
+    *("train", "evaluate", "reconstruct", "encode", "decode", "compress", "decompress", "score"),
+    *("summary", "curves", "report", "export", "import", "benchmark", "compile"),
 )
 # Variables that change how JAX computes, see `cae_jax.ops.settings`.
 _UNUSED = ("JAX_ENABLE_X64", "JAX_DISABLE_JIT", "JAX_NUMPY_DTYPE_PROMOTION", "JAX_TRANSFER_GUARD")

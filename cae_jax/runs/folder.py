@@ -7,6 +7,7 @@ history.csv            one row per epoch
 checkpoints/           the newest three and the best
 tensorboard/           the history for TensorBoard
 summary.txt            the layer table
+tables.npz             the frequencies for compression, of a run with a `rate`
 history.png            loss over epochs
 reconstructions.png    the first ten validation images, noisy inputs if any, and reconstructions
 result.json            final and best metrics, versions, device; written last

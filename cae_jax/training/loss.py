@@ -52,8 +52,8 @@ def _with_bits(
         code = jnp.round(code)
     else:
         code += jax.random.uniform(key, code.shape, minval=-0.5, maxval=0.5)
-    bits = density.bits(code.reshape(-1, code.shape[-1])).reshape(len(code), -1)
-    return model.decode(code, backend.layers), bits.sum(axis=1)
+    bits = density.bits(code.reshape(-1, code.shape[-1])).reshape(code.shape)
+    return model.decode(code, backend.layers), bits.sum(axis=range(1, code.ndim))
 
 
 def select_loss(losses: Losses, kind: Loss, rate: float = 0.0, values: int = 1) -> jax.Array:

@@ -55,6 +55,9 @@ def test_without_a_key_the_code_is_rounded(images):
     np.testing.assert_allclose(mse, np.square(pixels - x).mean((1, 2, 3)), rtol=1e-4)
     nats = -(x * np.log(pixels) + (1 - x) * np.log1p(-pixels)).mean((1, 2, 3))
     np.testing.assert_allclose(bce, nats, rtol=1e-4)
+    assert [each.shape for each in make_losses(graphdef)(params, images[:0], images[:0])] == 3 * [
+        (0,)
+    ]
 
 
 @pytest.mark.parametrize("backend", [XLA, MATMUL])

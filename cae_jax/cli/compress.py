@@ -1,0 +1,94 @@
+"""Compress images to a few bytes each with a run trained for a rate.
+
+    cae-jax compress runs/compress_28 boot.png shirts.npy --out images.cae
+
+cae-jax decompress makes PNG files of them, with the same run.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+import cae_jax
+from cae_jax import atomic
+from cae_jax.cli import common, reconstruct
+from cae_jax.errors import UserError
+from cae_jax.ops import cache
+
+
+@common.flags
+class Flags:
+    run: tyro.conf.Positional[Path]
+    """Run directory, trained with a `rate`, or a shipped model."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Image files, folders of them, or .npy arrays, as of cae-jax reconstruct."""
+
+    out: Path
+    """The file to write, such as images.cae."""
+
+    effort: int = 2
+    """Sweeps that look for a better code of each image; 0 takes that of the encoder."""
+
+    quality: float = 1.0
+    """Weight of the quality in that search: above 1 better images and more bytes."""
+
+    resize: bool = False
+    """Accept other sizes, colours, transparency and 16 bits, and convert them as a training would,
+    by the `resize` of the run's config."""
+
+    invert: bool = False
+    """Invert the images before use: for dark shapes on a light background."""
+
+
+def run(flags: Flags) -> None:
+    if not flags.files:
+        raise UserError("no FILES given; give image files, folders of them, or .npy files")
+    if flags.effort < 0 or not 0 < flags.quality < math.inf:
+        raise UserError(
+            f"`effort` is {flags.effort} and `quality` {flags.quality:g}; they take a whole number "
+            "of at least 0 and a positive number"
+        )
+    from cae_jax.interop import cae
+    from cae_jax.models import coding
+    from cae_jax.runs import tables
+    from cae_jax.training.search import search
+
+    coding.check()
+    atomic.check_output(flags.out)
+    cache.use_compilation_cache()
+    autoencoder = cae_jax.load(flags.run, backend="matmul").of_pixels
+    found = tables.of_run(flags.run, autoencoder)
+    sources, images = read(flags)
+    rate = autoencoder.config.rate / flags.quality
+    codes = search(
+        *(autoencoder, found, images, flags.effort, rate),
+        progress=lambda starts: common.progress(starts, "Searching", "batch"),
+    )
+    content = cae.compress(autoencoder, found, codes, sources)
+    with atomic.output_file(flags.out) as temporary:
+        temporary.write_bytes(content)
+    stream, count = len(cae.parse(content, flags.out).stream), len(images)
+    psnr = reconstruct.psnr_of(autoencoder.decode(codes.astype(np.float32)), images).mean()
+    print(
+        f"{flags.out}: {count:,} images in {len(content):,} bytes, {len(content) / count:.1f} each "
+        f"and {stream / count:.1f} without the header; PSNR {psnr:.2f} dB"
+    )
+
+
+def read(flags: Flags) -> tuple[list[tuple[str, int]], np.ndarray]:
+    """The sources as of `cae.Compressed`, and the images ``[N, *image_shape]``."""
+    from cae_jax.data.images import joined
+
+    options = {field.name for field in dataclasses.fields(flags)} - {"effort", "quality"}
+    same = reconstruct.Flags(**{name: getattr(flags, name) for name in options})
+    sources, parts = [], []
+    for file, name in reconstruct.find(same).items():
+        names, images = reconstruct.read(same, {file: name})
+        sources.append((name.as_posix(), 0 if names == [f"{name}"] else len(names)))
+        parts.append(images)
+    return sources, joined(parts)

@@ -1,0 +1,59 @@
+"""Decompress a file of cae-jax compress to PNG files.
+
+    cae-jax decompress runs/compress_28 images.cae --out images
+
+It takes the run that compressed the file, or a copy of that run.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+import cae_jax
+from cae_jax import atomic
+from cae_jax.cli import common, reconstruct
+from cae_jax.errors import naming
+from cae_jax.ops import cache
+
+
+@common.flags
+class Flags:
+    run: tyro.conf.Positional[Path]
+    """The run that compressed."""
+
+    file: tyro.conf.Positional[Path]
+    """A .cae file."""
+
+    out: Path
+    """Directory for the PNG files, which have the names of the images that were compressed."""
+
+
+def run(flags: Flags) -> None:
+    from cae_jax.data.images import write_png
+    from cae_jax.interop import cae
+    from cae_jax.models import coding
+    from cae_jax.runs import tables
+
+    coding.check()
+    with naming(flags.file, "a file that can be read", "pass one of cae-jax compress"):
+        content = flags.file.expanduser().read_bytes()
+    atomic.check_folder(flags.out)
+    cae.parse(content, flags.file)  # before JAX compiles
+    cache.use_compilation_cache()
+    autoencoder = cae_jax.load(flags.run, backend="matmul")
+    found, codes = cae.decompress(
+        content, flags.file, autoencoder, tables.read(flags.run, autoencoder)
+    )
+    names = found.names
+    reconstruct.make_folders(flags.out, names)
+    size = reconstruct.block_size(codes)
+    with common.progress(range(len(names)), "Writing", "image") as bar:
+        for start in range(0, len(names), size):
+            block = slice(start, start + size)
+            images = autoencoder.decode(codes[block].astype(np.float32))
+            for name, image in zip(names[block], images, strict=True):
+                with atomic.writing(flags.out):
+                    write_png(flags.out / f"{name}.png", image)
+                bar.update()
+    print(f"{len(names):,} images in {flags.out}")

@@ -1,0 +1,84 @@
+"""The tables of a run, ``tables.npz``, with which its codes are compressed.
+
+They are computed from the learned density once, and kept: the density in floats differs between
+machines in its last digits. Tables belong to the parameters of a checkpoint.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from cae_jax import atomic
+from cae_jax.errors import UserError, naming
+from cae_jax.models.coding import Tables, fingerprint
+from cae_jax.models.inference import Autoencoder
+from cae_jax.runs import pretrained
+
+NAME = "tables.npz"
+
+
+def check(run: Path, autoencoder: Autoencoder) -> None:
+    """Raises a `UserError` if the codes of a run are not whole numbers."""
+    if not autoencoder.topology.quantised:
+        raise UserError(
+            f"{run} was trained with `rate` 0, and its codes are not whole numbers; pass a run "
+            "that was trained with another one, as the config compress_28 has it"
+        )
+
+
+def of_run(run: str | Path, autoencoder: Autoencoder) -> Tables:
+    """The tables of a run; written if it has none for its parameters.
+
+    Raises:
+        UserError: see `check`; the file is damaged, or cannot be written.
+    """
+    path = pretrained.locate(run) / NAME
+    check(path.parent, autoencoder)
+    if path.is_file():
+        fits, tables = _read(path, autoencoder)
+        if fits:
+            return tables
+    tables = Tables.of(autoencoder.model)
+    with atomic.writing(path, "grant write permission"):
+        write(path, autoencoder, tables)
+    return tables
+
+
+def read(run: str | Path, autoencoder: Autoencoder) -> Tables:
+    """The tables of a run that has them.
+
+    Raises:
+        UserError: see `check`; the file is missing, damaged, or of other parameters.
+    """
+    path = pretrained.locate(run) / NAME
+    check(path.parent, autoencoder)
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing, without which nothing decompresses; copy the file from the run "
+            "that compressed"
+        )
+    fits, tables = _read(path, autoencoder)
+    if not fits:
+        raise UserError(
+            f"{path} is of other parameters than the newest checkpoint; pass a copy of the run as "
+            "it was when it compressed"
+        )
+    return tables
+
+
+def write(path: Path, autoencoder: Autoencoder, tables: Tables) -> None:
+    """Writes the file atomically; raises an `OSError` if it cannot be written."""
+    digest = np.frombuffer(fingerprint(autoencoder.model), np.uint8)
+    with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, parameters=digest, **tables._asdict())
+
+
+def _read(path: Path, autoencoder: Autoencoder) -> tuple[bool, Tables]:
+    """Whether the tables in a file are those of the parameters, and the tables."""
+    advice = "remove the file, if nothing that it compressed is needed"
+    with naming(path, "a file of tables", advice), np.load(path) as file:
+        tables = Tables(*(file[name] for name in Tables._fields))
+        if not tables.is_valid():
+            raise ValueError("its arrays do not belong together")
+        digest = file["parameters"].tobytes()
+    return digest == fingerprint(autoencoder.model), tables

@@ -1,0 +1,56 @@
+"""The search for codes against a search by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import cae_jax
+from cae_jax.models import autoencoders
+from cae_jax.models.coding import Tables
+from cae_jax.ops.backend import MATMUL
+from cae_jax.training.search import search
+from tests.training.test_rate import RATED
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return cae_jax.Autoencoder(RATED, autoencoders.build(RATED, nnx.Rngs(0)), MATMUL)
+
+
+def cost(autoencoder, tables, images, codes, rate):
+    """Mean squared error plus rate times bits per pixel, of each image."""
+    pixels = autoencoder.decode(codes.astype(np.float32)).astype(np.float64)
+    costs, others = tables.bits()
+    place = codes - tables.low_C
+    inside = (place >= 0) & (place < costs.shape[1])
+    channels = np.arange(codes.shape[1])
+    bits = np.where(inside, costs[channels, np.clip(place, 0, costs.shape[1] - 1)], others)
+    mse = np.square(pixels - images / 255).mean((1, 2, 3))
+    return mse + rate * bits.sum(1) / math.prod(images.shape[1:])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.02])
+def test_a_sweep_takes_what_costs_less(autoencoder, test_images, rate):
+    images, tables = test_images[:3], Tables.of(autoencoder.model)
+    codes = autoencoder.encode(images).astype(np.int32)
+    best = cost(autoencoder, tables, images, codes, rate)
+    first = best
+    for d in range(codes.shape[1]):
+        for change in (-1, 1):
+            tried = codes.copy()
+            tried[:, d] += change
+            now = cost(autoencoder, tables, images, tried, rate)
+            better = now < best
+            codes, best = np.where(better[:, None], tried, codes), np.where(better, now, best)
+    found = search(autoencoder, tables, images, 1, rate)
+    np.testing.assert_allclose(cost(autoencoder, tables, images, found, rate), best, rtol=1e-5)
+    assert (best < first).all()
+
+
+def test_no_sweep_and_no_image(autoencoder, test_images):
+    tables = Tables.of(autoencoder.model)
+    found = search(autoencoder, tables, test_images[:300], 0, 0.02)
+    np.testing.assert_array_equal(found, autoencoder.encode(test_images[:300]))
+    assert search(autoencoder, tables, test_images[:0], 1, 0.02).shape == (0, 6)
