@@ -1,9 +1,10 @@
 """Compares runs that compress with image formats and PCA: quality for bytes.
 
     python -m benchmarks.rate runs/compress_28 runs/compress_28_60 --images 1000
-    python -m benchmarks.rate runs/compress_28 --validation --json rate.json --figure rate.png
+    python -m benchmarks.rate runs/compress_28 --qualities 2 3 4 5 --validation --figure rate.png
 
-Each run is a point of the learned curve, with and without the search for better codes. Sizes are
+Each run and quality is a point, with and without the search for better codes; the learned curve
+has the best ones. Sizes are
 means over the images: of the whole file, and without its header. For JPEG, JPEG 2000, WebP and AVIF
 an image is a file, whose header is all but the compressed data of the pixels; cae-jax writes a file
 of all images, and files of one image are listed apart. PCA is fitted to the training images; its
@@ -13,6 +14,7 @@ the training images, without the bytes of these tables.
 
 import dataclasses
 import io
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,6 +72,9 @@ class Flags:
 
     effort: int = 2
     """Sweeps of the search for better codes."""
+
+    qualities: tuple[int, ...] = (5,)
+    """At which each run compresses, from 1 to 7."""
 
     json: Path | None = None
     """Write the points to this file too."""
@@ -141,25 +146,22 @@ def images_of(config: cae_jax.TrainConfig, flags: Flags) -> tuple[np.ndarray, np
 
 def learned(flags: Flags, images: np.ndarray) -> Iterator[Point]:
     """The points of the runs: as compressed, with the encoder's codes, and in a file each."""
-    for run in flags.runs:
+    for run, quality in itertools.product(flags.runs, flags.qualities):
         autoencoder = cae_jax.load(run, backend="matmul").of_pixels
-        kept, rate = tables.of_run(run, autoencoder), autoencoder.config.rate
+        own, setting = tables.of_run(run, autoencoder)[quality], f"{run.name}, quality {quality}"
         for name, sweeps in ((ENCODER, 0), (LEARNED, flags.effort)):
             codes = search(
-                *(autoencoder, kept, images, sweeps, rate),
+                *(autoencoder, own, images, sweeps),
                 progress=lambda starts: common.progress(starts, "Searching", "batch"),
             )
-            outputs = autoencoder.decode(codes.astype(np.float32))
-            content = cae.compress(autoencoder, kept, codes, [("images", len(images))])
+            outputs = autoencoder.decode(own.step * codes.astype(np.float32))
+            content = cae.compress(autoencoder, own, codes, [("images", len(images))])
             sizes = len(content), len(cae.parse(content, run).stream)
-            yield measured(
-                name, f"{run.name}", [size / len(images) for size in sizes], outputs, images
-            )
-        some = [
-            cae.compress(autoencoder, kept, code[None], [("image", 0)]) for code in codes[:SINGLES]
-        ]
+            mean = [size / len(images) for size in sizes]
+            yield measured(name, setting, mean, outputs, images)
+        some = [cae.compress(autoencoder, own, x[None], [("image", 0)]) for x in codes[:SINGLES]]
         sizes = [(len(each), len(cae.parse(each, run).stream)) for each in some]
-        yield measured(SINGLE, f"{run.name}", _means(sizes), outputs[:SINGLES], images[:SINGLES])
+        yield measured(SINGLE, setting, _means(sizes), outputs[:SINGLES], images[:SINGLES])
 
 
 def of_format(

@@ -13,7 +13,7 @@ from cae_jax.config import TrainConfig
 def get_config() -> TrainConfig:
     return TrainConfig(
         model="deep",
-        widths=(1024, 512, 96),
+        widths=(1024, 512, 128),
         loss="mse",
         rate=0.012,
         batch_size=256,

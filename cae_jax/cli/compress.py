@@ -6,9 +6,8 @@ cae-jax decompress makes PNG files of them, with the same run.
 """
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -34,8 +33,8 @@ class Flags:
     effort: int = 2
     """Sweeps that look for a better code of each image; 0 takes that of the encoder."""
 
-    quality: float = 1.0
-    """Weight of the quality in that search: above 1 better images and more bytes."""
+    quality: Literal[1, 2, 3, 4, 5, 6, 7] = 5
+    """From small files to good images; 5 is what the run was trained for."""
 
     resize: bool = False
     """Accept other sizes, colours, transparency and 16 bits, and convert them as a training would,
@@ -48,11 +47,8 @@ class Flags:
 def run(flags: Flags) -> None:
     if not flags.files:
         raise UserError("no FILES given; give image files, folders of them, or .npy files")
-    if flags.effort < 0 or not 0 < flags.quality < math.inf:
-        raise UserError(
-            f"`effort` is {flags.effort} and `quality` {flags.quality:g}; they take a whole number "
-            "of at least 0 and a positive number"
-        )
+    if flags.effort < 0:
+        raise UserError(f"`effort` is {flags.effort}; it takes a whole number of at least 0")
     from cae_jax.interop import cae
     from cae_jax.models import coding
     from cae_jax.runs import tables
@@ -62,18 +58,18 @@ def run(flags: Flags) -> None:
     atomic.check_output(flags.out)
     cache.use_compilation_cache()
     autoencoder = cae_jax.load(flags.run, backend="matmul").of_pixels
-    found = tables.of_run(flags.run, autoencoder)
+    found = tables.of_run(flags.run, autoencoder)[flags.quality]
     sources, images = read(flags)
-    rate = autoencoder.config.rate / flags.quality
     codes = search(
-        *(autoencoder, found, images, flags.effort, rate),
+        *(autoencoder, found, images, flags.effort),
         progress=lambda starts: common.progress(starts, "Searching", "batch"),
     )
     content = cae.compress(autoencoder, found, codes, sources)
     with atomic.output_file(flags.out) as temporary:
         temporary.write_bytes(content)
     stream, count = len(cae.parse(content, flags.out).stream), len(images)
-    psnr = reconstruct.psnr_of(autoencoder.decode(codes.astype(np.float32)), images).mean()
+    decoded = autoencoder.decode(found.step * codes.astype(np.float32))
+    psnr = reconstruct.psnr_of(decoded, images).mean()
     print(
         f"{flags.out}: {count:,} images in {len(content):,} bytes, {len(content) / count:.1f} each "
         f"and {stream / count:.1f} without the header; PSNR {psnr:.2f} dB"

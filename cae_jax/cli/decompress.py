@@ -7,7 +7,6 @@ It takes the run that compressed the file, or a copy of that run.
 
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 import cae_jax
@@ -51,7 +50,7 @@ def run(flags: Flags) -> None:
     with common.progress(range(len(names)), "Writing", "image") as bar:
         for start in range(0, len(names), size):
             block = slice(start, start + size)
-            images = autoencoder.decode(codes[block].astype(np.float32))
+            images = autoencoder.decode(codes[block])
             for name, image in zip(names[block], images, strict=True):
                 with atomic.writing(flags.out):
                     write_png(flags.out / f"{name}.png", image)

@@ -1,7 +1,8 @@
 """Compressed images as one .cae file: a header, the names of the images, and their codes.
 
     magic    b"CAE" and a byte, the version of the format
-    header   the identity of the decoder (8 bytes), height, width, channels and number of images
+    header   the identity of the decoder (8 bytes), quality, height, width, channels and number of
+             images
     names    deflated JSON: [name, number of images] of each source
     codes    the stream of `cae_jax.models.coding`
 
@@ -13,6 +14,7 @@ the decoder's parameters and tables, see `coding.identity`.
 import json
 import math
 import zlib
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -36,6 +38,7 @@ class Compressed(NamedTuple):
 
     Attributes:
         identity: of the decoder, 8 bytes.
+        quality: a key of `coding.STEPS`.
         image_shape: ``(height, width, channels)``.
         sources: the names of the files that were compressed and the number of images in each; 0 is
             one image whose name has no number.
@@ -43,6 +46,7 @@ class Compressed(NamedTuple):
     """
 
     identity: bytes
+    quality: int
     image_shape: Shape
     sources: Sources
     stream: bytes
@@ -63,7 +67,7 @@ def compress(
     """The file of codes ``[N, *code_shape]``, whole numbers; for `sources` see `Compressed`."""
     coding.check()
     identity = coding.identity(autoencoder.model, tables)[:_IDENTITY]
-    numbers = (*autoencoder.topology.image_shape, len(codes))
+    numbers = (tables.quality, *autoencoder.topology.image_shape, len(codes))
     header = identity + b"".join(map(_leb128, numbers))
     names = zlib.compress(json.dumps(sources, separators=(",", ":")).encode(), 9, wbits=-15)
     parts = (header, names, coding.encode(codes, tables))
@@ -71,21 +75,23 @@ def compress(
 
 
 def decompress(
-    content: bytes, name: object, autoencoder: Autoencoder, tables: Tables
+    content: bytes, name: object, autoencoder: Autoencoder, tables: Mapping[int, Tables]
 ) -> tuple[Compressed, np.ndarray]:
-    """What a file holds, and its codes, int32 ``[N, *code_shape]``.
+    """What a file holds, and its codes, float32 ``[N, *code_shape]``, for `Autoencoder.decode`.
 
     Args:
         content: of the file.
         name: of the file, for messages.
-        autoencoder, tables: of the run that compressed it.
+        autoencoder: of the run that compressed it.
+        tables: of the run, by their quality.
 
     Raises:
         UserError: not such a file, cut, changed, of a later version or of another run.
     """
     coding.check()
     found = parse(content, name)
-    if found.identity != coding.identity(autoencoder.model, tables)[:_IDENTITY]:
+    own = tables[found.quality]
+    if found.identity != coding.identity(autoencoder.model, own)[:_IDENTITY]:
         raise UserError(
             f"{name} was compressed by another run, or by this one with other parameters; pass "
             "that run"
@@ -94,9 +100,10 @@ def decompress(
     if found.image_shape != autoencoder.topology.image_shape or math.prod(shape) > _MOST_VALUES:
         raise _changed(name)
     try:
-        return found, coding.decode(found.stream, shape, tables)
+        codes = coding.decode(found.stream, shape, own)
     except ValueError as error:
         raise _changed(name) from error
+    return found, own.step * codes.astype(np.float32)
 
 
 def parse(content: bytes, name: object) -> Compressed:
@@ -117,16 +124,18 @@ def parse(content: bytes, name: object) -> Compressed:
         while place < len(header):
             number, place = _number(header, place)
             numbers.append(number)
-        height, width, channels, count = numbers
+        quality, height, width, channels, count = numbers
         inflate = zlib.decompressobj(wbits=-15)
         sources = json.loads(inflate.decompress(names, _MOST_NAMES))
         found = Compressed(
             header[:_IDENTITY],
+            quality,
             (height, width, channels),
             [(str(each), int(number)) for each, number in sources],
             stream,
         )
         whole = start == len(content) and inflate.eof and count <= _MOST_VALUES
+        whole = whole and quality in coding.STEPS
         counts = [number for _, number in found.sources]
         if not whole or min(counts, default=0) < 0 or sum(n or 1 for n in counts) != count:
             raise ValueError

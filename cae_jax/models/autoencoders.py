@@ -252,6 +252,34 @@ def _initialise(model: Model, network: Topology, rngs: nnx.Rngs) -> None:
         setattr(model, layer.name, _initialised(layer, rngs))
     if network.quantised:
         model.density = Density(network.code_shape[-1], rngs=rngs)
+        if network.model != "conv":
+            for part in (network.encoder, network.decoder):
+                if len(part) == 1:
+                    continue  # which is linear
+                _add_linear_path([getattr(model, layer.name) for layer in part])
+
+
+def _add_linear_path(layers: Sequence[Any]) -> None:
+    """Lets ReLU layers begin with a linear map from the first to the last one, of half their width.
+
+    Two units each pass a value: a = relu(a) - relu(-a). The other units keep what was drawn. Small
+    differences between codes, for which training otherwise takes epochs, reach the pixels at once.
+    """
+    *hidden, last = [layer.kernel[...] for layer in layers]
+    rank = min(len(hidden[0]), last.shape[1], *(kernel.shape[1] // 2 for kernel in hidden))
+    passed = jnp.eye(rank)
+    # What the narrow end begins with or ends in is the identity, so that the wide end is the map.
+    narrows = len(hidden[0]) > last.shape[1]
+    first = hidden[0][:, :rank] if narrows else jnp.eye(len(hidden[0]), rank)
+    final = jnp.eye(rank, last.shape[1]) if narrows else last[:rank]
+    both = jnp.block([[passed, -passed], [-passed, passed]])
+    signs = jnp.array([[1.0, -1.0]])
+    for i, (layer, kernel) in enumerate(zip(layers, hidden, strict=False)):
+        paired = jnp.kron(signs, first)
+        if i:
+            paired = jnp.zeros((len(kernel), 2 * rank)).at[: 2 * rank].set(both)
+        layer.kernel[...] = kernel.at[:, : 2 * rank].set(paired)
+    layers[-1].kernel[...] = last.at[: 2 * rank].set(jnp.kron(signs.T, final))
 
 
 def _rounded(model: Model, latents: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """Codes of whole numbers as bytes, and back: a range coder with the frequencies of each channel.
 
-The frequencies are integers, with which the coder computes exactly: bytes decode to the same codes
-on every machine.
+A code is written as its latents divided by a step and rounded. A network is trained with a step of
+1; longer ones lead to fewer bytes and worse images. The frequencies are integers, with which the
+coder computes exactly: bytes decode to the same codes on every machine.
 """
 
 import contextlib
@@ -19,6 +20,9 @@ from cae_jax.errors import UserError, installing
 from cae_jax.models.autoencoders import Model
 from cae_jax.ops import settings
 
+# The step of each quality, from small files to large ones.
+STEPS = {1: 4.0, 2: 2.8, 3: 2.0, 4: 1.4, 5: 1.0, 6: 0.7, 7: 0.5}
+TRAINED = 5  # the quality of the training
 _TOTAL = 2**16  # of the frequencies of a channel
 _LEAST = 0.5 / _TOTAL  # probability of a number that is in a table
 _FURTHEST = 1024  # number that may be in a table
@@ -31,25 +35,27 @@ class Tables(NamedTuple):
     """The frequencies with which codes are written.
 
     Attributes:
+        quality: a key of `STEPS`.
         low_C: the least number in the table of each channel, int32.
         sizes_C: how many numbers are in it, int32.
         frequencies: those of all channels one after the other, int32: of each number from the
             least one on, at least 1, and of all numbers that are not in the table.
     """
 
+    quality: int
     low_C: np.ndarray
     sizes_C: np.ndarray
     frequencies: np.ndarray
 
     @classmethod
     @settings.ours()
-    def of(cls, model: Model) -> Self:
+    def of(cls, model: Model, quality: int = TRAINED) -> Self:
         """Those of a model, by its density."""
         assert model.density is not None
-        channels = model.topology.code_shape[-1]
+        channels, step = model.topology.code_shape[-1], STEPS[quality]
         numbers = np.arange(-_FURTHEST, _FURTHEST + 1)
-        grid = jnp.broadcast_to(numbers[:, None], (len(numbers), channels)).astype(jnp.float32)
-        masses_CxN = np.exp2(-np.asarray(model.density.bits(grid), np.float64)).T
+        grid = jnp.asarray(np.tile(step * numbers[:, None], (1, channels)), jnp.float32)
+        masses_CxN = np.exp2(-np.asarray(model.density.bits(grid, step), np.float64)).T
         low, tables = [], []
         for masses_N in masses_CxN:
             likely = np.flatnonzero(masses_N >= _LEAST)
@@ -57,7 +63,13 @@ class Tables(NamedTuple):
             low.append(numbers[first])
             tables.append(_whole(masses_N[first : last + 1]))
         sizes = [len(table) - 1 for table in tables]
-        return cls(*(np.array(x, np.int32) for x in (low, sizes, np.concatenate(tables))))
+        arrays = (np.array(x, np.int32) for x in (low, sizes, np.concatenate(tables)))
+        return cls(quality, *arrays)
+
+    @property
+    def step(self) -> float:
+        """By which latents are divided."""
+        return STEPS[self.quality]
 
     @property
     def by_channel(self) -> list[np.ndarray]:
@@ -79,8 +91,9 @@ class Tables(NamedTuple):
 
     def is_valid(self) -> bool:
         """Whether the arrays are tables that belong together."""
-        shapes = [x.shape for x in self]
-        whole = all(x.dtype == np.int32 and x.ndim == 1 for x in self)
+        _, *arrays = self
+        shapes = [x.shape for x in arrays]
+        whole = all(x.dtype == np.int32 and x.ndim == 1 for x in arrays)
         if not whole or shapes[0] != shapes[1] or (self.sizes_C < 1).any():
             return False
         added = (self.sizes_C.astype(np.int64) + 1).sum() == shapes[2][0]
@@ -107,7 +120,7 @@ def fingerprint(model: Model) -> bytes:
 def identity(model: Model, tables: Tables) -> bytes:
     """SHA-256 of the parameters and tables, 32 bytes."""
     digest = hashlib.sha256(fingerprint(model))
-    for array in tables:
+    for array in tables[1:]:
         digest.update(np.asarray(array, "<i4").tobytes())
     return digest.digest()
 

@@ -35,12 +35,13 @@ class Density(nnx.Module):
             if i < _LAYERS[-1]:
                 setattr(self, f"factor{i}", nnx.Param(jnp.zeros((channels, n_out))))
 
-    def bits(self, code_NxC: jax.Array) -> jax.Array:
-        """The information of each value, ``-log2`` of the mass within 0.5 around it: ``[N, C]``.
+    def bits(self, code_NxC: jax.Array, width: float = 1.0) -> jax.Array:
+        """The information of each value, ``-log2`` of the mass around it: ``[N, C]``.
 
-        Differentiable, also where the mass is too small for a float.
+        The mass is that of an interval of some width with the value in the middle. Differentiable,
+        also where it is too small for a float.
         """
-        low, high = self._logits(code_NxC - 0.5), self._logits(code_NxC + 0.5)
+        low, high = (self._logits(code_NxC + side * width / 2) for side in (-1, 1))
         # In the lower tail, where a difference of two sigmoids keeps its digits.
         flipped = low + high > 0
         low, high = jnp.where(flipped, -high, low), jnp.where(flipped, -low, high)

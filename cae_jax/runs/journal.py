@@ -20,7 +20,6 @@ from cae_jax import atomic
 from cae_jax.config import TrainConfig, to_shared
 from cae_jax.errors import UserError
 from cae_jax.models.autoencoders import scale
-from cae_jax.models.coding import Tables
 from cae_jax.runs import history, tables
 from cae_jax.runs.checkpoints import Checkpoint, Checkpoints
 from cae_jax.runs.folder import OpenFolder, checkpoint_folder, is_finished
@@ -222,7 +221,7 @@ class Journal:
         }
         with self.folder.writing():
             if autoencoder.topology.quantised:
-                tables.write(run / tables.NAME, autoencoder, Tables.of(autoencoder.model))
+                tables.write(run / tables.NAME, autoencoder)
             figures.save_rows(run / "reconstructions.png", images)
             curves = {run.absolute().name: columns}
             figures.save_curves(run / "history.png", curves, loss=config.loss)

@@ -1,4 +1,4 @@
-"""The tables of a run, ``tables.npz``, with which its codes are compressed.
+"""The tables of a run for each quality, ``tables.npz``, with which its codes are compressed.
 
 They are computed from the learned density once, and kept: the density in floats differs between
 machines in its last digits. Tables belong to the parameters of a checkpoint.
@@ -10,11 +10,12 @@ import numpy as np
 
 from cae_jax import atomic
 from cae_jax.errors import UserError, naming
-from cae_jax.models.coding import Tables, fingerprint
+from cae_jax.models.coding import STEPS, Tables, fingerprint
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import pretrained
 
 NAME = "tables.npz"
+ByQuality = dict[int, Tables]
 
 
 def check(run: Path, autoencoder: Autoencoder) -> None:
@@ -26,7 +27,7 @@ def check(run: Path, autoencoder: Autoencoder) -> None:
         )
 
 
-def of_run(run: str | Path, autoencoder: Autoencoder) -> Tables:
+def of_run(run: str | Path, autoencoder: Autoencoder) -> ByQuality:
     """The tables of a run; written if it has none for its parameters.
 
     Raises:
@@ -38,13 +39,11 @@ def of_run(run: str | Path, autoencoder: Autoencoder) -> Tables:
         fits, tables = _read(path, autoencoder)
         if fits:
             return tables
-    tables = Tables.of(autoencoder.model)
     with atomic.writing(path, "grant write permission"):
-        write(path, autoencoder, tables)
-    return tables
+        return write(path, autoencoder)
 
 
-def read(run: str | Path, autoencoder: Autoencoder) -> Tables:
+def read(run: str | Path, autoencoder: Autoencoder) -> ByQuality:
     """The tables of a run that has them.
 
     Raises:
@@ -66,19 +65,28 @@ def read(run: str | Path, autoencoder: Autoencoder) -> Tables:
     return tables
 
 
-def write(path: Path, autoencoder: Autoencoder, tables: Tables) -> None:
+def write(path: Path, autoencoder: Autoencoder) -> ByQuality:
     """Writes the file atomically; raises an `OSError` if it cannot be written."""
+    found = {quality: Tables.of(autoencoder.model, quality) for quality in STEPS}
+    arrays = {
+        f"{quality}.{name}": array
+        for quality, tables in found.items()
+        for name, array in tables._asdict().items()
+    }
     digest = np.frombuffer(fingerprint(autoencoder.model), np.uint8)
     with atomic.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, parameters=digest, **tables._asdict())
+        np.savez_compressed(file, parameters=digest, **arrays)
+    return found
 
 
-def _read(path: Path, autoencoder: Autoencoder) -> tuple[bool, Tables]:
+def _read(path: Path, autoencoder: Autoencoder) -> tuple[bool, ByQuality]:
     """Whether the tables in a file are those of the parameters, and the tables."""
-    advice = "remove the file, if nothing that it compressed is needed"
+    found, advice = {}, "remove the file, if nothing that it compressed is needed"
     with naming(path, "a file of tables", advice), np.load(path) as file:
-        tables = Tables(*(file[name] for name in Tables._fields))
-        if not tables.is_valid():
-            raise ValueError("its arrays do not belong together")
+        for quality in STEPS:
+            _, *names = Tables._fields
+            found[quality] = Tables(quality, *(file[f"{quality}.{name}"] for name in names))
+            if not found[quality].is_valid():
+                raise ValueError("its arrays do not belong together")
         digest = file["parameters"].tobytes()
-    return digest == fingerprint(autoencoder.model), tables
+    return digest == fingerprint(autoencoder.model), found

@@ -28,17 +28,17 @@ def search(
     tables: Tables,
     images: np.ndarray,
     sweeps: int,
-    rate: float,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
     """The codes of images after some sweeps; without any those of the encoder.
 
+    The rate is that of the training times the square of the step, with which the distortion grows.
+
     Args:
         autoencoder: of a quantised network, computed as matmuls.
-        tables: of the network.
+        tables: of the network, which have the step.
         images: uint8, or float32 in [0, 1], ``[N, *image_shape]``.
         sweeps: at least 0; each computes the decoder twice for each number of a code.
-        rate: weight of the bits, see `TrainConfig.rate`.
         progress: wraps the range of the first images of batches.
 
     Returns:
@@ -46,30 +46,36 @@ def search(
     """
     # Of one size, which is compiled once; where images are few, of theirs.
     size = min(limit_batch(MATMUL, images.shape[1:]).max_batch, max(1, len(images)))
-    sweep = _make_sweep(autoencoder, tables, rate)
+    latents, sweep = _make_programs(autoencoder, tables)
     found = [np.zeros((0, *autoencoder.code_shape), np.int32)]
     for start in progress(range(0, len(images), size)):
         batch = images[start : start + size]
-        code = autoencoder.encode(batch)
-        if sweeps:
-            wide = [(0, size - len(batch))] + [(0, 0)] * (images.ndim - 1)
-            padded = jnp.asarray(np.pad(batch, wide))
-            code = np.pad(code, [wide[0]] + [(0, 0)] * (code.ndim - 1))
-            for _ in range(sweeps):
-                code = sweep(autoencoder.params, padded, code)
-            code = np.asarray(code)[: len(batch)]
-        found.append(code.astype(np.int32))
+        wide = [(0, size - len(batch))] + [(0, 0)] * (images.ndim - 1)
+        padded = jnp.asarray(np.pad(batch, wide))
+        code = jnp.round(latents(autoencoder.params, padded) / tables.step)
+        for _ in range(sweeps):
+            code = sweep(autoencoder.params, padded, code)
+        found.append(np.asarray(code)[: len(batch)].astype(np.int32))
     return np.concatenate(found)
 
 
-def _make_sweep(autoencoder: Autoencoder, tables: Tables, rate: float) -> Callable[..., jax.Array]:
-    """``sweep(params, images_BxHxWxC, code)``, which returns a code that costs no more."""
+def _make_programs(
+    autoencoder: Autoencoder, tables: Tables
+) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+    """``latents(params, images_BxHxWxC)``, and ``sweep(params, images_BxHxWxC, code)``.
+
+    The second one returns a code that costs no more.
+    """
     graphdef = nnx.graphdef(autoencoder.model)
     config, shape = autoencoder.config, autoencoder.code_shape
     layers = MATMUL.with_precision(config.precision).layers
-    weight = rate / math.prod(autoencoder.topology.image_shape)
+    weight = config.rate * tables.step**2 / math.prod(autoencoder.topology.image_shape)
     costs_CxN, others_C = map(jnp.asarray, tables.bits())
     low_C, length = jnp.asarray(tables.low_C), costs_CxN.shape[1]
+
+    @jax.jit
+    def latents(params: nnx.State, images: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, params).latents(images, layers)
 
     @jax.jit
     def sweep(params: nnx.State, images: jax.Array, code: jax.Array) -> jax.Array:
@@ -77,7 +83,7 @@ def _make_sweep(autoencoder: Autoencoder, tables: Tables, rate: float) -> Callab
         model: Model = nnx.merge(graphdef, params)
 
         def distortion(code_BxD: jax.Array) -> jax.Array:
-            logits = model.decode(code_BxD.reshape(-1, *shape), layers)
+            logits = model.decode(tables.step * code_BxD.reshape(-1, *shape), layers)
             if config.loss == "bce":
                 return metrics.bce(logits, targets)
             return metrics.mse(nnx.sigmoid(logits), targets)
@@ -107,4 +113,4 @@ def _make_sweep(autoencoder: Autoencoder, tables: Tables, rate: float) -> Callab
         (code_BxD, _), _ = jax.lax.scan(visit, best, jnp.arange(code_BxD.shape[1]))
         return code_BxD.reshape(code.shape)
 
-    return sweep
+    return latents, sweep

@@ -14,19 +14,23 @@ from tests.training.test_rate import RATED
 
 # Two channels: numbers from -1 on, with 65536 in all; the last of each stands for all others.
 TABLES = Tables(
+    5,
     np.array([-1, 0], np.int32),
     np.array([3, 2], np.int32),
     np.array([16384, 32768, 16000, 384, 65000, 500, 36], np.int32),
 )
 
 
-def test_tables_have_the_probabilities_of_the_density():
+@pytest.mark.parametrize("quality", [3, 5, 7])
+def test_tables_have_the_probabilities_of_the_density(quality):
+    """With a step of 2 a number has the mass of an interval of 2, and so on."""
     model = autoencoders.build(RATED, nnx.Rngs(0))
-    tables = Tables.of(model)
+    tables = Tables.of(model, quality)
     assert tables.is_valid()
-    numbers = np.arange(-1024, 1025)
-    grid = np.tile(numbers[:, None].astype(np.float32), (1, 6))
-    masses = np.exp2(-np.asarray(model.density.bits(grid), np.float64))
+    numbers, step = np.arange(-1024, 1025), {3: 2, 5: 1, 7: 0.5}[quality]
+    edges = np.tile(step * (np.arange(-1024, 1026)[:, None] - 0.5), (1, 6)).astype(np.float32)
+    cumulative = np.asarray(nnx.sigmoid(model.density._logits(edges)), np.float64)
+    masses = np.diff(cumulative, axis=0)
     for c, (low, frequencies) in enumerate(zip(tables.low_C, tables.by_channel, strict=True)):
         there = (numbers >= low) & (numbers < low + len(frequencies) - 1)
         expected = np.append(masses[there, c], 1 - masses[there, c].sum())

@@ -73,6 +73,21 @@ def test_a_convolutional_code_has_bits_for_each_place(backend, images):
     )
 
 
+def test_a_dense_network_for_a_rate_begins_with_a_linear_map():
+    model, *_ = build(dataclasses.replace(RATED, widths=(30, 24, 6)))
+    kernels = {i: np.asarray(getattr(model, f"dense{i}").kernel[...]) for i in range(1, 7)}
+    for i in (1, 2, 4, 5):  # without the units that pass no value
+        module = getattr(model, f"dense{i}")
+        module.kernel[...] = module.kernel[...].at[:, 12:].set(0)
+    rng = np.random.default_rng(0)
+    images, codes = rng.random((3, 28, 28, 1), np.float32), rng.standard_normal((3, 6), np.float32)
+    expected = images.reshape(3, -1) @ kernels[1][:, :6]
+    np.testing.assert_allclose(model.latents(images), expected, atol=1e-5)
+    expected = codes @ kernels[6][:6]
+    np.testing.assert_allclose(model.decode(codes).reshape(3, -1), expected, atol=1e-5)
+    assert kernels[2][12:, 12:].std() > 0.1  # the others are drawn
+
+
 def test_a_run_for_a_rate_resumes_to_the_bit(data_dir, tmp_path):
     whole = cae_jax.fit(RATED, tmp_path / "whole", data_dir=data_dir)
     stop = {"chunk_steps": 3, "on_chunk": signal_in_chunk(2)}
