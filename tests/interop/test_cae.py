@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 import cae_jax
-from cae_jax.interop import cae
+from cae_jax.interop import cae, export, keras
 from cae_jax.runs import tables
 from tests.helpers import assert_fails_in_one_line
 from tests.training.test_rate import RATED
@@ -169,3 +169,30 @@ def test_tables_are_written_once_and_again_for_other_parameters(rated, tmp_path)
     second = tables.of_run(run, moved)
     assert not np.array_equal(first[5].frequencies, second[5].frequencies)
     jax.tree.map(np.testing.assert_array_equal, second, tables.read(run, moved))
+
+
+def test_such_a_run_is_exported(rated, test_images, tmp_path):
+    import onnxruntime
+
+    autoencoder = cae_jax.load(rated)
+    expected = autoencoder.encode(test_images[:20])
+    export.write(tmp_path / "encode.onnx", autoencoder, "onnx", "encode")
+    session = onnxruntime.InferenceSession(tmp_path / "encode.onnx")
+    (codes,) = session.run(None, {"images": test_images[:20] / np.float32(255)})
+    np.testing.assert_array_equal(codes, expected)
+    with pytest.raises(cae_jax.UserError, match=r"`rate` 0\.02, which the Keras format does not"):
+        keras.write(tmp_path / "run.keras", autoencoder)
+
+
+def test_a_shipped_model_decompresses(rated, file, test_images, tmp_path):
+    """It has the parameters as safetensors, and the tables."""
+    autoencoder = cae_jax.load(rated)
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    for name in ("config.json", "tables.npz"):
+        shutil.copy(rated / name, shipped)
+    export.write(shipped / "weights.safetensors", autoencoder, "safetensors")
+    other = cae_jax.load(shipped)
+    found, codes = cae.decompress(file.read_bytes(), file, other, tables.read(shipped, other))
+    assert found.names[0] == "shirts-0000"
+    np.testing.assert_array_equal(codes, autoencoder.encode(test_images[:5]))
