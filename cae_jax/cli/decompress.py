@@ -11,7 +11,7 @@ import tyro
 
 import cae_jax
 from cae_jax import atomic
-from cae_jax.cli import common, reconstruct
+from cae_jax.cli import common, outputs, reconstruct
 from cae_jax.errors import naming
 from cae_jax.ops import cache
 
@@ -29,7 +29,6 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from cae_jax.data.images import write_png
     from cae_jax.interop import cae
     from cae_jax.models import coding
     from cae_jax.runs import tables
@@ -45,14 +44,12 @@ def run(flags: Flags) -> None:
         content, flags.file, autoencoder, tables.read(flags.run, autoencoder)
     )
     names = found.names
-    reconstruct.make_folders(flags.out, names)
+    outputs.check(flags.out, names)
+    outputs.make_folders(flags.out, names)
     size = reconstruct.block_size(codes)
     with common.progress(range(len(names)), "Writing", "image") as bar:
         for start in range(0, len(names), size):
             block = slice(start, start + size)
-            images = autoencoder.decode(codes[block])
-            for name, image in zip(names[block], images, strict=True):
-                with atomic.writing(flags.out):
-                    write_png(flags.out / f"{name}.png", image)
+            for _ in outputs.write(flags.out, names[block], autoencoder.decode(codes[block])):
                 bar.update()
     print(f"{len(names):,} images in {flags.out}")

@@ -69,6 +69,11 @@ def write(
     Raises:
         UserError: see `check`; codes that are not finite, or what `blocks` raises.
     """
+    if bits is not None and autoencoder.topology.quantised:
+        raise UserError(
+            "the codes of this run are whole numbers already; leave out `bits`, or write small "
+            "files with cae-jax compress"
+        )
     check(path, bits)
     count, longest, most = 0, 1, np.zeros(autoencoder.code_shape[-1:], np.float32)
     with (

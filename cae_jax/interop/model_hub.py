@@ -17,7 +17,7 @@ from cae_jax.config import FORMAT, MIX, NAMED, PAIRS, TrainConfig, check_level, 
 from cae_jax.errors import UserError, installing, reason_of
 from cae_jax.interop.export import to_safetensors
 from cae_jax.models.inference import Autoencoder
-from cae_jax.runs import history, pretrained
+from cae_jax.runs import history, pretrained, tables
 
 CARD = "README.md"
 
@@ -75,6 +75,8 @@ def write(
         pretrained.WEIGHTS: to_safetensors(autoencoder),
         CARD: model_card(run, autoencoder, metrics(run, best), license).encode(),
     }
+    if (run / tables.NAME).is_file():  # without which nothing decompresses
+        contents[tables.NAME] = (run / tables.NAME).read_bytes()
     rows = []
     with contextlib.suppress(OSError, UserError):  # of an imported model, or a damaged one
         rows = history.of_run(run)
@@ -87,7 +89,9 @@ def write(
             paths[name].write_bytes(content)
         if rows:
             history.write(paths[history.NAME], rows)
-        for name in {history.NAME, "result.json"} - {*names}:  # of a model that was here
+        for name in {history.NAME, tables.NAME, "result.json"} - {
+            *names
+        }:  # of a model that was here
             (folder / name).unlink(missing_ok=True)
     return [folder / name for name in names]
 

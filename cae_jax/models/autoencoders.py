@@ -10,12 +10,14 @@ rounded, and its `density` has the probabilities of the whole numbers.
 """
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -186,6 +188,17 @@ def build(config: TrainConfig, rngs: nnx.Rngs) -> Model:
     )
 
 
+def fingerprint(model: Model) -> bytes:
+    """SHA-256 of the parameters, 32 bytes: their names, shapes and values."""
+    digest = hashlib.sha256()
+    leaves = jax.tree.flatten_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))[0]
+    for path, leaf in leaves:
+        values = np.asarray(leaf, "<f4")
+        digest.update(f"{jax.tree_util.keystr(path)} {values.shape} ".encode())
+        digest.update(values.tobytes())
+    return digest.digest()
+
+
 def abstract(config: TrainConfig) -> Model:
     """Builds the model described by `config` with `jax.ShapeDtypeStruct` as parameters."""
     return nnx.eval_shape(lambda: build(config, nnx.Rngs(0)))
@@ -262,8 +275,9 @@ def _initialise(model: Model, network: Topology, rngs: nnx.Rngs) -> None:
 def _add_linear_path(layers: Sequence[Any]) -> None:
     """Lets ReLU layers begin with a linear map from the first to the last one, of half their width.
 
-    Two units each pass a value: a = relu(a) - relu(-a). The other units keep what was drawn. Small
-    differences between codes, for which training otherwise takes epochs, reach the pixels at once.
+    Two units each pass a value: a = relu(a) - relu(-a). The other units keep their initial weights.
+    Small differences between codes, for which training otherwise takes epochs, reach the pixels at
+    once.
     """
     *hidden, last = [layer.kernel[...] for layer in layers]
     rank = min(len(hidden[0]), last.shape[1], *(kernel.shape[1] // 2 for kernel in hidden))

@@ -11,13 +11,11 @@ import importlib
 import importlib.util
 from typing import Any, NamedTuple, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from cae_jax.errors import UserError, installing
-from cae_jax.models.autoencoders import Model
+from cae_jax.models.autoencoders import Model, fingerprint
 from cae_jax.ops import settings
 
 # The step of each quality, from small files to large ones.
@@ -104,17 +102,6 @@ def check() -> None:
     """Raises a `UserError` if the library that codes is missing."""
     if importlib.util.find_spec("constriction") is None:
         raise UserError(f"compressed files need constriction; {installing('compress')}")
-
-
-def fingerprint(model: Model) -> bytes:
-    """SHA-256 of the parameters, 32 bytes: their names, shapes and values."""
-    digest = hashlib.sha256()
-    leaves = jax.tree.flatten_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))[0]
-    for path, leaf in leaves:
-        values = np.asarray(leaf, "<f4")
-        digest.update(f"{jax.tree_util.keystr(path)} {values.shape} ".encode())
-        digest.update(values.tobytes())
-    return digest.digest()
 
 
 def identity(model: Model, tables: Tables) -> bytes:

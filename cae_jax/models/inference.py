@@ -1,6 +1,5 @@
 """A trained autoencoder as functions of NumPy images."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -128,12 +127,7 @@ class Autoencoder:
     @property
     def digest(self) -> str:
         """SHA-256 of the names, shapes and values of its parameters."""
-        digest = hashlib.sha256()
-        for layer, values in sorted(nnx.to_pure_dict(self.params).items()):
-            for name, value in sorted(values.items()):
-                digest.update(f"{layer}.{name} {list(value.shape)} ".encode())
-                digest.update(np.asarray(value).tobytes())
-        return digest.hexdigest()
+        return autoencoders.fingerprint(self.model).hex()
 
     def encode(self, images: Images, *, resize: bool = False) -> np.ndarray:
         """Encodes images to codes ``[N, *code_shape]``, each value at least 0.

@@ -41,9 +41,9 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
 
 def _load(run: Path, best: bool, backend: str) -> Autoencoder:
     config = read_config(run)
-    network = topology.from_config(config)
-    chosen = choose(network, backend, precision=config.precision)
-    if (params := pretrained.read_params(run, network)) is not None:
+    chosen = choose(topology.from_config(config), backend, precision=config.precision)
+    shapes = nnx.to_pure_dict(nnx.state(autoencoders.abstract(config), nnx.Param))
+    if (params := pretrained.read_params(run, shapes)) is not None:
         return Autoencoder(config, autoencoders.build_with(config, params), chosen)
     model = autoencoders.build(config, nnx.Rngs(0))
     with Checkpoints(checkpoint_folder(run), config) as checkpoints:

@@ -7,16 +7,17 @@ config.json             as in the directory of the run
 model.safetensors       its parameters, as `cae-jax export` writes them
 README.md               the model card
 history.csv             as in the directory of the run; a folder from elsewhere may have none
+tables.npz              likewise; the frequencies of a run for a `rate`
 result.json             likewise; only in the package
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cae_jax.errors import UserError, naming
-from cae_jax.models.topology import Topology
 
 FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 WEIGHTS = "model.safetensors"
@@ -45,8 +46,14 @@ def is_model(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file() and not (folder / "checkpoints").exists()
 
 
-def read_params(folder: Path, network: Topology) -> dict[str, Any] | None:
+def read_params(
+    folder: Path, like: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, np.ndarray]] | None:
     """Parameters of a model, by layer and name; None for the directory of a run.
+
+    Args:
+        folder: of the model.
+        like: arrays of the same names and shapes.
 
     Raises:
         UserError: the file is damaged, or its parameters are not those of the network.
@@ -55,19 +62,18 @@ def read_params(folder: Path, network: Topology) -> dict[str, Any] | None:
         return None
     from safetensors.numpy import load_file
 
-    path, params = folder / WEIGHTS, {}
+    path = folder / WEIGHTS
+    params: dict[str, dict[str, np.ndarray]] = {}
     advice = "restore it from a copy, or export the model again"
     with naming(path, "the weights of its config.json", advice):
         values = load_file(path)
-        for layer in network.weighted:
-            assert layer.kernel is not None
-            shapes = {"kernel": layer.kernel, "bias": layer.kernel[-1:]}
-            params[layer.name] = {kind: values.pop(f"{layer.name}.{kind}") for kind in shapes}
-            for kind, value in params[layer.name].items():
-                if value.shape != shapes[kind] or value.dtype != np.float32:
+        for layer, arrays in like.items():
+            params[layer] = {kind: values.pop(f"{layer}.{kind}") for kind in arrays}
+            for kind, value in params[layer].items():
+                if value.shape != arrays[kind].shape or value.dtype != np.float32:
                     raise ValueError(
-                        f"{layer.name}.{kind} is {value.dtype} {list(value.shape)}, not float32 "
-                        f"{list(shapes[kind])}"
+                        f"{layer}.{kind} is {value.dtype} {list(value.shape)}, not float32 "
+                        f"{list(arrays[kind].shape)}"
                     )
         if values:
             raise ValueError(f"it also has {', '.join(sorted(values)[:3])}")

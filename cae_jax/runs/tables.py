@@ -10,7 +10,8 @@ import numpy as np
 
 from cae_jax import atomic
 from cae_jax.errors import UserError, naming
-from cae_jax.models.coding import STEPS, Tables, fingerprint
+from cae_jax.models.autoencoders import fingerprint
+from cae_jax.models.coding import STEPS, Tables
 from cae_jax.models.inference import Autoencoder
 from cae_jax.runs import pretrained
 

@@ -13,6 +13,7 @@ import pytest
 import cae_jax
 from cae_jax.interop import cae, export, keras
 from cae_jax.runs import tables
+from cae_jax.runs.pretrained import WEIGHTS
 from tests.helpers import assert_fails_in_one_line
 from tests.training.test_rate import RATED
 
@@ -191,7 +192,7 @@ def test_a_shipped_model_decompresses(rated, file, test_images, tmp_path):
     shipped.mkdir()
     for name in ("config.json", "tables.npz"):
         shutil.copy(rated / name, shipped)
-    export.write(shipped / "weights.safetensors", autoencoder, "safetensors")
+    export.write(shipped / WEIGHTS, autoencoder, "safetensors")
     other = cae_jax.load(shipped)
     found, codes = cae.decompress(file.read_bytes(), file, other, tables.read(shipped, other))
     assert found.names[0] == "shirts-0000"

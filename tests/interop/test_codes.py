@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from cae_jax import TrainConfig, UserError
 from cae_jax.config import resolved
@@ -222,6 +223,17 @@ def test_what_cannot_be_written_is_refused_first(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             codes.check(tmp_path / path, bits)
+
+
+def test_codes_of_whole_numbers_stay_as_they_are(tmp_path):
+    config = resolved(TrainConfig(model="simple", rate=0.01), (12, 10, 3))
+    quantised = Autoencoder(config, autoencoders.build(config, nnx.Rngs(0)))
+    with pytest.raises(UserError, match="whole numbers already; leave out `bits`"):
+        codes.write(tmp_path / "codes.npz", quantised, blocks(), bits=4)
+    codes.write(tmp_path / "codes.npz", quantised, blocks())
+    (found,) = codes.read(tmp_path / "codes.npz", quantised, "run").blocks(len(IMAGES))
+    np.testing.assert_array_equal(found, quantised.encode(IMAGES))
+    assert (found < 0).any()
 
 
 def test_the_identity_is_of_the_parameters():
