@@ -15,8 +15,10 @@
   with a scratch from those without.
 """
 
+import contextlib
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -107,7 +109,8 @@ def compare(flags: Flags, config: TrainConfig, classes: Classes, folder: Path) -
     found: dict[str, dict[str, list[float]]] = {}  # by method and class, one for each seed
     for name, train, held_out, test, other in classes:
         runs = folder / name.replace("/", "-")
-        cae_jax.fit_population(configs, runs, images=(train, held_out))
+        with contextlib.redirect_stdout(sys.stderr):
+            cae_jax.fit_population(configs, runs, images=(train, held_out))
         scores: list[tuple[str, np.ndarray]] = []
         for each in name_members(configs):
             network = cae_jax.load(runs / each, backend="matmul")
@@ -197,7 +200,8 @@ def defects(flags: Flags) -> None:
     for seed in range(flags.seeds):
         run = flags.workdir / "defects" / f"seed={seed}"
         where: Any = {"data_dir": folder}
-        cae_jax.fit(dataclasses.replace(config, seed=seed), run, **where)
+        with contextlib.redirect_stdout(sys.stderr):
+            cae_jax.fit(dataclasses.replace(config, seed=seed), run, **where)
         network = cae_jax.load(run, backend="matmul")
         train, test = (data.load_split(network.config, s, **where)[0] for s in ("train", "test"))
         calibration, normal = test[::2], np.asarray(test[1::2])
