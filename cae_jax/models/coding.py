@@ -98,9 +98,14 @@ class Tables(NamedTuple):
         return bool(added) and all((x > 0).all() and x.sum() == _TOTAL for x in self.by_channel)
 
 
+def is_there() -> bool:
+    """Whether the library that codes is installed."""
+    return importlib.util.find_spec("constriction") is not None
+
+
 def check() -> None:
     """Raises a `UserError` if the library that codes is missing."""
-    if importlib.util.find_spec("constriction") is None:
+    if not is_there():
         raise UserError(f"compressed files need constriction; {installing('compress')}")
 
 

@@ -16,13 +16,15 @@ from cae_jax.config import NOISES, TrainConfig, check_level, resolved, to_dict, 
 from cae_jax.errors import UserError
 from cae_jax.evaluation import comparison, linear, members
 from cae_jax.evaluation.lazy import Lazy
+from cae_jax.models import coding
 from cae_jax.models.inference import Autoencoder
 from cae_jax.models.topology import Topology
-from cae_jax.runs import environment, history, pretrained
+from cae_jax.runs import environment, history, pretrained, tables
 from cae_jax.runs.folder import read_config
 from cae_jax.runs.load import load
 from cae_jax.runs.members import Member, of_population
 from cae_jax.runs.names import run_names
+from cae_jax.training.search import search
 
 IMAGES = 10
 # Maximum number of parameters of all runs in a report, 27 MB of the page.
@@ -222,7 +224,28 @@ def _run_data(
             autoencoder.reconstruct(np.asarray(inputs if noisy else images))
         ),
         "network": network(autoencoder.topology, parameters),
+        "compressed": _compressed(run, autoencoder, np.asarray(images)),
     }
+
+
+def _compressed(
+    run: Path, autoencoder: Autoencoder, images: np.ndarray
+) -> list[dict[str, Any]] | None:
+    """The codes of images and their bytes at each quality; None for codes of other numbers."""
+    if not autoencoder.topology.quantised or not coding.is_there():
+        return None
+    found = []
+    for quality, each in tables.of_run(run, autoencoder).items():
+        codes = search(autoencoder, each, images, sweeps=1)
+        found.append(
+            {
+                "quality": quality,
+                "trained": quality == coding.TRAINED,
+                "sizes": [len(coding.encode(code[None], each)) for code in codes],
+                "codes": _base64(each.step * codes),
+            }
+        )
+    return found
 
 
 def _results(run: Path, autoencoder: Autoencoder, rows: list[history.Row]) -> dict[str, str]:

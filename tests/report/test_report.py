@@ -22,11 +22,13 @@ from selenium.webdriver.support.ui import Select
 import cae_jax
 from cae_jax import cli
 from cae_jax.evaluation import comparison, linear
-from cae_jax.models import topology
+from cae_jax.models import coding, topology
 from cae_jax.report import collect, page
-from cae_jax.runs import history
+from cae_jax.runs import history, tables
+from cae_jax.training.search import search
 from tests.conftest import DENSE, ROOT, SMALL
 from tests.helpers import assert_fails_in_one_line, draw_parameters, nested, numpy_functions
+from tests.training.test_rate import RATED
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
@@ -127,7 +129,8 @@ def psnr(picture: np.ndarray, image: np.ndarray) -> float:
 @needs_browser
 def test_the_page_shows_what_the_runs_left(opened):
     assert opened.title == "denoise, simple - cae-jax report"
-    assert not opened.find_elements(By.CSS_SELECTOR, "#members, a[href='#members']")
+    for section in ("members", "bytes"):
+        assert not opened.find_elements(By.CSS_SELECTOR, f"#{section}, a[href='#{section}']")
     table = opened.find_element(By.CSS_SELECTOR, "#results table").text
     for run in RUNS:
         with (ROOT / "cae_jax" / run / "history.csv").open() as file:
@@ -271,6 +274,37 @@ def test_the_slider_walks_through_code_space(opened, test_images):
         now = grey(opened, "walk-boxes", 0)
         assert before is None or np.abs(now - before).mean() > 0.01
         before = now
+
+
+@needs_browser
+def test_the_slider_for_bytes(browser, shared_run, data_dir, test_images, tmp_path):
+    """Of the runs with a rate; the page of others has none."""
+    rated = shared_run("rated", RATED)
+    data = collect.collect([RUNS[1], rated], data_dir=data_dir)
+    page.write(tmp_path / "page.html", data)
+    show(browser, tmp_path / "page.html")
+    quality = browser.find_element(By.ID, "bytes-quality")
+    browser.find_element(By.CSS_SELECTOR, "input[name=bytes-image][value='3']").send_keys(
+        Keys.SPACE
+    )
+    autoencoder, image = cae_jax.load(rated), test_images[3].ravel() / 255
+    assert browser.find_element(By.ID, "bytes-quality-value").text == "5"  # of the training
+    sizes = {}
+    for keys, expected in ((Keys.HOME, 1), (Keys.END, 7)):
+        quality.send_keys(keys)
+        assert browser.find_element(By.ID, "bytes-quality-value").text == str(expected)
+        found = tables.read(rated, autoencoder)[expected]
+        codes = search(autoencoder, found, test_images[:10], sweeps=1)[3:4]
+        decoded = autoencoder.decode(found.step * codes.astype(np.float32)).ravel()
+        np.testing.assert_allclose(array(browser, "bytes.decoded[0]"), decoded, atol=TOLERANCE)
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#bytes-boxes canvas")) == 2
+        np.testing.assert_allclose(grey(browser, "bytes-boxes", 1), decoded, atol=0.51 / 255)
+        sizes[expected] = len(coding.encode(codes, found))
+        first, second = notes(browser, "bytes-boxes")
+        assert first == "784 bytes"
+        assert second == f"{sizes[expected]} bytes, PSNR {psnr(decoded, image):.2f} dB"
+    assert sizes[1] < sizes[7]
+    assert errors(browser) == []
 
 
 @needs_browser

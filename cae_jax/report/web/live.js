@@ -1,4 +1,4 @@
-// The two interactive sections: the walk between two images, and noise.
+// The interactive sections: the walk between two images, bytes and quality, and noise.
 "use strict";
 
 // The state of the walk: its position from 0 to 1 and the decoded image of each run.
@@ -31,6 +31,48 @@ function showWalk(codes, boxes, faded) {
     box.paint(walk.decoded[i], `${runs[i].name} decodes the code ${way}`, note);
   });
   faded.paint(blend(images[from], images[to], walk.t), `pixels ${way}`, "no network");
+}
+
+// The state of the bytes section: the decoded image of each network with compressed codes.
+const bytes = { decoded: [] };
+
+function startBytes() {
+  const coded = runs.flatMap((run, i) =>
+    run.compressed === null ? [] : [{ ...run, network: networks[i] }],
+  );
+  if (coded.length === 0) {
+    byId("bytes").remove();
+    document.querySelector('nav a[href="#bytes"]').remove();
+    return;
+  }
+  const original = imageBox("original");
+  const boxes = coded.map((run) => imageBox(run.name));
+  const show = () => showBytes(coded, original, boxes);
+  byId("bytes-images").append(imageChoice("image", "bytes-image", 0, images, imageNames, show));
+  byId("bytes-boxes").append(original.figure, ...boxes.map((box) => box.figure));
+  const slider = byId("bytes-quality");
+  slider.max = coded[0].compressed.length - 1;
+  slider.value = coded[0].compressed.findIndex((each) => each.trained);
+  slider.addEventListener("input", show);
+  show();
+}
+
+function showBytes(coded, original, boxes) {
+  const chosen = chosenImage("bytes-image");
+  const image = images[chosen];
+  const place = Number(byId("bytes-quality").value);
+  original.paint(image, imageNames[chosen], `${image.length} bytes`);
+  byId("bytes-quality-value").textContent = String(coded[0].compressed[place].quality);
+  bytes.decoded = coded.map((run, i) => {
+    const { codes, sizes } = run.compressed[place];
+    const values = floatsOf(codes);
+    const length = values.length / images.length;
+    const code = values.slice(chosen * length, (chosen + 1) * length);
+    const decoded = decode(run.network, code);
+    const text = `${sizes[chosen]} bytes, PSNR ${decibels(psnr(decoded, image))}`;
+    boxes[i].paint(decoded, `${run.name} decodes ${text}`, text);
+    return decoded;
+  });
 }
 
 // The state of the noise section: the noisy image and its reconstruction by each run.
@@ -91,4 +133,5 @@ function showNoise(clean, noisy, boxes) {
 }
 
 startWalk();
+startBytes();
 startNoise();
