@@ -77,7 +77,7 @@ def test_a_step_and_a_reconstruction_of_other_small_images(form, shape, widths):
 
 @pytest.mark.slow
 @hypothesis.given(shapes, features)
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=12, deadline=None)
 def test_a_step_and_a_reconstruction_by_all_forms(shape, widths):
     for form in FORMS:
         check(shape, widths, form)
