@@ -82,9 +82,13 @@ def read(flags: Flags) -> tuple[list[tuple[str, int]], np.ndarray]:
 
     options = {field.name for field in dataclasses.fields(flags)} - {"effort", "quality"}
     same = reconstruct.Flags(**{name: getattr(flags, name) for name in options})
-    sources, parts = [], []
-    for file, name in reconstruct.find(same).items():
+    files, sources, all_names, parts = reconstruct.find(same), [], [], []
+    if reconstruct.real(flags.out) in map(reconstruct.real, files):
+        raise UserError(f"`out` {flags.out} is one of the images; give another `out`")
+    for file, name in files.items():
         names, images = reconstruct.read(same, {file: name})
         sources.append((name.as_posix(), 0 if names == [f"{name}"] else len(names)))
+        all_names += names
         parts.append(images)
+    reconstruct.check_outputs(same, files, all_names)
     return sources, joined(parts)

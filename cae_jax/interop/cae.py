@@ -52,6 +52,11 @@ class Compressed(NamedTuple):
     stream: bytes
 
     @property
+    def images(self) -> int:
+        """The number of images."""
+        return sum(number or 1 for _, number in self.sources)
+
+    @property
     def names(self) -> list[str]:
         """The name of each image."""
         return [
@@ -96,7 +101,7 @@ def decompress(
             f"{name} was compressed by another run, or by this one with other parameters; pass "
             "that run"
         )
-    shape = (len(found.names), *autoencoder.code_shape)
+    shape = (found.images, *autoencoder.code_shape)
     if found.image_shape != autoencoder.topology.image_shape or math.prod(shape) > _MOST_VALUES:
         raise _changed(name)
     try:
@@ -111,10 +116,10 @@ def parse(content: bytes, name: object) -> Compressed:
     start = len(MAGIC) + 1
     if content[: len(MAGIC)] != MAGIC:
         raise UserError(f"{name} is not a .cae file; pass one that cae-jax compress has written")
-    if content[len(MAGIC) : start] > bytes([VERSION]):
+    version = int.from_bytes(content[len(MAGIC) : start])
+    if version > VERSION:
         raise UserError(
-            f"{name} has format {content[start - 1]} and this version reads {VERSION}; "
-            "update cae-jax"
+            f"{name} has format {version} and this version reads {VERSION}; update cae-jax"
         )
     try:
         header, start = _take(content, start)
@@ -134,12 +139,9 @@ def parse(content: bytes, name: object) -> Compressed:
             [(str(each), int(number)) for each, number in sources],
             stream,
         )
-        whole = start == len(content) and inflate.eof and count <= _MOST_VALUES
-        whole = whole and quality in coding.STEPS
-        counts = [number for _, number in found.sources]
-        if not whole or min(counts, default=0) < 0 or sum(n or 1 for n in counts) != count:
-            raise ValueError
-        if not all(_is_inside(each) for each, _ in found.sources):
+        whole = version == VERSION and start == len(content) and inflate.eof
+        whole = whole and quality in coding.STEPS and found.images == count <= _MOST_VALUES
+        if not whole or not all(n >= 0 and _is_inside(each) for each, n in found.sources):
             raise ValueError
     # Of other content with right checksums: zlib's error, and what other JSON raises.
     except (ValueError, IndexError, TypeError, RecursionError, zlib.error) as error:

@@ -38,7 +38,8 @@ def search(
         autoencoder: of a quantised network, computed as matmuls.
         tables: of the network, which have the step.
         images: uint8, or float32 in [0, 1], ``[N, *image_shape]``.
-        sweeps: at least 0; each computes the decoder twice for each number of a code.
+        sweeps: at least 0; each computes the decoder twice for each number of a code. A network
+            that removes noise takes none: its target, the clean image, is unknown.
         progress: wraps the range of the first images of batches.
 
     Returns:
@@ -47,6 +48,7 @@ def search(
     # Of one size, which is compiled once; where images are few, of theirs.
     size = min(limit_batch(MATMUL, images.shape[1:]).max_batch, max(1, len(images)))
     latents, sweep = _make_programs(autoencoder, tables)
+    sweeps = sweeps if autoencoder.config.noise == "none" else 0
     found = [np.zeros((0, *autoencoder.code_shape), np.int32)]
     for start in progress(range(0, len(images), size)):
         batch = images[start : start + size]

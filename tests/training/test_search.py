@@ -1,5 +1,6 @@
 """The search for codes against a search by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -55,3 +56,7 @@ def test_no_sweep_and_no_image(autoencoder, test_images):
     found = search(autoencoder, tables, test_images[:300], 0)
     np.testing.assert_array_equal(found, autoencoder.encode(test_images[:300]))
     assert search(autoencoder, tables, test_images[:0], 1).shape == (0, 6)
+    noisy = autoencoder.with_params(
+        dataclasses.replace(RATED, noise="gaussian"), autoencoder.params
+    )
+    np.testing.assert_array_equal(search(noisy, tables, test_images[:300], 1), found)
