@@ -16,6 +16,8 @@ from cae_jax.ops.backend import MATMUL, XLA, choose
 from cae_jax.runs import history
 from cae_jax.training.loss import make_loss, make_losses
 from tests.conftest import SMALL, signal_in_chunk
+from tests.runs.test_reliability import assert_same_end
+from tests.training.test_devices import train
 
 RATED = dataclasses.replace(
     SMALL, model="deep", widths=(24, 6), loss="mse", rate=0.02, epochs=2, learning_rate=3e-3
@@ -99,6 +101,16 @@ def test_a_run_for_a_rate_resumes_to_the_bit(data_dir, tmp_path):
     )
     assert [row.val_bits for row in resumed.history] == [row.val_bits for row in whole.history]
     assert history.of_run(tmp_path / "run") == resumed.history
+
+
+@pytest.mark.slow
+def test_any_number_of_devices_has_the_same_bits(data_dir, tmp_path):
+    """Also where the images are streamed and the training was stopped."""
+    config = dataclasses.replace(RATED, microbatches=8, batch_size=100)
+    train(tmp_path, data_dir, [config], ["1", "3+8"])
+    train(tmp_path / "streamed", data_dir, [config], ["4+1"], device_budget=900_000)
+    for other in ("3+8", "streamed/4+1"):
+        assert_same_end(tmp_path / other, tmp_path / "1")
 
 
 def test_a_code_of_whole_numbers_is_what_a_run_encodes(data_dir, tmp_path, images):
