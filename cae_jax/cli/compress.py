@@ -14,7 +14,7 @@ import tyro
 
 import cae_jax
 from cae_jax import atomic
-from cae_jax.cli import common, reconstruct
+from cae_jax.cli import common, outputs, reconstruct
 from cae_jax.errors import UserError
 from cae_jax.ops import cache
 
@@ -83,12 +83,12 @@ def read(flags: Flags) -> tuple[list[tuple[str, int]], np.ndarray]:
     options = {field.name for field in dataclasses.fields(flags)} - {"effort", "quality"}
     same = reconstruct.Flags(**{name: getattr(flags, name) for name in options})
     files, sources, all_names, parts = reconstruct.find(same), [], [], []
-    if reconstruct.real(flags.out) in map(reconstruct.real, files):
+    if outputs.real(flags.out) in map(outputs.real, files):
         raise UserError(f"`out` {flags.out} is one of the images; give another `out`")
     for file, name in files.items():
         names, images = reconstruct.read(same, {file: name})
         sources.append((name.as_posix(), 0 if names == [f"{name}"] else len(names)))
         all_names += names
         parts.append(images)
-    reconstruct.check_outputs(same, files, all_names)
+    outputs.check(Path(), all_names)  # which they will have when they are decompressed
     return sources, joined(parts)
