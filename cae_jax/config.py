@@ -152,13 +152,13 @@ class TrainConfig:
     """conv, or dense: simple (1 layer), deep (5)."""
 
     features: tuple[int, ...] | None = None
-    """Channels of 1 to 6 encoder layers; default by size."""
+    """Channels of 1 to 6 encoder layers; set by size."""
 
     loss: Loss = "bce"
     """Binary cross-entropy or mean squared error."""
 
     widths: tuple[int, ...] | None = None
-    """Layers of deep up to the code; by default 128 64 32."""
+    """Layers of deep up to the code, as 128 64 32."""
 
     rate: float = 0.0
     """Weight of the code's bits per pixel value."""

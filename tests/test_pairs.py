@@ -302,7 +302,7 @@ def test_a_run_is_trained_evaluated_and_reported(command, photos, tmp_path):
     process = command("evaluate", "run", "--json", "a.json", "--figure", "a.png")
     assert process.returncode == 0, process.stderr
     found = json.loads((tmp_path / "a.json").read_text())
-    noisy, network = found["rows"]
+    noisy, _, network = found["rows"]
     assert found["noise"] == "pairs"
     assert noisy["psnr"][0] == pytest.approx(psnr(inputs / 255, targets / 255).mean(), rel=1e-5)
     outputs = cae_jax.load(tmp_path / "run").reconstruct(inputs)

@@ -806,7 +806,7 @@ def test_validation_chooses_and_test_images_are_evaluated(tmp_path, capsys):
 
     np.testing.assert_allclose(result.history[0].val_psnr, psnr(arrays["val"]), rtol=1e-5)
     cli.main(["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "e.json")])
-    (row,) = json.loads((tmp_path / "e.json").read_text())["rows"]
+    _, row = json.loads((tmp_path / "e.json").read_text())["rows"]
     np.testing.assert_allclose(row["psnr"][0], psnr(arrays["test"]), rtol=1e-5)
 
 

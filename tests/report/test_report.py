@@ -276,6 +276,7 @@ def test_the_slider_walks_through_code_space(opened, test_images):
         before = now
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_slider_for_bytes(browser, shared_run, data_dir, test_images, tmp_path):
     """Of the runs with a rate; the page of others has none."""
