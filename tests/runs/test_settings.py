@@ -52,7 +52,6 @@ def theirs(*names):
 
 def small(config):
     changes = {"train_examples": None, "test_examples": None, "epochs": 1, "batch_size": 40}
-    changes |= {"image_size": None, "channels": "auto"}  # those of IMAGES
     return dataclasses.replace(config, **changes)
 
 
