@@ -20,7 +20,7 @@ def get_config() -> TrainConfig:
         loss="mse",
         rate=0.0035,
         batch_size=256,
-        epochs=30,
+        epochs=60,
         optimizer="adam",
         learning_rate=1e-3,
         b2=0.99,

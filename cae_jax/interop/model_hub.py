@@ -126,6 +126,8 @@ def metrics(run: Path, best: bool) -> dict[str, float]:
 
 def task(config: TrainConfig) -> str:
     """What a model does, the end of a sentence."""
+    if config.rate > 0:
+        return "compresses images to a few bytes each"
     if config.noise == "none":
         return "reconstructs images from their codes"
     if config.noise == PAIRS:

@@ -72,7 +72,7 @@ def test_every_command_that_takes_a_run_takes_one(elsewhere, data_dir, test_imag
         run("reconstruct", "pretrained/denoise", "boot.png", "--out", "out"),
     )
     data = ("--data-dir", data_dir)
-    assert "| simple | simple | 1 " in run("evaluate", "pretrained/simple", *data)
+    assert re.search(r"\| simple +\| simple +\| 1 ", run("evaluate", "pretrained/simple", *data))
     assert "\n| 20 | " in run("curves", "pretrained/simple", "pretrained/wide")
     run("export", "pretrained/denoise", "--format", "safetensors")
     exported = load_file("denoise.safetensors")
