@@ -10,9 +10,8 @@ and raises an alarm where p is at most the rate.
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import tyro
@@ -35,7 +34,7 @@ class Flags:
     run: tyro.conf.Positional[Path]
     """Run directory of a training on normal images, or a shipped model."""
 
-    images: tyro.conf.Positional[str]
+    data: tyro.conf.Positional[str]
     """The images to score, all splits: a path as of train --data, or a named data set."""
 
     out: Path
@@ -54,7 +53,7 @@ class Flags:
     """Draw the ten images with the lowest p-values above their reconstructions and maps of what is
     unlike there."""
 
-    other: Annotated[str | None, tyro.conf.arg(name="data")] = None
+    moved: str | None = None
     """Where the images of the training are now, if they have moved."""
 
     best: bool = False
@@ -63,17 +62,23 @@ class Flags:
     skip_unreadable: bool = False
     """Leave out damaged images, also where the training did not."""
 
-    data: common.Data = common.DataFlags()
+    where: common.Data = common.DataFlags()
 
 
 def run(flags: Flags) -> None:
+    from cae_jax import data
     from cae_jax.models import detection
+    from cae_jax.runs.folder import read_config
 
     for path in (flags.out, flags.figure):
         atomic.check_output(path)
     for name in ("alarm_rate", "discovery_rate"):
         if (rate := getattr(flags, name)) is not None and not 0 < rate < 1:
             raise UserError(f"`{name}` is {rate}; it takes a number between 0 and 1")
+    config = data.elsewhere(read_config(flags.run), flags.data, data_dir=flags.where.data_dir)
+    config = dataclasses.replace(
+        config, skip_unreadable=flags.skip_unreadable or config.skip_unreadable
+    )
     cache.use_compilation_cache()
     autoencoder = cae_jax.load(flags.run, best=flags.best, backend="matmul").of_pixels
     if autoencoder.detector is None:
@@ -81,7 +86,8 @@ def run(flags: Flags) -> None:
     count = len(autoencoder.detector.code_M)
     detection.check_rate(flags.alarm_rate, count)
     names, found, worst = [], [], Worst(autoencoder)
-    for some, images in blocks(flags, autoencoder):
+    where = {"data_dir": flags.where.data_dir, "workers": flags.where.workers}
+    for some, images in data.stream(config, autoencoder.max_batch, **where):
         scores = autoencoder.score(images, flags.by)
         names += some
         found.append(scores)
@@ -103,29 +109,16 @@ def fitted(flags: Flags, autoencoder: "Autoencoder") -> "Detector":
     from cae_jax.runs import detectors, environment, pretrained
     from cae_jax.runs.folder import read_config
 
-    where, run = vars(flags.data), pretrained.locate(flags.run)
+    where, run = vars(flags.where), pretrained.locate(flags.run)
     config = read_config(run)
-    (config,), same = environment.moved([run], [config], flags.other, **where)
+    (config,), same = environment.moved([run], [config], flags.moved, **where)
     if not same:
         raise UserError(
-            f"`data` {flags.other} has other images than {run} was trained on; give those, and "
-            "these as IMAGES"
+            f"`moved` {flags.moved} has other images than {run} was trained on; give those"
         )
     train, test = detectors.images(run, config, **where)
     detection.check_rate(flags.alarm_rate, len(test))
     return detectors.fit(run, autoencoder, train, test)
-
-
-def blocks(flags: Flags, autoencoder: "Autoencoder") -> Iterator[tuple[list[str], np.ndarray]]:
-    """The images to score, converted as those of the training, with their names."""
-    from cae_jax import data
-
-    where = flags.data
-    config = data.elsewhere(autoencoder.config, flags.images, data_dir=where.data_dir)
-    if flags.skip_unreadable:
-        config = dataclasses.replace(config, skip_unreadable=True)
-    length = autoencoder.max_batch
-    return data.stream(config, length, data_dir=where.data_dir, workers=where.workers)
 
 
 class Worst:
