@@ -157,6 +157,7 @@ def test_the_stored_pictures(notebook):
         **dict.fromkeys(("look", "floor", "pooling", "train", "reconstruct", "psnr"), 1),
         **dict.fromkeys(("channels", "map", "neighbours", "denoise", "denoised"), 1),
         **{"interpolate": 2, "compare": 2, "own-look": 1},
+        **dict.fromkeys(("linear", "rate", "unlike"), 1),
     }
     for cell in code_cells(notebook):
         for picture in pictures_of(cell):
