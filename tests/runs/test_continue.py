@@ -273,7 +273,7 @@ def test_a_change_of_threads_is_a_change_of_the_environment_for_xla_alone(
     for name, told in (("xla", "(threads 9 -> 11)"), ("matmul", "")):
         for epochs, threads in ((1, "9"), (2, "11")):  # more than the devices of the tests
             monkeypatch.setenv("NPROC", threads)
-            config = dataclasses.replace(DENSE, epochs=epochs)
+            config = dataclasses.replace(SMALL, features=(2,), epochs=epochs)
             cae_jax.fit(config, tmp_path / name, data_dir=data_dir, backend=name)
         assert told in (messages := capsys.readouterr().err)
         assert ("in another environment" in messages) == bool(told)
