@@ -21,7 +21,7 @@ from cae_jax.models.autoencoders import scale
 # covariance with 32, 128 and 256 values; with 4 passes within 0.07 dB.
 _PASSES, _EXTRA = 8, 16
 _BLOCK = 2**24  # values of images in a block, as floats 64 MB
-_MAX_FLOPS = 3e12  # half a minute on two cores
+_MAX_FLOPS, _MAX_DECODED = 3e12, 3e4  # half a minute on two cores
 
 
 class Linear(NamedTuple):
@@ -57,7 +57,8 @@ class Linear(NamedTuple):
 def is_cheap(images: Images | Encoded, size: int) -> bool:
     """Whether `fit` takes half a minute or less on two cores."""
     flops = 4 * (_PASSES + 1) * math.prod(images.shape) * (size + _EXTRA)
-    return flops <= _MAX_FLOPS and not isinstance(images, Encoded)  # decoded in each pass
+    decoded = (_PASSES + 2) * len(images) if isinstance(images, Encoded) else 0
+    return flops <= _MAX_FLOPS and decoded <= _MAX_DECODED
 
 
 def fit(images: Images, size: int) -> Linear:
