@@ -93,5 +93,5 @@ def test_eight_evaluations_at_once_of_a_run_in_training(data_dir, tmp_path):
     losses = np.array([row.val_loss for row in history.read(folder / "history.csv")])
     assert len(losses) > 8
     for i in range(8):
-        (row,) = json.loads((tmp_path / f"{i}.json").read_text())["rows"]
+        _, row = json.loads((tmp_path / f"{i}.json").read_text())["rows"]
         assert np.abs(losses - row["bce"][0]).min() < 1e-6 * row["bce"][0] + 1e-7
