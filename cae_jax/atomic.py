@@ -85,6 +85,12 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
+def is_inside(name: str) -> bool:
+    """Whether a name from a file of others leads to a file in the folder in which it is written."""
+    path = Path(name)
+    return bool(path.name) and not path.anchor and ".." not in path.parts and "\0" not in name
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically; raises like `replacing`."""
     with replacing(path) as temporary:

@@ -62,8 +62,8 @@ def output_names(file: Path, names: list[str]) -> list[str]:
     from cae_jax.data.images import SUFFIXES
 
     paths = [Path(name) for name in names]
-    for name, path in zip(names, paths, strict=True):
-        if path.anchor or ".." in path.parts or not path.name or "\0" in name:
+    for name in names:
+        if not atomic.is_inside(name):
             raise UserError(
                 f"{file} names an image {name!r}, which is no path within `out`; do not use a file "
                 "from elsewhere that does"

@@ -33,8 +33,8 @@ from cae_jax.training.step import make_keys
 _MAX_BYTES = 256 * 2**20  # of noisy images, of which more are computed part by part
 # Levels of a robustness curve, relative to the default level of the noise.
 _RELATIVE_LEVELS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-# Rows of tables and figures that are not runs.
 _LINEAR = "linear"  # the model of PCA
+# Rows of tables and figures that are not runs.
 _LABELS = ("clean", "noisy image", *baselines.DENOISERS)
 # Fields of a config that determine the images.
 DATA_FIELDS = (

@@ -15,11 +15,11 @@ import json
 import math
 import zlib
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
+from cae_jax import atomic
 from cae_jax.config import Shape
 from cae_jax.errors import UserError
 from cae_jax.models import coding
@@ -141,7 +141,7 @@ def parse(content: bytes, name: object) -> Compressed:
         )
         whole = version == VERSION and start == len(content) and inflate.eof
         whole = whole and quality in coding.STEPS and found.images == count <= _MOST_VALUES
-        if not whole or not all(n >= 0 and _is_inside(each) for each, n in found.sources):
+        if not whole or not all(n >= 0 and atomic.is_inside(each) for each, n in found.sources):
             raise ValueError
     # Of other content with right checksums: zlib's error, and what other JSON raises.
     except (ValueError, IndexError, TypeError, RecursionError, zlib.error) as error:
@@ -151,14 +151,6 @@ def parse(content: bytes, name: object) -> Compressed:
 
 def _changed(name: object) -> UserError:
     return UserError(f"{name} was cut or changed; restore it from a copy")
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a name leads to a file in the folder in which it is written."""
-    path = PurePosixPath(name)
-    return (
-        bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
-    )
 
 
 def _part(content: bytes) -> bytes:

@@ -42,8 +42,9 @@ def load(run: str | Path, *, best: bool = False, backend: str = "auto") -> Autoe
 def _load(run: Path, best: bool, backend: str) -> Autoencoder:
     config = read_config(run)
     chosen = choose(topology.from_config(config), backend, precision=config.precision)
-    shapes = nnx.to_pure_dict(nnx.state(autoencoders.abstract(config), nnx.Param))
-    if (params := pretrained.read_params(run, shapes)) is not None:
+    if pretrained.is_model(run):
+        shapes = nnx.to_pure_dict(nnx.state(autoencoders.abstract(config), nnx.Param))
+        params = pretrained.read_params(run, shapes)
         return Autoencoder(config, autoencoders.build_with(config, params), chosen)
     model = autoencoders.build(config, nnx.Rngs(0))
     with Checkpoints(checkpoint_folder(run), config) as checkpoints:

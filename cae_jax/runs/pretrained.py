@@ -48,8 +48,8 @@ def is_model(folder: Path) -> bool:
 
 def read_params(
     folder: Path, like: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, np.ndarray]] | None:
-    """Parameters of a model, by layer and name; None for the directory of a run.
+) -> dict[str, dict[str, np.ndarray]]:
+    """Parameters of a model, by layer and name.
 
     Args:
         folder: of the model.
@@ -58,8 +58,6 @@ def read_params(
     Raises:
         UserError: the file is damaged, or its parameters are not those of the network.
     """
-    if not is_model(folder):
-        return None
     from safetensors.numpy import load_file
 
     path = folder / WEIGHTS

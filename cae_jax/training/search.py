@@ -20,6 +20,7 @@ from cae_jax.models.inference import Autoencoder
 from cae_jax.ops import settings
 from cae_jax.ops.backend import MATMUL, limit_batch
 from cae_jax.training import metrics
+from cae_jax.training.loss import select_loss
 
 
 @settings.ours()
@@ -86,9 +87,8 @@ def _make_programs(
 
         def distortion(code_BxD: jax.Array) -> jax.Array:
             logits = model.decode(tables.step * code_BxD.reshape(-1, *shape), layers)
-            if config.loss == "bce":
-                return metrics.bce(logits, targets)
-            return metrics.mse(nnx.sigmoid(logits), targets)
+            losses = metrics.bce(logits, targets), metrics.mse(nnx.sigmoid(logits), targets)
+            return select_loss(losses, config.loss)
 
         def bits(values_B: jax.Array, channel: jax.Array) -> jax.Array:
             place_B = values_B.astype(jnp.int32) - low_C[channel]
