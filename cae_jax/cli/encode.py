@@ -7,7 +7,6 @@ Reads the images once, prepares nothing on disk, and holds a few at a time in me
 the file; cae-jax decode turns it into images.
 """
 
-import dataclasses
 from pathlib import Path
 
 import tyro
@@ -56,12 +55,14 @@ def run(flags: Flags) -> None:
     if outputs.real(out) == outputs.real(Path(flags.data)):
         raise UserError(f"`out` {out} is the file of the images; give another `out`")
     config = data.elsewhere(read_config(flags.run), flags.data, data_dir=flags.data_dir)
-    if flags.skip_unreadable:
-        config = dataclasses.replace(config, skip_unreadable=True)
     cache.use_compilation_cache()
     autoencoder = cae_jax.load(flags.run, best=flags.best, backend="matmul").of_pixels
     blocks = data.stream(
-        config, autoencoder.max_batch, data_dir=flags.data_dir, workers=flags.workers
+        config,
+        autoencoder.max_batch,
+        skip_unreadable=flags.skip_unreadable,
+        data_dir=flags.data_dir,
+        workers=flags.workers,
     )
     count = codes.write(out, autoencoder, blocks, flags.bits)
     size = out.stat().st_size

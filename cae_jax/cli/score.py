@@ -8,10 +8,9 @@ and raises an alarm where p is at most the rate.
 """
 
 import csv
-import dataclasses
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
@@ -76,9 +75,6 @@ def run(flags: Flags) -> None:
         if (rate := getattr(flags, name)) is not None and not 0 < rate < 1:
             raise UserError(f"`{name}` is {rate}; it takes a number between 0 and 1")
     config = data.elsewhere(read_config(flags.run), flags.data, data_dir=flags.where.data_dir)
-    config = dataclasses.replace(
-        config, skip_unreadable=flags.skip_unreadable or config.skip_unreadable
-    )
     cache.use_compilation_cache()
     autoencoder = cae_jax.load(flags.run, best=flags.best, backend="matmul").of_pixels
     if autoencoder.detector is None:
@@ -86,7 +82,8 @@ def run(flags: Flags) -> None:
     count = len(autoencoder.detector.code_M)
     detection.check_rate(flags.alarm_rate, count)
     names, found, worst = [], [], Worst(autoencoder)
-    where = {"data_dir": flags.where.data_dir, "workers": flags.where.workers}
+    where: Any = {"data_dir": flags.where.data_dir, "workers": flags.where.workers}
+    where["skip_unreadable"] = flags.skip_unreadable
     for some, images in data.stream(config, autoencoder.max_batch, **where):
         scores = autoencoder.score(images, flags.by)
         names += some

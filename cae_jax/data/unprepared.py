@@ -28,6 +28,7 @@ def stream(
     config: TrainConfig,
     length: int,
     *,
+    skip_unreadable: bool = False,
     data_dir: str | Path | None = None,
     workers: int | None = None,
 ) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -37,6 +38,7 @@ def stream(
         config: of a training, with the path of these images, see `cae_jax.data.elsewhere`. Its
             `pairs` are ignored: the images are inputs.
         length: number of images in a block.
+        skip_unreadable: leave out damaged images, also where the config does not.
         data_dir: where named data sets are downloaded, see `cae_jax.data.load_split`; not used for
             those that ship with the package.
         workers: number of processes that decode images. Default: the number of CPUs.
@@ -49,6 +51,8 @@ def stream(
         UserError: no images, an unreadable one, unless the config skips them, or images that are
             black because their white is 1.
     """
+    if skip_unreadable:
+        config = dataclasses.replace(config, skip_unreadable=True)
     names: list[str] = []
     images: list[np.ndarray] = []
     for name, image in _converted(config, data_dir, cores() if workers is None else workers):
