@@ -255,6 +255,7 @@ def command(data_dir, tmp_path, monkeypatch, capsys):
                 if name.endswith(".py"):
                     runpy.run_path(words[0], run_name="__main__")
                 elif "." in name:
+                    patch.delitem(sys.modules, name, raising=False)  # where a test imported it
                     runpy.run_module(name, run_name="__main__")
                 else:
                     cli.main(words)
