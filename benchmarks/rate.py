@@ -6,10 +6,12 @@
 Each run and quality is a point, with and without the search for better codes; the learned curve
 has the best ones. Sizes are
 means over the images: of the whole file, and without its header. For JPEG, JPEG 2000, WebP and AVIF
-an image is a file, whose header is all but the compressed data of the pixels; cae-jax writes a file
-of all images, and files of one image are listed apart. PCA is fitted to the training images; its
+an image is a file, whose header is all but the compressed data of the pixels; for fewer bytes than
+their lowest quality takes, images are written smaller and enlarged again. cae-jax writes a file of
+all images, and files of one image are listed apart. PCA is fitted to the training images; its
 coefficients, divided by a step and rounded, count as the information under their frequencies among
-the training images, without the bytes of these tables.
+the training images, without the bytes of these tables. BlurHash is a text; without headers its
+characters count as 6.4 bits, the information that they hold.
 """
 
 import dataclasses
@@ -26,10 +28,12 @@ from PIL import Image
 from scipy.interpolate import PchipInterpolator
 
 import cae_jax
+from benchmarks import placeholders
 from cae_jax import atomic, data, figures, markdown
 from cae_jax.cli import common
 from cae_jax.data.files import from_pixels
 from cae_jax.errors import UserError
+from cae_jax.evaluation import linear
 from cae_jax.evaluation.quality import evaluate_images
 from cae_jax.interop import cae
 from cae_jax.ops import cache
@@ -45,6 +49,7 @@ FORMATS: dict[str, tuple[str, str, Sequence[int]]] = {
     "WebP": ("WEBP", "quality", (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90)),
     "AVIF": ("AVIF", "quality", (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90)),
 }
+SCALES = (1, 2, 4)  # by which images are written smaller
 # Options with which files are small.
 BEST: dict[str, dict[str, Any]] = {
     "JPEG": {"optimize": True},
@@ -52,7 +57,21 @@ BEST: dict[str, dict[str, Any]] = {
     "WEBP": {"method": 6},
     "AVIF": {"speed": 0},
 }
-STEPS = (2.0, 1.5, 1.1, 0.8, 0.6, 0.45, 0.35, 0.25, 0.18)  # of PCA's coefficients, white being 1
+COMPONENTS = 512  # of PCA, at most; with the steps below, later ones are 0
+COUNTED = 20_000  # training images whose coefficients are counted
+STEPS = (
+    4.0,
+    3.0,
+    2.0,
+    1.5,
+    1.1,
+    0.8,
+    0.6,
+    0.45,
+    0.35,
+    0.25,
+    0.18,
+)  # of PCA's coefficients, white being 1
 SIZES = (10, 30, 60)  # bytes at which the curves are read
 SINGLES = 100  # images that are compressed to a file each
 
@@ -114,9 +133,10 @@ def main() -> None:
         cache.use_compilation_cache()
         config = cae_jax.load(flags.runs[0], backend="matmul").config
         train, images = images_of(config, flags)
-        points = [*learned(flags, images), *of_pca(train, images)]
-        for name, (form, option, values) in FORMATS.items():
-            points += of_format(name, form, option, values, images)
+        placeholders.blur_library()  # fails now, not after an hour, if it is missing
+        points = [*learned(flags, images), *of_pca(train, images), *of_placeholders(images)]
+        for (name, (form, option, values)), scale in itertools.product(FORMATS.items(), SCALES):
+            points += of_format(name, form, option, values, images, scale)
         report(points)
         common.write_json(flags.json, {"points": [point._asdict() for point in points]})
         if flags.figure:
@@ -165,31 +185,68 @@ def learned(flags: Flags, images: np.ndarray) -> Iterator[Point]:
 
 
 def of_format(
-    name: str, form: str, option: str, values: Sequence[int], images: np.ndarray
+    name: str, form: str, option: str, values: Sequence[int], images: np.ndarray, scale: int = 1
 ) -> Iterator[Point]:
-    """The points of a format of Pillow."""
-    bare = {"JPEG": jpeg_data, "JPEG2000": jpeg_2000_data, "WEBP": webp_data, "AVIF": avif_data}
-    for value in common.progress(values, name, "setting"):
-        sizes, outputs = [], np.empty_like(images)
-        for image, output in zip(images, outputs, strict=True):
-            content = io.BytesIO()
-            options = {option: [value] if form == "JPEG2000" else value, **BEST.get(form, {})}
-            if form == "AVIF" and image.shape[-1] == 1:
-                options["subsampling"] = "4:0:0"
-            from_pixels(image).save(content, form, **options)
-            sizes.append((content.tell(), bare[form](content.getvalue())))
-            with Image.open(content) as read:
-                mode = {1: "L", 3: "RGB", 4: "RGBA"}[image.shape[-1]]
-                output[:] = np.asarray(read.convert(mode)).reshape(image.shape)
-        yield measured(name, f"{option} {value}", _means(sizes), outputs / 255, images)
+    """The points of a format of Pillow, of images that are smaller by a scale."""
+    for value in common.progress(values, f"{name}, 1/{scale}", "setting"):
+        options = {option: [value] if form == "JPEG2000" else value, **BEST.get(form, {})}
+        if form == "AVIF" and images.shape[-1] == 1:
+            options["subsampling"] = "4:0:0"
+        files = [_written(image, form, options, scale) for image in images]
+        outputs = np.stack([_read(file, images.shape[1:]) for file in files])
+        sizes = [(len(file), BARE[form](file)) for file in files]
+        setting = f"{option} {value}" + f", 1/{scale} of the side" * (scale > 1)
+        yield measured(name, setting, _means(sizes), outputs / 255, images)
+
+
+def _written(image: np.ndarray, form: str, options: dict[str, Any], scale: int) -> bytes:
+    picture, content = from_pixels(image), io.BytesIO()
+    if scale > 1:
+        size = picture.width // scale, picture.height // scale
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    picture.save(content, form, **options)
+    return content.getvalue()
+
+
+def _read(file: bytes, shape: Sequence[int]) -> np.ndarray:
+    """Pixels of a shape ``[H, W, C]``."""
+    height, width, channels = shape
+    with Image.open(io.BytesIO(file)) as read:
+        picture = read.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(picture).reshape(shape)
+
+
+def of_placeholders(images: np.ndarray) -> Iterator[Point]:
+    """The points of BlurHash and ThumbHash, which take colors; gray images are all of one."""
+    _, height, width, channels = images.shape
+    if channels > 3:
+        return
+    colors = np.repeat(images, 3 // channels, -1)
+
+    def shown(outputs: np.ndarray) -> np.ndarray:
+        return (outputs if channels == 3 else outputs.mean(-1, keepdims=True)) / 255
+
+    for size in placeholders.BLUR_SIZES:
+        texts = placeholders.blur_hash(colors, size)
+        outputs = shown(placeholders.from_blur_hash(texts, height, width))
+        length, name = len(texts[0]), "{} x {} components".format(*size)
+        sizes = length, length * placeholders.BLUR_BITS / 8
+        yield measured("BlurHash", name, sizes, outputs, images)
+    if height == width <= placeholders.THUMB_SIDE:
+        hashes = placeholders.thumb_hash(colors)
+        outputs = shown(placeholders.from_thumb_hash(hashes, width))
+        yield measured("ThumbHash", "-", 2 * [len(hashes[0])], outputs, images)
 
 
 def of_pca(train: np.ndarray, images: np.ndarray) -> Iterator[Point]:
     """The points of PCA, whose components have one step and a table of frequencies each."""
-    x, y = (each.reshape(len(each), -1) / np.float32(255) for each in (train, images))
-    mean = x.mean(0)
-    _, basis = np.linalg.eigh(np.cov(x, rowvar=False))
-    known, found = (x - mean) @ basis, (y - mean) @ basis
+    fitted = linear.fit(train, COMPONENTS)
+    known, found = (
+        (each.reshape(len(each), -1) / np.float32(255) - fitted.mean_V) @ fitted.basis_VxK
+        for each in (train[:COUNTED], images)
+    )
     for step in STEPS:
         bits = np.zeros(len(images))
         coded, new = (np.rint(each / step).astype(int) for each in (known, found))
@@ -197,7 +254,9 @@ def of_pca(train: np.ndarray, images: np.ndarray) -> Iterator[Point]:
             low, high = min(a.min(), b.min()), max(a.max(), b.max())
             counts = np.bincount(a - low, minlength=high - low + 1) + 0.01
             bits += -np.log2(counts / counts.sum())[b - low]
-        outputs = np.clip(new * step @ basis.T + mean, 0, 1).reshape(images.shape)
+        outputs = np.clip(new * step @ fitted.basis_VxK.T + fitted.mean_V, 0, 1).reshape(
+            images.shape
+        )
         size = bits.mean() / 8
         yield measured(PCA, f"step {step:g}", (size, size), outputs.astype(np.float32), images)
 
@@ -238,6 +297,9 @@ def avif_data(content: bytes) -> int:
         assert kind
         start += 2 + content[start + 1]
     return len(content) - start - 2
+
+
+BARE = {"JPEG": jpeg_data, "JPEG2000": jpeg_2000_data, "WEBP": webp_data, "AVIF": avif_data}
 
 
 def methods(points: Sequence[Point]) -> list[str]:

@@ -47,6 +47,19 @@ def test_the_data_of_a_file_are_a_part_that_grows_with_the_image(name, test_imag
     assert large.psnr > 30
 
 
+def test_a_smaller_file_is_enlarged_again(test_images):
+    # A ramp, which smaller images show as well.
+    ramp = np.tile(np.arange(28, dtype=np.uint8) * 9, (1, 28, 1))[..., None]
+    whole, half = (
+        next(rate.of_format("AVIF", "AVIF", "quality", (90,), ramp, scale)) for scale in (1, 2)
+    )
+    assert half.setting == "quality 90, 1/2 of the side"
+    assert half.bare < whole.bare
+    assert half.psnr > 30
+    (busy,) = rate.of_format("AVIF", "AVIF", "quality", (90,), test_images[:1], 2)
+    assert busy.psnr < 30  # what was between the pixels is gone
+
+
 def test_the_data_of_a_jpeg_file_follow_its_only_scan():
     content = io.BytesIO()
     Image.new("L", (8, 8), 128).save(content, "JPEG")
@@ -68,6 +81,7 @@ def test_a_run_is_compared(shared_run, script, tmp_path):
     done = script("benchmarks.rate", run, *flags)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "rate.json").read_text())["points"]
-    names = [rate.ENCODER, rate.LEARNED, rate.SINGLE, rate.PCA, *rate.FORMATS]
+    names = [rate.ENCODER, rate.LEARNED, rate.SINGLE, rate.PCA, "BlurHash", "ThumbHash"]
+    names += rate.FORMATS
     assert list(dict.fromkeys(point["method"] for point in found)) == names
     assert (tmp_path / "rate.png").stat().st_size > 1000
