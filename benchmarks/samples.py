@@ -7,20 +7,21 @@
 - ``digits.npz``: 1,797 gray digits of 8 x 8 pixels with labels, training and test images.
 - ``faces.npz``: 200 gray patches of 25 x 25 pixels, half of them faces, with MedMNIST's names.
 - ``textures.npy``: gray patches of brick, grass and gravel in one array, without labels.
-- ``crops.npy``: with ``--crops N``, that many patches from random places of the photographs in one
-  array, to measure speed and memory with.
+- ``crops.npy``: with ``--crops N``, that many patches of the photographs in one array, from random
+  places, at random scales, half of them mirrored.
 
 They are for a first try and for tests, too small for a comparison of models.
 """
 
 import dataclasses
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cae_jax import atomic
 from cae_jax.cli import common
@@ -129,9 +130,9 @@ def textures(size: int = 28) -> np.ndarray:
 
 
 def crops(count: int, size: int) -> np.ndarray:
-    """Patches of random photographs at random places, uint8 ``[N, size, size, 3]``."""
+    """Patches of random photographs, places and scales, uint8 ``[N, size, size, 3]``."""
     photographs = [
-        read_sample(package, name, "RGB")
+        Image.fromarray(read_sample(package, name, "RGB"))
         for package, names in PHOTOGRAPHS.items()
         for name in names
     ]
@@ -139,8 +140,14 @@ def crops(count: int, size: int) -> np.ndarray:
     patches = np.empty((count, size, size, 3), np.uint8)
     for patch in patches:
         photograph = photographs[random.integers(len(photographs))]
-        row, column = (random.integers(side - size + 1) for side in photograph.shape[:2])
-        patch[:] = photograph[row : row + size, column : column + size]
+        # As if the shortest side of the photograph had between `SMALLEST` and all of its pixels.
+        longest = max(1.0, min(photograph.size) / SMALLEST)
+        side = size * math.exp(random.uniform(0, math.log(longest)))
+        left, top = (random.uniform(0, length - side) for length in photograph.size)
+        part = photograph.resize(
+            (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+        )
+        patch[:] = part if random.random() < 0.5 else ImageOps.mirror(part)
     return patches
 
 
