@@ -235,8 +235,10 @@ def _add_reconstruction(page: Page, plan: Plan, clean: Entries, data: Data) -> N
     networks = [clean[name] for name in plan.reconstruction]
     sizes = sorted({entry.code for entry in networks if entry.code is not None})
     inputs = comparison.noisy_images(data.test, "none")
-    train = data.train[: next(iter(plan.reconstruction.values())).train_examples]
-    entries = [*networks, *comparison.linear_entries(train, sizes, data.test, inputs)]
+    config = next(iter(plan.reconstruction.values()))
+    fitted = comparison.fit_linear(data.train, config, sizes[-1], always=True)
+    assert fitted is not None
+    entries = [*networks, *comparison.linear_entries(fitted, sizes, data.test, inputs)]
     page.add(
         "## Reconstruction",
         "Networks trained without noise, on clean test images, and the principal components of the "

@@ -111,18 +111,19 @@ def linear_entries(
     flags: Flags, config: TrainConfig, trained: list["comparison.Trained"], *tested: "Images"
 ) -> list["comparison.Entry"]:
     """Principal components of the training images, if these are there and it takes no minutes."""
-    from cae_jax.evaluation import comparison, linear
+    from cae_jax.evaluation import comparison
 
     sizes = comparison.code_sizes(each.autoencoders[0] for each in trained)
     try:
-        train = load(flags, config, "train")[: config.train_examples]
+        train = load(flags, config, "train")
     except UserError as error:  # which nothing else needs for images of `other`
         logger.warning("Without PCA, which needs the training images: %s", error)
         return []
-    if not (flags.baselines or linear.is_cheap(train, sizes[-1])):
+    fitted = comparison.fit_linear(train, config, sizes[-1], always=flags.baselines is not None)
+    if fitted is None:
         logger.warning("Without PCA, which takes minutes here; `baselines` adds it")
         return []
-    return comparison.linear_entries(comparison.clean(train, config), sizes, *tested)
+    return comparison.linear_entries(fitted, sizes, *tested)
 
 
 def test_images(flags: Flags, configs: list[TrainConfig]) -> tuple[TrainConfig, "Images", str]:

@@ -244,17 +244,33 @@ def code_sizes(autoencoders: Iterable[Autoencoder]) -> list[int]:
     return sorted({math.prod(each.code_shape) for each in autoencoders})
 
 
+def fit_linear(
+    stored: Images, config: TrainConfig, size: int, always: bool = False
+) -> linear.Linear | None:
+    """Principal components of the images of a training; None where they would take minutes.
+
+    Args:
+        stored: training images, or pairs, of which a training with `config` takes the first.
+        config: of the training.
+        size: values of the largest code.
+        always: fit them though it takes minutes.
+    """
+    train = stored[: config.train_examples]
+    if not (always or linear.is_cheap(train, size)):
+        return None
+    return linear.fit(clean(train, config), size)
+
+
 def linear_entries(
-    train: Images, sizes: Sequence[int], images: Images, inputs: Images
+    whole: linear.Linear, sizes: Sequence[int], images: Images, inputs: Images
 ) -> list[Entry]:
     """Evaluates principal components, an entry for each size of the code.
 
     Args:
-        train: training images, uint8 ``[N, H, W, C]``.
+        whole: components for the largest one.
         sizes: as of `code_sizes`.
         images, inputs: see `trained_entry`.
     """
-    whole = linear.fit(train, max(sizes))
     fitted = [whole.first(size) for size in sizes]
     outputs = [Lazy(inputs.shape, lambda part, x=x: x.reconstruct(inputs[part])) for x in fitted]
     return [

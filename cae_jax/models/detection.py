@@ -125,8 +125,6 @@ def check_rate(rate: float, calibration: int) -> None:
     Raises:
         UserError: it names how many calibration images the rate needs.
     """
-    if not 0 < rate < 1:
-        raise UserError(f"`alarm_rate` is {rate}; it takes a number between 0 and 1")
     if rate * (calibration + 1) < 1 - 1e-9:
         raise UserError(
             f"`alarm_rate` is {rate:g}, which needs {math.ceil(1 / rate - 1e-9) - 1:,} test "

@@ -172,10 +172,8 @@ def _fitted(
     run: Path, config: TrainConfig, autoencoders: Sequence[Autoencoder], **where: Any
 ) -> linear.Linear | None:
     """Principal components for all codes; None if fitting them takes minutes."""
-    train = environment.load_split(run, config, "train", **where)[0][: config.train_examples]
-    size = comparison.code_sizes(autoencoders)[-1]
-    cheap = linear.is_cheap(train, size)
-    return linear.fit(comparison.clean(train, config), size) if cheap else None
+    train = environment.load_split(run, config, "train", **where)[0]
+    return comparison.fit_linear(train, config, comparison.code_sizes(autoencoders)[-1])
 
 
 def _linear(

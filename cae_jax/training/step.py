@@ -168,12 +168,11 @@ def _make_gradient(
         weights_B = (batch_B < images_NxHxWxC.shape[0]).astype(jnp.float32)
         images_BxHxWxC = images_NxHxWxC.at[batch_B].get(mode="clip")
         inputs_BxHxWxC = targets_BxHxWxC = targets(corrupt, images_BxHxWxC)
+        key = reduce(jax.random.fold_in, numbers, noise_key)
         if corrupt is not None:
-            key = reduce(jax.random.fold_in, numbers, noise_key)
             inputs_BxHxWxC = corrupt(key, scale(images_BxHxWxC))
         arguments = [params, inputs_BxHxWxC, targets_BxHxWxC, weights_B]
         if rate:
-            key = reduce(jax.random.fold_in, numbers, noise_key)
             arguments.append(jax.random.fold_in(key, _CODE))  # not the key of the images' noise
         loss, grads = value_and_grad(*arguments)
         return loss, ravel_pytree(grads)[0]
