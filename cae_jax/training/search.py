@@ -8,12 +8,15 @@ number of the code by one and keeps what lowers the cost. Whoever decompresses n
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cae_jax.config import TrainConfig
 from cae_jax.models.autoencoders import Model, scale
 from cae_jax.models.coding import Tables
 from cae_jax.models.inference import Autoencoder
@@ -48,71 +51,91 @@ def search(
     """
     # Of one size, which is compiled once; where images are few, of theirs.
     size = min(limit_batch(MATMUL, images.shape[1:]).max_batch, max(1, len(images)))
-    latents, sweep = _make_programs(autoencoder, tables)
+    network = nnx.graphdef(autoencoder.model), autoencoder.config
+    params, prices = autoencoder.params, _prices(tables)
     sweeps = sweeps if autoencoder.config.noise == "none" else 0
     found = [np.zeros((0, *autoencoder.code_shape), np.int32)]
     for start in progress(range(0, len(images), size)):
         batch = images[start : start + size]
         wide = [(0, size - len(batch))] + [(0, 0)] * (images.ndim - 1)
         padded = jnp.asarray(np.pad(batch, wide))
-        code = jnp.round(latents(autoencoder.params, padded) / tables.step)
+        code = jnp.round(_latents(*network, params, padded) / tables.step)
         for _ in range(sweeps):
-            code = sweep(autoencoder.params, padded, code)
+            code = _sweep(*network, params, prices, padded, code)
         found.append(np.asarray(code)[: len(batch)].astype(np.int32))
     return np.concatenate(found)
 
 
-def _make_programs(
-    autoencoder: Autoencoder, tables: Tables
-) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
-    """``latents(params, images_BxHxWxC)``, and ``sweep(params, images_BxHxWxC, code)``.
+class _Prices(NamedTuple):
+    """What numbers cost, in bits: see `Tables`."""
 
-    The second one returns a code that costs no more.
-    """
-    graphdef = nnx.graphdef(autoencoder.model)
-    config, shape = autoencoder.config, autoencoder.code_shape
-    layers = MATMUL.with_precision(config.precision).layers
-    weight = config.rate * tables.step**2 / math.prod(autoencoder.topology.image_shape)
-    costs_CxN, others_C = map(jnp.asarray, tables.bits())
-    low_C, length = jnp.asarray(tables.low_C), costs_CxN.shape[1]
+    step: jax.Array
+    low_C: jax.Array
+    costs_CxN: jax.Array
+    others_C: jax.Array
 
-    @jax.jit
-    def latents(params: nnx.State, images: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, params).latents(images, layers)
+    def of(self, values_B: jax.Array, channel: jax.Array) -> jax.Array:
+        """The bits of whole numbers in a channel: ``[B]``."""
+        length = self.costs_CxN.shape[1]
+        place_B = values_B.astype(jnp.int32) - self.low_C[channel]
+        inside_B = (place_B >= 0) & (place_B < length)
+        there_B = self.costs_CxN[channel, jnp.clip(place_B, 0, length - 1)]
+        return jnp.where(inside_B, there_B, self.others_C[channel])
 
-    @jax.jit
-    def sweep(params: nnx.State, images: jax.Array, code: jax.Array) -> jax.Array:
-        targets = scale(images)
-        model: Model = nnx.merge(graphdef, params)
 
-        def distortion(code_BxD: jax.Array) -> jax.Array:
-            logits = model.decode(tables.step * code_BxD.reshape(-1, *shape), layers)
-            losses = metrics.bce(logits, targets), metrics.mse(nnx.sigmoid(logits), targets)
-            return select_loss(losses, config.loss)
+def _prices(tables: Tables) -> _Prices:
+    """Those of some tables, padded to a power of two: a few programs serve all qualities."""
+    costs_CxN, others_C = tables.bits()
+    count = costs_CxN.shape[1]
+    padding = np.tile(others_C[:, None], (1, (1 << (count - 1).bit_length()) - count))
+    arrays = np.float32(tables.step), tables.low_C, np.hstack([costs_CxN, padding]), others_C
+    return _Prices(*map(jnp.asarray, arrays))
 
-        def bits(values_B: jax.Array, channel: jax.Array) -> jax.Array:
-            place_B = values_B.astype(jnp.int32) - low_C[channel]
-            inside_B = (place_B >= 0) & (place_B < length)
-            there_B = costs_CxN[channel, jnp.clip(place_B, 0, length - 1)]
-            return weight * jnp.where(inside_B, there_B, others_C[channel])
 
-        def visit(best: tuple[jax.Array, jax.Array], d: jax.Array):
-            for change in (-1, 1):
-                code_BxD, cost_B = best
-                tried_BxD = code_BxD.at[:, d].add(change)
-                channel = d % shape[-1]
-                spent_B = bits(tried_BxD[:, d], channel) - bits(code_BxD[:, d], channel)
-                lost_B = distortion(tried_BxD)
-                better_B = lost_B + spent_B < cost_B
-                best = (
-                    jnp.where(better_B[:, None], tried_BxD, code_BxD),
-                    jnp.where(better_B, lost_B, cost_B),
-                )
-            return best, None
+def _layers(config: TrainConfig) -> Any:
+    return MATMUL.with_precision(config.precision).layers
 
-        code_BxD = code.reshape(len(code), -1)
-        best = code_BxD, distortion(code_BxD)
-        (code_BxD, _), _ = jax.lax.scan(visit, best, jnp.arange(code_BxD.shape[1]))
-        return code_BxD.reshape(code.shape)
 
-    return latents, sweep
+@partial(jax.jit, static_argnums=(0, 1))
+def _latents(
+    graphdef: nnx.GraphDef, config: TrainConfig, params: nnx.State, images: jax.Array
+) -> jax.Array:
+    return nnx.merge(graphdef, params).latents(images, _layers(config))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sweep(
+    graphdef: nnx.GraphDef,
+    config: TrainConfig,
+    params: nnx.State,
+    prices: _Prices,
+    images_BxHxWxC: jax.Array,
+    code: jax.Array,
+) -> jax.Array:
+    """A code that costs no more."""
+    targets, shape = scale(images_BxHxWxC), code.shape
+    model: Model = nnx.merge(graphdef, params)
+    weight = config.rate * prices.step**2 / math.prod(targets.shape[1:])
+
+    def distortion(code_BxD: jax.Array) -> jax.Array:
+        logits = model.decode(prices.step * code_BxD.reshape(shape), _layers(config))
+        losses = metrics.bce(logits, targets), metrics.mse(nnx.sigmoid(logits), targets)
+        return select_loss(losses, config.loss)
+
+    def visit(best: tuple[jax.Array, jax.Array], d: jax.Array):
+        for change in (-1, 1):
+            code_BxD, cost_B = best
+            tried_BxD, channel = code_BxD.at[:, d].add(change), d % shape[-1]
+            spent_B = prices.of(tried_BxD[:, d], channel) - prices.of(code_BxD[:, d], channel)
+            lost_B = distortion(tried_BxD)
+            better_B = lost_B + weight * spent_B < cost_B
+            best = (
+                jnp.where(better_B[:, None], tried_BxD, code_BxD),
+                jnp.where(better_B, lost_B, cost_B),
+            )
+        return best, None
+
+    code_BxD = code.reshape(len(code), -1)
+    best = code_BxD, distortion(code_BxD)
+    (code_BxD, _), _ = jax.lax.scan(visit, best, jnp.arange(code_BxD.shape[1]))
+    return code_BxD.reshape(shape)
