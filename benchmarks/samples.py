@@ -8,7 +8,7 @@
 - ``faces.npz``: 200 gray patches of 25 x 25 pixels, half of them faces, with MedMNIST's names.
 - ``textures.npy``: gray patches of brick, grass and gravel in one array, without labels.
 - ``crops.npy``: with ``--crops N``, that many patches of the photographs in one array, from random
-  places, at random scales, half of them mirrored.
+  places, at random scales, half of them mirrored, with other colors.
 
 They are for a first try and for tests, too small for a comparison of models.
 """
@@ -130,7 +130,7 @@ def textures(size: int = 28) -> np.ndarray:
 
 
 def crops(count: int, size: int) -> np.ndarray:
-    """Patches of random photographs, places and scales, uint8 ``[N, size, size, 3]``."""
+    """Patches of random photographs, places, scales and colors, uint8 ``[N, size, size, 3]``."""
     photographs = [
         Image.fromarray(read_sample(package, name, "RGB"))
         for package, names in PHOTOGRAPHS.items()
@@ -147,7 +147,10 @@ def crops(count: int, size: int) -> np.ndarray:
         part = photograph.resize(
             (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
         )
-        patch[:] = part if random.random() < 0.5 else ImageOps.mirror(part)
+        pixels = np.asarray(part if random.random() < 0.5 else ImageOps.mirror(part))
+        # Ten photographs have few colors.
+        powers = np.exp(random.normal(0, 0.4, 3))
+        patch[:] = np.rint(255 * (pixels[..., random.permutation(3)] / 255) ** powers)
     return patches
 
 

@@ -1,0 +1,20 @@
+"""Compresses patches of photographs, 64 x 64 pixels in color.
+
+    python -m benchmarks.samples samples --crops 60000
+    cae-jax train --config compress_64
+    cae-jax compress runs/compress_64 patches.npy --out patches.cae
+"""
+
+from cae_jax.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        data="samples/crops.npy",
+        features=(16, 32, 64, 32),
+        loss="mse",
+        rate=0.02,
+        batch_size=32,
+        epochs=20,
+        learning_rate=5e-3,
+    )
