@@ -58,7 +58,7 @@ BEST: dict[str, dict[str, Any]] = {
     "AVIF": {"speed": 0},
 }
 COMPONENTS = 512  # of PCA, at most; with the steps below, later ones are 0
-COUNTED = 20_000  # training images whose coefficients are counted
+COUNTED = 20_000  # training images to which it is fitted
 STEPS = (
     4.0,
     3.0,
@@ -72,7 +72,7 @@ STEPS = (
     0.25,
     0.18,
 )  # of PCA's coefficients, white being 1
-SIZES = (10, 30, 60)  # bytes at which the curves are read
+SIZES = (10, 25, 30, 60, 100)  # bytes at which the curves are read
 SINGLES = 100  # images that are compressed to a file each
 
 
@@ -92,6 +92,9 @@ class Flags:
     effort: int = 2
     """Sweeps of the search for better codes."""
 
+    other: Annotated[str | None, tyro.conf.arg(name="data")] = None
+    """Compress the images there in place of the test images."""
+
     qualities: tuple[int, ...] = (5,)
     """At which each run compresses, from 1 to 7."""
 
@@ -101,7 +104,7 @@ class Flags:
     figure: Path | None = None
     """Draw the curves to this PNG file."""
 
-    data: common.Data = dataclasses.field(default_factory=common.DataFlags)
+    where: common.Data = dataclasses.field(default_factory=common.DataFlags)
 
 
 class Point(NamedTuple):
@@ -155,12 +158,15 @@ def main() -> None:
 
 def images_of(config: cae_jax.TrainConfig, flags: Flags) -> tuple[np.ndarray, np.ndarray]:
     """Training images, and those to compress, uint8 ``[N, H, W, C]``."""
-    where = vars(flags.data)
+    where = vars(flags.where)
     whole = dataclasses.replace(config, train_examples=None, test_examples=None)
     train = np.asarray(data.load_split(whole, "train", **where)[0])
     if flags.validation:
         seen = config.train_examples or len(train)
         return train[:seen], train[seen:][-flags.images :]
+    if flags.other is not None:
+        other = data.elsewhere(whole, flags.other, data_dir=flags.where.data_dir)
+        return train, np.concatenate(data.load_unseen(other, **where))[: flags.images]
     return train, np.asarray(data.load_split(whole, "test", **where)[0][: flags.images])
 
 
@@ -242,7 +248,7 @@ def of_placeholders(images: np.ndarray) -> Iterator[Point]:
 
 def of_pca(train: np.ndarray, images: np.ndarray) -> Iterator[Point]:
     """The points of PCA, whose components have one step and a table of frequencies each."""
-    fitted = linear.fit(train, COMPONENTS)
+    fitted = linear.fit(train[:COUNTED], COMPONENTS)
     known, found = (
         (each.reshape(len(each), -1) / np.float32(255) - fitted.mean_V) @ fitted.basis_VxK
         for each in (train[:COUNTED], images)

@@ -8,7 +8,7 @@
 - ``faces.npz``: 200 gray patches of 25 x 25 pixels, half of them faces, with MedMNIST's names.
 - ``textures.npy``: gray patches of brick, grass and gravel in one array, without labels.
 - ``crops.npy``: with ``--crops N``, that many patches of the photographs in one array, from random
-  places, at random scales, half of them mirrored, with other colors.
+  places, at random scales, half of them mirrored.
 
 They are for a first try and for tests, too small for a comparison of models.
 """
@@ -37,6 +37,7 @@ PHOTOGRAPHS = {
 }
 TEXTURES = ("brick.png", "grass.png", "gravel.png")
 SMALLEST = 300  # pixels of the shortest side of a photograph
+LARGEST = 1200  # to which larger ones of others are reduced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,12 @@ class Flags:
 
     crops: int = 0
     """Patches from random places of the photographs in crops.npy; 0 writes no such file."""
+
+    recolor: bool = False
+    """Change the colors of these patches at random: ten photographs have few."""
+
+    photographs: Path | None = None
+    """A folder of other photographs to cut these patches from, JPEG files."""
 
 
 def main() -> None:
@@ -76,7 +83,9 @@ def main() -> None:
             write_faces(flags.folder / "faces.npz")
             np.save(flags.folder / "textures.npy", textures())
             if flags.crops:
-                np.save(flags.folder / "crops.npy", crops(flags.crops, flags.size))
+                found = others(flags.photographs) if flags.photographs else None
+                patches = crops(flags.crops, flags.size, found, flags.recolor)
+                np.save(flags.folder / "crops.npy", patches)
         names = ["digits.npz", "faces.npz", "textures.npy", *["crops.npy"] * bool(flags.crops)]
         print(f"{flags.folder}: photographs ({count} patches), {', '.join(names)}")
 
@@ -129,13 +138,43 @@ def textures(size: int = 28) -> np.ndarray:
     return np.random.default_rng(0).permutation(np.stack(patches))
 
 
-def crops(count: int, size: int) -> np.ndarray:
-    """Patches of random photographs, places, scales and colors, uint8 ``[N, size, size, 3]``."""
-    photographs = [
+def packaged() -> list[Image.Image]:
+    """The photographs that the packages carry."""
+    return [
         Image.fromarray(read_sample(package, name, "RGB"))
         for package, names in PHOTOGRAPHS.items()
         for name in names
     ]
+
+
+def others(folder: Path) -> list[Image.Image]:
+    """The photographs in a folder, smaller where they are large.
+
+    Raises:
+        UserError: there are none, or one is smaller than all patches take.
+    """
+    found = []
+    for path in sorted(folder.glob("*.[jJ][pP]*[gG]")):
+        with Image.open(path) as image:
+            short = min(image.size)
+            if short < SMALLEST:
+                raise UserError(f"{path} has a side of {short} pixels; it takes {SMALLEST}")
+            scale = min(1.0, LARGEST / short)
+            size = round(image.width * scale), round(image.height * scale)
+            found.append(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+    if not found:
+        raise UserError(f"no JPEG files in `photographs` {folder}")
+    return found
+
+
+def crops(
+    count: int,
+    size: int,
+    photographs: list[Image.Image] | None = None,
+    recolor: bool = False,
+) -> np.ndarray:
+    """Patches of random photographs, places and scales, uint8 ``[N, size, size, 3]``."""
+    photographs = packaged() if photographs is None else photographs
     random = np.random.default_rng(0)
     patches = np.empty((count, size, size, 3), np.uint8)
     for patch in patches:
@@ -148,9 +187,10 @@ def crops(count: int, size: int) -> np.ndarray:
             (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
         )
         pixels = np.asarray(part if random.random() < 0.5 else ImageOps.mirror(part))
-        # Ten photographs have few colors.
-        powers = np.exp(random.normal(0, 0.4, 3))
-        patch[:] = np.rint(255 * (pixels[..., random.permutation(3)] / 255) ** powers)
+        if recolor:
+            powers = np.exp(random.normal(0, 0.4, 3))
+            pixels = np.rint(255 * (pixels[..., random.permutation(3)] / 255) ** powers)
+        patch[:] = pixels
     return patches
 
 

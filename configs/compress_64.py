@@ -1,8 +1,8 @@
 """Compresses patches of photographs, 64 x 64 pixels in color.
 
-    python -m benchmarks.samples samples --crops 60000
-    cae-jax train --config compress_64
-    cae-jax compress runs/compress_64 patches.npy --out patches.cae
+python -m benchmarks.samples samples --crops 60000 --recolor
+cae-jax train --config compress_64
+cae-jax compress runs/compress_64 patches.npy --out patches.cae
 """
 
 from cae_jax.config import TrainConfig

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import samples
+from cae_jax.errors import UserError
 
 
 def test_the_sets(tmp_path, monkeypatch, capsys):
@@ -35,7 +36,27 @@ def test_the_sets(tmp_path, monkeypatch, capsys):
     crops = np.load(folder / "crops.npy")
     assert (crops.shape, crops.dtype) == ((5, 64, 64, 3), np.uint8)
     assert len(np.unique(crops, axis=0)) == 5
+    recolored = samples.crops(5, 64, recolor=True)
+    assert len(np.unique(np.concatenate([crops, recolored]), axis=0)) == 10
     capsys.readouterr()
     with pytest.raises(SystemExit):
         samples.main()
     assert "exists; give a new one" in capsys.readouterr().err
+
+
+def test_patches_of_other_photographs(tmp_path):
+    ramp = np.tile(np.linspace(0, 255, 2400).astype(np.uint8), (1300, 1))
+    Image.fromarray(ramp).save(tmp_path / "ramp.JPG")
+    (photograph,) = samples.others(tmp_path)
+    assert (photograph.size, photograph.mode) == ((2215, 1200), "RGB")  # 1300 to 1200 rows
+    patches = samples.crops(20, 64, [photograph])
+    # A patch has between 64 and 256 columns of 2215, which have 0 to 255.
+    ranges = np.ptp(patches.astype(int), axis=(1, 2, 3))
+    assert 6 < ranges.min() < 15
+    assert 20 < ranges.max() < 32
+    assert {bool(x[0, 0, 0] < x[0, -1, 0]) for x in patches} == {False, True}  # mirrored
+    Image.fromarray(ramp[:200]).save(tmp_path / "small.jpg")
+    with pytest.raises(UserError, match=r"small\.jpg has a side of 200 pixels; it takes 300"):
+        samples.others(tmp_path)
+    with pytest.raises(UserError, match="no JPEG files"):
+        samples.others(tmp_path / "empty")
