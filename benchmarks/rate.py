@@ -4,14 +4,13 @@
     python -m benchmarks.rate runs/compress_28 --qualities 2 3 4 5 --validation --figure rate.png
 
 Each run and quality is a point, with and without the search for better codes; the learned curve
-has the best ones. Sizes are
-means over the images: of the whole file, and without its header. For JPEG, JPEG 2000, WebP and AVIF
-an image is a file, whose header is all but the compressed data of the pixels; for fewer bytes than
-their lowest quality takes, images are written smaller and enlarged again. cae-jax writes a file of
-all images, and files of one image are listed apart. PCA is fitted to the training images; its
-coefficients, divided by a step and rounded, count as the information under their frequencies among
-the training images, without the bytes of these tables. BlurHash is a text; without headers its
-characters count as 6.4 bits, the information that they hold.
+has the best ones. Sizes are means over the images: of the whole file, and without its header. For
+JPEG, JPEG 2000, WebP and AVIF an image is a file, whose header is all but the compressed data of
+the pixels; for fewer bytes than their lowest quality takes, images are written smaller and enlarged
+again. cae-jax writes a file of all images, and files of one image are listed apart. PCA is fitted
+to the training images; its coefficients, divided by a step and rounded, count as the information
+under their frequencies among the training images, without the bytes of these tables. BlurHash is a
+text; without headers its characters count as 6.4 bits, the information that they hold.
 """
 
 import dataclasses
@@ -59,19 +58,8 @@ BEST: dict[str, dict[str, Any]] = {
 }
 COMPONENTS = 512  # of PCA, at most; with the steps below, later ones are 0
 COUNTED = 20_000  # training images to which it is fitted
-STEPS = (
-    4.0,
-    3.0,
-    2.0,
-    1.5,
-    1.1,
-    0.8,
-    0.6,
-    0.45,
-    0.35,
-    0.25,
-    0.18,
-)  # of PCA's coefficients, white being 1
+# Of PCA's coefficients, white being 1.
+STEPS = (4.0, 3.0, 2.0, 1.5, 1.1, 0.8, 0.6, 0.45, 0.35, 0.25, 0.18)
 SIZES = (10, 25, 30, 60, 100)  # bytes at which the curves are read
 SINGLES = 100  # images that are compressed to a file each
 
