@@ -3,14 +3,15 @@
     python -m benchmarks.rate runs/compress_28 runs/compress_28_60 --images 1000
     python -m benchmarks.rate runs/compress_28 --qualities 2 3 4 5 --validation --figure rate.png
 
-Each run and quality is a point, with and without the search for better codes; the learned curve
-has the best ones. Sizes are means over the images: of the whole file, and without its header. For
-JPEG, JPEG 2000, WebP and AVIF an image is a file, whose header is all but the compressed data of
-the pixels; for fewer bytes than their lowest quality takes, images are written smaller and enlarged
-again. cae-jax writes a file of all images, and files of one image are listed apart. PCA is fitted
-to the training images; its coefficients, divided by a step and rounded, count as the information
-under their frequencies among the training images, without the bytes of these tables. BlurHash is a
-text; without headers its characters count as 6.4 bits, the information that they hold.
+Each run and quality is a point, with and without the search for better codes; the learned curve has
+the best ones. Sizes are means over the images: of the whole file, and without its header. For JPEG,
+JPEG 2000, WebP and AVIF an image is a file, whose header is all but the compressed data of the
+pixels; for fewer bytes than their lowest quality takes, images are also written with a half or a
+quarter of the side and enlarged again. cae-jax writes a file of all images, and files of one image
+are listed apart. PCA is fitted to the training images; its coefficients, divided by a step and
+rounded, count as the information under their frequencies among the training images, without the
+bytes of these tables. BlurHash is a text; without headers its characters count as 6.4 bits, the
+information that they hold.
 """
 
 import dataclasses
@@ -92,6 +93,9 @@ class Flags:
     figure: Path | None = None
     """Draw the curves to this PNG file."""
 
+    lines: tuple[str, ...] = ()
+    """Curves to draw, by name; default: those of images at their size."""
+
     where: common.Data = dataclasses.field(default_factory=common.DataFlags)
 
 
@@ -131,10 +135,8 @@ def main() -> None:
         report(points)
         common.write_json(flags.json, {"points": [point._asdict() for point in points]})
         if flags.figure:
-            lines = {
-                name: sorted((p.bare, p.psnr) for p in curve(points, name))
-                for name in methods(points)
-            }
+            names = flags.lines or [name for name in methods(points) if ", 1/" not in name]
+            lines = {name: sorted((p.bare, p.psnr) for p in curve(points, name)) for name in names}
             figures.save_lines(
                 flags.figure,
                 lines,
@@ -189,8 +191,8 @@ def of_format(
         files = [_written(image, form, options, scale) for image in images]
         outputs = np.stack([_read(file, images.shape[1:]) for file in files])
         sizes = [(len(file), BARE[form](file)) for file in files]
-        setting = f"{option} {value}" + f", 1/{scale} of the side" * (scale > 1)
-        yield measured(name, setting, _means(sizes), outputs / 255, images)
+        method = f"{name}, 1/{scale}" if scale > 1 else name
+        yield measured(method, f"{option} {value}", _means(sizes), outputs / 255, images)
 
 
 def _written(image: np.ndarray, form: str, options: dict[str, Any], scale: int) -> bytes:

@@ -53,7 +53,7 @@ def test_a_smaller_file_is_enlarged_again(test_images):
     whole, half = (
         next(rate.of_format("AVIF", "AVIF", "quality", (90,), ramp, scale)) for scale in (1, 2)
     )
-    assert half.setting == "quality 90, 1/2 of the side"
+    assert (whole.method, half.method) == ("AVIF", "AVIF, 1/2")
     assert half.bare < whole.bare
     assert half.psnr > 30
     (busy,) = rate.of_format("AVIF", "AVIF", "quality", (90,), test_images[:1], 2)
@@ -82,6 +82,6 @@ def test_a_run_is_compared(shared_run, script, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "rate.json").read_text())["points"]
     names = [rate.ENCODER, rate.LEARNED, rate.SINGLE, rate.PCA, "BlurHash", "ThumbHash"]
-    names += rate.FORMATS
+    names += [name + scale for name in rate.FORMATS for scale in ("", ", 1/2", ", 1/4")]
     assert list(dict.fromkeys(point["method"] for point in found)) == names
     assert (tmp_path / "rate.png").stat().st_size > 1000
