@@ -119,7 +119,7 @@ class TrainConfig:
     """Of several frames or pages: first or all."""
 
     max_pixels: int = MAX_PIXELS
-    """Refuse files that claim more pixels than their bytes support."""
+    """Most pixels of a file of few bytes."""
 
     split: float = 0.9
     """Share for training if there is no test set."""
