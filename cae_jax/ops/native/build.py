@@ -95,7 +95,10 @@ def _compiler() -> list[str]:
     for name in ("c++", "g++", "clang++"):
         if path := shutil.which(name):
             return [path]
-    raise UnavailableError("no C++ compiler is found (c++, g++, clang++ or CXX)")
+    raise UnavailableError(
+        "no C++ compiler is found (c++, g++, clang++ or CXX), with which training is about 6 times "
+        "as fast"
+    )
 
 
 def _version(compiler: list[str]) -> str:
