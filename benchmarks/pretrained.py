@@ -35,8 +35,8 @@ CLOTHES = (
     "(c) 2017 Zalando SE, MIT",
 )
 PATCHES = (
-    "nine in ten of the patches that `python -m benchmarks.samples samples --crops 60000 "
-    "--recolor` cuts from ten photographs; the others, of the same ones, are the test images",
+    "nine in ten of the patches of ten photographs that `python -m benchmarks.samples samples "
+    "--crops 60000 --recolor` cuts; the others, of the same photographs, are the test images",
     "patches of photographs, 64 x 64 pixels in color",
     "photographs that scikit-image and scikit-learn carry, whose pages name the sources and "
     "licences; china.jpg and flower.jpg are CC BY 2.0, by danielbuechele and vultilion on Flickr",

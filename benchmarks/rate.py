@@ -94,7 +94,7 @@ class Flags:
     """Draw the curves to this PNG file."""
 
     lines: tuple[str, ...] = ()
-    """Curves to draw, by name; default: those of images at their size."""
+    """Curves to draw, by name; default: those of all images at their size."""
 
     where: common.Data = dataclasses.field(default_factory=common.DataFlags)
 
@@ -135,15 +135,15 @@ def main() -> None:
         report(points)
         common.write_json(flags.json, {"points": [point._asdict() for point in points]})
         if flags.figure:
-            names = flags.lines or [name for name in methods(points) if ", 1/" not in name]
-            lines = {name: sorted((p.bare, p.psnr) for p in curve(points, name)) for name in names}
-            figures.save_lines(
-                flags.figure,
-                lines,
-                log_x=True,
-                y_label="PSNR (dB)",
-                x_label="bytes of an image, without headers",
-            )
+            draw(flags.figure, points, flags.lines)
+
+
+def draw(path: Path, points: Sequence[Point], names: Sequence[str]) -> None:
+    """Draws the curves of these names; without any those of the same images at their size."""
+    shown = [name for name in methods(points) if name != SINGLE and ", 1/" not in name]
+    lines = {name: sorted((p.bare, p.psnr) for p in curve(points, name)) for name in names or shown}
+    labels = {"y_label": "PSNR (dB)", "x_label": "bytes of an image, without headers"}
+    figures.save_lines(path, lines, log_x=True, **labels)
 
 
 def images_of(config: cae_jax.TrainConfig, flags: Flags) -> tuple[np.ndarray, np.ndarray]:

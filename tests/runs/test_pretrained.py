@@ -10,13 +10,18 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import cae_jax
+from benchmarks import placeholders, samples
 from cae_jax import cli
 from cae_jax.evaluation import comparison, quality
-from cae_jax.runs import history, pretrained
+from cae_jax.interop import cae
+from cae_jax.models import coding
+from cae_jax.runs import history, pretrained, tables
+from cae_jax.training.search import search
 from tests.conftest import ROOT
 from tests.helpers import assert_fails_in_one_line
 
-MODELS = ("compress_28", "denoise", "denoise_wide", "fashion_mnist", "simple", "wide")
+CLOTHES = ("compress_28", "denoise", "denoise_wide", "fashion_mnist", "simple", "wide")
+MODELS = tuple(sorted((*CLOTHES, "compress_64")))
 README = (ROOT / "README.md").read_text()
 
 
@@ -25,13 +30,13 @@ def test_the_package_ships_these_models_in_a_few_megabytes():
     for name in MODELS:
         files = {path.name: path.stat().st_size for path in (pretrained.FOLDER / name).iterdir()}
         names = {"config.json", "history.csv", "result.json", "README.md", "model.safetensors"}
-        compresses = name == "compress_28"
+        compresses = name.startswith("compress")
         assert set(files) == names | ({"tables.npz"} if compresses else set())
-        assert sum(files.values()) < (12e6 if compresses else 0.4e6)
+        assert sum(files.values()) < (12e6 if name == "compress_28" else 0.41e6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CLOTHES)
 def test_the_numbers_of_the_readme_and_of_the_card(name, test_images):
     autoencoder = cae_jax.load(f"pretrained/{name}", backend="matmul")
     config = autoencoder.config
@@ -53,6 +58,20 @@ def test_the_numbers_of_the_readme_and_of_the_card(name, test_images):
     assert f"{last.val_psnr:.2f} dB" == psnr
     if config.loss == "bce":
         assert f"BCE {last.val_loss:.4f}" in card
+
+
+@pytest.mark.slow
+def test_photographs_are_compressed_to_few_bytes():
+    patches = samples.crops(54, 64)
+    autoencoder = cae_jax.load("pretrained/compress_64", backend="matmul").of_pixels
+    own = tables.of_run("pretrained/compress_64", autoencoder)[coding.TRAINED]
+    codes = search(autoencoder, own, patches, 0)
+    content = cae.compress(autoencoder, own, codes, [("patches", len(patches))])
+    assert len(content) < 90 * len(patches)
+    outputs = autoencoder.decode(own.step * codes.astype(np.float32))
+    shown = placeholders.from_thumb_hash(placeholders.thumb_hash(patches), 64) / 255
+    ours, theirs = (np.square(each - patches / 255).mean() for each in (outputs, shown))
+    assert ours < 0.7 * theirs  # in three times the bytes
 
 
 @pytest.fixture
