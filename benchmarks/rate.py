@@ -311,12 +311,15 @@ def curve(points: Sequence[Point], method: str) -> list[Point]:
     return found
 
 
-def at(points: Sequence[Point], size: float, whole: bool = False) -> float | None:
-    """The PSNR of a curve at a size, interpolated over the logarithm; None outside the curve."""
+def at(
+    points: Sequence[Point], size: float, whole: bool = False, metric: str = "psnr"
+) -> float | None:
+    """A metric of a curve at a size, interpolated over the logarithm; None outside the curve."""
     sizes = [point.bytes if whole else point.bare for point in points]
     if len(sizes) < 2 or not min(sizes) <= size <= max(sizes) or sorted(set(sizes)) != sizes:
         return None
-    return float(PchipInterpolator(np.log(sizes), [p.psnr for p in points])(math.log(size)))
+    values = [getattr(point, metric) for point in points]
+    return float(PchipInterpolator(np.log(sizes), values)(math.log(size)))
 
 
 def bjontegaard(ours: Sequence[Point], theirs: Sequence[Point]) -> tuple[float, float] | None:
@@ -349,8 +352,9 @@ def report(points: Sequence[Point]) -> None:
     ]
     print(markdown.table(["method", "setting", "bytes", "without header", "PSNR", "SSIM"], rows))
 
-    def shown(psnr: float | None) -> str:
-        return "-" if psnr is None else f"{psnr:.2f}"
+    def shown(found: Sequence[Point], size: float) -> str:
+        psnr, ssim = (at(found, size, metric=metric) for metric in ("psnr", "ssim"))
+        return "-" if psnr is None else f"{psnr:.2f} / {ssim:.3f}"
 
     rows = []
     for name in methods(points):
@@ -359,11 +363,11 @@ def report(points: Sequence[Point]) -> None:
         rows.append(
             [
                 name,
-                *(shown(at(found, size)) for size in SIZES),
+                *(shown(found, size) for size in SIZES),
                 *(("-", "-") if both is None else (f"{both[0]:+.2f}", f"{both[1]:+.0f} %")),
             ]
         )
-    header = ["without headers", *(f"PSNR at {size} bytes" for size in SIZES)]
+    header = ["without headers", *(f"PSNR / SSIM at {size} bytes" for size in SIZES)]
     print()
     print(markdown.table([*header, "cae-jax is better by dB", "and its size differs by"], rows))
 

@@ -4,8 +4,8 @@
     cae-jax train --config compress_64
     cae-jax compress runs/compress_64 patches.npy --out patches.cae
 
-Result, on patches of 30 other photographs: PSNR 31.94 dB at 77.4 bytes with `--effort 1`, where AVIF
-has 35.25 dB at 77.9. One seed. Time: 80 s/epoch on two cores of a Zen 3, busy with other work.
+Result, on patches of 30 other photographs: PSNR 31.94 dB at 77.4 bytes with `--effort 1`, where
+AVIF has 35.25 dB at 77.9. One seed. Time: 80 s/epoch on two cores of a Zen 3, busy with other work.
 Chosen on patches of 7 more photographs.
 """
 

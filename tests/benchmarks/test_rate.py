@@ -35,6 +35,7 @@ def test_a_curve_is_read_between_its_points():
     assert 6 < rate.at(found, 30) < 9
     assert rate.at(found, 9) is None
     assert rate.at(found, 110, whole=True) == pytest.approx(3)
+    assert rate.at(found, 30, metric="ssim") == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", rate.FORMATS)
