@@ -53,7 +53,7 @@ SCALES = (1, 2, 4)  # by which images are written smaller
 # Options with which files are small.
 BEST: dict[str, dict[str, Any]] = {
     "JPEG": {"optimize": True},
-    "JPEG2000": {"quality_mode": "dB"},
+    "JPEG2000": {"quality_mode": "dB", "irreversible": True, "mct": 1},
     "WEBP": {"method": 6},
     "AVIF": {"speed": 0},
 }
@@ -188,6 +188,8 @@ def of_format(
         options = {option: [value] if form == "JPEG2000" else value, **BEST.get(form, {})}
         if form == "AVIF" and images.shape[-1] == 1:
             options["subsampling"] = "4:0:0"
+        if form == "JPEG2000":
+            options["num_resolutions"] = 3 if min(images.shape[1:3]) // scale < 48 else 4
         files = [_written(image, form, options, scale) for image in images]
         outputs = np.stack([_read(file, images.shape[1:]) for file in files])
         sizes = [(len(file), BARE[form](file)) for file in files]
