@@ -76,6 +76,9 @@ def main() -> None:
                 )
             if flags.crops < 0:
                 raise UserError(f"`crops` is {flags.crops}; it takes a number of at least 0")
+            if not flags.crops and (flags.photographs or flags.recolor):
+                raise UserError("`photographs` and `recolor` are for `crops`; give their number")
+            found = others(flags.photographs) if flags.photographs else None
             flags.folder.mkdir(parents=True)
             count = write_photographs(flags.folder / "photographs", flags.size)
             images, labels = load_digits(return_X_y=True)
@@ -83,7 +86,6 @@ def main() -> None:
             write_faces(flags.folder / "faces.npz")
             np.save(flags.folder / "textures.npy", textures())
             if flags.crops:
-                found = others(flags.photographs) if flags.photographs else None
                 patches = crops(flags.crops, flags.size, found, flags.recolor)
                 np.save(flags.folder / "crops.npy", patches)
         names = ["digits.npz", "faces.npz", "textures.npy", *["crops.npy"] * bool(flags.crops)]

@@ -60,3 +60,20 @@ def test_patches_of_other_photographs(tmp_path):
         samples.others(tmp_path)
     with pytest.raises(UserError, match="no JPEG files"):
         samples.others(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--recolor",), "--photographs and --recolor are for --crops"),
+        (("--crops", "3", "--photographs", "nowhere"), "no JPEG files in"),
+    ],
+)
+def test_refused_flags_write_nothing(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["samples.py", "new", *flags])
+    with pytest.raises(SystemExit) as stop:
+        samples.main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
