@@ -17,7 +17,7 @@ from cae_jax.errors import UserError, installing
 BLUR_SIZES = ((3, 3), (4, 3), (4, 4), (6, 6))  # components in x and y; its pages show 4 and 3
 BLUR_BITS = math.log2(83)  # of a character
 THUMB_SIDE = 100  # pixels, at most
-_LUMA, _CHROMA = 7, 3  # frequencies of a side
+_SIDES = (7, 3, 3)  # frequencies of a side, of the mean of the colors and two differences
 _HEADER = 5  # bytes
 
 
@@ -49,13 +49,10 @@ def thumb_hash(images: np.ndarray) -> list[bytes]:
     """24 bytes for each image, uint8 ``[N, side, side, 3]``."""
     red, green, blue = np.moveaxis(images / 255, -1, 0)
     channels = (red + green + blue) / 3, (red + green) / 2 - blue, red - green
-    means, scales, waves = zip(
-        *(_analysed(x, n) for x, n in zip(channels, (_LUMA, _CHROMA, _CHROMA), strict=True)),
-        strict=True,
-    )
+    means, scales, waves = zip(*map(_analysed, channels, _SIDES), strict=True)
     low = _round(63 * means[0]) | _round(31.5 + 31.5 * means[1]) << 6
     low |= _round(31.5 + 31.5 * means[2]) << 12 | _round(31 * scales[0]) << 18
-    high = _LUMA | _round(63 * scales[1]) << 3 | _round(63 * scales[2]) << 9
+    high = _SIDES[0] | _round(63 * scales[1]) << 3 | _round(63 * scales[2]) << 9
     nibbles = np.concatenate([_round(15 * each) for each in waves], axis=1)
     nibbles = np.pad(nibbles, ((0, 0), (0, nibbles.shape[1] % 2)))
     body = (nibbles[:, ::2] | nibbles[:, 1::2] << 4).astype(np.uint8)
@@ -76,7 +73,7 @@ def from_thumb_hash(hashes: Sequence[bytes], side: int) -> np.ndarray:
     nibbles = np.stack([content[:, _HEADER:] & 15, content[:, _HEADER:] >> 4], -1)
     waves = nibbles.reshape(len(content), -1) / 7.5 - 1
     channels, start = [], 0
-    for mean, scale, n in zip(means, scales, (_LUMA, _CHROMA, _CHROMA), strict=True):
+    for mean, scale, n in zip(means, scales, _SIDES, strict=True):
         rows, columns = _frequencies(n)
         some = waves[:, start : start + len(rows)] * scale[:, None]
         start += len(rows)

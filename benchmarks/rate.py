@@ -32,6 +32,7 @@ from benchmarks import placeholders
 from cae_jax import atomic, data, figures, markdown
 from cae_jax.cli import common
 from cae_jax.data.files import from_pixels
+from cae_jax.data.pixels import MODES
 from cae_jax.errors import UserError
 from cae_jax.evaluation import linear
 from cae_jax.evaluation.quality import evaluate_images
@@ -125,10 +126,10 @@ def main() -> None:
             raise UserError("no RUNS given; give runs that were trained for a rate")
         for path in (flags.json, flags.figure):
             atomic.check_output(path)
+        placeholders.blur_library()  # fails now, not after an hour, if it is missing
         cache.use_compilation_cache()
         config = cae_jax.load(flags.runs[0], backend="matmul").config
         train, images = images_of(config, flags)
-        placeholders.blur_library()  # fails now, not after an hour, if it is missing
         points = [*learned(flags, images), *of_pca(train, images), *of_placeholders(images)]
         for (name, (form, option, values)), scale in itertools.product(FORMATS.items(), SCALES):
             points += of_format(name, form, option, values, images, scale)
@@ -210,7 +211,7 @@ def _read(file: bytes, shape: Sequence[int]) -> np.ndarray:
     """Pixels of a shape ``[H, W, C]``."""
     height, width, channels = shape
     with Image.open(io.BytesIO(file)) as read:
-        picture = read.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+        picture = read.convert(MODES[channels])
         if picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         return np.asarray(picture).reshape(shape)

@@ -16,7 +16,7 @@ import cae_jax
 from cae_jax import atomic, figures, markdown
 from cae_jax import data as data_sets
 from cae_jax.config import NOISES, TrainConfig, check_level
-from cae_jax.evaluation import baselines, comparison
+from cae_jax.evaluation import baselines, comparison, linear
 from cae_jax.evaluation.lazy import Images
 from cae_jax.runs import members
 from cae_jax.runs.interruption import Interrupted
@@ -235,9 +235,8 @@ def _add_reconstruction(page: Page, plan: Plan, clean: Entries, data: Data) -> N
     networks = [clean[name] for name in plan.reconstruction]
     sizes = sorted({entry.code for entry in networks if entry.code is not None})
     inputs = comparison.noisy_images(data.test, "none")
-    config = next(iter(plan.reconstruction.values()))
-    fitted = comparison.fit_linear(data.train, config, sizes[-1], always=True)
-    assert fitted is not None
+    train = data.train[: next(iter(plan.reconstruction.values())).train_examples]
+    fitted = linear.fit(train, sizes[-1])
     entries = [*networks, *comparison.linear_entries(fitted, sizes, data.test, inputs)]
     page.add(
         "## Reconstruction",

@@ -72,8 +72,8 @@ def run(flags: Flags) -> None:
     for path in (flags.out, flags.figure):
         atomic.check_output(path)
     for name in ("alarm_rate", "discovery_rate"):
-        if (rate := getattr(flags, name)) is not None and not 0 < rate < 1:
-            raise UserError(f"`{name}` is {rate}; it takes a number between 0 and 1")
+        if (rate := getattr(flags, name)) is not None:
+            detection.check_share(name, rate)
     config = data.elsewhere(read_config(flags.run), flags.data, data_dir=flags.where.data_dir)
     cache.use_compilation_cache()
     autoencoder = cae_jax.load(flags.run, best=flags.best, backend="matmul").of_pixels

@@ -119,12 +119,19 @@ def p_values(score_N: np.ndarray, calibration_M: np.ndarray) -> np.ndarray:
     return (1 + len(calibration_M) - below) / (len(calibration_M) + 1)
 
 
+def check_share(name: str, rate: float) -> None:
+    """Raises a `UserError` for a rate, of that name, that is no share of images."""
+    if not 0 < rate < 1:
+        raise UserError(f"`{name}` is {rate}; it takes a number between 0 and 1")
+
+
 def check_rate(rate: float, calibration: int) -> None:
     """Refuses a rate of alarms that no p-value can be below.
 
     Raises:
         UserError: it names how many calibration images the rate needs.
     """
+    check_share("alarm_rate", rate)
     if rate * (calibration + 1) < 1 - 1e-9:
         raise UserError(
             f"`alarm_rate` is {rate:g}, which needs {math.ceil(1 / rate - 1e-9) - 1:,} test "

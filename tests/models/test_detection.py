@@ -42,10 +42,21 @@ def test_the_rate_of_alarms_is_kept_and_spreads_as_stated():
     np.testing.assert_allclose(np.quantile(realised, (0.025, 0.975)), (low, high), rtol=0.05)
 
 
-def test_rates_that_no_image_can_reach():
-    message = r"0\.0099, which needs 101 test images, and the run has 99; .* at least 0\.01$"
+@pytest.mark.parametrize(
+    ("rate", "calibration", "message"),
+    [
+        (
+            0.0099,
+            99,
+            r"0\.0099, which needs 101 test images, and the run has 99; .* at least 0\.01$",
+        ),
+        (0.0, 99, "is 0.0; it takes a number between 0 and 1"),
+        (1.0, 99, "between 0 and 1"),
+    ],
+)
+def test_rates_that_no_image_can_reach(rate, calibration, message):
     with pytest.raises(UserError, match=message):
-        detection.check_rate(0.0099, 99)
+        detection.check_rate(rate, calibration)
     detection.check_rate(0.01, 99)
 
 
