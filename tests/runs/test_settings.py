@@ -24,8 +24,6 @@ SETTINGS = {
     "jax_numpy_dtype_promotion": "strict",
     "jax_transfer_guard": "disallow",
 }
-RNG = np.random.default_rng(0)
-IMAGES = tuple(RNG.integers(0, 256, (n, 28, 28, 1), np.uint8) for n in (100, 20))
 DENSE = cae_jax.TrainConfig(model="simple")
 CASES = {
     **{f"config {name}": load_config(name) for name in config_names()},
@@ -55,14 +53,20 @@ def small(config):
     return dataclasses.replace(config, **changes)
 
 
+def images_of(config):
+    shape = (*(config.image_size or (28, 28)), config.channels)
+    rng = np.random.default_rng(0)
+    return tuple(rng.integers(0, 256, (n, *shape), np.uint8) for n in (100, 20))
+
+
 def trained(config, folder):
-    cae_jax.fit(small(config), folder, images=IMAGES)
+    cae_jax.fit(small(config), folder, images=images_of(config))
     return folder
 
 
 def trained_group(configs, folder):
     small_configs = list(map(small, configs))
-    cae_jax.fit_population(small_configs, folder, images=IMAGES, members_per_program=2)
+    cae_jax.fit_population(small_configs, folder, images=images_of(DENSE), members_per_program=2)
     return folder
 
 
@@ -77,7 +81,8 @@ def test_no_setting_changes_a_bit(tmp_path):
         types.append(jax.numpy.ones(1).dtype)
 
     with theirs(*SETTINGS):
-        cae_jax.fit(small(config), found, images=IMAGES, on_epoch=called, on_chunk=called)
+        images = images_of(config)
+        cae_jax.fit(small(config), found, images=images, on_epoch=called, on_chunk=called)
     assert set(types) == {np.dtype("float32")}
     assert_same_end(found, expected)
     assert (found / "environment.json").read_text() == (expected / "environment.json").read_text()
