@@ -17,7 +17,7 @@ from cae_jax.ops import native
 logging.getLogger("cae_jax").setLevel(logging.WARNING)  # print nothing but the digest
 shape, features = (tuple(map(int, argument.split(","))) for argument in sys.argv[1:3])
 network = topology.convolutional(shape, features)
-kernel = native.Kernel(network.native_sizes, network.image_shape, network.code_shape)
+kernel = native.Kernel(network.kernel_sizes, network.image_shape, network.code_shape)
 model = autoencoders.ConvAutoencoder(features, shape, rngs=nnx.Rngs(0))
 params = nnx.state(model, nnx.Param)
 results = []

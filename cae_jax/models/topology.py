@@ -129,7 +129,7 @@ class Topology(NamedTuple):
         return 4 * (2 * math.prod(self.image_shape) + 3 * values)
 
     @property
-    def native_sizes(self) -> tuple[tuple[str, str], ...] | None:
+    def kernel_sizes(self) -> tuple[tuple[str, str], ...] | None:
         """Compile-time sizes of the native kernel, by name; None for a network it cannot compute.
 
         Each value is a list: the encoder's features, its sizes from the image to the last pooling,

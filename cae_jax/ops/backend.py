@@ -19,6 +19,7 @@ import jax
 from cae_jax.config import NAMED, Loss
 from cae_jax.errors import UserError, installing
 from cae_jax.ops import matmul, native, tpu, xla
+from cae_jax.ops.compiler import UnavailableError
 
 Name = Literal["xla", "matmul", "native"]
 
@@ -136,17 +137,17 @@ def choose(
         return by_xla._replace(reason="a TPU has units for convolutions")
     try:
         if platform != "cpu":
-            raise native.UnavailableError(f"it is for the CPU, and the device is a {platform}")
+            raise UnavailableError(f"it is for the CPU, and the device is a {platform}")
         if network.quantised:
-            raise native.UnavailableError("it has no code of whole numbers, as of a `rate`")
+            raise UnavailableError("it has no code of whole numbers, as of a `rate`")
         if precision != "float32":
-            raise native.UnavailableError(f"it computes in float32, not {precision}")
+            raise UnavailableError(f"it computes in float32, not {precision}")
         threads = 1 + (os.cpu_count() or 1)  # one more calls it
         needed = threads * native.MAX_LANES * network.native_bytes
         if name == "auto" and needed > device_memory() // 2:
-            raise native.UnavailableError(f"it would take {needed / 1e9:,.1f} GB")
-        kernel = native.Kernel(network.native_sizes, network.image_shape, network.code_shape)
-    except native.UnavailableError as error:
+            raise UnavailableError(f"it would take {needed / 1e9:,.1f} GB")
+        kernel = native.Kernel(network.kernel_sizes, network.image_shape, network.code_shape)
+    except UnavailableError as error:
         if name == "native":
             raise UserError(
                 f"the native backend is unavailable: {error}; set `backend='matmul'` or "

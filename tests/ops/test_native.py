@@ -17,7 +17,7 @@ from flax import nnx
 
 import cae_jax
 from cae_jax.models import autoencoders, topology
-from cae_jax.ops import backend, native
+from cae_jax.ops import backend, compiler, native
 from cae_jax.ops.native import build
 from cae_jax.training import loss
 from tests.conftest import ROOT, needs_native
@@ -57,7 +57,7 @@ def plain_step(features, shape=topology.IMAGE_SHAPE, kind="bce"):
 @functools.cache
 def kernel(features, shape=topology.IMAGE_SHAPE):
     network = topology.convolutional(shape, features)
-    return native.Kernel(network.native_sizes, network.image_shape, network.code_shape)
+    return native.Kernel(network.kernel_sizes, network.image_shape, network.code_shape)
 
 
 def choose_lab(name):
@@ -499,16 +499,16 @@ def test_every_source_file_is_part_of_the_key(monkeypatch, tmp_path):
     assert {source.name for source in build.SOURCES} == {"ffi.cc", *included}
     sources = [Path(shutil.copy(source, tmp_path)) for source in build.SOURCES]
     monkeypatch.setattr(build, "SOURCES", sources)
-    keys = {build._key(["c++"], [])}
+    keys = {compiler.key(build.SOURCES, ["c++"], [])}
     for source in sources:
         source.write_text(source.read_text() + "//")
-        keys.add(build._key(["c++"], []))
+        keys.add(compiler.key(build.SOURCES, ["c++"], []))
     assert len(keys) == 1 + len(sources)
 
 
 def test_sizes_come_from_the_topology():
     network = topology.convolutional((28, 61, 3), LAB)
-    assert dict(network.native_sizes) == {
+    assert dict(network.kernel_sizes) == {
         "CHANNELS": "3",
         "FEATURES": "16,8,8",
         "ENCODER_ROWS": "28,14,7,4",
@@ -516,7 +516,7 @@ def test_sizes_come_from_the_topology():
         "DECODER_ROWS": "4,8,14,28",
         "DECODER_COLUMNS": "8,16,32,62",
     }
-    assert topology.dense(topology.IMAGE_SHAPE, "deep").native_sizes is None
+    assert topology.dense(topology.IMAGE_SHAPE, "deep").kernel_sizes is None
 
 
 STRICT = ["-Wall", "-Wextra", "-Werror"]
@@ -539,7 +539,7 @@ def test_it_compiles(tmp_path, compiler, flags):
     """Without warnings, and for ARM."""
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
-    sizes = topology.convolutional(topology.IMAGE_SHAPE, (5, 3, 2)).native_sizes
+    sizes = topology.convolutional(topology.IMAGE_SHAPE, (5, 3, 2)).kernel_sizes
     command = [compiler, *flags, *(f"-D{name}={value}" for name, value in sizes)]
     command += ["-isystem", jax.ffi.include_dir(), str(build.SOURCES[0])]
     command += ["-o", str(tmp_path / "native.so")]

@@ -6,18 +6,15 @@ differentiate the calls; `cae_jax.ops.backend` defines their derivative.
 """
 
 import functools
-import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from cae_jax.ops.native.build import Sizes, UnavailableError, register
-
-__all__ = ["MAX_LANES", "Kernel", "Sizes", "UnavailableError"]
+from cae_jax.ops import flat
+from cae_jax.ops.compiler import Sizes
+from cae_jax.ops.native.build import register
 
 # The most images that a thread computes together: with AVX-512.
 MAX_LANES = 16
@@ -52,10 +49,12 @@ class Kernel:
         weights_N: jax.Array,
     ) -> tuple[jax.Array, nnx.State]:
         """The mean loss of the images weighted by `weights_N`, and its gradient by `params`."""
-        _check(self._image_shape, inputs, targets)
-        flat, unravel = _ravel(params)
-        results = (_floats(()), _floats(flat.shape))
-        value, gradient = self._call(entry, results, flat, _rows(inputs), _rows(targets), weights_N)
+        flat.check(self._image_shape, inputs, targets)
+        vector, unravel = _ravel(params)
+        results = (_floats(()), _floats(vector.shape))
+        value, gradient = self._call(
+            entry, results, vector, flat.rows(inputs), flat.rows(targets), weights_N
+        )
         return value, unravel(gradient)
 
     bce_and_grad = functools.partialmethod(_value_and_grad, "bce_and_grad")
@@ -65,25 +64,25 @@ class Kernel:
         self, params: nnx.State, inputs: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Binary cross-entropy and mean squared error of each image: ``[N]`` each."""
-        _check(self._image_shape, inputs, targets)
-        flat, _ = _ravel(params)
+        flat.check(self._image_shape, inputs, targets)
+        vector, _ = _ravel(params)
         results = (_floats(inputs.shape[:1]), _floats(inputs.shape[:1]))
-        bce_N, mse_N = self._call("losses", results, flat, _rows(inputs), _rows(targets))
+        bce_N, mse_N = self._call("losses", results, vector, flat.rows(inputs), flat.rows(targets))
         return bce_N, mse_N
 
     def encode(self, params: nnx.State, images: jax.Array) -> jax.Array:
         """Images to codes ``[N, *code_shape]``."""
-        _check(self._image_shape, images)
-        flat, _ = _ravel(params)
+        flat.check(self._image_shape, images)
+        vector, _ = _ravel(params)
         result = _floats((images.shape[0], *self._code_shape))
-        return self._call("encode", result, flat, _rows(images))
+        return self._call("encode", result, vector, flat.rows(images))
 
     def decode(self, params: nnx.State, codes: jax.Array) -> jax.Array:
         """Float32 codes ``[N, *code_shape]`` to logits ``[N, *image_shape]``."""
-        _check(self._code_shape, codes, dtypes=("float32",))
-        flat, _ = _ravel(params)
+        flat.check(self._code_shape, codes, dtypes=("float32",))
+        vector, _ = _ravel(params)
         result = _floats((codes.shape[0], *self._image_shape))
-        return self._call("decode", result, flat, _rows(codes))
+        return self._call("decode", result, vector, flat.rows(codes))
 
     def _call(self, entry: str, results, *arrays: jax.Array):
         # vmap over models runs them one after another; each call keeps all threads busy.
@@ -91,40 +90,10 @@ class Kernel:
         return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*arrays)
 
 
-def _rows(images: jax.Array) -> jax.Array:
-    """One row per image: XLA copies a gathered batch slowly if it keeps the images' shape."""
-    return images.reshape(images.shape[0], math.prod(images.shape[1:]))
-
-
-def _check(
-    shape: tuple[int, ...], *arrays: jax.Array, dtypes: tuple[str, ...] = ("uint8", "float32")
-) -> None:
-    # The kernel trusts the shapes that it is given.
-    for array in arrays:
-        fits = array.shape[1:] == shape and array.dtype in dtypes
-        if not fits or array.shape[0] != arrays[0].shape[0]:
-            raise TypeError(
-                f"arrays are {[f'{a.dtype}{list(a.shape)}' for a in arrays]}; the native kernel "
-                f"takes {' or '.join(dtypes)} [N, {', '.join(map(str, shape))}]"
-            )
-
-
 def _ravel(params: nnx.State) -> tuple[jax.Array, Callable[[jax.Array], nnx.State]]:
-    """The parameters as one vector, layer by layer, and its inverse."""
-    leaves, structure = jax.tree.flatten(params)  # conv1, conv10, conv2: in the order of the names
-    layers = len(leaves) // 2
-    names = sorted(range(1, layers + 1), key=str)
-    places = [2 * names.index(layer) + i for layer in range(1, layers + 1) for i in (0, 1)]
-    ordered = [leaves[place] for place in places]
-    ends = np.cumsum([leaf.size for leaf in ordered])[:-1]
-
-    def unravel(flat: jax.Array) -> nnx.State:
-        parts: list[Any] = [None] * len(leaves)
-        for place, part in zip(places, jnp.split(flat, ends), strict=True):
-            parts[place] = part.reshape(leaves[place].shape)
-        return jax.tree.unflatten(structure, parts)
-
-    return jnp.concatenate([leaf.ravel() for leaf in ordered]), unravel
+    """The parameters as one vector, and its inverse."""
+    arrays, unravel = flat.ordered(params)
+    return jnp.concatenate([array.ravel() for array in arrays]), unravel
 
 
 def _floats(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
