@@ -10,16 +10,28 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxlib.version import __version_info__
 
 _PRECISIONS = {"float32": None, "tf32": lax.Precision.HIGH, "bf16": None}
+# XLA before jaxlib 0.8.2 fails to multiply some arrays of bfloat16 on a CPU.
+_LACKS_BF16 = __version_info__ < (0, 8, 2)
 Dimensions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 
 
 def dot_general(x: jax.Array, y: jax.Array, dimensions: Dimensions, precision: str) -> jax.Array:
     """`jax.lax.dot_general`; the result has the type of `x`."""
     options = {"precision": _PRECISIONS[precision], "preferred_element_type": x.dtype}
-    x, y = _operands(x, y, precision)
-    return lax.dot_general(x, y, dimensions, **options)
+
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        return lax.dot_general(*_operands(x, y, precision), dimensions, **options)
+
+    def rounded(x: jax.Array, y: jax.Array) -> jax.Array:
+        x, y = (lax.reduce_precision(each, 8, 7) for each in (x, y))
+        return lax.dot_general(x, y, dimensions, **options)
+
+    if precision == "bf16" and _LACKS_BF16:
+        return lax.platform_dependent(x, y, cpu=rounded, default=product)
+    return product(x, y)
 
 
 def convolve(

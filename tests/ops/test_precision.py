@@ -26,6 +26,7 @@ from cae_jax.models.inference import Autoencoder
 from cae_jax.models.topology import from_config
 from cae_jax.ops import tpu
 from cae_jax.ops.backend import MATMUL, XLA, choose
+from cae_jax.ops.precision import _LACKS_BF16
 from cae_jax.training import programs
 from cae_jax.training.loss import make_loss
 from tests.conftest import DENSE, SMALL
@@ -164,6 +165,9 @@ FORMS = [
 def test_only_products_are_in_bfloat16(lines, model, name, platform, operation, types):
     found = lines(model, name, platform, "bf16")
     products = [text for kind, text in found if kind == operation and "HIGHEST" not in text]
+    if _LACKS_BF16 and operation == "dot_general":
+        types = ["f32", "f32", "f32"]  # of a CPU, for which `lines` lowers; of what is rounded
+        assert sum(kind == "reduce_precision" for kind, _ in found) >= len(products)
     layers = {"conv": 3, "simple": 2}[model]
     assert len(products) == 3 * layers - 1  # the first layer has no derivative by the images
     for text in products:
