@@ -9,6 +9,7 @@ import pytest
 
 import cae_jax
 from cae_jax.ops import native
+from cae_jax.ops.compiler import UnavailableError
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_a_pickle_of_a_machine_with_another_backend(autoencoder, test_images, mo
     state = autoencoder.__getstate__() | {"backend": "native"}
 
     def unavailable(*_):
-        raise native.UnavailableError("no compiler")
+        raise UnavailableError("no compiler")
 
     monkeypatch.setattr(native, "Kernel", unavailable)
     again = cae_jax.Autoencoder.__new__(cae_jax.Autoencoder)

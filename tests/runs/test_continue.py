@@ -15,6 +15,7 @@ import cae_jax
 import cae_jax.data
 from cae_jax.config import resolved
 from cae_jax.ops import backend, native
+from cae_jax.ops.compiler import UnavailableError
 from cae_jax.runs.fit import _explain_warmup
 from cae_jax.training.optimizer import build_schedule
 from tests.conftest import DENSE, SMALL, needs_native
@@ -152,7 +153,7 @@ def test_a_run_keeps_its_backend(data_dir, tmp_path, monkeypatch, capsys):
     longer = dataclasses.replace(short, epochs=2)
 
     def unavailable(*_):
-        raise native.UnavailableError("the compiler was killed")
+        raise UnavailableError("the compiler was killed")
 
     monkeypatch.setattr(backend.native, "Kernel", unavailable)
     cae_jax.fit(longer, tmp_path / "whole", data_dir=data_dir)
