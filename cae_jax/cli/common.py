@@ -27,7 +27,7 @@ from cae_jax.runs.interruption import Interrupted, Interruption
 
 Flags = TypeVar("Flags")
 Item = TypeVar("Item")
-Backend = Literal["auto", "xla", "matmul", "native"]
+Backend = Literal["auto", "xla", "matmul", "native", "cuda"]
 DEFAULT_CONFIG = "fashion_mnist"
 _CONFIG_HELP = f"A shipped config ({', '.join(config_names())}) or a Python file."
 

@@ -35,8 +35,8 @@ class Flags(common.ConfigFlags):
     programs: tuple[Name, ...] = NAMES
     """What to compile."""
 
-    backend: Literal["auto", "xla", "matmul"] = "auto"
-    """xla, matmul, or auto: as a run on that device."""
+    backend: Literal["auto", "xla", "matmul", "cuda"] = "auto"
+    """xla, matmul, cuda, or auto: as a run on that device."""
 
     members: int | None = None
     """Compile for a population of this many members."""
@@ -69,7 +69,9 @@ def run(flags: Flags) -> None:
 
     target = targets.find(flags.target, flags.devices)
     network, precision = topology.from_config(flags.train), flags.train.precision
-    backend = choose(network, flags.backend, target.platform, precision)
+    backend = choose(
+        network, flags.backend, target.platform, precision, target.capability or "none"
+    )
     results: dict[str, Any] = {
         "target": flags.target,
         "device": f"{target.title}, compiled, not run",

@@ -18,10 +18,10 @@ import jax
 
 from cae_jax.config import NAMED, Loss
 from cae_jax.errors import UserError, installing
-from cae_jax.ops import matmul, native, tpu, xla
+from cae_jax.ops import cuda, matmul, native, tpu, xla
 from cae_jax.ops.compiler import UnavailableError
 
-Name = Literal["xla", "matmul", "native"]
+Name = Literal["xla", "matmul", "native", "cuda"]
 
 
 class Backend(NamedTuple):
@@ -102,16 +102,23 @@ _TPU = XLA._replace(layers=tpu)
 
 
 def choose(
-    network: Any, name: str = "auto", platform: str | None = None, precision: str = "float32"
+    network: Any,
+    name: str = "auto",
+    platform: str | None = None,
+    precision: str = "float32",
+    capability: str | None = None,
 ) -> Backend:
     """Chooses the backend that computes a network.
 
     Args:
         network: its `cae_jax.models.topology.Topology`.
-        name: a `Name`, or ``"auto"``: on a CPU the native kernel if available, on a TPU xla,
-            otherwise matmul; docs/performance.md has the counts behind this choice.
+        name: a `Name`, or ``"auto"``: on a CPU the native kernel if available, on a GPU on which
+            it was measured to be right and faster cuda, on a TPU xla, otherwise matmul;
+            docs/performance.md has the counts behind this choice.
         platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``. Default: that of the default device.
-        precision: of the config. The native kernel takes ``"float32"`` only.
+        precision: of the config. The kernels native and cuda take ``"float32"`` only.
+        capability: compute capability of an NVIDIA GPU that need not be here. Default: that of the
+            default device, on which cuda is then compared with matmul at its first use.
 
     Raises:
         UserError: an unknown name, a backend that does not support this device or network, or a
@@ -135,30 +142,58 @@ def choose(
         return by_xla if name == "xla" else by_matmul
     if name == "auto" and platform == "tpu":
         return by_xla._replace(reason="a TPU has units for convolutions")
+    on_gpu = name == "cuda" or (name == "auto" and platform == "gpu")
     try:
-        if platform != "cpu":
-            raise UnavailableError(f"it is for the CPU, and the device is a {platform}")
         if network.quantised:
             raise UnavailableError("it has no code of whole numbers, as of a `rate`")
         if precision != "float32":
             raise UnavailableError(f"it computes in float32, not {precision}")
-        threads = 1 + (os.cpu_count() or 1)  # one more calls it
-        needed = threads * native.MAX_LANES * network.native_bytes
-        if name == "auto" and needed > device_memory() // 2:
-            raise UnavailableError(f"it would take {needed / 1e9:,.1f} GB")
-        kernel = native.Kernel(network.kernel_sizes, network.image_shape, network.code_shape)
+        if on_gpu:
+            return _cuda(network, name, platform, by_matmul, capability)
+        return _native(network, name, platform)
     except UnavailableError as error:
-        if name == "native":
+        if name != "auto":
             raise UserError(
-                f"the native backend is unavailable: {error}; set `backend='matmul'` or "
+                f"the {name} backend is unavailable: {error}; set `backend='matmul'` or "
                 "`backend='auto'`"
             ) from None
-        return by_matmul._replace(reason=f"native is unavailable: {error}")
+        return by_matmul._replace(
+            reason=f"{'cuda' if on_gpu else 'native'} is unavailable: {error}"
+        )
+
+
+def _native(network: Any, name: str, platform: str) -> Backend:
+    if platform != "cpu":
+        raise UnavailableError(f"it is for the CPU, and the device is a {platform}")
+    threads = 1 + (os.cpu_count() or 1)  # one more calls it
+    needed = threads * native.MAX_LANES * network.native_bytes
+    if name == "auto" and needed > device_memory() // 2:
+        raise UnavailableError(f"it would take {needed / 1e9:,.1f} GB")
+    kernel = native.Kernel(network.kernel_sizes, network.image_shape, network.code_shape)
     reason = "requested" if name == "native" else "a CPU with a C++ compiler"
     # The kernel keeps its own working set in the cache, and every call has a cost. Each thread
     # computes whole groups of images.
     by_native = Backend("native", reason, matmul, max_batch=4096, kernel=kernel)
     return limit_batch(by_native, network.image_shape, native.MAX_LANES, os.cpu_count() or 1)
+
+
+def _cuda(
+    network: Any, name: str, platform: str, by_matmul: Backend, capability: str | None
+) -> Backend:
+    if platform != "gpu":
+        raise UnavailableError(f"it is for NVIDIA GPUs, and the device is a {platform}")
+    device = jax.local_devices()[0]
+    there = capability or getattr(device, "compute_capability", "unknown")
+    measured = there in cuda.MEASURED
+    if name == "auto" and not measured:
+        raise UnavailableError(f"not measured on this GPU, of compute capability {there}")
+    compiled = cuda.register(network.kernel_sizes, there)
+    kernel = cuda.Kernel(compiled, network.image_shape, network.code_shape)
+    if capability is None and (differs := cuda.disagrees(kernel, network, by_matmul.layers)):
+        return by_matmul._replace(reason=f"cuda {differs}")
+    reason = "requested" if name == "cuda" else "a GPU on which it was measured to be faster"
+    reason += "" if measured else ", not measured on this GPU"
+    return by_matmul._replace(name="cuda", reason=reason, max_batch=4096, kernel=kernel)
 
 
 def _forms(network: Any, platform: str, precision: str) -> tuple[Backend, Backend]:

@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
+from cae_jax.ops.cuda import build as cuda
+
 # Instructions that name memory and compute nothing.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
@@ -12,7 +14,7 @@ _FREE = {
 }
 _CALLS = ("call", "async-start")
 # What XLA does not capture in a CUDA graph with the options of `cae_jax.ops.cuda_graphs`: calls of
-# libraries other than cuBLAS.
+# libraries other than cuBLAS and this package's own kernels.
 GRAPH_BREAKS = ("convolution", "library")
 _COLLECTIVES = {
     *("all-gather", "all-reduce", "all-to-all", "reduce-scatter"),
@@ -136,6 +138,8 @@ class Program(NamedTuple):
         if opcode == "custom-call":
             if target.startswith(("__cublas", "__triton_gemm")):
                 return "matmul"
+            if target == cuda.TARGET:
+                return "cuda"
             return "convolution" if target.startswith("__cudnn$conv") else "library"
         if opcode == "fusion":
             inside = {each.opcode for name in instruction.calls for each in self._all(name)}

@@ -46,12 +46,14 @@ class Target(NamedTuple):
         platform: as JAX names it.
         memory: bytes.
         devices: several of them, as many as were asked for.
+        capability: compute capability of a GPU.
     """
 
     title: str
     platform: Literal["gpu", "tpu"]
     memory: int
     devices: list[Any]
+    capability: str | None = None
 
     @property
     def sharding(self) -> jax.sharding.Sharding:
@@ -78,7 +80,10 @@ def find(name: str, devices: int = 1) -> Target:
         _require(kind, "jax_plugins.xla_cuda13", "cuda13")
         described, memory = _describe_gpu(entry), entry["gpu"]["device_memory_size"]
         described["topology"] = f"1x1x{devices}"
-        return Target(entry["title"], "gpu", memory, _devices("cuda", devices, **described))
+        number = entry["gpu"]["cuda_compute_capability"]
+        capability = f"{number['major']}.{number['minor']}"
+        found = _devices("cuda", devices, **described)
+        return Target(entry["title"], "gpu", memory, found, capability)
     _require(kind, "libtpu", "tpu")
     for name, value in _NO_MACHINE.items():
         os.environ.setdefault(name, value)

@@ -86,7 +86,7 @@ def test_a_cpu_takes_the_native_kernel():
 
 def test_choices(monkeypatch):
     conv, deep = cae_jax.TrainConfig(), cae_jax.TrainConfig(model="deep")
-    gpu = "native is unavailable: it is for the CPU, and the device is a gpu"
+    gpu = "cuda is unavailable: not measured on this GPU, of compute capability unknown"
     assert chosen(conv, "xla") == ("xla", "requested")
     assert chosen(conv, "auto", "tpu") == ("xla", "a TPU has units for convolutions")
     assert chosen(conv, "auto", "gpu") == ("matmul", gpu)
@@ -94,7 +94,7 @@ def test_choices(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert chosen(conv) == ("matmul", gpu)
     for config, name, message in (
-        (conv, "winograd", "takes auto, xla, matmul, native"),
+        (conv, "winograd", "takes auto, xla, matmul, native, cuda"),
         (conv, "native", "for the CPU, and the device is a gpu"),
         (deep, "xla", "model deep takes auto or matmul"),
         (deep, "native", "model deep takes auto or matmul"),

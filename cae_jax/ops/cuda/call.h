@@ -1,0 +1,51 @@
+// From the buffers of an XLA call to what a kernel takes.
+
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "array.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+// The arrays of a call, arguments before results, and the number of models. A buffer is
+// [..., rows, values], before which jax.vmap puts the models, 1 where all have the same.
+struct Call {
+  std::vector<Array> arrays;
+  int64_t models = 1;
+
+  ffi::Error read(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+    for (size_t i = 0; i < arguments.size(); i++) {
+      const auto buffer = arguments.get<ffi::AnyBuffer>(i);
+      if (buffer.has_error()) return buffer.error();
+      if (!add(*buffer)) return ffi::Error::InvalidArgument("a buffer has no rows");
+    }
+    for (size_t i = 0; i < results.size(); i++) {
+      const auto buffer = results.get<ffi::AnyBuffer>(i);
+      if (buffer.has_error()) return buffer.error();
+      if (!add(**buffer)) return ffi::Error::InvalidArgument("a buffer has no rows");
+    }
+    for (const Array& array : arrays)
+      if (array.model == 0 && models == 0) return ffi::Error::InvalidArgument("no models");
+    return ffi::Error::Success();
+  }
+
+ private:
+  bool add(const ffi::AnyBuffer& buffer) {
+    const auto shape = buffer.dimensions();
+    if (shape.size() < 2) return false;
+    int64_t here = 1;
+    for (size_t i = 0; i + 2 < shape.size(); i++) here *= shape[i];
+    const int64_t rows = shape[shape.size() - 2], values = shape[shape.size() - 1];
+    if (here > 1) models = here;
+    arrays.push_back({buffer.untyped_data(), rows, here > 1 ? rows * values : 0,
+                      buffer.element_type() == ffi::DataType::U8});
+    return true;
+  }
+};
+
+}  // namespace

@@ -1,0 +1,124 @@
+// The kernels of cae_jax/ops/cuda on a CPU, with the same calls: THREADS threads for each block,
+// which wait for each other where those of a GPU do, and one block after the other. With MAIN it is
+// a program that runs all kernels and prints what they give, for the thread sanitizer.
+
+#include <barrier>
+#include <cmath>
+#include <cstdio>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "call.h"
+
+#ifndef WITHOUT_BARRIERS
+#define WITHOUT_BARRIERS 0  // 1 to see that the thread sanitizer misses them
+#endif
+
+struct Index {
+  unsigned x = 0, y = 0;
+};
+static thread_local Index threadIdx;
+static Index blockIdx, gridDim;
+static float* memory;
+static std::barrier<>* barrier;
+static std::mutex alone;  // XLA makes calls at the same time
+
+static inline float* shared() { return memory; }
+static inline void __syncthreads() {
+  if (THREADS > 1 && !WITHOUT_BARRIERS) barrier->arrive_and_wait();
+}
+#define KERNEL static void
+#define CONSTANT static
+
+#include "network.cu"
+
+namespace {
+
+template <size_t... i, class F>
+void call_with(F kernel, const std::vector<Array>& arrays, std::index_sequence<i...>) {
+  kernel(arrays[i]...);
+}
+
+template <class... Arrays>
+void launch(void (*kernel)(Arrays...), const Call& call, int64_t blocks) {
+  const std::lock_guard lock(alone);
+  for (unsigned model = 0; model < call.models; model++)
+    for (unsigned block = 0; block < blocks; block++) {
+      blockIdx = {block, model}, gridDim = {unsigned(blocks), unsigned(call.models)};
+      // What a kernel does not write before it reads it is no number.
+      std::vector<float> floats(shared_bytes / 4, NAN);
+      std::barrier<> all(THREADS);
+      memory = floats.data(), barrier = &all;
+      std::vector<std::thread> threads;
+      for (unsigned thread = 0; thread < THREADS; thread++)
+        threads.emplace_back([&, thread] {
+          threadIdx = {thread, 0};
+          call_with(kernel, call.arrays, std::index_sequence_for<Arrays...>());
+        });
+      for (auto& thread : threads) thread.join();
+    }
+}
+
+ffi::Error Launch(std::string_view, std::string_view kernel, int64_t blocks, int64_t, int64_t,
+                  ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+  Call call;
+  if (auto e = call.read(arguments, results); e.failure()) return e;
+#define TRY(name) \
+  if (kernel == #name) return launch(name, call, blocks), ffi::Error::Success();
+  TRY(bce_and_grad)
+  TRY(mse_and_grad)
+  TRY(sum)
+  TRY(losses_of)
+  TRY(encode_images)
+  TRY(decode_codes)
+  return ffi::Error::InvalidArgument("no such kernel");
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_launch, Launch,
+                              ffi::Ffi::Bind()
+                                  .Attr<std::string_view>("key")
+                                  .Attr<std::string_view>("kernel")
+                                  .Attr<int64_t>("blocks")
+                                  .Attr<int64_t>("threads")
+                                  .Attr<int64_t>("shared")
+                                  .RemainingArgs()
+                                  .RemainingRets());
+
+#ifdef MAIN
+int main() {
+  constexpr int kImages = 5, kBlocks = 2, kCode = plane_size(0, N) * plane_size(1, N) * kWidths[N];
+  unsigned state = 1;
+  auto draw = [&](size_t n, float scale) {
+    std::vector<float> values(n);
+    for (float& value : values) {
+      state = state * 1664525 + 1013904223;
+      value = scale * (state >> 8) / (1 << 24);
+    }
+    return values;
+  };
+  auto weights = draw(kWeights, 0.2f), images = draw(kImages * kPixels, 1);
+  auto importance = draw(kImages, 1), codes = draw(kImages * kCode, 0);
+  auto rows = draw(kBlocks * kGradient, 0), total = draw(kGradient, 0);
+  auto losses = draw(2 * kImages, 0), logits = draw(kImages * kPixels, 0);
+  auto array = [](std::vector<float>& values, int64_t n) { return Array{values.data(), n, 0, 0}; };
+  const Array w = array(weights, 1), x = array(images, kImages), y = array(importance, kImages);
+  const Array z = array(codes, kImages), partial = array(rows, kBlocks);
+  auto call = [](auto kernel, std::vector<Array> arrays, int blocks) {
+    Call call;
+    call.arrays = arrays;
+    launch(kernel, call, blocks);
+  };
+  call(encode_images, {w, x, z}, kImages);
+  call(decode_codes, {w, z, array(logits, kImages)}, kImages);
+  call(losses_of, {w, x, x, array(losses, kImages)}, kImages);
+  call(bce_and_grad, {w, x, x, y, partial}, kBlocks);
+  call(mse_and_grad, {w, x, x, y, partial}, kBlocks);
+  call(sum, {partial, array(total, 1)}, (kGradient + 31) / 32);
+  for (const auto* values : {&codes, &logits, &losses, &total})
+    for (float value : *values) std::printf("%.9g\n", value);
+}
+#endif
