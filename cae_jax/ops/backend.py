@@ -34,7 +34,8 @@ class Backend(NamedTuple):
             the module `cae_jax.ops.xla`.
         max_batch: maximum number of images per inference call.
         kernel: optional; any of ``bce_and_grad``, ``mse_and_grad``, ``losses``, ``encode`` and
-            ``decode`` of the whole network, each a function of the parameters and arrays.
+            ``decode`` of the whole network, each a function of the parameters and arrays; and
+            ``soap``, see `cae_jax.training.soap.scale_by_soap`.
     """
 
     name: Name
@@ -187,8 +188,9 @@ def _cuda(
     measured = there in cuda.MEASURED
     if name == "auto" and not measured:
         raise UnavailableError(f"not measured on this GPU, of compute capability {there}")
-    compiled = cuda.register(network.kernel_sizes, there)
-    kernel = cuda.Kernel(compiled, network.image_shape, network.code_shape)
+    compiled = cuda.register("network.cu", network.kernel_sizes, there)
+    soap = functools.partial(cuda.soap, capability=there)
+    kernel = cuda.Kernel(compiled, network.image_shape, network.code_shape, soap)
     if capability is None and (differs := cuda.disagrees(kernel, network, by_matmul.layers)):
         return by_matmul._replace(reason=f"cuda {differs}")
     reason = "requested" if name == "cuda" else "a GPU on which it was measured to be faster"

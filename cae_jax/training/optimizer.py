@@ -46,7 +46,10 @@ def as_arguments(config: TrainConfig, fields: Sequence[str]) -> dict[str, Any]:
 
 
 def build_optimizer(
-    config: TrainConfig, total_steps: int, numbers: Mapping[str, Any] | None = None
+    config: TrainConfig,
+    total_steps: int,
+    numbers: Mapping[str, Any] | None = None,
+    soap: Any = None,
 ) -> optax.GradientTransformation:
     """Builds the optimizer of a config.
 
@@ -54,12 +57,15 @@ def build_optimizer(
         config: names the optimizer, its hyperparameters and the schedule.
         total_steps: steps of the training, after which a cosine schedule reaches 0.
         numbers: hyperparameters by field in place of the config's, such as traced arrays.
+        soap: `kernel` of `scale_by_soap`.
     """
     values = {**vars(config), **(numbers or {})}
     rate = build_schedule(config, total_steps, values["learning_rate"])
     b1, b2, eps = values["b1"], values["b2"], values["eps"]
     if config.optimizer == "soap":
-        optimizer = optax.chain(scale_by_soap(b1, b2, eps), optax.scale_by_learning_rate(rate))
+        optimizer = optax.chain(
+            scale_by_soap(b1, b2, eps, soap), optax.scale_by_learning_rate(rate)
+        )
     elif config.optimizer == "adam":
         optimizer = optax.adam(rate, b1, b2, eps)
     elif config.optimizer == "nadam":

@@ -251,7 +251,8 @@ def _make_run_chunk(
     numbers: Mapping[str, Any],
 ) -> Callable[..., tuple[step.TrainState, jax.Array]]:
     """The function of `training` for one model; `numbers` as of `build_optimizer`."""
-    optimizer = build_optimizer(config, all_steps(config, examples), numbers)
+    soap = getattr(backend.kernel, "soap", None)
+    optimizer = build_optimizer(config, all_steps(config, examples), numbers, soap)
     corrupt = build_corruption(config.noise, config.noise_level)
     run_steps = step.make_run_steps(
         graphdef, optimizer, corrupt, backend, config.loss, devices.over_all, config.rate

@@ -7,6 +7,7 @@ so that the number of operations does not depend on the number of layers.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -42,18 +43,23 @@ class SoapState(NamedTuple):
 
 
 def scale_by_soap(
-    b1: float = 0.9, b2: float = 0.99, eps: float = 1e-8
+    b1: float = 0.9,
+    b2: float = 0.99,
+    eps: float = 1e-8,
+    kernel: Callable[[tuple[int, ...]], Any] | None = None,
 ) -> optax.GradientTransformation:
     """Rescales gradients by SOAP; the sign and the learning rate are left to Optax.
 
     Args:
         b1, b2, eps: as in `optax.scale_by_adam`.
+        kernel: ``kernel(sides)`` returns the update of convolutions as one call of the backend, or
+            None; see `cae_jax.ops.cuda.soap`.
     """
 
     def kind(params: optax.Params) -> optax.Params:
         return jax.tree.map(lambda leaf: "kernel" if leaf.ndim > 1 else "vector", params)
 
-    kernels = optax.GradientTransformation(_init, _make_update(b1, b2, eps))
+    kernels = optax.GradientTransformation(_init, _make_update(b1, b2, eps, kernel))
     vectors = optax.flatten(optax.scale_by_adam(b1, b2, eps))
     return optax.partition({"kernel": kernels, "vector": vectors}, kind)
 
@@ -68,13 +74,25 @@ def _init(params: optax.Params) -> Any:
     return SoapState(jnp.zeros((), jnp.int32), mean, square, factors, bases)
 
 
-def _make_update(b1: float, b2: float, eps: float) -> optax.TransformUpdateFn:
+def _make_update(b1: float, b2: float, eps: float, kernel: Any) -> optax.TransformUpdateFn:
     @jax.default_matmul_precision("highest")
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
         del params
         grads, step = _group(updates), state.step + 1
+        convolutions = len(grads) == 1 and grads[0].ndim == 4
+        if kernel and convolutions and (fused := kernel(grads[0].shape[1:])):
+            decays = [DECAY, b1 * jnp.ones(()), 1 - b1, b2 * jnp.ones(()), 1 - b2, eps]
+            due = step % EVERY == 0
+            numbers = jnp.stack([*map(jnp.float32, decays), 1 - b1**step, 1 - b2**step, due])
+            direction, *new = fused(
+                numbers,
+                grads[0],
+                *(part[0] for part in state[1:]),  # of the only group
+            )
+            new_state = SoapState(step, *([part] for part in new))
+            return _ungroup([direction], updates), new_state
         factors = jax.tree.map(  # L = decay L + (1 - decay) G G'
             lambda old, new: DECAY * old + (1 - DECAY) * new,
             state.factors,

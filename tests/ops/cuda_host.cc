@@ -32,7 +32,11 @@ static inline void __syncthreads() {
 #define KERNEL static void
 #define CONSTANT static
 
+#ifdef SIDES
+#include "soap.cu"
+#else
 #include "network.cu"
+#endif
 
 namespace {
 
@@ -67,12 +71,16 @@ ffi::Error Launch(std::string_view, std::string_view kernel, int64_t blocks, int
   if (auto e = call.read(arguments, results); e.failure()) return e;
 #define TRY(name) \
   if (kernel == #name) return launch(name, call, blocks), ffi::Error::Success();
+#ifdef SIDES
+  TRY(soap)
+#else
   TRY(bce_and_grad)
   TRY(mse_and_grad)
   TRY(sum)
   TRY(losses_of)
   TRY(encode_images)
   TRY(decode_codes)
+#endif
   return ffi::Error::InvalidArgument("no such kernel");
 }
 
@@ -89,36 +97,56 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_launch, Launch,
                                   .RemainingRets());
 
 #ifdef MAIN
+static std::vector<float> draw(size_t n, float scale) {
+  static unsigned state = 1;
+  std::vector<float> values(n);
+  for (float& value : values) {
+    state = state * 1664525 + 1013904223;
+    value = scale * (state >> 8) / (1 << 24);
+  }
+  return values;
+}
+static Array array(std::vector<float>& values, int64_t rows) { return {values.data(), rows, 0, 0}; }
+template <class F>
+static void call(F kernel, std::vector<Array> arrays, int blocks) {
+  Call call;
+  call.arrays = arrays;
+  launch(kernel, call, blocks);
+}
+static void print(const std::vector<float>& values) {
+  for (float value : values) std::printf("%.9g\n", value);
+}
+
+#ifdef SIDES
+int main() {
+  constexpr int kKernels = 2, kSizes[] = {kTensor, kTensor, kSides[0] * kSides[0],
+                                          kSides[1] * kSides[1], kSides[2] * kSides[2]};
+  std::vector<float> numbers{0.95f, 0.9f, 0.1f, 0.99f, 0.01f, 1e-8f, 0.1f, 0.01f, 1.f};
+  std::vector<std::vector<float>> all{draw(kKernels * kTensor, 1)};
+  for (int i : {0, 1, 2, 3, 4, 2, 3, 4}) all.push_back(draw(kKernels * kSizes[i], 1));
+  all.push_back(draw(kKernels * kTensor, 0));
+  std::vector<Array> arrays{array(numbers, 1)};
+  for (auto& values : all) arrays.push_back(array(values, kKernels));
+  for (int i = 1; i < 9; i++) arrays.push_back(arrays[1 + i]);  // the state is replaced
+  call(soap, arrays, kKernels);
+  for (auto& values : all) print(values);
+}
+#else
 int main() {
   constexpr int kImages = 5, kBlocks = 2, kCode = plane_size(0, N) * plane_size(1, N) * kWidths[N];
-  unsigned state = 1;
-  auto draw = [&](size_t n, float scale) {
-    std::vector<float> values(n);
-    for (float& value : values) {
-      state = state * 1664525 + 1013904223;
-      value = scale * (state >> 8) / (1 << 24);
-    }
-    return values;
-  };
   auto weights = draw(kWeights, 0.2f), images = draw(kImages * kPixels, 1);
   auto importance = draw(kImages, 1), codes = draw(kImages * kCode, 0);
   auto rows = draw(kBlocks * kGradient, 0), total = draw(kGradient, 0);
   auto losses = draw(2 * kImages, 0), logits = draw(kImages * kPixels, 0);
-  auto array = [](std::vector<float>& values, int64_t n) { return Array{values.data(), n, 0, 0}; };
   const Array w = array(weights, 1), x = array(images, kImages), y = array(importance, kImages);
   const Array z = array(codes, kImages), partial = array(rows, kBlocks);
-  auto call = [](auto kernel, std::vector<Array> arrays, int blocks) {
-    Call call;
-    call.arrays = arrays;
-    launch(kernel, call, blocks);
-  };
   call(encode_images, {w, x, z}, kImages);
   call(decode_codes, {w, z, array(logits, kImages)}, kImages);
   call(losses_of, {w, x, x, array(losses, kImages)}, kImages);
   call(bce_and_grad, {w, x, x, y, partial}, kBlocks);
   call(mse_and_grad, {w, x, x, y, partial}, kBlocks);
   call(sum, {partial, array(total, 1)}, (kGradient + 31) / 32);
-  for (const auto* values : {&codes, &logits, &losses, &total})
-    for (float value : *values) std::printf("%.9g\n", value);
+  for (const auto& values : {codes, logits, losses, total}) print(values);
 }
+#endif
 #endif

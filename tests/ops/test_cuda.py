@@ -16,6 +16,7 @@ import cae_jax
 from cae_jax.models import topology
 from cae_jax.ops import backend, compiler, cuda
 from cae_jax.ops.cuda import agreement, build
+from cae_jax.training.soap import scale_by_soap
 from tests.conftest import ROOT, needs_native
 from tests.ops.test_native import (
     LAB,
@@ -30,18 +31,19 @@ from tests.ops.test_native import (
 )
 
 pytestmark = needs_native
-SOURCES = [ROOT / "tests" / "ops" / "cuda_host.cc", build.KERNELS, *build.LAUNCHER[1:]]
+SOURCES = [ROOT / "tests" / "ops" / "cuda_host.cc", build.FOLDER / "network.cu"]
+SOURCES += [build.FOLDER / "soap.cu", *build.HEADERS, *build.LAUNCHER[1:2]]
 # Threads of one block compute after each other what those of a GPU compute at once, and values that
 # are read together are of another type than the array that they lie in.
-FLAGS = ["-std=c++20", "-shared", "-fPIC", "-fno-strict-aliasing", f"-I{build.KERNELS.parent}"]
+FLAGS = ["-std=c++20", "-shared", "-fPIC", "-fno-strict-aliasing", f"-I{build.FOLDER}"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 H100 = 1024 * build.SHARED["9.0"]
 
 
 @functools.cache
-def compiled(network, threads=1, shared=H100, flags="-O1"):
-    """The kernels of a network for this CPU."""
-    macros = [*network.kernel_sizes, ("THREADS", threads), ("SHARED_BYTES", shared)]
+def compiled(sizes, threads=1, shared=H100, flags="-O1"):
+    """The kernels of some sizes for this CPU."""
+    macros = [*sizes, ("THREADS", threads), ("SHARED_BYTES", shared)]
     options = [*FLAGS, *shlex.split(flags), *(f"-D{name}={value}" for name, value in macros)]
     library, key = compiler.library(SOURCES, options, "cuda-host", "the kernels for a test")
     target = f"cae_jax_cuda_host_{key}"
@@ -52,7 +54,14 @@ def compiled(network, threads=1, shared=H100, flags="-O1"):
 
 def kernel(features=LAB, shape=topology.IMAGE_SHAPE, **options):
     network = topology.convolutional(shape, features)
-    return cuda.Kernel(compiled(network, **options), network.image_shape, network.code_shape)
+    made = compiled(network.kernel_sizes, **options)
+    return cuda.Kernel(made, network.image_shape, network.code_shape, soap)
+
+
+def soap(sides):
+    """As `cuda.soap`, compiled for this CPU."""
+    made = compiled((("SIDES", ",".join(map(str, sides))),))
+    return functools.partial(cuda.update_by, made)
 
 
 @functools.cache
@@ -149,7 +158,7 @@ def least_shared(network):
     while low < high:
         middle = (low + high) // 2
         try:
-            compiled(network, shared=1024 * middle, flags="-O0 -fsyntax-only")
+            compiled(network.kernel_sizes, shared=1024 * middle, flags="-O0 -fsyntax-only")
         except compiler.UnavailableError as error:
             fits = "does not hold" not in str(error)
         high, low = (middle, low) if fits else (high, middle + 1)
@@ -284,6 +293,49 @@ def test_other_arrays_are_refused(test_images):
         kernel().decode(params, np.zeros((2, 4, 4, 8), np.uint8))
 
 
+# --- SOAP ---
+
+
+def soap_steps(kernel, steps, models=0):
+    """Directions and the state after some steps with gradients of full rank."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 3, 2, 5), "b": (3, 3, 5, 4), "c": (3, 3, 5, 5)}
+    params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    params["bias"] = np.zeros(5, np.float32)
+    several = (models,) if models else ()
+    optimizer = scale_by_soap(0.9, 0.98, 1e-8, kernel)
+    update = jax.vmap(optimizer.update, (0, 0)) if models else optimizer.update
+    init, found = optimizer.init(params), []
+    if models:
+        init = jax.tree.map(lambda x: jnp.broadcast_to(x, (models, *jnp.shape(x))), init)
+    update, state = jax.jit(update), init
+    for _ in range(steps):
+        draw = lambda x: rng.normal(size=(*several, *x.shape)).astype(np.float32)  # noqa: E731
+        direction, state = update(jax.tree.map(draw, params), state)
+        found.append(direction)
+    return found, state
+
+
+def test_soap_equals_that_of_xla():
+    """Over two refreshments of the bases, whose signs are those of LAPACK."""
+    (ours, state), (expected, wanted) = soap_steps(soap, 23), soap_steps(None, 23)
+    for found, plain in zip(ours, expected, strict=True):
+        for name, array in plain.items():
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=5e-4)
+    for found, plain in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(found, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_soap_of_several_models_is_one_call_with_the_same_bits():
+    (together, state), (alone, last) = soap_steps(soap, 11, models=1), soap_steps(soap, 11)
+    for found, plain in zip(together, alone, strict=True):
+        assert_same(jax.tree.map(lambda x: x[0], found), plain)
+    (several, _), (again, _) = soap_steps(soap, 11, models=3), soap_steps(soap, 11, models=3)
+    assert_same(several, again)
+    assert not np.array_equal(several[-1]["a"][0], several[-1]["a"][2])
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(last))
+
+
 # --- Its choice ---
 
 NETWORK = topology.convolutional(topology.IMAGE_SHAPE, LAB)
@@ -293,8 +345,8 @@ NETWORK = topology.convolutional(topology.IMAGE_SHAPE, LAB)
 def on_a_gpu(monkeypatch, tmp_path):
     """Chooses as on a GPU whose kernels are compiled for this CPU; nothing was compared before."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = compiled(NETWORK)
-    monkeypatch.setattr(cuda, "register", lambda sizes, capability: made)
+    made = compiled(NETWORK.kernel_sizes)
+    monkeypatch.setattr(cuda, "register", lambda *_: made)
     return lambda name, *rest: backend.choose(NETWORK, name, "gpu", *rest)
 
 
@@ -380,7 +432,9 @@ def nvrtc():
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", build.SHARED)
 def test_it_compiles_for_every_gpu(nvrtc, capability):
-    binary, shared, log = nvrtc.compile(build.options_for(NETWORK.kernel_sizes, capability))
+    binary, shared, log = nvrtc.compile(
+        "network.cu", build.options_for(NETWORK.kernel_sizes, capability)
+    )
     assert binary.startswith(b"\x7fELF")
     assert 50_000 < shared <= 1024 * build.SHARED[capability]
     assert "bce_and_grad" in log
@@ -390,7 +444,7 @@ def test_it_compiles_for_every_gpu(nvrtc, capability):
 def test_a_network_that_does_not_fit_is_named(nvrtc):
     large = topology.convolutional((256, 256, 3), LAB)
     with pytest.raises(compiler.UnavailableError, match=r"shared memory .* does not hold"):
-        nvrtc.compile(build.options_for(large.kernel_sizes, "9.0"))
+        nvrtc.compile("network.cu", build.options_for(large.kernel_sizes, "9.0"))
 
 
 def test_without_its_compiler_the_package_is_named(monkeypatch):
@@ -405,9 +459,9 @@ def test_without_its_compiler_the_package_is_named(monkeypatch):
 # --- Its threads ---
 
 
-def sanitized(tmp_path, network, threads, *flags):
+def sanitized(tmp_path, sizes, threads, *flags):
     """What a program prints that runs all kernels under the thread sanitizer."""
-    macros = [*network.kernel_sizes, ("THREADS", threads), ("SHARED_BYTES", H100)]
+    macros = [*sizes, ("THREADS", threads), ("SHARED_BYTES", H100)]
     options = [flag for flag in FLAGS if flag not in ("-shared", "-fPIC")]
     command = [shutil.which("c++"), *options, "-O1", "-g1", "-fsanitize=thread", "-DMAIN", *flags]
     command += [f"-D{name}={value}" for name, value in macros]
@@ -416,17 +470,26 @@ def sanitized(tmp_path, network, threads, *flags):
     return subprocess.run([tmp_path / "all"], capture_output=True, text=True)
 
 
+def sizes_of(shape, features):
+    return topology.convolutional(shape, features).kernel_sizes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "features"), [((28, 28, 1), LAB), ((9, 14, 3), (4, 3, 2)), ((7, 5, 1), (8, 4))]
+    "sizes",
+    [
+        sizes_of((28, 28, 1), LAB),
+        sizes_of((9, 14, 3), (4, 3, 2)),
+        sizes_of((7, 5, 1), (8, 4)),
+        (("SIDES", "9,8,16"),),
+    ],
 )
-def test_threads_wait_for_each_other(tmp_path, shape, features):
-    network = topology.convolutional(shape, features)
-    done = sanitized(tmp_path, network, 8)
+def test_threads_wait_for_each_other(tmp_path, sizes):
+    done = sanitized(tmp_path, sizes, 8)
     assert (done.returncode, done.stderr) == (0, "")
-    alone = sanitized(tmp_path, network, 1)
+    alone = sanitized(tmp_path, sizes, 1)
     found, expected = (np.array(each.stdout.split(), float) for each in (done, alone))
     assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-    without = sanitized(tmp_path, network, 8, "-DWITHOUT_BARRIERS=1")
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    without = sanitized(tmp_path, sizes, 8, "-DWITHOUT_BARRIERS=1")
     assert "data race" in without.stderr

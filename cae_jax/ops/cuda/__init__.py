@@ -8,9 +8,10 @@ give the same bits on every GPU of one kind. JAX cannot differentiate the calls;
 It is tested on a CPU, for which the same source is compiled, and was not run on a GPU yet.
 """
 
+import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cae_jax.ops import compiler, flat
 from cae_jax.ops.cuda.agreement import TOLERANCE, difference
 from cae_jax.ops.cuda.build import Compiled, register
 
-__all__ = ["MEASURED", "Compiled", "Kernel", "disagrees", "register"]
+__all__ = ["MEASURED", "Compiled", "Kernel", "disagrees", "register", "soap"]
 
 # Compute capabilities on which a measurement in docs/benchmarks shows it right and faster.
 MEASURED: frozenset[str] = frozenset()
@@ -42,12 +43,18 @@ class Kernel:
         compiled: the kernels.
         image_shape: ``(height, width, channels)``.
         code_shape: shape of one image's code.
+        soap: as the function of that name here.
     """
 
     def __init__(
-        self, compiled: Compiled, image_shape: tuple[int, ...], code_shape: tuple[int, ...]
+        self,
+        compiled: Compiled,
+        image_shape: tuple[int, ...],
+        code_shape: tuple[int, ...],
+        soap: Callable[[tuple[int, ...]], Any],
     ) -> None:
         self._compiled, self._image_shape, self._code_shape = compiled, image_shape, code_shape
+        self.soap = soap
 
     def bce_and_grad(
         self, params: nnx.State, inputs: jax.Array, targets: jax.Array, weights_N: jax.Array
@@ -113,18 +120,80 @@ class Kernel:
     def _call(
         self, kernel: str, blocks: int, shape: tuple[int, int], *arrays: jax.Array
     ) -> jax.Array:
-        result = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        # jax.vmap over models puts an axis before the others, from which the launcher takes their
-        # number: one launch computes all of them.
-        call = jax.ffi.ffi_call(self._compiled.target, result, vmap_method="expand_dims")
-        return call(
-            *arrays,
-            key=self._compiled.key,
-            kernel=kernel,
-            blocks=np.int64(blocks),
-            threads=np.int64(self._compiled.threads),
-            shared=np.int64(self._compiled.shared),
-        )
+        return _launch(self._compiled, kernel, blocks, [shape], arrays)[0]
+
+
+def _launch(
+    compiled: Compiled,
+    kernel: str,
+    blocks: int,
+    shapes: Sequence[tuple[int, int]],
+    arrays: Sequence[jax.Array],
+    aliases: dict[int, int] | None = None,
+) -> list[jax.Array]:
+    """Calls a kernel; arrays and results are ``[1, rows, values]``, results float32."""
+    results = [jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes]
+    # jax.vmap over models puts an axis before the others, from which the launcher takes their
+    # number: one launch computes all of them.
+    call = jax.ffi.ffi_call(
+        compiled.target, results, vmap_method="expand_dims", input_output_aliases=aliases
+    )
+    found = call(
+        *arrays,
+        key=compiled.key,
+        kernel=kernel,
+        blocks=np.int64(blocks),
+        threads=np.int64(compiled.threads),
+        shared=np.int64(compiled.shared),
+    )
+    return list(found)
+
+
+def soap(sides: tuple[int, ...], capability: str) -> Callable[..., Any] | None:
+    """The update of `cae_jax.training.soap` by a kernel.
+
+    Args:
+        sides: of the convolutions' kernels.
+        capability: of the GPU.
+
+    Returns:
+        ``update(numbers, grads, mean, square, factors, bases)``, which returns the direction and
+        the others of the next step; None where it cannot be compiled, or a GPU does not hold it.
+    """
+    sizes = (("SIDES", ",".join(map(str, sides))),)
+    try:
+        compiled = register("soap.cu", sizes, capability)
+    except compiler.UnavailableError:
+        return None
+    return functools.partial(update_by, compiled)
+
+
+def update_by(
+    compiled: Compiled,
+    numbers: jax.Array,
+    grads: jax.Array,
+    mean: jax.Array,
+    square: jax.Array,
+    factors: Sequence[jax.Array],
+    bases: Sequence[jax.Array],
+) -> tuple[Any, ...]:
+    """See `soap`.
+
+    Args:
+        compiled: the kernel.
+        numbers: ``[9]``, in the order of soap.cu.
+        grads, mean, square: ``[K, *sides]``.
+        factors, bases: ``[K, n, n]`` for each side.
+    """
+    state = (mean, square, *factors, *bases)
+    arrays = [x.reshape(1, len(x), -1) for x in (grads, *state)]
+    shapes = [(x.shape[1], x.shape[2]) for x in arrays]
+    # The state is replaced in its place.
+    aliases = {1 + i: i for i in range(1, len(arrays))}
+    arrays = [numbers[None, None], *arrays]
+    results = _launch(compiled, "soap", len(grads), shapes, arrays, aliases)
+    direction, *new = (x.reshape(y.shape) for x, y in zip(results, (grads, *state), strict=True))
+    return direction, new[0], new[1], new[2:5], new[5:]
 
 
 def _rows(images: jax.Array) -> jax.Array:

@@ -20,9 +20,10 @@ from cae_jax.ops.compiler import Sizes, UnavailableError
 
 logger = logging.getLogger(__name__)
 
-KERNELS = Path(__file__).with_name("network.cu")
+FOLDER = Path(__file__).parent
+HEADERS = [FOLDER / "kernel.h", FOLDER / "array.h"]  # of the kernels
 # The first is compiled and includes the others.
-LAUNCHER = [Path(__file__).with_name(name) for name in ("launch.cc", "call.h", "array.h")]
+LAUNCHER = [FOLDER / name for name in ("launch.cc", "call.h", "array.h")]
 LAUNCHER_FLAGS = ["-std=c++20", "-O2", "-shared", "-fPIC"]
 THREADS = 512  # of a block: four for each lane of a multiprocessor, which hide what loads take
 # KiB of shared memory that a block may have, by compute capability: CUDA C++ Programming Guide,
@@ -33,7 +34,7 @@ TARGET = "cae_jax_cuda"  # name of the launcher in a program
 
 
 class Compiled(NamedTuple):
-    """The kernels of one network for one kind of GPU.
+    """The kernels of one file for one kind of GPU.
 
     Attributes:
         target: what launches them.
@@ -49,24 +50,25 @@ class Compiled(NamedTuple):
 
 
 @functools.cache
-def register(sizes: Sizes, capability: str) -> Compiled:
-    """Compiles the kernels if necessary, and registers them.
+def register(name: str, sizes: Sizes, capability: str) -> Compiled:
+    """Compiles kernels if necessary, and registers them.
 
     Args:
+        name: of their file.
         sizes: compile-time constants, by name.
         capability: of the GPU, such as ``"9.0"``.
 
     Raises:
-        UnavailableError: a compiler is missing or fails, or the network does not fit the GPU.
+        UnavailableError: a compiler is missing or fails, or the sizes do not fit the GPU.
     """
     options = options_for(sizes, capability)
     nvrtc = Nvrtc()
-    contents = [path.read_bytes() for path in (KERNELS, LAUNCHER[-1])]
+    contents = [path.read_bytes() for path in (FOLDER / name, *HEADERS)]
     key = hashlib.sha256(repr((contents, options, nvrtc.version)).encode()).hexdigest()[:16]
 
     def compile_to(output: Path) -> None:
-        logger.info("Compiling the kernels for the GPU (once, some seconds)")
-        cubin, shared, _ = nvrtc.compile(options)
+        logger.info("Compiling %s for the GPU (once, some seconds)", name)
+        cubin, shared, _ = nvrtc.compile(name, options)
         output.write_bytes(f"{shared:8}".encode() + cubin)
 
     try:
@@ -116,8 +118,8 @@ class Nvrtc:
         self._call("Version", ctypes.byref(major), ctypes.byref(minor))
         self.version = f"{major.value}.{minor.value}"
 
-    def compile(self, options: list[str]) -> tuple[bytes, int, str]:
-        """Compiles the kernels.
+    def compile(self, name: str, options: list[str]) -> tuple[bytes, int, str]:
+        """Compiles the kernels of a file.
 
         Returns:
             The binary code, bytes of shared memory of a block, and the log of the compiler.
@@ -126,17 +128,15 @@ class Nvrtc:
             UnavailableError: why it fails.
         """
         program = ctypes.c_void_p()
-        header = LAUNCHER[-1]
-        headers = (ctypes.c_char_p * 1)(header.read_bytes())
-        names = (ctypes.c_char_p * 1)(header.name.encode())
-        self._call(
-            "CreateProgram",
-            *(ctypes.byref(program), KERNELS.read_bytes(), KERNELS.name.encode()),
-            *(1, headers, names),
-        )
+        strings = ctypes.c_char_p * len(HEADERS)
+        headers = strings(*(path.read_bytes() for path in HEADERS))
+        names = strings(*(path.name.encode() for path in HEADERS))
+        source = (FOLDER / name).read_bytes()
+        arguments = (source, name.encode(), len(HEADERS), headers, names)
+        self._call("CreateProgram", ctypes.byref(program), *arguments)
         try:
-            arguments = (ctypes.c_char_p * len(options))(*(each.encode() for each in options))
-            failed = self._library.nvrtcCompileProgram(program, len(options), arguments)
+            texts = (ctypes.c_char_p * len(options))(*(each.encode() for each in options))
+            failed = self._library.nvrtcCompileProgram(program, len(options), texts)
             log = self._get(program, "ProgramLog").decode(errors="replace").rstrip("\0")
             if failed:
                 raise UnavailableError(_reason(log))

@@ -16,17 +16,9 @@
 // Sizes are macros, from cae_jax/models/topology.py: CHANNELS of the images and FEATURES of the
 // encoder's convolutions; ENCODER_ROWS and ENCODER_COLUMNS of the images and after each pooling;
 // DECODER_ROWS and DECODER_COLUMNS of the code and after each upsampling layer. Besides: THREADS of
-// a block, and SHARED_BYTES, the shared memory that it may have. A host compiles this file too, for
-// its tests, which define what a GPU has of its own.
+// a block, and SHARED_BYTES, the shared memory that it may have.
 
-#include "array.h"
-
-#ifdef __CUDACC__
-#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
-#define CONSTANT extern "C" __constant__
-extern __shared__ float4 shared_memory[];
-inline float* shared() { return reinterpret_cast<float*>(shared_memory); }
-#endif
+#include "kernel.h"
 
 namespace {
 
@@ -167,17 +159,6 @@ constexpr int kScratchAt = kWeightsAt + (kWeightsInShared ? up_to(kWeights, 4) :
 constexpr int kScratch = greater(
     kLeastScratch, smaller(SHARED_BYTES / 4 - kScratchAt, smaller(kMostScratch, wanted_scratch())));
 constexpr int kShared = kScratchAt + kScratch;
-
-inline float value(const Array& array, long long i) {
-  if (array.is_bytes) return static_cast<const unsigned char*>(array.data)[i] / 255.f;
-  return static_cast<const float*>(array.data)[i];
-}
-inline const float* floats(const Array& array) {
-  return static_cast<const float*>(array.data) + blockIdx.y * array.model;
-}
-inline float* results(const Array& array) {
-  return static_cast<float*>(array.data) + blockIdx.y * array.model;
-}
 
 struct Block {
   float* planes;
