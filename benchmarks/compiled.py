@@ -3,6 +3,7 @@
     python -m benchmarks.compiled --targets h100 t4 v5e v6e --check
     python -m benchmarks.compiled --json docs/benchmarks/compiled.json
     python -m benchmarks.compiled --targets h100 v5e --members 1 32 512
+    python -m benchmarks.compiled --kernels --json docs/benchmarks/kernels.json
 
 Needs XLA's compilers: pip install -e ".[cuda13,tpu]". Nothing is run. Each case is one `cae-jax
 compile`. With --check all programs of the backend that a run would take are compiled, and the exit
@@ -12,6 +13,7 @@ code is 1 where one of them exceeds its bounds.
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,11 +23,19 @@ from typing import Any, Literal
 from cae_jax import UserError, atomic
 from cae_jax.cli import common
 from cae_jax.markdown import table
+from cae_jax.models import topology
+from cae_jax.ops.compiler import Sizes, UnavailableError
+from cae_jax.ops.cuda import build
 
 # The most kernels of a training step with noise, and megabytes where the compiler counts them: a
 # tenth above the counts with jax 0.12.0 at a batch of 128. On an H100 also those of many members.
 MANY = 512
+# For the backend cuda what was aimed at, 12 and 20.
 BOUNDS: dict[tuple[str, str, int | None], tuple[int, float | None]] = {
+    ("h100 cuda", "adam", None): (12, None),
+    ("h100 cuda", "soap", None): (20, None),
+    ("t4 cuda", "adam", None): (12, None),
+    ("t4 cuda", "soap", None): (20, None),
     ("h100", "adam", None): (62, None),
     ("h100", "soap", None): (86, None),
     ("h100", "adam", MANY): (78, None),
@@ -38,8 +48,15 @@ BOUNDS: dict[tuple[str, str, int | None], tuple[int, float | None]] = {
 }
 
 
+# What the compiler says of a kernel: its name, bytes that it spills, registers.
+_RESOURCES = r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers"
+
 # The kinds of kernels that compute; the others move data.
-COMPUTING = ("loop", "matmul", "reduction", "convolution", "library", "conditional")
+COMPUTING = ("loop", "matmul", "reduction", "convolution", "library", "conditional", "cuda")
+
+# Networks whose kernels are compiled for every GPU: of these none spills registers.
+NETWORKS = {"fashion_mnist": ((28, 28, 1), (16, 8, 8)), "wide": ((28, 28, 1), (32, 16, 16))}
+MOST_REGISTERS = 128  # with which a multiprocessor has the 512 threads of a block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +66,7 @@ class Flags:
     targets: tuple[str, ...] = ("h100", "a100", "l4", "t4", "v5e", "v6e", "v5p")
     """Devices, see `cae-jax compile`."""
 
-    backends: tuple[Literal["matmul", "xla"], ...] = ("matmul", "xla")
+    backends: tuple[Literal["matmul", "xla", "cuda"], ...] = ("matmul", "xla")
     """Backends of the table."""
 
     optimizers: tuple[Literal["adam", "soap"], ...] = ("adam", "soap")
@@ -64,6 +81,9 @@ class Flags:
     check: bool = False
     """Compile all programs at a batch of 128 and hold their bounds, in place of the table."""
 
+    kernels: bool = False
+    """Tabulate the kernels of the backend cuda for every GPU, in place of the programs."""
+
     json: Path | None = None
     """Write all counts here."""
 
@@ -73,9 +93,13 @@ def main() -> None:
         flags = common.parse(Flags)
         atomic.check_output(flags.json)
         task = check if flags.check else tabulate_members if flags.members else tabulate
-        results, problems = task(flags), []
+        results, problems = ([], []) if flags.kernels and not flags.check else (task(flags), [])
         if flags.check:
             problems = [problem for result in results for problem in excesses(result)]
+        if flags.kernels or flags.check:
+            rows = kernels()
+            results += rows
+            problems += [problem for row in rows for problem in unfit(row)]
         if flags.json:
             with atomic.output_file(flags.json) as file:
                 atomic.write_json(file, {"cases": results})
@@ -92,10 +116,62 @@ def check(flags: Flags) -> list[dict[str, Any]]:
         # What the optimizer does not change is compiled once.
         only = () if optimizer == flags.optimizers[0] else ("--programs", "training")
         results.append(compile_case(target, *every, *only))
+        if (f"{target} cuda", optimizer, None) in BOUNDS:
+            own = ("--backend", "cuda", "--optimizer", optimizer, "--programs", "training")
+            results.append(compile_case(target, *own))
         if (target, optimizer, MANY) in BOUNDS:
             many = ("--programs", "training", "--members", str(MANY))
             results.append(compile_case(target, *every, *many))
     return results
+
+
+def kernels() -> list[dict[str, Any]]:
+    """Compiles the kernels of some networks for every GPU, and prints what each of them takes."""
+    nvrtc, found = build.Nvrtc(), []
+    sources: list[tuple[str, str, Sizes]]
+    sources = [("soap.cu", "fashion_mnist", (("SIDES", "9,16,16"),))]
+    for name, (shape, features) in NETWORKS.items():
+        sizes = topology.convolutional(shape, features).kernel_sizes
+        assert sizes is not None  # it is no network for a rate
+        sources.append(("network.cu", name, sizes))
+    for (source, name, sizes), capability in itertools.product(sources, build.SHARED):
+        try:
+            binary, shared, log = nvrtc.compile(source, build.options_for(sizes, capability))
+        except UnavailableError as error:
+            found.append({"source": source, "network": name, "capability": capability})
+            found[-1] |= {"reason": str(error)}
+            continue
+        for kernel, spilled, registers in re.findall(_RESOURCES, log, re.S):
+            found.append(
+                {
+                    **{"source": source, "network": name, "capability": capability},
+                    **{"kernel": kernel, "registers": int(registers), "spilled": int(spilled)},
+                    **{"shared": shared, "binary": len(binary), "cuda": nvrtc.version},
+                }
+            )
+    titles = ("network", "capability", "kernel", "registers", "spilled", "shared")
+    print(
+        table(
+            titles, [[row.get(title, row.get("reason", "")) for title in titles] for row in found]
+        )
+    )
+    return found
+
+
+def unfit(row: dict[str, Any]) -> list[str]:
+    """What a kernel takes that it should not."""
+    name = f"{row['network']} for {row['capability']}"
+    if "reason" in row:  # a network that does not fit its shared memory
+        fits = row["network"] == "fashion_mnist" or build.SHARED[row["capability"]] > 100
+        return [f"{name}: {row['reason']}"] if fits else []
+    found = []
+    if row["spilled"]:
+        found.append(f"{name}: {row['kernel']} spills {row['spilled']} bytes")
+    if row["registers"] > MOST_REGISTERS:
+        found.append(f"{name}: {row['kernel']} has {row['registers']} registers")
+    if row["shared"] > 1024 * build.SHARED[row["capability"]]:
+        found.append(f"{name}: {row['shared']} bytes of shared memory")
+    return found
 
 
 def tabulate_members(flags: Flags) -> list[dict[str, Any]]:
@@ -174,7 +250,9 @@ def excesses(result: dict[str, Any]) -> list[str]:
         if not counts["fits"]:
             found.append(f"{case}: {name} does not fit the memory of the device")
     training = result["programs"]["training"]
-    kernels, megabytes = BOUNDS[result["target"], result["optimizer"], result["members"]]
+    own = " cuda" if result["backend"].startswith("cuda") else ""
+    key = result["target"] + own, result["optimizer"], result["members"]
+    kernels, megabytes = BOUNDS[key]
     if training["kernels"] > kernels:
         found.append(f"{case}: {training['kernels']} kernels a step, at most {kernels} are allowed")
     if megabytes is not None and training["bytes_accessed"] / 1e6 > megabytes:

@@ -26,6 +26,7 @@ static std::barrier<>* barrier;
 static std::mutex alone;  // XLA makes calls at the same time
 
 static inline float* shared() { return memory; }
+static inline int thread() { return threadIdx.x; }
 static inline void __syncthreads() {
   if (THREADS > 1 && !WITHOUT_BARRIERS) barrier->arrive_and_wait();
 }

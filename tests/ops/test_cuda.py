@@ -1,6 +1,8 @@
 """The kernels for GPUs, compiled for this CPU, against NumPy in float64 and the other backends."""
 
+import dataclasses
 import functools
+import json
 import shlex
 import shutil
 import subprocess
@@ -16,8 +18,9 @@ import cae_jax
 from cae_jax.models import topology
 from cae_jax.ops import backend, compiler, cuda
 from cae_jax.ops.cuda import agreement, build
+from cae_jax.runs import environment, history
 from cae_jax.training.soap import scale_by_soap
-from tests.conftest import ROOT, needs_native
+from tests.conftest import ROOT, SMALL, needs_native
 from tests.ops.test_native import (
     LAB,
     assert_near,
@@ -29,6 +32,7 @@ from tests.ops.test_native import (
     pictures,
     plain_step,
 )
+from tests.runs.test_reliability import assert_same_end
 
 pytestmark = needs_native
 SOURCES = [ROOT / "tests" / "ops" / "cuda_host.cc", build.FOLDER / "network.cu"]
@@ -416,6 +420,65 @@ def test_a_wrong_gradient_of_any_layer_is_noticed(layer):
 
     layers = backend.MATMUL.layers
     assert agreement.difference(Wrong(), NETWORK, layers) > 10 * agreement.TOLERANCE
+
+
+# --- Training ---
+
+ONE_EPOCH = dataclasses.replace(SMALL, epochs=1, eps=1e-3)
+
+
+@pytest.fixture
+def trained(data_dir, tmp_path, monkeypatch):
+    """The folder of a run by a backend, as on a GPU."""
+    monkeypatch.setattr(cuda, "register", lambda _, sizes, capability: compiled(sizes))
+    monkeypatch.setattr(cuda, "disagrees", lambda *_: "")
+    monkeypatch.setattr(cuda, "soap", lambda sides, capability: soap(sides))
+    choose = functools.partial(backend.choose, platform="gpu")
+    monkeypatch.setattr(environment, "choose", choose)
+
+    def train(config, name, **options):
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        cae_jax.fit(config, folder, backend=name, data_dir=data_dir, **options)
+        return folder
+
+    return train
+
+
+def check_same_training(ours, plain):
+    (row,), (wanted,) = (history.read(each / "history.csv") for each in (ours, plain))
+    assert row.loss == pytest.approx(wanted.loss, rel=5e-6)
+    assert row.val_loss == pytest.approx(wanted.val_loss, rel=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "soap", "eps": 1e-6},
+        {"noise": "gaussian", "loss": "mse", "on_nan": "skip"},
+        {"microbatches": 3},
+    ],
+)
+def test_an_epoch_is_that_of_matmul(trained, changes):
+    config = dataclasses.replace(ONE_EPOCH, **changes)
+    ours = trained(config, "cuda")
+    assert json.loads((ours / "result.json").read_text())["backend"] == "cuda"
+    check_same_training(ours, trained(config, "matmul"))
+    assert_same_end(trained(config, "cuda", chunk_steps=3), ours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_members_of_a_population_have_the_bits_of_single_runs(
+    trained, data_dir, tmp_path, optimizer
+):
+    configs = [dataclasses.replace(ONE_EPOCH, optimizer=optimizer, seed=seed) for seed in (0, 1)]
+    cae_jax.fit_population(configs, tmp_path / "both", backend="cuda", data_dir=data_dir)
+    for config in configs:
+        single, member = trained(config, "cuda"), tmp_path / "both" / f"seed={config.seed}"
+        (row,), (wanted,) = (history.read(each / "history.csv") for each in (member, single))
+        assert row.loss == pytest.approx(wanted.loss, rel=1e-6)
 
 
 # --- Compiled for GPUs ---

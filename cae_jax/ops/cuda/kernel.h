@@ -6,10 +6,17 @@
 #include "array.h"
 
 #ifdef __CUDACC__
-#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
+// One block on a multiprocessor suffices: registers before occupancy.
+#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #define CONSTANT extern "C" __constant__
 extern __shared__ float4 shared_memory[];
 inline float* shared() { return reinterpret_cast<float*>(shared_memory); }
+// Volatile: what each phase derives from it would otherwise be kept in registers over all phases.
+inline int thread() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
 #endif
 
 namespace {

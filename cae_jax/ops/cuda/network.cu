@@ -144,10 +144,9 @@ constexpr int wanted_scratch() {
   return most;
 }
 
-// Shared memory, in floats: the planes, the places of the maxima, the weights if they fit, and
-// scratch for partial sums, as much as is left up to `kMostScratch`, with which the tutorial's
-// network has two blocks on a multiprocessor of 228 KB.
-constexpr int kMostScratch = 8192;
+// Shared memory, in floats: the planes, the places of the maxima, the weights if they fit, and what
+// is left of the wanted scratch for partial sums. The registers of a block leave no room for a
+// second one on a multiprocessor.
 constexpr int kSumColumns = 32, kSumParts = 8;  // of a block of the kernel `sum`
 constexpr int kLeastScratch = greater(THREADS + 32, kSumColumns* kSumParts);
 constexpr int kArgmaxAt = up_to(planes_end<1>(), 4);
@@ -156,8 +155,8 @@ constexpr int kLeft = SHARED_BYTES / 4 - kWeightsAt - kLeastScratch;
 static_assert(kLeft >= 0, "the shared memory of a block does not hold the activations");
 constexpr bool kWeightsInShared = kWeights <= kLeft;
 constexpr int kScratchAt = kWeightsAt + (kWeightsInShared ? up_to(kWeights, 4) : 0);
-constexpr int kScratch = greater(
-    kLeastScratch, smaller(SHARED_BYTES / 4 - kScratchAt, smaller(kMostScratch, wanted_scratch())));
+constexpr int kScratch =
+    greater(kLeastScratch, smaller(SHARED_BYTES / 4 - kScratchAt, wanted_scratch()));
 constexpr int kShared = kScratchAt + kScratch;
 
 struct Block {
@@ -195,10 +194,11 @@ constexpr int channels_together(int n, int positions) {
   return block;
 }
 
-// Rows 4x4 that begin at an even place.
-inline void load_window(const float* from, int stride, float (&window)[4][4]) {
+// Rows of 4 values that begin at an even place.
+template <int rows>
+inline void load_window(const float* from, int stride, float (&window)[rows][4]) {
 #pragma unroll
-  for (int a = 0; a < 4; a++)
+  for (int a = 0; a < rows; a++)
 #pragma unroll
     for (int b = 0; b < 4; b += 2) {
       const Values<2> two = load<2>(from + a * stride + b);
@@ -220,9 +220,9 @@ inline void each_down(F f) {
 
 // The sum of a value of each thread, in all of them.
 inline float block_sum(float value, float* scratch) {
-  scratch[threadIdx.x] = value;
+  scratch[thread()] = value;
   __syncthreads();
-  for (int i = threadIdx.x; i < 32; i += THREADS) {
+  for (int i = thread(); i < 32; i += THREADS) {
     float sum = 0.f;
     for (int k = i; k < THREADS; k += 32) sum += scratch[k];
     scratch[THREADS + i] = sum;
@@ -242,7 +242,7 @@ void conv_pool(const Block& block) {
   using X = Pool<layer - 1>;
   using Y = Pool<layer>;
   constexpr int C = X::kChannels, F = Y::kChannels, n = channels_together(F, Y::kPositions);
-  for (int task = threadIdx.x; task < Y::kPositions * (F / n); task += THREADS) {
+  for (int task = thread(); task < Y::kPositions * (F / n); task += THREADS) {
     const int f = task % (F / n) * n, p = task / (F / n), r = p / Y::kColumns, q = p % Y::kColumns;
     const Values<n> bias = load<n>(block.bias<layer>() + f);
     float sums[2][2][n];
@@ -284,7 +284,7 @@ inline void conv(const Block& block) {
   using X = Pool<N>;
   using Y = Up<0>;
   constexpr int C = X::kChannels, F = Y::kChannels, n = channels_together(F, Y::kPositions);
-  for (int task = threadIdx.x; task < Y::kPositions * (F / n); task += THREADS) {
+  for (int task = thread(); task < Y::kPositions * (F / n); task += THREADS) {
     const int f = task % (F / n) * n, p = task / (F / n), r = p / Y::kColumns, q = p % Y::kColumns;
     Values<n> sums = load<n>(block.bias<N + 1>() + f);
 #pragma unroll 2
@@ -310,7 +310,7 @@ void upsample_conv(const Block& block) {
   using Y = Up<i>;
   constexpr int layer = N + 1 + i, C = X::kChannels, F = Y::kChannels;
   constexpr int n = channels_together(F, X::kPositions);
-  for (int task = threadIdx.x; task < X::kPositions * (F / n); task += THREADS) {
+  for (int task = thread(); task < X::kPositions * (F / n); task += THREADS) {
     const int f = task % (F / n) * n, p = task / (F / n), r = p / X::kColumns, q = p % X::kColumns;
     const Values<n> bias = load<n>(block.bias<layer>() + f);
     float sums[2][2][n];
@@ -363,7 +363,7 @@ template <bool mse, bool with_gradient>
 Losses losses(const Block& block, const Array& targets, long long image, float weight) {
   using Y = Up<N>;
   Losses sums{};
-  for (int k = threadIdx.x; k < kPixels; k += THREADS) {
+  for (int k = thread(); k < kPixels; k += THREADS) {
     const int channel = k % CHANNELS, p = k / CHANNELS;
     float* logit = Y::of(block.planes, channel, p / Y::kColumns, p % Y::kColumns);
     const float z = *logit, t = value(targets, image * kPixels + k);
@@ -394,11 +394,12 @@ struct Sums {
       row[i] = is_first ? value : row[i] + value;
     else
       scratch[part * size + i] = value;
+    asm volatile("" ::: "memory");  // one after the other: together they would need registers
   }
   // After a wait. The same thread adds the same value of each image.
   void add() const {
     if constexpr (parts > 1)
-      for (int i = threadIdx.x; i < size; i += THREADS) {
+      for (int i = thread(); i < size; i += THREADS) {
         float sum = 0.f;
 #pragma unroll 4
         for (int part = 0; part < parts; part++) sum += scratch[part * size + i];
@@ -414,7 +415,7 @@ void conv_weights(const Block& block, const Sums<parts>& sums) {
   using X = Pool<layer - 1>;
   using Y = Plane<layer>;
   constexpr int C = X::kChannels, F = Y::kChannels;
-  for (int task = threadIdx.x; task < C * F * parts; task += THREADS) {
+  for (int task = thread(); task < C * F * parts; task += THREADS) {
     const int c = task % C, f = task / C % F, part = task / C / F;
     float bias = 0.f, kernel[9] = {};
     for (int p = part; p < Y::kPositions; p += parts) {
@@ -441,26 +442,31 @@ void upsample_weights(const Block& block, const Sums<parts>& sums) {
   using X = Up<i - 1>;
   using Y = Up<i>;
   constexpr int C = X::kChannels, F = Y::kChannels, n = together(C);
-  for (int task = threadIdx.x; task < C / n * F * parts; task += THREADS) {
+  for (int task = thread(); task < C / n * F * parts; task += THREADS) {
     const int f = task % F, c = task / F % (C / n) * n, part = task / F / (C / n);
     float bias = 0.f, kernel[9][n] = {};
+#pragma unroll 1
     for (int p = part; p < X::kPositions; p += parts) {
       const int r = p / X::kColumns, q = p % X::kColumns;
-      float d[4][4];
-      load_window(Y::of(block.planes, f, 2 * r - 1 - dropped(0, N + 1 + i),
-                        2 * q - 1 - dropped(1, N + 1 + i)),
-                  Y::kStride, d);
-      bias += d[1][1] + d[1][2] + d[2][1] + d[2][2];
-      float two[3][4], four[3][3];
+      const float* d = Y::of(block.planes, f, 2 * r - 1 - dropped(0, N + 1 + i),
+                             2 * q - 1 - dropped(1, N + 1 + i));
+      float x[n], rows[2][1][4];
 #pragma unroll
-      for (int k = 0; k < 12; k++) two[k / 4][k % 4] = d[k / 4][k % 4] + d[k / 4 + 1][k % 4];
+      for (int k = 0; k < n; k++) x[k] = *X::of(block.planes, c + k, r, q);
+      load_window(d, Y::kStride, rows[0]);
 #pragma unroll
-      for (int k = 0; k < 9; k++) four[k / 3][k % 3] = two[k / 3][k % 3] + two[k / 3][k % 3 + 1];
+      for (int a = 0; a < 3; a++) {
+        float two[4];
+        load_window(d + (a + 1) * Y::kStride, Y::kStride, rows[(a + 1) % 2]);
 #pragma unroll
-      for (int k = 0; k < n; k++) {
-        const float x = *X::of(block.planes, c + k, r, q);
+        for (int b = 0; b < 4; b++) two[b] = rows[0][0][b] + rows[1][0][b];
+        if (a == 1) bias += two[1] + two[2];
 #pragma unroll
-        for (int tap = 0; tap < 9; tap++) kernel[tap][k] += x * four[2 - tap / 3][2 - tap % 3];
+        for (int b = 0; b < 3; b++) {
+          const float four = two[b] + two[b + 1];
+#pragma unroll
+          for (int k = 0; k < n; k++) kernel[8 - 3 * a - b][k] += x[k] * four;
+        }
       }
     }
     if (c == 0) sums.put(part, f, bias);
@@ -490,6 +496,9 @@ inline Values<n * n_out> weights_for(const float* tap, int c, int f) {
   return w;
 }
 
+// Which sums of weights row or column 2 r - 1 + a after the upsampling has for pixel r before it.
+constexpr int sums_for(int a) { return a == 0 ? 3 : a == 3 ? 0 : a; }
+
 // The gradient of a plane in its place, where it passes the ReLU, from that of the upsampling
 // layer after it.
 template <int i>
@@ -498,24 +507,27 @@ void upsample_inputs(const Block& block) {
   using Y = Up<i>;
   constexpr int layer = N + 1 + i, C = X::kChannels, F = Y::kChannels;
   constexpr int n = channels_together(C, X::kPositions), n_out = together(F);
-  for (int task = threadIdx.x; task < X::kPositions * (C / n); task += THREADS) {
+  for (int task = thread(); task < X::kPositions * (C / n); task += THREADS) {
     const int c = task % (C / n) * n, p = task / (C / n), r = p / X::kColumns, q = p % X::kColumns;
     float sums[n] = {};
 #pragma unroll 1
     for (int f = 0; f < F; f += n_out) {
-      float d[n_out][4][4];
+// Row by row, which takes fewer registers than a window.
+#pragma unroll 1
+      for (int a = 0; a < 4; a++) {
+        float d[n_out][1][4];
 #pragma unroll
-      for (int m = 0; m < n_out; m++)
-        load_window(Y::of(block.planes, f + m, 2 * r - 1 - dropped(0, N + 1 + i),
-                          2 * q - 1 - dropped(1, N + 1 + i)),
-                    Y::kStride, d[m]);
+        for (int m = 0; m < n_out; m++)
+          load_window(Y::of(block.planes, f + m, 2 * r - 1 + a - dropped(0, N + 1 + i),
+                            2 * q - 1 - dropped(1, N + 1 + i)),
+                      Y::kStride, d[m]);
 #pragma unroll
-      for (int k = 0; k < 16; k++) {
-        constexpr int kSums[] = {3, 1, 2, 0};  // of the rows or columns 2 r - 1 to 2 r + 2
-        const float* tap = block.kernel<layer>() + (4 * kSums[k / 4] + kSums[k % 4]) * C * F;
-        const auto w = weights_for<C, F, n, n_out>(tap, c, f);
+        for (int b = 0; b < 4; b++) {
+          const float* tap = block.kernel<layer>() + (4 * sums_for(a) + sums_for(b)) * C * F;
+          const auto w = weights_for<C, F, n, n_out>(tap, c, f);
 #pragma unroll
-        for (int j = 0; j < n * n_out; j++) sums[j / n_out] += d[j % n_out][k / 4][k % 4] * w.of[j];
+          for (int j = 0; j < n * n_out; j++) sums[j / n_out] += d[j % n_out][0][b] * w.of[j];
+        }
       }
     }
 #pragma unroll
@@ -534,7 +546,7 @@ void unpool(const Block& block) {
   using Y = Pool<layer>;
   using Z = Before<layer>;
   constexpr int rows = Z::kRows, columns = Z::kStride;
-  for (int k = threadIdx.x; k < Y::kChannels * rows * columns; k += THREADS) {
+  for (int k = thread(); k < Y::kChannels * rows * columns; k += THREADS) {
     const int f = k / (rows * columns), r = k / columns % rows - 1, q = k % columns - 1;
     float d = 0.f;
     if (r >= 0 && q >= 0 && r < X::kRows && q < X::kColumns &&
@@ -553,7 +565,7 @@ void conv_inputs(const Block& block) {
   constexpr int C = X::kChannels, F = channels(layer), n_out = together(F);
   constexpr int rows = (X::kRows + 1) / 2, columns = (X::kColumns + 1) / 2;
   constexpr int n = smaller(2, channels_together(C, rows * columns));
-  for (int task = threadIdx.x; task < rows * columns * (C / n); task += THREADS) {
+  for (int task = thread(); task < rows * columns * (C / n); task += THREADS) {
     const int c = task % (C / n) * n, p = task / (C / n), r = p / columns * 2, q = p % columns * 2;
     float sums[4][n] = {};
 #pragma unroll 1
@@ -618,7 +630,7 @@ inline Block begin(const Array& weights) {
   auto* argmaxes = reinterpret_cast<unsigned char*>(s + kArgmaxAt);
   const float* from = floats(weights);
   if constexpr (kWeightsInShared)
-    for (int i = threadIdx.x; i < kWeights; i += THREADS) s[kWeightsAt + i] = from[i];
+    for (int i = thread(); i < kWeights; i += THREADS) s[kWeightsAt + i] = from[i];
   return {s, s + kScratchAt, argmaxes, kWeightsInShared ? s + kWeightsAt : from};
 }
 
@@ -626,10 +638,10 @@ inline Block begin(const Array& weights) {
 template <int i>
 void read(const Block& block, const Array& images, long long image) {
   using X = Plane<i>;
-  for (int k = threadIdx.x; k < kArgmaxAt; k += THREADS) block.planes[k] = 0.f;
+  for (int k = thread(); k < kArgmaxAt; k += THREADS) block.planes[k] = 0.f;
   __syncthreads();
   constexpr int size = X::kPositions * X::kChannels;
-  for (int k = threadIdx.x; k < size; k += THREADS) {
+  for (int k = thread(); k < size; k += THREADS) {
     const int p = k / X::kChannels;
     *X::of(block.planes, k % X::kChannels, p / X::kColumns, p % X::kColumns) =
         value(images, image * size + k);
@@ -640,7 +652,7 @@ template <int i>
 void write(const Block& block, const Array& to, long long image) {
   using X = Plane<i>;
   constexpr int size = X::kPositions * X::kChannels;
-  for (int k = threadIdx.x; k < size; k += THREADS) {
+  for (int k = thread(); k < size; k += THREADS) {
     const int p = k / X::kChannels;
     results(to)[image * size + k] =
         *X::of(block.planes, k % X::kChannels, p / X::kColumns, p % X::kColumns);
@@ -669,7 +681,7 @@ void value_and_grad(const Array& weights, Array inputs, Array targets, const Arr
   inputs = of_model(inputs), targets = of_model(targets);
   const float* of_image = floats(importance);
   float total = 0.f;
-  for (int i = threadIdx.x; i < inputs.rows; i += THREADS) total += of_image[i];
+  for (int i = thread(); i < inputs.rows; i += THREADS) total += of_image[i];
   total = block_sum(total, block.scratch);
   float* row = results(sums) + blockIdx.x * kGradient;
   float loss = 0.f;
@@ -682,7 +694,7 @@ void value_and_grad(const Array& weights, Array inputs, Array targets, const Arr
     loss += block_sum(mse ? some.mse : some.bce, block.scratch) * weight;
     backward(block, row, image == blockIdx.x);
   });
-  if (threadIdx.x == 0) row[0] = loss;
+  if (thread() == 0) row[0] = loss;
 }
 
 }  // namespace
@@ -704,7 +716,7 @@ KERNEL sum(Array rows, Array total) {
   constexpr int size = kGradient;
   float* scratch = shared();
   const float* from = floats(rows);
-  for (int i = threadIdx.x; i < kSumColumns * kSumParts; i += THREADS) {
+  for (int i = thread(); i < kSumColumns * kSumParts; i += THREADS) {
     const int column = blockIdx.x * kSumColumns + i % kSumColumns;
     float sum = 0.f;
     if (column < size)
@@ -714,7 +726,7 @@ KERNEL sum(Array rows, Array total) {
     scratch[i] = sum;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kSumColumns; i += THREADS) {
+  for (int i = thread(); i < kSumColumns; i += THREADS) {
     const int column = blockIdx.x * kSumColumns + i;
     float sum = 0.f;
     for (int part = 0; part < kSumParts; part++) sum += scratch[part * kSumColumns + i];
@@ -733,7 +745,7 @@ KERNEL losses_of(Array weights, Array inputs, Array targets, Array found) {
     const Losses some = losses<false, false>(block, targets, image, 0.f);
     const float bce = block_sum(some.bce, block.scratch);
     const float mse = block_sum(some.mse, block.scratch);
-    if (threadIdx.x == 0) {
+    if (thread() == 0) {
       results(found)[image] = bce / kPixels;
       results(found)[inputs.rows + image] = mse / kPixels;
     }

@@ -34,14 +34,14 @@ inline int row(int k) {
 }
 
 inline void copy(float* to, const float* from, int size) {
-  for (int i = threadIdx.x; i < size; i += THREADS) to[i] = from[i];
+  for (int i = thread(); i < size; i += THREADS) to[i] = from[i];
 }
 
 // Multiplies a side by a matrix from the right, or by its transpose.
 template <int side, bool transposed>
 void rotate(const float* x, const float* matrix, float* y) {
   constexpr int n = kSides[side];
-  for (int i = threadIdx.x; i < kTensor; i += THREADS) {
+  for (int i = thread(); i < kTensor; i += THREADS) {
     const float* from = x + origin<side>(i);
     const int j = i / step_of(side) % n;
     float sum = 0.f;
@@ -57,7 +57,7 @@ void rotate(const float* x, const float* matrix, float* y) {
 template <int side>
 void update_factor(const float* x, const float* numbers, const float* old, float* factor) {
   constexpr int n = kSides[side];
-  for (int i = threadIdx.x; i < n * n; i += THREADS) {
+  for (int i = thread(); i < n * n; i += THREADS) {
     float sum = 0.f;
 #pragma unroll 4
     for (int k = 0; k < kTensor / n; k++) {
@@ -70,7 +70,7 @@ void update_factor(const float* x, const float* numbers, const float* old, float
 
 // The product [n, n] of two matrices, the first one transposed or not.
 inline void multiply(const float* a, const float* b, int n, bool transposed, float* product) {
-  for (int i = threadIdx.x; i < n * n; i += THREADS) {
+  for (int i = thread(); i < n * n; i += THREADS) {
     float sum = 0.f;
     for (int k = 0; k < n; k++)
       sum += a[transposed ? k * n + i / n : i / n * n + k] * b[k * n + i % n];
@@ -98,17 +98,17 @@ inline void orthogonalise(float* a, int n, float* taus, float* q) {
     const float tau = squares == 0.f ? 0.f : (beta - alpha) / beta;
     __syncthreads();  // all have read the column
     if (tau != 0.f)
-      for (int i = k + 1 + threadIdx.x; i < n; i += THREADS) a[i * n + k] /= alpha - beta;
+      for (int i = k + 1 + thread(); i < n; i += THREADS) a[i * n + k] /= alpha - beta;
     __syncthreads();
     if (tau != 0.f)
-      for (int j = k + 1 + threadIdx.x; j < n; j += THREADS) reflect(a, n, k, tau, a + j);
-    if (threadIdx.x == 0) taus[k] = tau;
+      for (int j = k + 1 + thread(); j < n; j += THREADS) reflect(a, n, k, tau, a + j);
+    if (thread() == 0) taus[k] = tau;
     __syncthreads();
   }
-  for (int i = threadIdx.x; i < n * n; i += THREADS) q[i] = i / n == i % n;
+  for (int i = thread(); i < n * n; i += THREADS) q[i] = i / n == i % n;
   __syncthreads();
   for (int k = n - 1; k >= 0; k--)
-    for (int j = threadIdx.x; j < n; j += THREADS) reflect(a, n, k, taus[k], q + j);
+    for (int j = thread(); j < n; j += THREADS) reflect(a, n, k, taus[k], q + j);
   __syncthreads();
 }
 
@@ -175,7 +175,7 @@ KERNEL soap(Array numbers, Array gradients, Array mean, Array square, Array fact
   rotate_by<1, false>(m, basis1);
   rotate_by<2, false>(m, basis2);
   const float *old_mean = part(mean, kTensor), *old_square = part(square, kTensor);
-  for (int i = threadIdx.x; i < kTensor; i += THREADS) {
+  for (int i = thread(); i < kTensor; i += THREADS) {
     const float g = m.x[i];
     const float first = number[kB1] * old_mean[i] + number[kNew1] * g;
     const float second = number[kB2] * old_square[i] + number[kNew2] * (g * g);
