@@ -32,7 +32,7 @@ class Flags:
     models: tuple[Literal["conv", "simple", "deep"], ...] = ("conv",)
     """Networks."""
 
-    backends: tuple[Literal["auto", "native", "matmul", "xla", "per-step"], ...] = ("auto",)
+    backends: tuple[Literal["auto", "native", "cuda", "matmul", "xla", "per-step"], ...] = ("auto",)
     """Backends of cae-jax; per-step is plain Flax with one jitted call per step."""
 
     batch_sizes: tuple[int, ...] = (128,)

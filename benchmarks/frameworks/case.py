@@ -38,9 +38,10 @@ class BenchmarkCase:
         discard: epochs between the first and the timed ones.
         data_dir: see `cae_jax.data.load_split`.
         images: see `benchmarks.frameworks.adapter.split_file`; None takes Fashion-MNIST.
-        task: ``"start"`` stops after the first step, ``"measure"`` measures everything, ``"fit"``
-            only trains with validation, ``"reach"`` trains until the loss on the test images is
-            `target`, ``"matmul"`` measures the peak of the device.
+        task: ``"start"`` stops after the first step, ``"measure"`` measures everything,
+            ``"epochs"`` only the epochs, ``"fit"`` only trains with validation, ``"reach"`` trains
+            until the loss on the test images is `target`, ``"matmul"`` measures the peak of the
+            device.
         target: see `task`.
     """
 
@@ -50,7 +51,7 @@ class BenchmarkCase:
     discard: int = 2
     data_dir: str | None = None
     images: str | None = None
-    task: Literal["start", "measure", "fit", "reach", "matmul"] = "measure"
+    task: Literal["start", "measure", "fit", "epochs", "reach", "matmul"] = "measure"
     target: float = 0.0
 
 
