@@ -30,7 +30,7 @@ from cae_jax.ops.cuda import build
 # The most kernels of a training step with noise, and megabytes where the compiler counts them: a
 # tenth above the counts with jax 0.12.0 at a batch of 128. On an H100 also those of many members.
 MANY = 512
-# For the backend cuda what was aimed at, 12 and 20.
+# Of the backend cuda the aims, 12 and 20.
 BOUNDS: dict[tuple[str, str, int | None], tuple[int, float | None]] = {
     ("h100 cuda", "adam", None): (12, None),
     ("h100 cuda", "soap", None): (20, None),

@@ -131,7 +131,7 @@ def numbers(flags: Flags) -> list[dict[str, Any]]:
 
 
 def _digest(flags: Flags, images: data.Dataset, backend: str, optimizer: str) -> str:
-    """The bits of the state after an epoch, of a program that is compiled anew."""
+    """The bits of the state after an epoch, of a program that is compiled again."""
     import jax
 
     config = _config(flags, optimizer, flags.batch_sizes[0], "float32")

@@ -11,6 +11,7 @@ from cae_jax.ops.cuda import build as cuda
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("opt-barrier", "partition-id", "replica-id", "copy-done", "async-done", "async-update"),
+    "fusion-done",
 }
 _CALLS = ("call", "async-start")
 # What XLA does not capture in a CUDA graph with the options of `cae_jax.ops.cuda_graphs`: calls of
@@ -133,6 +134,7 @@ class Program(NamedTuple):
     def _kind(self, instruction: Instruction) -> str | None:
         """The kind of an instruction in one word; None if it needs no kernel."""
         opcode, target = instruction.opcode, _target(instruction)
+        opcode = "fusion" if opcode == "fusion-start" else opcode
         if opcode in _FREE or target == "AllocateBuffer":
             return None
         if opcode == "custom-call":
