@@ -519,6 +519,20 @@ def test_without_its_compiler_the_package_is_named(monkeypatch):
         build.Nvrtc()
 
 
+@pytest.mark.parametrize("compiler_name", ["c++", "g++-11", "clang++"])
+def test_its_launcher_compiles_without_warnings(tmp_path, compiler_name):
+    """With none of CUDA's headers and libraries."""
+    if shutil.which(compiler_name) is None:
+        pytest.skip(f"no {compiler_name}")
+    command = [compiler_name, *build.LAUNCHER_FLAGS, "-Wall", "-Wextra", "-Werror"]
+    command += ["-isystem", jax.ffi.include_dir(), build.LAUNCHER[0], "-o", tmp_path / "launch.so"]
+    subprocess.run(command, check=True)
+
+
+def test_its_launcher_loads_without_a_gpu():
+    build._launcher().cae_add(b"a key", b"kernels", 7)
+
+
 # --- Its threads ---
 
 

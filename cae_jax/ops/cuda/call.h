@@ -20,12 +20,12 @@ struct Call {
 
   ffi::Error read(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
     for (size_t i = 0; i < arguments.size(); i++) {
-      const auto buffer = arguments.get<ffi::AnyBuffer>(i);
+      auto buffer = arguments.get<ffi::AnyBuffer>(i);
       if (buffer.has_error()) return buffer.error();
       if (!add(*buffer)) return ffi::Error::InvalidArgument("a buffer has no rows");
     }
     for (size_t i = 0; i < results.size(); i++) {
-      const auto buffer = results.get<ffi::AnyBuffer>(i);
+      auto buffer = results.get<ffi::AnyBuffer>(i);
       if (buffer.has_error()) return buffer.error();
       if (!add(**buffer)) return ffi::Error::InvalidArgument("a buffer has no rows");
     }
