@@ -519,6 +519,7 @@ def test_without_its_compiler_the_package_is_named(monkeypatch):
         build.Nvrtc()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler_name", ["c++", "g++-11", "clang++"])
 def test_its_launcher_compiles_without_warnings(tmp_path, compiler_name):
     """With none of CUDA's headers and libraries."""
