@@ -31,7 +31,7 @@ MEASURED: frozenset[str] = frozenset()
 # Blocks that compute gradients: each image has its own up to this number, and a block adds those of
 # its images. It is not the device's number of multiprocessors, on which the bits would depend.
 MOST_BLOCKS = 512
-_COLUMNS = 32  # that a block of the kernel `sum` adds
+_COLUMNS = 32  # that a block of the kernel `sum` adds, with 16 partial sums of each
 
 
 class Kernel:
@@ -81,7 +81,9 @@ class Kernel:
         blocks = min(len(inputs), MOST_BLOCKS)
         images = _rows(inputs), _rows(targets), weights_N[None, :, None]
         partial = self._call(entry, blocks, (blocks, values), _pack(layers), *images)
-        total = self._call("sum", -(-values // _COLUMNS), (1, values), partial)
+        # With the shared memory that it needs, for several blocks on a multiprocessor.
+        small = self._compiled._replace(shared=4 * 16 * _COLUMNS)
+        (total,) = _launch(small, "sum", -(-values // _COLUMNS), [(1, values)], [partial])
         value, gradient = jnp.split(total.reshape(-1), [1])
         return value[0], unravel(gradient)
 

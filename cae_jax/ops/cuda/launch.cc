@@ -18,12 +18,14 @@ using Stream = void*;
 using Context = void*;
 using Function = void*;
 constexpr int kMaxDynamicShared = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr int kRelaxed = 2;           // CU_STREAM_CAPTURE_MODE_RELAXED
 
 struct Driver {
   int (*error_string)(int, const char**);
   int (*stream_context)(Stream, Context*);
   int (*push_context)(Context);
   int (*pop_context)(Context*);
+  int (*exchange_capture_mode)(int*);
   int (*load_module)(void**, const void*);
   int (*find_function)(Function*, void*, const char*);
   int (*set_attribute)(Function, int, int);
@@ -44,6 +46,7 @@ struct Driver {
     find(stream_context, "cuStreamGetCtx");
     find(push_context, "cuCtxPushCurrent_v2");
     find(pop_context, "cuCtxPopCurrent_v2");
+    find(exchange_capture_mode, "cuThreadExchangeStreamCaptureMode");
     find(load_module, "cuModuleLoadData");
     find(find_function, "cuModuleGetFunction");
     find(set_attribute, "cuFuncSetAttribute");
@@ -103,8 +106,11 @@ ffi::Error find(Stream stream, std::string_view key, std::string_view name, int6
   auto& known = functions[{context, std::string(key), std::string(name)}];
   if (!known) {
     if (auto e = check(driver().push_context(context), "the context"); e.failure()) return e;
+    int mode = kRelaxed;  // else nothing can be loaded while this thread captures a graph
+    driver().exchange_capture_mode(&mode);
     Function loaded = nullptr;
     auto e = load(context, std::string(key), std::string(name), shared, &loaded);
+    driver().exchange_capture_mode(&mode);
     driver().pop_context(&context);
     if (e.failure()) return e;
     known = loaded;
@@ -113,7 +119,7 @@ ffi::Error find(Stream stream, std::string_view key, std::string_view name, int6
   return ffi::Error::Success();
 }
 
-// Before a launch is captured in a graph, in which nothing can be loaded.
+// Before the first launch, so that it takes no longer than the others.
 ffi::Error Initialize(Stream stream, std::string_view key, std::string_view kernel, int64_t,
                       int64_t, int64_t shared, ffi::RemainingArgs, ffi::RemainingRets) {
   Function function;

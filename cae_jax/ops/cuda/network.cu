@@ -147,7 +147,7 @@ constexpr int wanted_scratch() {
 // Shared memory, in floats: the planes, the places of the maxima, the weights if they fit, and what
 // is left of the wanted scratch for partial sums. The registers of a block leave no room for a
 // second one on a multiprocessor.
-constexpr int kSumColumns = 32, kSumParts = 8;  // of a block of the kernel `sum`
+constexpr int kSumColumns = 32, kSumParts = 16;  // of a block of the kernel `sum`
 constexpr int kLeastScratch = greater(THREADS + 32, kSumColumns* kSumParts);
 constexpr int kArgmaxAt = up_to(planes_end<1>(), 4);
 constexpr int kWeightsAt = kArgmaxAt + up_to(argmax_at<N + 1>(), 16) / 4;
@@ -711,7 +711,7 @@ KERNEL mse_and_grad(Array weights, Array inputs, Array targets, Array importance
   value_and_grad<true>(weights, inputs, targets, importance, sums);
 }
 
-// Adds rows in their order: of 32 columns each block, every eighth row first.
+// Adds rows in their order: of 32 columns each block, every sixteenth row first.
 KERNEL sum(Array rows, Array total) {
   constexpr int size = kGradient;
   float* scratch = shared();
