@@ -56,7 +56,7 @@ def test_a_small_run(script, tmp_path):
         (("--epochs", 0), "--epochs is 0; it takes a whole number of at least 1"),
         (("--batch-sizes", 128, "--examples", 100), "--batch-sizes take whole numbers from 1"),
         (("--examples", 70000), "Fashion-MNIST has 60000 images"),
-        (("--backends", "cuda"), "--backends"),
+        (("--backends", "rocm"), "--backends"),
         (("--backends",), "--backends is empty"),
         (("--figure", "costs.png"), "--figure has nothing to draw"),
         (("--peak-gflops", -1), "--peak-gflops is -1.0"),
