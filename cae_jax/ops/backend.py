@@ -34,8 +34,9 @@ class Backend(NamedTuple):
             the module `cae_jax.ops.xla`.
         max_batch: maximum number of images per inference call.
         kernel: optional; any of ``bce_and_grad``, ``mse_and_grad``, ``losses``, ``encode`` and
-            ``decode`` of the whole network, each a function of the parameters and arrays; and
-            ``soap``, see `cae_jax.training.soap.scale_by_soap`.
+            ``decode`` of the whole network, each a function of the parameters and arrays;
+            ``bce_of_batch`` and ``mse_of_batch``, see `cae_jax.ops.cuda.Kernel`; and ``soap``, see
+            `cae_jax.training.soap.scale_by_soap`.
     """
 
     name: Name

@@ -162,6 +162,15 @@ def _make_gradient(
     graphdef: nnx.GraphDef, corrupt: Corruption | None, backend: Backend, kind: Loss, rate: float
 ) -> Gradient:
     value_and_grad = jax.value_and_grad(make_loss(graphdef, backend, kind, rate))
+    of_batch = getattr(backend.kernel, f"{kind}_of_batch", None)
+    if of_batch is not None and corrupt is None and not rate:
+
+        def of_indices(params, images_NxHxWxC, batch_B, noise_key, *numbers):
+            del noise_key, numbers
+            loss, grads = of_batch(params, images_NxHxWxC, batch_B)
+            return loss, ravel_pytree(grads)[0]
+
+        return of_indices
 
     def gradient(params, images_NxHxWxC, batch_B, noise_key, *numbers):
         # The last batch is padded; mask the padding.

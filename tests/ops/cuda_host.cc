@@ -77,6 +77,8 @@ ffi::Error Launch(std::string_view, std::string_view kernel, int64_t blocks, int
 #else
   TRY(bce_and_grad)
   TRY(mse_and_grad)
+  TRY(bce_of_batch)
+  TRY(mse_of_batch)
   TRY(sum)
   TRY(losses_of)
   TRY(encode_images)
@@ -146,6 +148,8 @@ int main() {
   call(losses_of, {w, x, x, array(losses, kImages)}, kImages);
   call(bce_and_grad, {w, x, x, y, partial}, kBlocks);
   call(mse_and_grad, {w, x, x, y, partial}, kBlocks);
+  std::vector<int> indices{3, 1, kImages, 0};
+  call(bce_of_batch, {w, x, {indices.data(), 4, 0, 0}, partial}, kBlocks);
   call(sum, {partial, array(total, 1)}, (kGradient + 31) / 32);
   for (const auto& values : {codes, logits, losses, total}) print(values);
 }

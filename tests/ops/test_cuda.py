@@ -254,6 +254,25 @@ def test_bytes_and_floats_are_the_same_images(test_images):
         assert_same(step()(params, inputs, targets, weights), expected)
 
 
+@pytest.mark.parametrize("kind", ["bce", "mse"])
+def test_images_are_taken_by_index(test_images, kind):
+    """Those from the end of the array on are padding; so do models, of images that they share."""
+    params, images = parameters(LAB), test_images[:30]
+    batch = np.array([[7, 29, 0, 30, 12], [3, 30, 30, 30, 3]], np.int32)
+    of_batch = getattr(kernel(), f"{kind}_of_batch")
+    models = [params, parameters(LAB, seed=1)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+    values, all_grads = jax.jit(jax.vmap(of_batch, (0, None, 0)))(stacked, images, batch)
+    for i, model in enumerate(models):
+        chosen = images[np.minimum(batch[i], 29)]
+        weights = (batch[i] < 30).astype(np.float32)
+        expected, wanted = step(kind=kind)(model, chosen, chosen, weights)
+        value, grads = jax.jit(of_batch)(model, images, batch[i])
+        assert value == values[i] == expected
+        assert_same(grads, wanted)
+        assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], all_grads), wanted)
+
+
 def test_a_block_adds_its_images(test_images, monkeypatch):
     params, images = parameters(LAB), test_images[:11]
     arguments = params, images, images, np.linspace(0.5, 1, 11).astype(np.float32)

@@ -68,6 +68,24 @@ class Kernel:
         """As `bce_and_grad`, of the mean squared error."""
         return self._value_and_grad("mse_and_grad", params, inputs, targets, weights_N)
 
+    def bce_of_batch(
+        self, params: nnx.State, images: jax.Array, batch_B: jax.Array
+    ) -> tuple[jax.Array, nnx.State]:
+        """As `bce_and_grad`, of some of the images as inputs and targets.
+
+        Args:
+            params: of the network.
+            images: ``[N, *image_shape]``.
+            batch_B: int32 indices, of which those from N on are padding and have no weight.
+        """
+        return self._of_batch("bce_of_batch", params, images, batch_B)
+
+    def mse_of_batch(
+        self, params: nnx.State, images: jax.Array, batch_B: jax.Array
+    ) -> tuple[jax.Array, nnx.State]:
+        """As `bce_of_batch`, of the mean squared error."""
+        return self._of_batch("mse_of_batch", params, images, batch_B)
+
     @property
     def key(self) -> str:
         """A digest of everything that the kernels depend on."""
@@ -76,11 +94,19 @@ class Kernel:
     def _value_and_grad(self, entry: str, params: nnx.State, *arrays: jax.Array) -> Any:
         inputs, targets, weights_N = arrays
         flat.check(self._image_shape, inputs, targets)
+        images = _rows(inputs), _rows(targets), weights_N[None, :, None]
+        return self._sum(entry, params, len(inputs), *images)
+
+    def _of_batch(self, entry: str, params: nnx.State, images: jax.Array, batch: jax.Array) -> Any:
+        flat.check(self._image_shape, images)
+        return self._sum(entry, params, len(batch), _rows(images), batch[None, :, None])
+
+    def _sum(self, entry: str, params: nnx.State, count: int, *arrays: jax.Array) -> Any:
+        """The weighted mean of losses of images, and its gradient: by blocks, and their sum."""
         layers, unravel = flat.ordered(params)
         values = 1 + sum(layer.size for layer in layers)
-        blocks = min(len(inputs), MOST_BLOCKS)
-        images = _rows(inputs), _rows(targets), weights_N[None, :, None]
-        partial = self._call(entry, blocks, (blocks, values), _pack(layers), *images)
+        blocks = min(count, MOST_BLOCKS)
+        partial = self._call(entry, blocks, (blocks, values), _pack(layers), *arrays)
         # With the shared memory that it needs, for several blocks on a multiprocessor.
         small = self._compiled._replace(shared=4 * 16 * _COLUMNS)
         (total,) = _launch(small, "sum", -(-values // _COLUMNS), [(1, values)], [partial])

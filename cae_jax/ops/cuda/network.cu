@@ -674,25 +674,43 @@ inline Array of_model(Array array) {
   return array;
 }
 
-template <bool mse>
-void value_and_grad(const Array& weights, Array inputs, Array targets, const Array& importance,
+// The images of a batch and their weights: all of an array, or some of a larger one by index, where
+// an index from the end of the array on is padding.
+struct Importance {
+  Array of_images;
+  long long place(long long i, const Array&) const { return i; }
+  float weight(long long i, const Array&) const { return floats(of_images)[i]; }
+};
+struct Indices {
+  Array of_images;
+  int index(long long i) const {
+    return static_cast<const int*>(of_images.data)[blockIdx.y * of_images.model + i];
+  }
+  long long place(long long i, const Array& images) const {
+    return index(i) < images.rows ? index(i) : images.rows - 1;
+  }
+  float weight(long long i, const Array& images) const { return index(i) < images.rows; }
+};
+
+template <bool mse, class Batch>
+void value_and_grad(const Array& weights, Array inputs, Array targets, const Batch& batch,
                     const Array& sums) {
   const Block block = begin(weights);
   inputs = of_model(inputs), targets = of_model(targets);
-  const float* of_image = floats(importance);
   float total = 0.f;
-  for (int i = thread(); i < inputs.rows; i += THREADS) total += of_image[i];
+  for (int i = thread(); i < batch.of_images.rows; i += THREADS) total += batch.weight(i, inputs);
   total = block_sum(total, block.scratch);
   float* row = results(sums) + blockIdx.x * kGradient;
   float loss = 0.f;
-  each_image(inputs, [&](long long image) {
+  each_image(batch.of_images, [&](long long i) {
+    const long long image = batch.place(i, inputs);
     read<0>(block, inputs, image);
     encode(block);
     decode(block);
-    const float weight = of_image[image] / total / kPixels;
+    const float weight = batch.weight(i, inputs) / total / kPixels;
     const Losses some = losses<mse, true>(block, targets, image, weight);
     loss += block_sum(mse ? some.mse : some.bce, block.scratch) * weight;
-    backward(block, row, image == blockIdx.x);
+    backward(block, row, i == blockIdx.x);
   });
   if (thread() == 0) row[0] = loss;
 }
@@ -705,10 +723,17 @@ CONSTANT int shared_bytes = 4 * kShared;
 // Sums [blocks, 1 + gradient]: the mean loss of the images weighted by `importance`, and its
 // gradient; each block writes the sum over its images.
 KERNEL bce_and_grad(Array weights, Array inputs, Array targets, Array importance, Array sums) {
-  value_and_grad<false>(weights, inputs, targets, importance, sums);
+  value_and_grad<false>(weights, inputs, targets, Importance{importance}, sums);
 }
 KERNEL mse_and_grad(Array weights, Array inputs, Array targets, Array importance, Array sums) {
-  value_and_grad<true>(weights, inputs, targets, importance, sums);
+  value_and_grad<true>(weights, inputs, targets, Importance{importance}, sums);
+}
+// Of the images with some int32 `indices`, which are inputs and targets.
+KERNEL bce_of_batch(Array weights, Array images, Array indices, Array sums) {
+  value_and_grad<false>(weights, images, images, Indices{indices}, sums);
+}
+KERNEL mse_of_batch(Array weights, Array images, Array indices, Array sums) {
+  value_and_grad<true>(weights, images, images, Indices{indices}, sums);
 }
 
 // Adds rows in their order: of 32 columns each block, every sixteenth row first.
