@@ -59,7 +59,7 @@ class Flags(common.ConfigFlags):
     """Trainings for --time-to, with successive seeds."""
 
     backend: common.Backend = "auto"
-    """xla, matmul, native (a CPU), cuda (a GPU) or auto."""
+    """xla, matmul, native (CPU), cuda (GPU), auto."""
 
     json: Path | None = None
     """Write the measurements to this file too."""

@@ -48,7 +48,7 @@ class Flags(common.ConfigFlags):
     """Steps per progress update; the result is the same."""
 
     backend: common.Backend = "auto"
-    """xla, matmul, native (a CPU), cuda (a GPU) or auto."""
+    """xla, matmul, native (CPU), cuda (GPU), auto."""
 
     device_budget: str | None = None
     """Memory for images, as 2GiB; more are streamed."""
