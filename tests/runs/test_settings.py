@@ -54,7 +54,7 @@ def small(config):
 
 
 def images_of(config):
-    shape = (*(config.image_size or (28, 28)), config.channels)
+    shape = (*(config.image_size or (28, 28)), 1 if config.channels == "auto" else config.channels)
     rng = np.random.default_rng(0)
     return tuple(rng.integers(0, 256, (n, *shape), np.uint8) for n in (100, 20))
 
