@@ -184,8 +184,10 @@ def _cuda(
 ) -> Backend:
     if platform != "gpu":
         raise UnavailableError(f"it is for NVIDIA GPUs, and the device is a {platform}")
-    device = jax.local_devices()[0]
-    there = capability or getattr(device, "compute_capability", "unknown")
+    kinds = {getattr(each, "compute_capability", "unknown") for each in jax.local_devices()}
+    if capability is None and len(kinds) > 1:
+        raise UnavailableError(f"the GPUs are of several kinds: {', '.join(sorted(kinds))}")
+    there = capability or kinds.pop()
     measured = there in cuda.MEASURED
     if name == "auto" and not measured:
         raise UnavailableError(f"not measured on this GPU, of compute capability {there}")

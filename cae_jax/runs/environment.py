@@ -42,7 +42,7 @@ def choose_backend(run: Path, config: TrainConfig, name: str) -> Backend:
         UserError: the backend is unknown or unavailable.
     """
     recorded = _read(run).get("backend") if name == "auto" else None
-    if recorded == "native" and config.precision != "float32":
+    if recorded in ("native", "cuda") and (config.precision != "float32" or config.rate > 0):
         recorded = None  # of a run that this config replaces, or does not fit
     try:
         return choose(from_config(config), recorded or name, precision=config.precision)

@@ -244,7 +244,7 @@ def _members_per_program(
         asked = min(devices, len(members))
     if asked == 1:
         return 1
-    if backend.kernel is not None and (asked is None or asked > devices):
+    if backend.name == "native" and (asked is None or asked > devices):
         raise UserError(
             f"`members_per_program` is {asked}; the native kernel computes one member at a time on "
             f"each device; pass {devices}, or `backend='matmul'`"

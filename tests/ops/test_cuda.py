@@ -406,23 +406,33 @@ def test_others_are_refused(network, options, reason):
         backend.choose(network, "cuda", *options)
 
 
+def test_gpus_of_several_kinds_are_refused(on_a_gpu, monkeypatch):
+    class Gpu:
+        def __init__(self, capability):
+            self.compute_capability = capability
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Gpu("9.0"), Gpu("7.5")])
+    with pytest.raises(cae_jax.UserError, match=r"GPUs are of several kinds: 7\.5, 9\.0"):
+        on_a_gpu("cuda")
+
+
 def test_it_agrees_with_matmul_before_it_is_used(on_a_gpu, monkeypatch, tmp_path):
     asked = []
     original = agreement.difference
-    monkeypatch.setattr(cuda, "difference", lambda *args: asked.append(0) or original(*args))
+    monkeypatch.setattr(cuda, "difference", lambda *args, **_: asked.append(0) or original(*args))
     assert on_a_gpu("cuda").name == "cuda"
     assert on_a_gpu("cuda").name == "cuda"
     assert len(asked) == 1  # and is kept
     (kept,) = tmp_path.glob("cae_jax/*-cpu.difference")
     assert 0 < float(kept.read_bytes()[:-32]) < 1e-5
     kept.unlink()
-    monkeypatch.setattr(cuda, "difference", lambda *_: 0.25)
+    monkeypatch.setattr(cuda, "difference", lambda *_, **__: 0.25)
     for name in ("cuda", "auto"):
         monkeypatch.setattr(cuda, "MEASURED", frozenset({"unknown"}))
         reason = "cuda differs from matmul by 2.5e-01 on this GPU"
         assert on_a_gpu(name)[:2] == ("matmul", reason)
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/none")
-    monkeypatch.setattr(cuda, "difference", lambda *_: float("nan"))
+    monkeypatch.setattr(cuda, "difference", lambda *_, **__: float("nan"))
     assert on_a_gpu("cuda").reason == "cuda differs from matmul by nan on this GPU"
 
 
@@ -493,7 +503,8 @@ def test_members_of_a_population_have_the_bits_of_single_runs(
     trained, data_dir, tmp_path, optimizer
 ):
     configs = [dataclasses.replace(ONE_EPOCH, optimizer=optimizer, seed=seed) for seed in (0, 1)]
-    cae_jax.fit_population(configs, tmp_path / "both", backend="cuda", data_dir=data_dir)
+    options = {"backend": "cuda", "data_dir": data_dir, "members_per_program": 2}
+    cae_jax.fit_population(configs, tmp_path / "both", **options)
     for config in configs:
         single, member = trained(config, "cuda"), tmp_path / "both" / f"seed={config.seed}"
         (row,), (wanted,) = (history.read(each / "history.csv") for each in (member, single))

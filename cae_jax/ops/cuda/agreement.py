@@ -10,15 +10,16 @@ TOLERANCE = 1e-4  # of the loss and of each gradient's norm, in float32
 _IMAGES = 8
 
 
-def difference(kernel: Any, network: Any, layers: Any) -> float:
+def difference(kernel: Any, network: Any, layers: Any, seed: int = 0) -> float:
     """How far loss and gradient of one batch differ, relative to their size.
 
     Args:
         kernel: has ``bce_and_grad``.
         network: its `cae_jax.models.topology.Topology`.
         layers: see `cae_jax.ops.backend.Backend.layers`.
+        seed: draws images and parameters.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (_IMAGES, *network.image_shape), np.uint8)
     weights = rng.uniform(0.5, 1, _IMAGES).astype(np.float32)
     params = {layer.name: _draw(layer, rng) for layer in network.weighted}

@@ -22,15 +22,13 @@ struct Call {
     for (size_t i = 0; i < arguments.size(); i++) {
       auto buffer = arguments.get<ffi::AnyBuffer>(i);
       if (buffer.has_error()) return buffer.error();
-      if (!add(*buffer)) return ffi::Error::InvalidArgument("a buffer has no rows");
+      if (!add(*buffer)) return ffi::Error::InvalidArgument("no rows, or two numbers of models");
     }
     for (size_t i = 0; i < results.size(); i++) {
       auto buffer = results.get<ffi::AnyBuffer>(i);
       if (buffer.has_error()) return buffer.error();
-      if (!add(**buffer)) return ffi::Error::InvalidArgument("a buffer has no rows");
+      if (!add(**buffer)) return ffi::Error::InvalidArgument("no rows, or two numbers of models");
     }
-    for (const Array& array : arrays)
-      if (array.model == 0 && models == 0) return ffi::Error::InvalidArgument("no models");
     return ffi::Error::Success();
   }
 
@@ -41,6 +39,7 @@ struct Call {
     int64_t here = 1;
     for (size_t i = 0; i + 2 < shape.size(); i++) here *= shape[i];
     const int64_t rows = shape[shape.size() - 2], values = shape[shape.size() - 1];
+    if (here > 1 && models > 1 && here != models) return false;
     if (here > 1) models = here;
     arrays.push_back({buffer.untyped_data(), rows, here > 1 ? rows * values : 0,
                       buffer.element_type() == ffi::DataType::U8});

@@ -107,10 +107,12 @@ ffi::Error find(Stream stream, std::string_view key, std::string_view name, int6
   if (!known) {
     if (auto e = check(driver().push_context(context), "the context"); e.failure()) return e;
     int mode = kRelaxed;  // else nothing can be loaded while this thread captures a graph
-    driver().exchange_capture_mode(&mode);
     Function loaded = nullptr;
-    auto e = load(context, std::string(key), std::string(name), shared, &loaded);
-    driver().exchange_capture_mode(&mode);
+    auto e = check(driver().exchange_capture_mode(&mode), "the mode of capturing");
+    if (e.success()) {
+      e = load(context, std::string(key), std::string(name), shared, &loaded);
+      driver().exchange_capture_mode(&mode);
+    }
     driver().pop_context(&context);
     if (e.failure()) return e;
     known = loaded;

@@ -508,7 +508,11 @@ void upsample_inputs(const Block& block) {
   constexpr int layer = N + 1 + i, C = X::kChannels, F = Y::kChannels;
   constexpr int n = channels_together(C, X::kPositions), n_out = together(F);
   for (int task = thread(); task < X::kPositions * (C / n); task += THREADS) {
-    const int c = task % (C / n) * n, p = task / (C / n), r = p / X::kColumns, q = p % X::kColumns;
+    // Neighbouring threads have other channels where they read their weights together, else other
+    // positions, so that they read the same weight.
+    const int c = (F == 1 ? task % (C / n) : task / X::kPositions) * n;
+    const int p = F == 1 ? task / (C / n) : task % X::kPositions;
+    const int r = p / X::kColumns, q = p % X::kColumns;
     float sums[n] = {};
 #pragma unroll 1
     for (int f = 0; f < F; f += n_out) {
@@ -566,7 +570,8 @@ void conv_inputs(const Block& block) {
   constexpr int rows = (X::kRows + 1) / 2, columns = (X::kColumns + 1) / 2;
   constexpr int n = smaller(2, channels_together(C, rows * columns));
   for (int task = thread(); task < rows * columns * (C / n); task += THREADS) {
-    const int c = task % (C / n) * n, p = task / (C / n), r = p / columns * 2, q = p % columns * 2;
+    const int c = task / (rows * columns) * n, p = task % (rows * columns);
+    const int r = p / columns * 2, q = p % columns * 2;
     float sums[4][n] = {};
 #pragma unroll 1
     for (int f = 0; f < F; f += n_out) {
