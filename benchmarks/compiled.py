@@ -150,11 +150,7 @@ def kernels() -> list[dict[str, Any]]:
                 }
             )
     titles = ("network", "capability", "kernel", "registers", "spilled", "shared")
-    print(
-        table(
-            titles, [[row.get(title, row.get("reason", "")) for title in titles] for row in found]
-        )
-    )
+    print(table(titles, [[row[title] for title in titles] for row in found if "kernel" in row]))
     return found
 
 
