@@ -130,7 +130,7 @@ class Topology(NamedTuple):
 
     @property
     def kernel_sizes(self) -> tuple[tuple[str, str], ...] | None:
-        """Compile-time sizes of the native kernel, by name; None for a network it cannot compute.
+        """Compile-time sizes of the native and CUDA kernels, by name; None for other networks.
 
         Each value is a list: the encoder's features, its sizes from the image to the last pooling,
         and the decoder's sizes from the code to the last upsampling layer.

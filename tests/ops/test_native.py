@@ -159,18 +159,17 @@ def test_forward_equals_numpy(test_images, features):
     np.testing.assert_allclose(mse_N, expected[1], rtol=2e-6)
 
 
-@pytest.mark.parametrize("features", [LAB, OTHER])
-def test_gradient_is_the_slope_of_the_loss_in_float64(test_images, features):
-    params, images = parameters(features), test_images[:20]
-    weights = np.linspace(0, 1, 20).astype(np.float32)
-    _, grads = native_step(features)(params, images, images, weights)
+def check_slope(step, params, images):
+    """The gradient of a step is the slope of the loss by NumPy in float64, in some directions."""
+    weights = np.linspace(0, 1, len(images)).astype(np.float32)
+    _, grads = step(params, images, images, weights)
     rng = np.random.default_rng(0)
     for _ in range(3):
         direction = [[rng.normal(size=a.shape) for a in layer] for layer in float64(params)]
         losses = []
-        for step in (1e-6, -1e-6):
+        for length in (1e-6, -1e-6):
             moved = [
-                [a + step * d for a, d in zip(*pair, strict=True)]
+                [a + length * d for a, d in zip(*pair, strict=True)]
                 for pair in zip(float64(params), direction, strict=True)
             ]
             losses.append(np.average(numpy_losses(moved, images, images)[0], weights=weights))
@@ -181,6 +180,11 @@ def test_gradient_is_the_slope_of_the_loss_in_float64(test_images, features):
         )
         # A float32 gradient; the kinks of ReLU and maximum within the step are few.
         assert slope == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("features", [LAB, OTHER])
+def test_gradient_is_the_slope_of_the_loss_in_float64(test_images, features):
+    check_slope(native_step(features), parameters(features), test_images[:20])
 
 
 SHAPES = [

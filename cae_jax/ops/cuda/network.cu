@@ -9,7 +9,7 @@
 //   - A convolution with pooling computes the 2x2 outputs of a pooling window together and keeps
 //     the maximum and its place.
 //   - Upsampling and then convolving gives four outputs for each pixel before it, from a 3x3 window
-//     with 16 sums of the 9 weights (`python` sums them): 16 products instead of 36.
+//     with 16 sums of the 9 weights (`_pack` sums them): 16 products instead of 36.
 //   - The gradient of an activation is stored in its place, since the derivative of the ReLU is the
 //     last to ask for the activation.
 //
@@ -58,7 +58,6 @@ constexpr int kGradient = gradient_at(kLayers + 1);
 
 // Planes in shared memory: 0 to N the image and after each pooling; N + 1 to 2 N + 1 after layer
 // N + 1 and after each upsampling layer, the last of them the logits.
-constexpr int kPlanes = 2 * N + 2;
 constexpr int plane_size(int axis, int i) {
   if (i <= N) return kEncoder[axis][i];
   return smaller(kDecoder[axis][i - N - 1], i == 2 * N + 1 ? kEncoder[axis][0] : 1 << 30);
