@@ -89,15 +89,7 @@ ffi::Error Launch(std::string_view, std::string_view kernel, int64_t blocks, int
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_launch, Launch,
-                              ffi::Ffi::Bind()
-                                  .Attr<std::string_view>("key")
-                                  .Attr<std::string_view>("kernel")
-                                  .Attr<int64_t>("blocks")
-                                  .Attr<int64_t>("threads")
-                                  .Attr<int64_t>("shared")
-                                  .RemainingArgs()
-                                  .RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_launch, Launch, with_call(ffi::Ffi::Bind()));
 
 #ifdef MAIN
 static std::vector<float> draw(size_t n, float scale) {

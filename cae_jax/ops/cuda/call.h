@@ -2,7 +2,8 @@
 
 #pragma once
 
-#include <optional>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "array.h"
@@ -46,5 +47,18 @@ struct Call {
     return true;
   }
 };
+
+// The attributes and buffers of a call, see `_launch` in __init__.py, after what a binding has.
+template <class Binding>
+auto with_call(Binding binding) {
+  return std::move(binding)
+      .template Attr<std::string_view>("key")
+      .template Attr<std::string_view>("kernel")
+      .template Attr<int64_t>("blocks")
+      .template Attr<int64_t>("threads")
+      .template Attr<int64_t>("shared")
+      .RemainingArgs()
+      .RemainingRets();
+}
 
 }  // namespace

@@ -143,17 +143,7 @@ ffi::Error Launch(Stream stream, std::string_view key, std::string_view kernel, 
                "the launch");
 }
 
-auto binding() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::PlatformStream<Stream>>()
-      .Attr<std::string_view>("key")
-      .Attr<std::string_view>("kernel")
-      .Attr<int64_t>("blocks")
-      .Attr<int64_t>("threads")
-      .Attr<int64_t>("shared")
-      .RemainingArgs()
-      .RemainingRets();
-}
+auto binding() { return with_call(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<Stream>>()); }
 
 }  // namespace
 
