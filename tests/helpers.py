@@ -61,18 +61,28 @@ def numpy_encode(layers: Sequence[Layer], x):
     return x
 
 
-def numpy_decode(layers: Sequence[Layer], x, image_shape):
-    """Logits of a code: what an upsampling exceeds by two is a border less in its convolution."""
+def numpy_decoding(layers: Sequence[Layer], x, image_shape):
+    """The sums of each layer after the code, before its ReLU; the last ones are the logits.
+
+    What an upsampling exceeds by two is a border less in its convolution.
+    """
     stages = len(layers) // 2
     sizes = [image_shape[:2]]
     for _ in range(stages - 1):
         sizes.append([math.ceil(n / 2) for n in sizes[-1]])
     x = numpy_conv(x, *layers[stages])
+    yield x
     for layer, aim in zip(layers[stages + 1 :], sizes[::-1], strict=True):
         x = np.kron(np.maximum(x, 0), np.ones((1, 2, 2, 1)))
         pads = [int(n - m < 2) for n, m in zip(x.shape[1:3], aim, strict=True)]
         x = numpy_conv(x, *layer, pads)
-    return x[:, : image_shape[0], : image_shape[1]]
+        yield x
+
+
+def numpy_decode(layers: Sequence[Layer], x, image_shape):
+    """Logits of a code."""
+    *_, logits = numpy_decoding(layers, x, image_shape)
+    return logits[:, : image_shape[0], : image_shape[1]]
 
 
 def numpy_functions(

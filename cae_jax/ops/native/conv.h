@@ -50,8 +50,10 @@ INLINE void convolve(const vec* x, int stride, const float* w, vec (&sum)[rows *
       for (int c = 0; c < in; c++) {
         const float* k = w + (((kh == 2 ? 2 * i : i) * 3 + (kw == 2 ? 2 * j : j)) * in + c) * out;
         vec pixel[rows * columns];
-        for (int p = 0; p < rows * columns; p++)
+        for (int p = 0; p < rows * columns; p++) {
           pixel[p] = x[(p / columns * step + i) * stride + (p % columns * step + j) * in + c];
+          if (T > 1) pixel[p] = in_register(pixel[p]);  // of one feature the weight is in one
+        }
 #pragma GCC unroll 16
         for (int t = 0; t < T; t++)
           for (int p = 0; p < rows * columns; p++) sum[p][t] += pixel[p] * k[t];
@@ -61,16 +63,14 @@ INLINE void convolve(const vec* x, int stride, const float* w, vec (&sum)[rows *
 // A row of `n` output pixels; store(pixel, feature, value) takes the results.
 template <int kh, int kw, int step, int in, int out, int n, class Store>
 INLINE void convolve_row(const vec* x, int stride, const float* w, Store store) {
-  constexpr int T = divisor(out, kSums / 3), P = std::min(n, kSums / T), rest = n % P;
+  constexpr int T = divisor(out, kSums / 3);
   for (int t0 = 0; t0 < out; t0 += T) {
-    auto block = [&]<int columns>(int q) ALWAYS_INLINE {
+    each_equal_block<n, kSums / T>([&]<int columns>(int q) ALWAYS_INLINE {
       vec sum[columns][T];
       convolve<kh, kw, step, in, out, 1, columns, T>(x + q * step * in, stride, w + t0, sum);
       for (int p = 0; p < columns; p++)
         for (int t = 0; t < T; t++) store(q + p, t0 + t, sum[p][t]);
-    };
-    for (int q = 0; q + P <= n; q += P) block.template operator()<P>(q);
-    if constexpr (rest > 0) block.template operator()<rest>(n - rest);
+    });
   }
 }
 
@@ -147,15 +147,37 @@ INLINE void rows_then_columns(T (&m)[16], F f) {
   for (int j = 0; j < 4; j++) f(m[j], m[4 + j], m[8 + j], m[12 + j]);
 }
 
+// The 2x2 or 4x4 pixels of a tile, of which at(p) gives the C channels, for a transform: as they
+// are, or copied with their features in the lanes.
+template <int C, bool by_features, int pixels>
+struct Tile {
+  static constexpr int kValues = by_features ? blocks(C) * LANES : C;
+  const vec* pixel[pixels];
+  vec room[by_features ? pixels * kValues : 1];
+
+  template <class At>
+  INLINE explicit Tile(At at) {
+    for (int p = 0; p < pixels; p++) {
+      pixel[p] = at(p);
+      if constexpr (by_features) {
+        features_to_lanes<C>(pixel[p], room + p * kValues);
+        pixel[p] = room + p * kValues;
+      }
+    }
+  }
+};
+
 // The windows of n tiles, from `first` on, to the Winograd domain [16, n, C].
-template <int n, class X>
+template <int n, bool by_features = false, class X>
 void transform_windows(const X& x, int first, vec* domain) {
-  constexpr int C = X::kChannels, stride = point_stride(n, C), columns = X::kTiles.columns;
+  using Pixels = Tile<X::kChannels, by_features, 16>;
+  constexpr int C = Pixels::kValues, stride = point_stride(n, C), columns = X::kTiles.columns;
   for (int k = 0; k < n; k++) {
     const vec* window = x.at((first + k) / columns * 2 - 1, (first + k) % columns * 2 - 1);
+    const Pixels tile([&](int p) { return window + p / 4 * X::kStride + p % 4 * X::kChannels; });
     for (int c = 0; c < C; c++) {
       vec m[16];
-      for (int p = 0; p < 16; p++) m[p] = window[p / 4 * X::kStride + p % 4 * C + c];
+      for (int p = 0; p < 16; p++) m[p] = tile.pixel[p][c];
       rows_then_columns(m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE {
         const vec b0 = b;
         a -= c, b += c, c -= b0, d = b0 - d;
@@ -167,14 +189,15 @@ void transform_windows(const X& x, int first, vec* domain) {
 
 // The derivatives with respect to n tiles of 2x2 pixels, from `first` on, to the Winograd domain
 // [16, n, C].
-template <int n, class D>
+template <int n, bool by_features, class D>
 void transform_derivatives(const D& dy, int first, vec* domain) {
-  constexpr int C = D::kChannels, stride = point_stride(n, C), columns = D::kTiles.columns;
+  using Pixels = Tile<D::kChannels, by_features, 4>;
+  constexpr int C = Pixels::kValues, stride = point_stride(n, C), columns = D::kTiles.columns;
   for (int k = 0; k < n; k++) {
-    const vec* tile = dy.at((first + k) / columns * 2, (first + k) % columns * 2);
+    const vec* corner = dy.at((first + k) / columns * 2, (first + k) % columns * 2);
+    const Pixels tile([&](int p) { return corner + p / 2 * D::kStride + p % 2 * D::kChannels; });
     for (int c = 0; c < C; c++) {
-      const vec* d = tile + c;
-      vec m[16] = {d[0], d[C], {}, {}, d[D::kStride], d[D::kStride + C]};
+      vec m[16] = {tile.pixel[0][c], tile.pixel[1][c], {}, {}, tile.pixel[2][c], tile.pixel[3][c]};
       rows_then_columns(
           m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE { c = a - b, d = -b, b += a; });
       for (int p = 0; p < 16; p++) domain[p * stride + k * C + c] = m[p];
@@ -182,15 +205,30 @@ void transform_derivatives(const D& dy, int first, vec* domain) {
   }
 }
 
+// Three taps to the four points of F(2, 3).
+INLINE void transform_taps(float& a, float& b, float& c, float& d) {
+  const float half_sum = (a + c) * 0.5f, half_b = b * 0.5f;
+  d = c, b = half_sum + half_b, c = half_sum - half_b;
+}
+
+// The rows of kernels [3, 3, pairs of channels] to [3, 4, pairs].
+void transform_rows_of_kernels(const float* w, int pairs, float* points) {
+  for (int i = 0; i < 3; i++)
+    for (int k = 0; k < pairs; k++) {
+      float m[4] = {};
+      for (int j = 0; j < 3; j++) m[j] = w[(3 * i + j) * pairs + k];
+      transform_taps(m[0], m[1], m[2], m[3]);
+      for (int p = 0; p < 4; p++) points[(4 * i + p) * pairs + k] = m[p];
+    }
+}
+
 // Kernels [3, 3, pairs of channels] to the Winograd domain [16, pairs].
 void transform_kernels(const float* w, int pairs, float* domain) {
   for (int k = 0; k < pairs; k++) {
     float m[16] = {};
     for (int i = 0; i < 9; i++) m[i / 3 * 4 + i % 3] = w[i * pairs + k];
-    rows_then_columns(m, [](float& a, float& b, float& c, float& d) ALWAYS_INLINE {
-      const float half_sum = (a + c) * 0.5f, half_b = b * 0.5f;
-      d = c, b = half_sum + half_b, c = half_sum - half_b;
-    });
+    rows_then_columns(m, [](float& a, float& b, float& c, float& d)
+                             ALWAYS_INLINE { transform_taps(a, b, c, d); });
     for (int p = 0; p < 16; p++) domain[p * pairs + k] = m[p];
   }
 }
@@ -210,37 +248,34 @@ INLINE void transform_kernel_derivative(vec (&m)[16]) {
 template <int out, class X, class Take>
 INLINE void winograd(const X& x, const float* kernel, vec* domain, vec* products, Take take) {
   constexpr int in = X::kChannels, columns = X::kTiles.columns;
-  each_block<X::kTiles.rows * columns, kTilesAtATime>([&]<int count>(int first) ALWAYS_INLINE {
-    constexpr int stride_in = point_stride(count, in), stride_out = point_stride(count, out);
-    transform_windows<count>(x, first, domain);
-    for (int p = 0; p < 16; p++)
-      convolve_row<1, 1, 1, in, out, count>(domain + p * stride_in, 0, kernel + p * in * out,
-                                            [&](int k, int t, vec sum) ALWAYS_INLINE {
-                                              products[p * stride_out + k * out + t] = sum;
-                                            });
-    for (int k = 0; k < count; k++)
-      for (int t = 0; t < out; t++) {
-        vec m[16];
-        for (int p = 0; p < 16; p++) m[p] = products[p * stride_out + k * out + t];
-        rows_then_columns(
-            m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE { a += b + c, b -= c + d; });
-        const vec y[4] = {m[0], m[1], m[4], m[5]};
-        take((first + k) / columns, (first + k) % columns, t, y);
-      }
-  });
+  each_equal_block<X::kTiles.rows * columns, kTilesAtATime>(
+      [&]<int count>(int first) ALWAYS_INLINE {
+        constexpr int stride_in = point_stride(count, in), stride_out = point_stride(count, out);
+        transform_windows<count>(x, first, domain);
+        for (int p = 0; p < 16; p++)
+          convolve_row<1, 1, 1, in, out, count>(domain + p * stride_in, 0, kernel + p * in * out,
+                                                [&](int k, int t, vec sum) ALWAYS_INLINE {
+                                                  products[p * stride_out + k * out + t] = sum;
+                                                });
+        for (int k = 0; k < count; k++)
+          for (int t = 0; t < out; t++) {
+            vec m[16];
+            for (int p = 0; p < 16; p++) m[p] = products[p * stride_out + k * out + t];
+            rows_then_columns(
+                m, [](vec& a, vec& b, vec& c, vec& d) ALWAYS_INLINE { a += b + c, b -= c + d; });
+            const vec y[4] = {m[0], m[1], m[4], m[5]};
+            take((first + k) / columns, (first + k) % columns, t, y);
+          }
+      });
 }
 
-// sum[p][a][b] += x[p][k][a][image] * y[p][k][b][image], in the Winograd domain, added over n tiles
+// sum[p][a][b] += x[p][k][a][image] * y[p][k][image][b], in the Winograd domain, added over n tiles
 // and all images; features b in the lanes.
 template <int A, int B, int n>
 void add_winograd_products(const vec* x, const vec* y, vec* sum) {
-  constexpr int V = blocks(B);
-  for (int p = 0; p < 16; p++) {
-    vec features[n * V * LANES];
-    for (int k = 0; k < n; k++)
-      features_to_lanes<B>(y + p * point_stride(n, B) + k * B, features + k * V * LANES);
-    add_products<1, A, B, n>(x + p * point_stride(n, A), 0, A, features, sum + p * A * V);
-  }
+  constexpr int V = blocks(B), stride_x = point_stride(n, A), stride_y = point_stride(n, V * LANES);
+  for (int p = 0; p < 16; p++)
+    add_products<1, A, B, n>(x + p * stride_x, 0, A, y + p * stride_y, sum + p * A * V);
 }
 
 // --- Pooling ------------------------------------------------------------------------------------
@@ -260,17 +295,17 @@ INLINE bool inside(Size size, int r, int q, int p) {
 // The maximum of a convolution's outputs y in a 2x2 window, of those inside the image, with bias
 // and ReLU.
 INLINE vec pool(Size size, const vec* y, int r, int q, float bias, bytes& argmax) {
-  vec best = y[0];
-  ivec which{};
-  for (int p = 1; p < 4; p++)
-    if (inside(size, r, q, p)) {
-      const ivec take = ~(y[p] <= best) & (best == best);
-      best = take ? y[p] : best;
-      which = take ? ivec{} + p : which;
-    }
-  best += bias;
-  argmax = narrow(best <= 0.f ? ivec{} + kOff : which);
-  return relu(best);
+  // A pixel outside is the first one again, which has the maximum then.
+  auto pixel = [&](int p) ALWAYS_INLINE { return y[inside(size, r, q, p) ? p : 0]; };
+  const vec y0 = y[0], y1 = pixel(1), y2 = pixel(2), y3 = pixel(3);
+  const ivec right = y1 > y0, lower_right = y3 > y2;
+  const vec upper = right ? y1 : y0, lower = lower_right ? y3 : y2;
+  const ivec below = lower > upper, ordered = (right | (y1 <= y0)) & (lower_right | (y3 <= y2));
+  const vec maximum = below ? lower : upper;
+  const vec best = (vec)((ivec)maximum | ~ordered) + bias;  // NaN where one of them is
+  const ivec off = best <= 0.f, which = below ? 2 - lower_right : -right;
+  argmax = narrow(off ? ivec{} + kOff : which);
+  return off ? vec{} : best;
 }
 
 // Sends the gradient of a pooled value to the pixel that had the maximum; returns what passes.
@@ -282,43 +317,80 @@ INLINE vec unpool(const D& dy, int r, int q, int t, bytes argmax, vec d) {
   return which == kOff ? vec{} : d;
 }
 
-// Convolution and pooling of the images themselves.
+// Convolution and pooling of the images themselves. Pairs of pixels of a row by Winograd's F(2, 3),
+// with taps [3, 4, in, out], of which each row has been transformed.
 template <class X, class Y, class A>
-void conv_pool(const X& x, const float* b, const float* w, const Y& y, const A& argmax) {
-  constexpr int in = X::kChannels, out = Y::kChannels, T = divisor(out, kSums / 4);
+void conv_pool(const X& x, const float* b, const float* taps, const Y& y, const A& argmax) {
+  constexpr int in = X::kChannels, out = Y::kChannels, T = divisor(out, kSums / 6);
   for (int r = 0; r < Y::kSize.rows; r++)
-    for (int q = 0; q < Y::kSize.columns; q++)
+    for (int q = 0; q < Y::kSize.columns; q++) {
+      vec points[4][4][in];  // of each row of the window
+      for (int i = 0; i < 4; i++)
+        for (int c = 0; c < in; c++) {
+          const vec* row = x.at(2 * r - 1 + i, 2 * q - 1) + c;
+          const vec x0 = row[0], x1 = row[in], x2 = row[2 * in], x3 = row[3 * in];
+          points[0][i][c] = x0 - x2, points[1][i][c] = x1 + x2;
+          points[2][i][c] = x2 - x1, points[3][i][c] = x3 - x1;
+        }
       for (int t0 = 0; t0 < out; t0 += T) {
-        vec sum[4][T];
-        convolve<3, 3, 1, in, out, 2, 2, T>(x.at(2 * r - 1, 2 * q - 1), X::kStride, w + t0, sum);
-        for (int t = t0; t < t0 + T; t++) {
-          const vec window[4] = {sum[0][t - t0], sum[1][t - t0], sum[2][t - t0], sum[3][t - t0]};
-          y.at(r, q)[t] = pool(X::kSize, window, r, q, b[t], argmax.at(r, q)[t]);
+        // Adds the products at a point to the sums of the upper and of the lower row.
+        auto add = [&](int point, vec(&sums)[2][T]) ALWAYS_INLINE {
+          for (int i = 0; i < 3; i++)
+            for (int c = 0; c < in; c++) {
+              const float* k = taps + ((4 * i + point) * in + c) * out + t0;
+              for (int t = 0; t < T; t++) {
+                sums[0][t] += points[point][i][c] * k[t];
+                sums[1][t] += points[point][i + 1][c] * k[t];
+              }
+            }
+        };
+        vec sum[2][T] = {}, difference[2][T] = {}, left[2][T], right[2][T];
+        add(1, sum), add(2, difference);
+        for (int i = 0; i < 2; i++)
+          for (int t = 0; t < T; t++) {
+            left[i][t] = sum[i][t] + difference[i][t];
+            right[i][t] = sum[i][t] - difference[i][t];
+          }
+        add(0, left), add(3, right);
+        for (int t = 0; t < T; t++) {
+          const vec window[4] = {left[0][t], right[0][t], left[1][t], right[1][t]};
+          y.at(r, q)[t0 + t] = pool(X::kSize, window, r, q, b[t0 + t], argmax.at(r, q)[t0 + t]);
         }
       }
+    }
 }
 
-// The derivative with respect to the kernel of conv_pool, for a row of `n` pooling windows:
-// sum[i][j][c][t] += pixel [i][j][c] of the maximum's 3x3 window * d[q][t]. x: upper left pixel of
-// the first pooling window's first 3x3 window.
-template <int in, int out, int n>
-void correlate_argmax(const vec* x, int stride, const vec* d, const bytes* argmax, vec* sum) {
-  constexpr int C = 9 * in <= kSums + 3 ? in : 1;  // as many as have their sums in registers
-  for (int c0 = 0; c0 < in; c0 += C)
-    for (int t = 0; t < out; t++)
-      accumulate<9 * C, 1>(sum + c0 * out + t, in / C * out, [&](vec(&s)[9 * C][1]) ALWAYS_INLINE {
-        for (int q = 0; q < n; q++) {
-          const ivec which = widen(argmax[q * out + t]);
-#pragma GCC unroll 4
-          for (int p = 0; p < 4; p++) {
-            const vec passed = which == p ? d[q * out + t] : vec{};
-            const vec* window = x + p / 2 * stride + (2 * q + p % 2) * in + c0;
-#pragma GCC unroll 27
-            for (int i = 0; i < 9 * C; i++)
-              s[i][0] += window[i / C / 3 * stride + i / C % 3 * in + i % C] * passed;
-          }
+// The derivative with respect to the kernel of conv_pool, for row r of pooling windows with their
+// gradients d and argmaxes, in the Winograd domain: sum[c][t][p], p of 16 points. A tile has one
+// pixel that is not 0, so that the sums and differences of its transform are masks and signs.
+template <int out, class X>
+void correlate_argmax(const X& x, int r, const vec* d, const bytes* argmax, vec* domain, vec* sum) {
+  constexpr int in = X::kChannels, n = X::kTiles.columns, stride = point_stride(n, in);
+  constexpr int S = kSums >= 16 ? 16 : 8;  // points whose sums are in registers
+  transform_windows<n>(x, r * n, domain);
+  auto add = [&]<int first>(const vec* x, const vec* d, const bytes* argmax,
+                            vec* sum) ALWAYS_INLINE {
+    accumulate<S, 1>(sum, 1, [&](vec(&s)[S][1]) ALWAYS_INLINE {
+      for (int q = 0; q < n; q++) {
+        const ivec which = widen(argmax[q * out]), value = (ivec)d[q * out];
+        const ivec right = which << 31, below = which << 30 & 1 << 31;  // as signs
+        const ivec columns[] = {value & ~(right >> 31), value, value ^ right, value & right >> 31};
+#pragma GCC unroll 16
+        for (int p = first; p < first + S; p++) {
+          const ivec y = columns[p % 4],
+                     rows[] = {y & ~(below >> 31), y, y ^ below, y & below >> 31};
+          const vec product = x[p * stride + q * in] * (vec)rows[p / 4];
+          s[p - first][0] += (p / 4 == 3) == (p % 4 == 3) ? product : -product;
         }
-      });
+      }
+    });
+  };
+  for (int c = 0; c < in; c++)
+    for (int t = 0; t < out; t++) {
+      vec* sums = sum + 16 * (c * out + t);
+      add.template operator()<0>(domain + c, d + t, argmax + t, sums);
+      if constexpr (S == 8) add.template operator()<8>(domain + c, d + t, argmax + t, sums + 8);
+    }
 }
 
 // --- Upsampling ---------------------------------------------------------------------------------

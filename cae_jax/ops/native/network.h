@@ -94,8 +94,9 @@ using PoolGradient =
 // Winograd domain.
 constexpr int kRows =
     2 * greatest(1, N, [](int i) { return (decoder_size(i).columns + 1) * channels(N + 1 + i); });
-constexpr int kDomain =
-    16 * greatest(1, N + 1, [](int layer) { return point_stride(kTilesAtATime, channels(layer)); });
+constexpr int kDomain = 16 * greatest(1, N + 1, [](int layer) {
+                          return point_stride(kTilesAtATime, blocks(channels(layer)) * LANES);
+                        });
 constexpr int kFeatures = LANES * greatest(0, N - 1, [](int i) {
                             return decoder_size(i).columns * blocks(channels(N + 1 + i));
                           });
@@ -116,7 +117,9 @@ struct Workspace {
   // Two rows of the gradient with respect to the first pooling, before the pooling.
   std::vector<vec> first_gradient{2 * encoder_size(1).columns * kWidths[1]};
   std::vector<vec> rows{kRows}, domain{kDomain}, products{kDomain}, features{kFeatures};
-  std::vector<vec> kernel_sums{kKernel}, first_kernel_sums{9 * CHANNELS * kWidths[1]};
+  std::vector<vec> kernel_sums{kKernel}, first_kernel_sums{16 * CHANNELS * kWidths[1]};
+  // The windows of a row of the first pooling in the Winograd domain.
+  std::vector<vec> windows{16 * point_stride(encoder_size(1).columns, CHANNELS)};
 
   template <int i>
   auto& pool() const {
@@ -151,9 +154,11 @@ struct Workspace {
 // [3, 3, out, in], for the backward pass. Of Winograd's layers both also in the Winograd domain.
 struct Weights {
   const float* parameters;
-  std::vector<float> flipped_kernels = std::vector<float>(kParameters), winograd_kernels[2][N + 2];
+  std::vector<float> flipped_kernels = std::vector<float>(kParameters), winograd_kernels[2][N + 2],
+                     first = std::vector<float>(12 * CHANNELS * kWidths[1]);
 
   explicit Weights(const float* parameters) : parameters(parameters) {
+    transform_rows_of_kernels(kernel(1), CHANNELS * kWidths[1], first.data());
     for (int layer = 2; layer <= kLayers; layer++) {
       const int in = channels(layer - 1), out = channels(layer);
       for (int k = 0; k < 9; k++)
@@ -193,7 +198,7 @@ void winograd_pool(Workspace& s, const Weights& w) {
 }
 
 void encode(Workspace& s, const Weights& w) {
-  conv_pool(s.pool<0>(), w.bias(1), w.kernel(1), s.pool<1>(), s.argmax<1>());
+  conv_pool(s.pool<0>(), w.bias(1), w.first.data(), s.pool<1>(), s.argmax<1>());
   each<2, N>([&]<int layer>() { winograd_pool<layer>(s, w); });
 }
 
@@ -218,12 +223,14 @@ vec loss(const Workspace& s, Pixel pixel) {
   vec total{};
   for (int r = 0; r < kImage.rows; r++) {
     const vec *logits = s.up<N>().at(r, 0), *target = s.target.at(r, 0);
+    vec sum{};  // of a row: one sum of all pixels loses more digits
     for (int k = 0; k < kRow; k++) {
       const vec z = logits[k], t = target[k], e = exp_negative(z > 0.f ? -z : z);
-      total += (z > 0.f ? z : vec{}) - z * t + log1p_unit(e);
+      sum += (z > 0.f ? z : vec{}) - z * t + log1p_unit(e);
       const vec reconstruction = (z > 0.f ? vec{} + 1.f : e) / (e + 1.f);
       pixel(r, k, reconstruction, reconstruction - t);
     }
+    total += sum;
   }
   return total / float(kPixels);
 }
@@ -308,9 +315,9 @@ void winograd_gradient(Workspace& s, const Weights& w, float* gradient, Unpool u
   constexpr bool swapped = out % LANES != 0 && in % LANES == 0;  // `in` fills the lanes, `out` not
   constexpr int A = swapped ? out : in, B = swapped ? in : out;
   std::fill_n(sums, 16 * A * blocks(B), vec{});
-  each_block<tiles.rows * tiles.columns, kTilesAtATime>([&]<int n>(int first) ALWAYS_INLINE {
-    transform_windows<n>(x, first, s.domain.data());
-    transform_derivatives<n>(d, first, s.products.data());
+  each_equal_block<tiles.rows * tiles.columns, kTilesAtATime>([&]<int n>(int first) ALWAYS_INLINE {
+    transform_windows<n, swapped>(x, first, s.domain.data());
+    transform_derivatives<n, !swapped>(d, first, s.products.data());
     const vec *a = s.domain.data(), *b = s.products.data();
     add_winograd_products<A, B, n>(swapped ? b : a, swapped ? a : b, sums);
   });
@@ -340,11 +347,17 @@ void first_gradients(Workspace& s, const Weights& w, float* gradient) {
           ALWAYS_INLINE { return row(r)[q * out + t] = relu_gradient(s.pool<1>().at(r, q)[t], d); },
       [&](int tile) {
         for (int r = 2 * tile; r < std::min(2 * tile + 2, size.rows); r++)
-          correlate_argmax<CHANNELS, out, size.columns>(x.at(2 * r - 1, -1), x.kStride, row(r),
-                                                        s.argmax<1>().at(r, 0),
-                                                        s.first_kernel_sums.data());
+          correlate_argmax<out>(x, r, row(r), s.argmax<1>().at(r, 0), s.windows.data(),
+                                s.first_kernel_sums.data());
       });
-  horizontal_sums(s.first_kernel_sums.data(), 9 * CHANNELS * out, gradient + kernel_offset(1));
+  vec taps[9 * CHANNELS * out];
+  for (int k = 0; k < CHANNELS * out; k++) {
+    vec m[16];
+    std::copy_n(&s.first_kernel_sums[16 * k], 16, m);
+    transform_kernel_derivative(m);
+    for (int i = 0; i < 9; i++) taps[i * CHANNELS * out + k] = m[i / 3 * 4 + i % 3];
+  }
+  horizontal_sums(taps, 9 * CHANNELS * out, gradient + kernel_offset(1));
 }
 
 // The gradient with respect to all parameters, from that with respect to the logits; adds nothing

@@ -69,6 +69,11 @@ INLINE ivec widen(bytes x) {
 INLINE bytes narrow(ivec x) {
 #if defined(__AVX512F__) && LANES == 16
   return (bytes)_mm512_maskz_cvtepi32_epi8(-1, (__m512i)x);
+#elif defined(__AVX2__) && LANES == 8
+  const __m256i words = _mm256_packs_epi32((__m256i)x, (__m256i)x);  // each half twice
+  const __m128i all =
+      _mm_unpacklo_epi64(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  return (bytes)_mm_cvtsi128_si64(_mm_packs_epi16(all, all));
 #else
   return __builtin_convertvector(x, bytes);
 #endif
@@ -135,6 +140,14 @@ template <int count, int n, class F>
 INLINE void each_block(F f) {
   for (int first = 0; first + n <= count; first += n) f.template operator()<n>(first);
   if constexpr (count % n > 0) f.template operator()<count % n>(count - count % n);
+}
+
+// The same for as few blocks of at most `most` values as there can be, of nearly equal sizes.
+template <int count, int most, class F>
+INLINE void each_equal_block(F f) {
+  constexpr int number = (count + most - 1) / most, n = count / number, longer = count % number;
+  for (int k = 0; k < longer; k++) f.template operator()<n + 1>(k * (n + 1));
+  for (int k = longer; k < number; k++) f.template operator()<n>(longer + k * n);
 }
 
 // 0..255 as 0..1, rounded as the quotient is.
