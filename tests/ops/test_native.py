@@ -402,8 +402,25 @@ def digests(shape: str, features: str, *batches: int, environments: list[dict]) 
 @pytest.mark.slow
 def test_the_number_of_threads_does_not_change_a_bit():
     # XLA takes the size of its thread pool from NPROC.
-    environments = [{"NPROC": threads} for threads in ("1", "2", "7")]
+    environments = [{"NPROC": threads} for threads in ("1", "2", "7", "40")]
     assert len(digests("28,28,1", "16,8,8", 200, environments=environments)) == 1
+
+
+@pytest.mark.slow
+def test_threads_share_a_group_without_a_race(tmp_path):
+    """More threads than groups, under the thread sanitizer."""
+    sizes = topology.convolutional((12, 14, 1), (5, 3)).kernel_sizes
+    source, program = Path(__file__).with_name("native_threads.cc"), tmp_path / "threads"
+    line = ["c++", *build.FLAGS, "-O1", "-g1", "-fsanitize=thread", "-o", str(program)]
+    line += [f"-D{name}={value}" for name, value in sizes]
+    line += ["-I", str(build.SOURCES[0].parent), str(source)]
+    line = [flag for flag in line if flag not in ("-shared", "-fPIC")]
+    compiled = subprocess.run(line, capture_output=True, text=True)
+    if "tsan" in compiled.stderr:
+        pytest.skip("the compiler has no thread sanitizer")
+    assert compiled.returncode == 0, compiled.stderr[:3000]
+    done = subprocess.run(["setarch", "-R", str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[:3000]
 
 
 # --- Compilation ---

@@ -12,7 +12,8 @@ from cae_jax.ops import compiler
 from cae_jax.ops.compiler import Sizes, UnavailableError
 
 # The first is compiled and includes the others.
-SOURCES = [Path(__file__).with_name(name) for name in ("ffi.cc", "network.h", "conv.h", "simd.h")]
+HEADERS = ("threads.h", "network.h", "conv.h", "simd.h")
+SOURCES = [Path(__file__).with_name(name) for name in ("ffi.cc", *HEADERS)]
 # Without -ffast-math: a value that is not finite must stay so. Its benefit here comes from the
 # last three flags: fused multiply-adds, and no errno and floating-point traps, which nobody reads.
 FLAGS = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-Wno-psabi"]

@@ -22,13 +22,10 @@
 
 #include "xla/ffi/api/ffi.h"
 
-#include <atomic>
-#include <functional>
-#include <latch>
-#include <memory>
 #include <type_traits>
 
 #include "network.h"
+#include "threads.h"
 
 namespace ffi = xla::ffi;
 
@@ -97,31 +94,6 @@ void forward(Workspace& s, const Weights& w, const Images& x, const Images& y, i
 
 int64_t groups_of(int64_t images) { return (images + LANES - 1) / LANES; }
 
-// Calls work(group, workspace) for all groups, in XLA's threads and this one. Waits for the groups
-// only, not for the threads: where all of them are busy, this one does everything, and what starts
-// after the last group finds `shared` still there and no group left.
-void for_groups(ffi::ThreadPool& pool, int64_t images,
-                const std::function<void(int64_t, Workspace&)>& work) {
-  struct Shared {
-    std::atomic<int64_t> next{0};
-    std::latch unfinished;
-    explicit Shared(int64_t groups) : unfinished(groups) {}
-  };
-  const int64_t groups = groups_of(images);
-  auto shared = std::make_shared<Shared>(groups);
-  auto take_groups = [shared, groups, &work] {
-    thread_local Workspace workspace;
-    for (int64_t group; (group = shared->next++) < groups;) {
-      work(group, workspace);
-      shared->unfinished.count_down();
-    }
-  };
-  for (int64_t t = 1; t < std::min<int64_t>(pool.num_threads(), groups); t++)
-    pool.Schedule([take_groups] { take_groups(); });
-  take_groups();
-  shared->unfinished.wait();
-}
-
 using Floats = ffi::Buffer<ffi::F32>;
 using FloatsOut = ffi::ResultBuffer<ffi::F32>;
 
@@ -139,15 +111,16 @@ ffi::Error ValueAndGrad(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer 
   const int64_t groups = groups_of(x.count);
   std::vector<float> gradients(groups * kParameters);
   std::vector<double> values(groups);
-  for_groups(pool, x.count, [&](int64_t group, Workspace& s) {
+  for_groups(pool, groups, true, [&](const Group& group, Workspace& s) {
     vec weight{};
-    for (int l = 0; l < LANES && group * LANES + l < x.count; l++)
-      weight[l] = image_weights[group * LANES + l] / total_weight;
-    forward(s, w, x, y, group);
-    float* partial = gradients.data() + group * kParameters;
+    const int64_t first = group.number * LANES;
+    for (int l = 0; l < LANES && first + l < x.count; l++)
+      weight[l] = image_weights[first + l] / total_weight;
+    forward(s, w, x, y, group.number);
+    float* partial = gradients.data() + group.number * kParameters;
     const vec losses = loss_and_gradient<mse>(s, weight / float(kPixels), partial) * weight;
-    for (int l = 0; l < LANES; l++) values[group] += losses[l];
-    backward(s, w, partial);
+    for (int l = 0; l < LANES; l++) values[group.number] += losses[l];
+    group.backward(s, w, partial);
   });
   float* sums = gradient->typed_data();
   std::fill_n(sums, kParameters, 0.f);
@@ -165,12 +138,12 @@ ffi::Error Losses(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs
                   ffi::AnyBuffer targets, FloatsOut bce, FloatsOut mse) {
   const Images x(inputs), y(targets);
   const Weights w(parameters.typed_data());
-  for_groups(pool, x.count, [&](int64_t group, Workspace& s) {
-    forward(s, w, x, y, group);
+  for_groups(pool, groups_of(x.count), false, [&](const Group& group, Workspace& s) {
+    forward(s, w, x, y, group.number);
     vec squares{};
     const vec losses =
         loss(s, [&](int, int, vec, vec error) ALWAYS_INLINE { squares += error * error; });
-    for (int64_t l = 0, i = group * LANES; l < LANES && i < x.count; l++, i++) {
+    for (int64_t l = 0, i = group.number * LANES; l < LANES && i < x.count; l++, i++) {
       bce->typed_data()[i] = losses[l];
       mse->typed_data()[i] = squares[l] / float(kPixels);
     }
@@ -181,10 +154,10 @@ ffi::Error Losses(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs
 ffi::Error Encode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs, FloatsOut codes) {
   const Images x(inputs);
   const Weights w(parameters.typed_data());
-  for_groups(pool, x.count, [&](int64_t group, Workspace& s) {
-    x.load(group, s.pool<0>());
+  for_groups(pool, groups_of(x.count), false, [&](const Group& group, Workspace& s) {
+    x.load(group.number, s.pool<0>());
     encode(s, w);
-    store<encoder_size(N)>(s.pool<N>(), group, x.count, codes->typed_data());
+    store<encoder_size(N)>(s.pool<N>(), group.number, x.count, codes->typed_data());
   });
   return ffi::Error::Success();
 }
@@ -192,10 +165,10 @@ ffi::Error Encode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs
 ffi::Error Decode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer codes, FloatsOut logits) {
   const Images code(codes);
   const Weights w(parameters.typed_data());
-  for_groups(pool, code.count, [&](int64_t group, Workspace& s) {
-    code.load(group, s.pool<N>());
+  for_groups(pool, groups_of(code.count), false, [&](const Group& group, Workspace& s) {
+    code.load(group.number, s.pool<N>());
     decode(s, w);
-    store<kImage>(s.up<N>(), group, code.count, logits->typed_data());
+    store<kImage>(s.up<N>(), group.number, code.count, logits->typed_data());
   });
   return ffi::Error::Success();
 }

@@ -251,30 +251,38 @@ vec loss_and_gradient(Workspace& s, vec weight, float* gradient) {
   return mse ? squares / float(kPixels) : losses;
 }
 
-// Upsampling layer i: the gradient with respect to its kernel; to its input, where it passes the
-// ReLU of the layer below; and to the bias of the layer below.
+// The gradient with respect to the kernel of layer N + 1 + i, with upsampling.
 template <int i>
-void upsample_conv_gradient(Workspace& s, const Weights& w, float* gradient) {
+void upsample_kernel_gradient(const Workspace& s, Workspace& room, float* gradient) {
   constexpr int layer = N + 1 + i, in = channels(layer - 1), out = channels(layer);
   const auto& x = s.up<i - 1>();
-  const auto& dx = s.up_gradient<i - 1>();
   const auto& z = std::get<i - 1>(s.box_sums);
-  box_sum(s.up_gradient<i>(), z);
   std::vector<float> flipped(9 * out * in);  // because the windows are those of z, [3, 3, out, in]
   constexpr bool by_features = in % LANES == 0 && out > 4;  // else lanes or registers stay empty
-  std::fill_n(s.kernel_sums.begin(), 9 * out * (by_features ? blocks(in) : in), vec{});
+  vec* sums = room.kernel_sums.data();
+  std::fill_n(sums, 9 * out * (by_features ? blocks(in) : in), vec{});
   if constexpr (by_features) {
-    correlate_features(z, x, s.features.data(), s.kernel_sums.data());
-    std::memcpy(flipped.data(), s.kernel_sums.data(), 4 * flipped.size());
+    correlate_features(z, x, room.features.data(), sums);
+    std::memcpy(flipped.data(), sums, 4 * flipped.size());
   } else {
-    correlate(z, x, s.kernel_sums.data());
-    horizontal_sums(s.kernel_sums.data(), 9 * out * in, flipped.data());
+    correlate(z, x, sums);
+    horizontal_sums(sums, 9 * out * in, flipped.data());
   }
   for (int k = 0; k < 9; k++)
     for (int f = 0; f < out; f++)
       for (int c = 0; c < in; c++)
         gradient[kernel_offset(layer) + ((8 - k) * in + c) * out + f] =
             flipped[(k * out + f) * in + c];
+}
+
+// The gradient with respect to the input of the same layer, from the box sum, where it passes the
+// ReLU of the layer below; and to the bias of the layer below.
+template <int i>
+void upsample_input_gradient(Workspace& s, const Weights& w, float* gradient) {
+  constexpr int layer = N + 1 + i, in = channels(layer - 1), out = channels(layer);
+  const auto& x = s.up<i - 1>();
+  const auto& dx = s.up_gradient<i - 1>();
+  const auto& z = std::get<i - 1>(s.box_sums);
   vec bias[in] = {};
   for (int r = 0; r < decoder_size(i - 1).rows; r++)
     convolve_row<3, 3, 2, out, in, decoder_size(i - 1).columns>(
@@ -300,30 +308,34 @@ void store_winograd_gradient(const vec* sums, float* gradient, int stride_a, int
   }
 }
 
-// Layer 2 to N + 1: the gradient with respect to its kernel; to its input, which unpool(row,
-// column, feature, d) hands to the pooling below and returns where it passes; and to the bias of
-// the layer below. row_done(r) is called after rows 2 r and 2 r + 1.
-template <int layer, class Unpool, class RowDone>
-void winograd_gradient(Workspace& s, const Weights& w, float* gradient, Unpool unpool,
-                       RowDone row_done) {
+// The gradient with respect to the kernel of a layer from 2 to N + 1.
+template <int layer>
+void winograd_kernel_gradient(const Workspace& s, Workspace& room, float* gradient) {
   constexpr int in = channels(layer - 1), out = channels(layer);
-  constexpr Size size = encoder_size(layer - 1), tiles = tiles_of(size);
-  const auto& x = s.pool<layer - 1>();
-  const auto& d = s.gradient<layer>();
-  float* d_kernel = gradient + kernel_offset(layer);
-  vec* sums = s.kernel_sums.data();
+  constexpr Size tiles = tiles_of(encoder_size(layer - 1));
   constexpr bool swapped = out % LANES != 0 && in % LANES == 0;  // `in` fills the lanes, `out` not
   constexpr int A = swapped ? out : in, B = swapped ? in : out;
+  vec *x = room.domain.data(), *d = room.products.data(), *sums = room.kernel_sums.data();
   std::fill_n(sums, 16 * A * blocks(B), vec{});
   each_equal_block<tiles.rows * tiles.columns, kTilesAtATime>([&]<int n>(int first) ALWAYS_INLINE {
-    transform_windows<n, swapped>(x, first, s.domain.data());
-    transform_derivatives<n, !swapped>(d, first, s.products.data());
-    const vec *a = s.domain.data(), *b = s.products.data();
-    add_winograd_products<A, B, n>(swapped ? b : a, swapped ? a : b, sums);
+    transform_windows<n, swapped>(s.pool<layer - 1>(), first, x);
+    transform_derivatives<n, !swapped>(s.gradient<layer>(), first, d);
+    add_winograd_products<A, B, n>(swapped ? d : x, swapped ? x : d, sums);
   });
-  store_winograd_gradient<A, B>(sums, d_kernel, swapped ? 1 : out, swapped ? out : 1);
+  store_winograd_gradient<A, B>(sums, gradient + kernel_offset(layer), swapped ? 1 : out,
+                                swapped ? out : 1);
+}
+
+// The gradient with respect to the input of the same layer, which unpool(row, column, feature, d)
+// hands to the pooling below and returns where it passes; and to the bias of the layer below.
+// row_done(r) is called after rows 2 r and 2 r + 1.
+template <int layer, class Unpool, class RowDone>
+void winograd_input_gradient(Workspace& s, const Weights& w, float* gradient, Unpool unpool,
+                             RowDone row_done) {
+  constexpr int in = channels(layer - 1);
+  constexpr Size size = encoder_size(layer - 1), tiles = tiles_of(size);
   vec bias[in] = {};
-  winograd<in>(d, w.winograd_flipped(layer), s.domain.data(), s.products.data(),
+  winograd<in>(s.gradient<layer>(), w.winograd_flipped(layer), s.domain.data(), s.products.data(),
                [&](int r, int q, int t, const vec* y) ALWAYS_INLINE {
                  for (int p = 0; p < 4; p++)
                    if (inside(size, r, q, p))
@@ -333,15 +345,15 @@ void winograd_gradient(Workspace& s, const Weights& w, float* gradient, Unpool u
   horizontal_sums(bias, in, gradient + bias_offset(layer - 1));
 }
 
-// Layers 2 and 1. A row of the first pooling after the other: what is left of its gradient by the
-// ReLU gives the derivative with respect to the first kernel.
+// The gradient with respect to the input of layer 2, of which a row of the first pooling after the
+// other, where it passes the ReLU, gives the derivative with respect to the first kernel.
 void first_gradients(Workspace& s, const Weights& w, float* gradient) {
   constexpr int out = kWidths[1];
   constexpr Size size = encoder_size(1);
   const auto& x = s.pool<0>();
   std::fill(s.first_kernel_sums.begin(), s.first_kernel_sums.end(), vec{});
   auto row = [&](int r) ALWAYS_INLINE { return &s.first_gradient[r % 2 * size.columns * out]; };
-  winograd_gradient<2>(
+  winograd_input_gradient<2>(
       s, w, gradient,
       [&](int r, int q, int t, vec d)
           ALWAYS_INLINE { return row(r)[q * out + t] = relu_gradient(s.pool<1>().at(r, q)[t], d); },
@@ -360,19 +372,37 @@ void first_gradients(Workspace& s, const Weights& w, float* gradient) {
   horizontal_sums(taps, 9 * CHANNELS * out, gradient + kernel_offset(1));
 }
 
+// The gradient with respect to the kernel of a layer from 2 on, of a group whose backward pass has
+// come to that layer. Its bits do not depend on whose workspace the room is.
+template <int layer>
+void kernel_gradient(const Workspace& s, Workspace& room, float* gradient) {
+  if constexpr (layer > N + 1)
+    upsample_kernel_gradient<layer - N - 1>(s, room, gradient);
+  else
+    winograd_kernel_gradient<layer>(s, room, gradient);
+}
+
 // The gradient with respect to all parameters, from that with respect to the logits; adds nothing
-// to the last bias.
-void backward(Workspace& s, const Weights& w, float* gradient) {
-  each_down<N, 1>([&]<int i>() { upsample_conv_gradient<i>(s, w, gradient); });
+// to the last bias. kernel<layer>() sees to kernel_gradient, at once or later: nothing that it
+// reads changes any more.
+template <class Kernel>
+void backward(Workspace& s, const Weights& w, float* gradient, Kernel kernel) {
+  each_down<N, 1>([&]<int i>() {
+    box_sum(s.up_gradient<i>(), std::get<i - 1>(s.box_sums));
+    kernel.template operator()<N + 1 + i>();
+    upsample_input_gradient<i>(s, w, gradient);
+  });
   each_down<N + 1, 3>([&]<int layer>() {
     const auto& dx = s.gradient<layer - 1>();
     const auto& argmax = s.argmax<layer - 1>();
-    winograd_gradient<layer>(
+    kernel.template operator()<layer>();
+    winograd_input_gradient<layer>(
         s, w, gradient,
         [&](int r, int q, int t, vec d)
             ALWAYS_INLINE { return unpool(dx, r, q, t, argmax.at(r, q)[t], d); },
         [](int) {});
   });
+  kernel.template operator()<2>();
   first_gradients(s, w, gradient);
 }
 
