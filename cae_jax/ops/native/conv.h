@@ -206,31 +206,24 @@ void transform_derivatives(const D& dy, int first, vec* domain) {
 }
 
 // Three taps to the four points of F(2, 3).
-INLINE void transform_taps(float& a, float& b, float& c, float& d) {
-  const float half_sum = (a + c) * 0.5f, half_b = b * 0.5f;
+INLINE void transform_taps(vec& a, vec& b, vec& c, vec& d) {
+  const vec half_sum = (a + c) * 0.5f, half_b = b * 0.5f;
   d = c, b = half_sum + half_b, c = half_sum - half_b;
 }
 
-// The rows of kernels [3, 3, pairs of channels] to [3, 4, pairs].
-void transform_rows_of_kernels(const float* w, int pairs, float* points) {
-  for (int i = 0; i < 3; i++)
-    for (int k = 0; k < pairs; k++) {
-      float m[4] = {};
-      for (int j = 0; j < 3; j++) m[j] = w[(3 * i + j) * pairs + k];
-      transform_taps(m[0], m[1], m[2], m[3]);
-      for (int p = 0; p < 4; p++) points[(4 * i + p) * pairs + k] = m[p];
-    }
-}
-
-// Kernels [3, 3, pairs of channels] to the Winograd domain [16, pairs].
-void transform_kernels(const float* w, int pairs, float* domain) {
-  for (int k = 0; k < pairs; k++) {
-    float m[16] = {};
-    for (int i = 0; i < 9; i++) m[i / 3 * 4 + i % 3] = w[i * pairs + k];
-    rows_then_columns(m, [](float& a, float& b, float& c, float& d)
-                             ALWAYS_INLINE { transform_taps(a, b, c, d); });
-    for (int p = 0; p < 16; p++) domain[p * pairs + k] = m[p];
-  }
+// Kernels [3, 3, pairs of channels] to the Winograd domain [16, pairs], or the rows of their taps
+// alone to [3, 4, pairs].
+template <int pairs, bool rows_alone = false>
+void transform_kernels(const float* w, float* domain) {
+  each_block<pairs, LANES>([&]<int n>(int k) ALWAYS_INLINE {
+    vec m[16] = {};
+    for (int i = 0; i < 9; i++) std::memcpy(&m[i / 3 * 4 + i % 3], w + i * pairs + k, 4 * n);
+    for (int i = 0; i < 3; i++) transform_taps(m[4 * i], m[4 * i + 1], m[4 * i + 2], m[4 * i + 3]);
+    if constexpr (!rows_alone)
+      for (int j = 0; j < 4; j++) transform_taps(m[j], m[4 + j], m[8 + j], m[12 + j]);
+    for (int p = 0; p < (rows_alone ? 12 : 16); p++)
+      std::memcpy(domain + p * pairs + k, &m[p], 4 * n);
+  });
 }
 
 // The adjoint of transform_kernels, in place: the derivative with respect to the kernel, in the

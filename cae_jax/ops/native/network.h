@@ -158,21 +158,20 @@ struct Weights {
                      first = std::vector<float>(12 * CHANNELS * kWidths[1]);
 
   explicit Weights(const float* parameters) : parameters(parameters) {
-    transform_rows_of_kernels(kernel(1), CHANNELS * kWidths[1], first.data());
-    for (int layer = 2; layer <= kLayers; layer++) {
-      const int in = channels(layer - 1), out = channels(layer);
+    transform_kernels<CHANNELS * kWidths[1], true>(kernel(1), first.data());
+    each<2, kLayers>([&]<int layer>() {
+      constexpr int in = channels(layer - 1), out = channels(layer);
+      float* to = flipped_kernels.data() + kernel_offset(layer);
       for (int k = 0; k < 9; k++)
-        for (int c = 0; c < in; c++)
-          for (int f = 0; f < out; f++)
-            flipped_kernels[kernel_offset(layer) + (k * out + f) * in + c] =
-                kernel(layer)[((8 - k) * in + c) * out + f];
-    }
-    for (int layer = 2; layer <= N + 1; layer++) {
-      const int pairs = channels(layer - 1) * channels(layer);
-      for (auto& kernels : winograd_kernels) kernels[layer].resize(16 * pairs);
-      transform_kernels(kernel(layer), pairs, winograd_kernels[0][layer].data());
-      transform_kernels(flipped(layer), pairs, winograd_kernels[1][layer].data());
-    }
+        for (int f = 0; f < out; f++)
+          for (int c = 0; c < in; c++)
+            to[(k * out + f) * in + c] = kernel(layer)[((8 - k) * in + c) * out + f];
+      if constexpr (layer <= N + 1) {
+        for (auto& kernels : winograd_kernels) kernels[layer].resize(16 * in * out);
+        transform_kernels<in * out>(kernel(layer), winograd_kernels[0][layer].data());
+        transform_kernels<in * out>(flipped(layer), winograd_kernels[1][layer].data());
+      }
+    });
   }
   const float* bias(int layer) const { return parameters + bias_offset(layer); }
   const float* kernel(int layer) const { return parameters + kernel_offset(layer); }
@@ -202,7 +201,8 @@ void encode(Workspace& s, const Weights& w) {
   each<2, N>([&]<int layer>() { winograd_pool<layer>(s, w); });
 }
 
-void decode(Workspace& s, const Weights& w) {
+// Layer N + 1, after the code.
+void code_layer(Workspace& s, const Weights& w) {
   winograd<channels(N + 1)>(s.pool<N>(), w.winograd(N + 1), s.domain.data(), s.products.data(),
                             [&](int r, int q, int t, const vec* y) ALWAYS_INLINE {
                               for (int p = 0; p < 4; p++)
@@ -210,10 +210,18 @@ void decode(Workspace& s, const Weights& w) {
                                   s.up<0>().at(2 * r + p / 2, 2 * q + p % 2)[t] =
                                       relu(y[p] + w.bias(N + 1)[t]);
                             });
-  each<1, N>([&]<int i>() {
-    constexpr int layer = N + 1 + i;
-    upsample_conv<i == N>(s.up<i - 1>(), w.bias(layer), w.kernel(layer), s.up<i>(), s.rows.data());
-  });
+}
+
+// Upsampling and layer N + 1 + i.
+template <int i>
+void upsample(Workspace& s, const Weights& w) {
+  constexpr int layer = N + 1 + i;
+  upsample_conv<i == N>(s.up<i - 1>(), w.bias(layer), w.kernel(layer), s.up<i>(), s.rows.data());
+}
+
+void decode(Workspace& s, const Weights& w) {
+  code_layer(s, w);
+  each<1, N>([&]<int i>() { upsample<i>(s, w); });
 }
 
 // The binary cross-entropy of each lane, mean over the pixels. pixel(r, k, reconstruction, error)

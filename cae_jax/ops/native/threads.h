@@ -22,9 +22,9 @@ namespace {
 // while a thread without a group waits; at its end it computes those that nobody has taken.
 struct Shared {
   enum State { kNone, kOffered, kTaken };
-  // The parts of a group, by layers.
-  struct Group {
-    std::atomic<State> parts[kLayers + 1]{};
+  // What a group offers, by layers.
+  struct Offers {
+    std::atomic<State> layers[kLayers + 1]{};
     const Workspace* workspace;
     float* gradient;
   };
@@ -33,25 +33,25 @@ struct Shared {
   std::atomic<int64_t> next{0};
   std::atomic<int> waiting{0};
   std::latch unfinished;
-  std::vector<Group> parts;
+  std::vector<Offers> offers;
 
-  explicit Shared(int64_t groups) : groups(groups), unfinished(groups), parts(groups) {}
+  explicit Shared(int64_t groups) : groups(groups), unfinished(groups), offers(groups) {}
 
-  bool take(Group& group, int layer) {
+  static bool take(Offers& group, int layer) {
     State state = kOffered;  // read first: an exchange would take the line from other caches
-    return group.parts[layer].load(std::memory_order_relaxed) == kOffered &&
-           group.parts[layer].compare_exchange_strong(state, kTaken);
+    return group.layers[layer].load(std::memory_order_relaxed) == kOffered &&
+           group.layers[layer].compare_exchange_strong(state, kTaken);
   }
 
   // Parts of groups of other threads, until no group is left.
   void help(Workspace& room) {
     for (waiting++; !unfinished.try_wait(); std::this_thread::yield())
-      for (Group& group : parts)
+      for (Offers& group : offers)
         each<2, kLayers>([&]<int layer>() {
           if (!take(group, layer)) return;
           waiting--;
           kernel_gradient<layer>(*group.workspace, room, group.gradient);
-          group.parts[layer] = kNone;
+          group.layers[layer] = kNone;
           waiting++;
         });
   }
@@ -64,22 +64,22 @@ struct Group {
 
   // The gradient of a group whose forward pass is done.
   void backward(Workspace& s, const Weights& w, float* gradient) const {
-    Shared::Group& group = shared.parts[number];
+    Shared::Offers& group = shared.offers[number];
     group.workspace = &s, group.gradient = gradient;
     ::backward(s, w, gradient, [&]<int layer>() {
       if (shared.waiting > 0)
-        group.parts[layer] = Shared::kOffered;
+        group.layers[layer] = Shared::kOffered;
       else
         kernel_gradient<layer>(s, s, gradient);
     });
     each<2, kLayers>([&]<int layer>() {
       if (shared.take(group, layer)) {
         kernel_gradient<layer>(s, s, gradient);
-        group.parts[layer] = Shared::kNone;
+        group.layers[layer] = Shared::kNone;
       }
     });
-    for (auto& part : group.parts)  // the others are in work
-      while (part != Shared::kNone) std::this_thread::yield();
+    for (auto& layer : group.layers)  // of which others are in work
+      while (layer != Shared::kNone) std::this_thread::yield();
   }
 };
 
