@@ -41,7 +41,7 @@ class Flags:
 
 def measure(flags: Flags) -> dict[str, float]:
     """Microseconds of each part, by name."""
-    sizes = topology.convolutional(flags.image_shape, flags.features).kernel_sizes
+    sizes = topology.convolutional(flags.image_shape, flags.features).kernel_sizes or ()
     options = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC")]
     options += [f"-D{name}={value}" for name, value in sizes] + shlex.split(flags.flags)
     with tempfile.TemporaryDirectory() as folder:
