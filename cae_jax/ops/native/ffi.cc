@@ -4,7 +4,8 @@
 // pixel and channel, of all of them. Every operation of the network, forward and backward, then is
 // an operation on whole vectors with a weight that is the same in all lanes: no shuffles, and no
 // channel count that does not fit. A group runs forward and backward through the whole network, in
-// the cache of one core, before the next one starts; threads take whole groups.
+// the cache of one core, before the next one starts; threads take whole groups, and what is left of
+// others (threads.h).
 //
 // Four identities keep the arithmetic small:
 //   - Convolution + pooling: the four convolution outputs in a 2x2 pooling window are computed
@@ -15,7 +16,9 @@
 //   - The adjoint of that: box-sum the gradient, then a 3x3 convolution with step 2.
 //   - The encoder after its first layer, and the layer after it, by Winograd's convolution: 16
 //     multiplications for 2x2 output pixels instead of 36, in the forward pass and in both
-//     derivatives. On the images themselves the transforms cost as much as they save.
+//     derivatives. On the images themselves the transforms cost as much as they save, so that it is
+//     F(2, 3) along the rows alone, 6 instead of 9 for a pixel; the derivative of that kernel has
+//     the gradient of a pooling, one pixel of four, whose transform is masks and signs.
 //
 // build.py compiles this file at first use, with the sizes of the network as macros (network.h).
 // Arrays are row-major, as in JAX.
