@@ -38,25 +38,25 @@ using Padded = Plane<rows, columns, channels, 1, 1, 1 + rows % 2, 1 + columns % 
 
 // --- The loops that do the work -----------------------------------------------------------------
 
-// sum[p][t] = output feature t of `rows` x `columns` neighbouring output pixels p, kept in
-// registers. x: upper left pixel of the first window; w: the first tap, in a kernel [3, 3, in,
-// out], at feature 0 of t; of two taps in a direction the second is the next but one.
-template <int kh, int kw, int step, int in, int out, int rows, int columns, int T>
-INLINE void convolve(const vec* x, int stride, const float* w, vec (&sum)[rows * columns][T]) {
+// sum[p][t] = output feature t of neighbouring output pixels p of a row, kept in registers. x:
+// upper left pixel of the first window; w: the first tap, in a kernel [3, 3, in, out], at feature 0
+// of t; of two taps in a direction the second is the next but one.
+template <int kh, int kw, int step, int in, int out, int P, int T>
+INLINE void convolve(const vec* x, int stride, const float* w, vec (&sum)[P][T]) {
   for (auto& row : sum)
     for (vec& value : row) value = vec{};
   for (int i = 0; i < kh; i++)
     for (int j = 0; j < kw; j++)
       for (int c = 0; c < in; c++) {
         const float* k = w + (((kh == 2 ? 2 * i : i) * 3 + (kw == 2 ? 2 * j : j)) * in + c) * out;
-        vec pixel[rows * columns];
-        for (int p = 0; p < rows * columns; p++) {
-          pixel[p] = x[(p / columns * step + i) * stride + (p % columns * step + j) * in + c];
+        vec pixel[P];
+        for (int p = 0; p < P; p++) {
+          pixel[p] = x[i * stride + (p * step + j) * in + c];
           if (T > 1) pixel[p] = in_register(pixel[p]);  // of one feature the weight is in one
         }
 #pragma GCC unroll 16
         for (int t = 0; t < T; t++)
-          for (int p = 0; p < rows * columns; p++) sum[p][t] += pixel[p] * k[t];
+          for (int p = 0; p < P; p++) sum[p][t] += pixel[p] * k[t];
       }
 }
 
@@ -67,7 +67,7 @@ INLINE void convolve_row(const vec* x, int stride, const float* w, Store store) 
   for (int t0 = 0; t0 < out; t0 += T) {
     each_equal_block<n, kSums / T>([&]<int columns>(int q) ALWAYS_INLINE {
       vec sum[columns][T];
-      convolve<kh, kw, step, in, out, 1, columns, T>(x + q * step * in, stride, w + t0, sum);
+      convolve<kh, kw, step, in, out>(x + q * step * in, stride, w + t0, sum);
       for (int p = 0; p < columns; p++)
         for (int t = 0; t < T; t++) store(q + p, t0 + t, sum[p][t]);
     });
@@ -141,8 +141,8 @@ constexpr int kTilesAtATime = 3;
 constexpr int point_stride(int tiles, int channels) { return tiles * channels | 1; }
 
 // Calls f with four values of each row of m, then of each column: m = F m F'.
-template <class T, class F>
-INLINE void rows_then_columns(T (&m)[16], F f) {
+template <class F>
+INLINE void rows_then_columns(vec (&m)[16], F f) {
   for (int i = 0; i < 4; i++) f(m[4 * i], m[4 * i + 1], m[4 * i + 2], m[4 * i + 3]);
   for (int j = 0; j < 4; j++) f(m[j], m[4 + j], m[8 + j], m[12 + j]);
 }
