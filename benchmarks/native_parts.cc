@@ -1,5 +1,5 @@
 // Times the parts of the native kernel, for native_parts.py: lines "name<tab>least microseconds" of
-// CPU time for a batch, in one thread.
+// CPU time for a batch, in one thread, without the images' way to the lanes.
 
 #include <time.h>
 
@@ -31,17 +31,6 @@ __attribute__((noinline)) void timed(const std::string& name, F part) {
   least[name] = std::min(least[name], time);
 }
 
-template <int layer>
-void input_gradient(Workspace& s, const Weights& w, float* gradient) {
-  const auto& dx = s.gradient<layer - 1>();
-  const auto& argmax = s.argmax<layer - 1>();
-  winograd_input_gradient<layer>(
-      s, w, gradient,
-      [&](int r, int q, int t, vec d)
-          ALWAYS_INLINE { return unpool(dx, r, q, t, argmax.at(r, q)[t], d); },
-      [](int) {});
-}
-
 void parts(Workspace& s, const Weights& w, float* gradient, vec weight) {
   auto name = [](const char* part, int layer) { return part + (" " + std::to_string(layer)); };
   timed("layer 1 and pooling",
@@ -62,11 +51,11 @@ void parts(Workspace& s, const Weights& w, float* gradient, vec weight) {
     timed(name("input's gradient", layer), [&] { upsample_input_gradient<i>(s, w, gradient); });
   });
   each_down<N + 1, 3>([&]<int layer>() {
-    timed(name("input's gradient", layer), [&] { input_gradient<layer>(s, w, gradient); });
+    timed(name("input's gradient", layer), [&] { unpooled_gradient<layer>(s, w, gradient); });
   });
   timed("input's gradient 2, kernel's 1", [&] { first_gradients(s, w, gradient); });
   each_down<kLayers, 2>([&]<int layer>() {
-    timed(name("kernel's gradient", layer), [&] { kernel_gradient<layer>(s, s, gradient); });
+    timed(name("kernel's gradient", layer), [&] { kernel_gradient<layer>(s, s.room, gradient); });
   });
 }
 
@@ -85,11 +74,11 @@ int main(int, char** arguments) {
     const Weights w(parameters.data());
     const double made = now() - start;
     least["weights"] = least.count("weights") ? std::min(least["weights"], made) : made;
-    timed("all of a group", [&] {
+    timed("all of a batch", [&] {
       encode(s, w), decode(s, w);
       loss_and_gradient<false>(s, weight, gradient.data());
       backward(s, w, gradient.data(),
-               [&]<int layer>() { kernel_gradient<layer>(s, s, gradient.data()); });
+               [&]<int layer>() { kernel_gradient<layer>(s, s.room, gradient.data()); });
     });
     parts(s, w, gradient.data(), weight);
   }

@@ -57,7 +57,7 @@ def measure(flags: Flags) -> dict[str, float]:
 def main() -> None:
     flags = common.parse(Flags)
     parts = measure(flags)
-    weights, whole = parts.pop("weights"), parts.pop("all of a group")
+    weights, whole = parts.pop("weights"), parts.pop("all of a batch")
     total = sum(parts.values())
     rows = [[name, f"{time:.1f}", f"{time / total:.1%}"] for name, time in parts.items()]
     print(table(["part", "us", "share"], rows))

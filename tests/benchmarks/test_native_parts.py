@@ -16,6 +16,6 @@ def test_every_part_is_timed():
         f"kernel's gradient {layer}" for layer in (5, 4, 3, 2)
     ]
     # Together they are the whole, to what the cache and the timer do to parts of microseconds.
-    whole, weights = parts.pop("all of a group"), parts.pop("weights")
+    whole, weights = parts.pop("all of a batch"), parts.pop("weights")
     assert 0.3 * whole < sum(parts.values()) < 3 * whole
     assert weights < whole

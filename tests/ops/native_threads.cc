@@ -28,7 +28,7 @@ float number(int64_t i) { return (i * 7919 % 104729) / 104729.f; }
 std::vector<float> gradients(const Weights& w, int64_t threads) {
   std::vector<float> all(kGroups * kParameters);
   Threads pool(threads);
-  for_groups(pool, kGroups, true, [&](const Group& group, Workspace& s) {
+  for_groups(pool, kGroups, threads, [&](const Group& group, Workspace& s) {
     for (int r = 0; r < kImage.rows; r++)
       for (int k = 0; k < kRow; k++)
         for (int l = 0; l < LANES; l++)

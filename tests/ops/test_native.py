@@ -115,7 +115,8 @@ def numpy_losses(layers, inputs, targets):
 def has_one_gradient(layers, x, rounding=1e-6):
     """Of each image whether no pooling and no ReLU chooses between values that rounding exchanges.
 
-    Equal windows have equal values in every form, and the first of them is chosen.
+    Windows that are equal along a row or a column have equal values in every form, and the first of
+    them is chosen.
     """
     shape, near = x.shape[1:], []
     for layer in layers[: len(layers) // 2]:
@@ -419,7 +420,8 @@ def test_threads_share_a_group_without_a_race(tmp_path):
     if "tsan" in compiled.stderr:
         pytest.skip("the compiler has no thread sanitizer")
     assert compiled.returncode == 0, compiled.stderr[:3000]
-    done = subprocess.run(["setarch", "-R", str(program)], capture_output=True, text=True)
+    line = [*(["setarch", "-R"] if shutil.which("setarch") else []), str(program)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr[:3000]
 
 
@@ -604,7 +606,8 @@ def test_no_address_is_wrong(tmp_path, shape, features):
         "LD_PRELOAD": " ".join(map(str.strip, libraries)),
         "ASAN_OPTIONS": "detect_leaks=0",  # CPython and XLA keep what they have until the end
         "XDG_CACHE_HOME": str(tmp_path),
-        "CAE_JAX_NATIVE_FLAGS": "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
+        "CAE_JAX_NATIVE_FLAGS": "-O0 -g1 -fno-sanitize-recover=all "
+        "-fsanitize=address,undefined,float-cast-overflow",
     }
     (digest,) = digests(shape, features, 1, 16, 37, environments=[environment])
     assert len(digest.strip()) == 64

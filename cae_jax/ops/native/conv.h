@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <vector>
 
 #include "simd.h"
 
@@ -52,7 +51,7 @@ INLINE void convolve(const vec* x, int stride, const float* w, vec (&sum)[P][T])
         vec pixel[P];
         for (int p = 0; p < P; p++) {
           pixel[p] = x[i * stride + (p * step + j) * in + c];
-          if (T > 1) pixel[p] = in_register(pixel[p]);  // of one feature the weight is in one
+          if (T > 1) pixel[p] = in_register(pixel[p]);  // with one feature the weight is
         }
 #pragma GCC unroll 16
         for (int t = 0; t < T; t++)
@@ -132,8 +131,8 @@ void add_products(const vec* x, int stride, int step, const vec* y, vec* sum) {
 // kernel, to the Winograd domain of 4x4 points, in which the convolution is a product at each
 // point. Tiles are counted from 0, row after row.
 
-// Tiles at a time: few, as many as a block of sums takes, so that what they need is still in the
-// first-level cache.
+// Tiles at a time: few, as many as a block of sums takes, so that what they need is still in a near
+// cache.
 constexpr int kTilesAtATime = 3;
 
 // Vectors from one point to the next: odd, because at a power of two all points share few places of
@@ -288,7 +287,7 @@ INLINE bool inside(Size size, int r, int q, int p) {
 // The maximum of a convolution's outputs y in a 2x2 window, of those inside the image, with bias
 // and ReLU.
 INLINE vec pool(Size size, const vec* y, int r, int q, float bias, bytes& argmax) {
-  // A pixel outside is the first one again, which has the maximum then.
+  // A pixel outside counts as the first one again: ties go to the first, so it is never chosen.
   auto pixel = [&](int p) ALWAYS_INLINE { return y[inside(size, r, q, p) ? p : 0]; };
   const vec y0 = y[0], y1 = pixel(1), y2 = pixel(2), y3 = pixel(3);
   const ivec right = y1 > y0, lower_right = y3 > y2;

@@ -4,8 +4,8 @@
 // pixel and channel, of all of them. Every operation of the network, forward and backward, then is
 // an operation on whole vectors with a weight that is the same in all lanes: no shuffles, and no
 // channel count that does not fit. A group runs forward and backward through the whole network, in
-// the cache of one core, before the next one starts; threads take whole groups, and what is left of
-// others (threads.h).
+// the cache of one core, before the next one starts; threads take whole groups, then kernel
+// gradients of other threads' groups (threads.h).
 //
 // Four identities keep the arithmetic small:
 //   - Convolution + pooling: the four convolution outputs in a 2x2 pooling window are computed
@@ -27,7 +27,6 @@
 
 #include <type_traits>
 
-#include "network.h"
 #include "threads.h"
 
 namespace ffi = xla::ffi;
@@ -114,7 +113,8 @@ ffi::Error ValueAndGrad(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer 
   const int64_t groups = groups_of(x.count);
   std::vector<float> gradients(groups * kParameters);
   std::vector<double> values(groups);
-  for_groups(pool, groups, true, [&](const Group& group, Workspace& s) {
+  static const int64_t most_helpers = helpers();
+  for_groups(pool, groups, most_helpers, [&](const Group& group, Workspace& s) {
     vec weight{};
     const int64_t first = group.number * LANES;
     for (int l = 0; l < LANES && first + l < x.count; l++)
@@ -141,7 +141,7 @@ ffi::Error Losses(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs
                   ffi::AnyBuffer targets, FloatsOut bce, FloatsOut mse) {
   const Images x(inputs), y(targets);
   const Weights w(parameters.typed_data());
-  for_groups(pool, groups_of(x.count), false, [&](const Group& group, Workspace& s) {
+  for_groups(pool, groups_of(x.count), 0, [&](const Group& group, Workspace& s) {
     forward(s, w, x, y, group.number);
     vec squares{};
     const vec losses =
@@ -157,7 +157,7 @@ ffi::Error Losses(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs
 ffi::Error Encode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs, FloatsOut codes) {
   const Images x(inputs);
   const Weights w(parameters.typed_data());
-  for_groups(pool, groups_of(x.count), false, [&](const Group& group, Workspace& s) {
+  for_groups(pool, groups_of(x.count), 0, [&](const Group& group, Workspace& s) {
     x.load(group.number, s.pool<0>());
     encode(s, w);
     store<encoder_size(N)>(s.pool<N>(), group.number, x.count, codes->typed_data());
@@ -168,7 +168,7 @@ ffi::Error Encode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer inputs
 ffi::Error Decode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer codes, FloatsOut logits) {
   const Images code(codes);
   const Weights w(parameters.typed_data());
-  for_groups(pool, groups_of(code.count), false, [&](const Group& group, Workspace& s) {
+  for_groups(pool, groups_of(code.count), 0, [&](const Group& group, Workspace& s) {
     code.load(group.number, s.pool<N>());
     decode(s, w);
     store<kImage>(s.up<N>(), group.number, code.count, logits->typed_data());

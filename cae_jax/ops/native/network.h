@@ -104,6 +104,12 @@ constexpr int kKernel =
     std::max(16 * greatest(2, N + 1, [](int i) { return channels(i - 1) * blocks(channels(i)); }),
              9 * greatest(N + 2, kLayers, [](int i) { return channels(i - 1) * channels(i); }));
 
+// What a thread needs for a moment: tiles in the Winograd domain; a row with features in the lanes;
+// the derivative with respect to a kernel.
+struct Room {
+  std::vector<vec> domain{kDomain}, products{kDomain}, features{kFeatures}, kernel_sums{kKernel};
+};
+
 // What one thread needs for LANES images; the borders stay zero after construction.
 struct Workspace {
   Planes<Pool, 0, N + 1> pools;  // the first one holds the images
@@ -116,10 +122,10 @@ struct Workspace {
   Planes<PoolGradient, 2, N - 1> pool_gradients;
   // Two rows of the gradient with respect to the first pooling, before the pooling.
   std::vector<vec> first_gradient{2 * encoder_size(1).columns * kWidths[1]};
-  std::vector<vec> rows{kRows}, domain{kDomain}, products{kDomain}, features{kFeatures};
-  std::vector<vec> kernel_sums{kKernel}, first_kernel_sums{16 * CHANNELS * kWidths[1]};
+  std::vector<vec> rows{kRows}, first_kernel_sums{16 * CHANNELS * kWidths[1]};
   // The windows of a row of the first pooling in the Winograd domain.
   std::vector<vec> windows{16 * point_stride(encoder_size(1).columns, CHANNELS)};
+  Room room;
 
   template <int i>
   auto& pool() const {
@@ -189,7 +195,7 @@ void winograd_pool(Workspace& s, const Weights& w) {
   const auto& y = s.pool<layer>();
   const auto& argmax = s.argmax<layer>();
   const float* bias = w.bias(layer);
-  winograd<channels(layer)>(x, w.winograd(layer), s.domain.data(), s.products.data(),
+  winograd<channels(layer)>(x, w.winograd(layer), s.room.domain.data(), s.room.products.data(),
                             [&](int r, int q, int t, const vec* window) ALWAYS_INLINE {
                               y.at(r, q)[t] = pool(encoder_size(layer - 1), window, r, q, bias[t],
                                                    argmax.at(r, q)[t]);
@@ -203,13 +209,13 @@ void encode(Workspace& s, const Weights& w) {
 
 // Layer N + 1, after the code.
 void code_layer(Workspace& s, const Weights& w) {
-  winograd<channels(N + 1)>(s.pool<N>(), w.winograd(N + 1), s.domain.data(), s.products.data(),
-                            [&](int r, int q, int t, const vec* y) ALWAYS_INLINE {
-                              for (int p = 0; p < 4; p++)
-                                if (inside(decoder_size(0), r, q, p))
-                                  s.up<0>().at(2 * r + p / 2, 2 * q + p % 2)[t] =
-                                      relu(y[p] + w.bias(N + 1)[t]);
-                            });
+  winograd<channels(N + 1)>(
+      s.pool<N>(), w.winograd(N + 1), s.room.domain.data(), s.room.products.data(),
+      [&](int r, int q, int t, const vec* y) ALWAYS_INLINE {
+        for (int p = 0; p < 4; p++)
+          if (inside(decoder_size(0), r, q, p))
+            s.up<0>().at(2 * r + p / 2, 2 * q + p % 2)[t] = relu(y[p] + w.bias(N + 1)[t]);
+      });
 }
 
 // Upsampling and layer N + 1 + i.
@@ -261,7 +267,7 @@ vec loss_and_gradient(Workspace& s, vec weight, float* gradient) {
 
 // The gradient with respect to the kernel of layer N + 1 + i, with upsampling.
 template <int i>
-void upsample_kernel_gradient(const Workspace& s, Workspace& room, float* gradient) {
+void upsample_kernel_gradient(const Workspace& s, Room& room, float* gradient) {
   constexpr int layer = N + 1 + i, in = channels(layer - 1), out = channels(layer);
   const auto& x = s.up<i - 1>();
   const auto& z = std::get<i - 1>(s.box_sums);
@@ -318,7 +324,7 @@ void store_winograd_gradient(const vec* sums, float* gradient, int stride_a, int
 
 // The gradient with respect to the kernel of a layer from 2 to N + 1.
 template <int layer>
-void winograd_kernel_gradient(const Workspace& s, Workspace& room, float* gradient) {
+void winograd_kernel_gradient(const Workspace& s, Room& room, float* gradient) {
   constexpr int in = channels(layer - 1), out = channels(layer);
   constexpr Size tiles = tiles_of(encoder_size(layer - 1));
   constexpr bool swapped = out % LANES != 0 && in % LANES == 0;  // `in` fills the lanes, `out` not
@@ -343,14 +349,27 @@ void winograd_input_gradient(Workspace& s, const Weights& w, float* gradient, Un
   constexpr int in = channels(layer - 1);
   constexpr Size size = encoder_size(layer - 1), tiles = tiles_of(size);
   vec bias[in] = {};
-  winograd<in>(s.gradient<layer>(), w.winograd_flipped(layer), s.domain.data(), s.products.data(),
-               [&](int r, int q, int t, const vec* y) ALWAYS_INLINE {
+  winograd<in>(s.gradient<layer>(), w.winograd_flipped(layer), s.room.domain.data(),
+               s.room.products.data(), [&](int r, int q, int t, const vec* y) ALWAYS_INLINE {
                  for (int p = 0; p < 4; p++)
                    if (inside(size, r, q, p))
                      bias[t] += unpool(2 * r + p / 2, 2 * q + p % 2, t, y[p]);
                  if (q == tiles.columns - 1 && t == in - 1) row_done(r);
                });
   horizontal_sums(bias, in, gradient + bias_offset(layer - 1));
+}
+
+// The gradient with respect to the input of a layer from 3 to N + 1, and through the pooling
+// before.
+template <int layer>
+void unpooled_gradient(Workspace& s, const Weights& w, float* gradient) {
+  const auto& dx = s.gradient<layer - 1>();
+  const auto& argmax = s.argmax<layer - 1>();
+  winograd_input_gradient<layer>(
+      s, w, gradient,
+      [&](int r, int q, int t, vec d)
+          ALWAYS_INLINE { return unpool(dx, r, q, t, argmax.at(r, q)[t], d); },
+      [](int) {});
 }
 
 // The gradient with respect to the input of layer 2, of which a row of the first pooling after the
@@ -381,9 +400,10 @@ void first_gradients(Workspace& s, const Weights& w, float* gradient) {
 }
 
 // The gradient with respect to the kernel of a layer from 2 on, of a group whose backward pass has
-// come to that layer. Its bits do not depend on whose workspace the room is.
+// come to that layer. Its bits do not depend on the thread: its code is not inlined, where a
+// compiler could add in another order.
 template <int layer>
-void kernel_gradient(const Workspace& s, Workspace& room, float* gradient) {
+__attribute__((noinline)) void kernel_gradient(const Workspace& s, Room& room, float* gradient) {
   if constexpr (layer > N + 1)
     upsample_kernel_gradient<layer - N - 1>(s, room, gradient);
   else
@@ -401,14 +421,8 @@ void backward(Workspace& s, const Weights& w, float* gradient, Kernel kernel) {
     upsample_input_gradient<i>(s, w, gradient);
   });
   each_down<N + 1, 3>([&]<int layer>() {
-    const auto& dx = s.gradient<layer - 1>();
-    const auto& argmax = s.argmax<layer - 1>();
     kernel.template operator()<layer>();
-    winograd_input_gradient<layer>(
-        s, w, gradient,
-        [&](int r, int q, int t, vec d)
-            ALWAYS_INLINE { return unpool(dx, r, q, t, argmax.at(r, q)[t], d); },
-        [](int) {});
+    unpooled_gradient<layer>(s, w, gradient);
   });
   kernel.template operator()<2>();
   first_gradients(s, w, gradient);

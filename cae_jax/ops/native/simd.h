@@ -146,7 +146,8 @@ INLINE void each_block(F f) {
 template <int count, int most, class F>
 INLINE void each_equal_block(F f) {
   constexpr int number = (count + most - 1) / most, n = count / number, longer = count % number;
-  for (int k = 0; k < longer; k++) f.template operator()<n + 1>(k * (n + 1));
+  if constexpr (longer > 0)
+    for (int k = 0; k < longer; k++) f.template operator()<n + 1>(k * (n + 1));
   for (int k = longer; k < number; k++) f.template operator()<n>(longer + k * n);
 }
 
