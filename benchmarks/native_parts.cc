@@ -21,14 +21,17 @@ double now() {
 std::vector<std::string> order;
 std::map<std::string, double> least;
 
+void record(const std::string& name, double time) {
+  if (least.emplace(name, time).second) order.push_back(name);
+  least[name] = std::min(least[name], time);
+}
+
 // A call for each group of a batch.
 template <class F>
 __attribute__((noinline)) void timed(const std::string& name, F part) {
   const double start = now();
   for (int group = 0; group < kGroups; group++) part();
-  const double time = now() - start;
-  if (least.emplace(name, time).second) order.push_back(name);
-  least[name] = std::min(least[name], time);
+  record(name, now() - start);
 }
 
 void parts(Workspace& s, const Weights& w, float* gradient, vec weight) {
@@ -72,8 +75,7 @@ int main(int, char** arguments) {
   for (int round = std::atoi(arguments[1]); round > 0; round--) {
     const double start = now();
     const Weights w(parameters.data());
-    const double made = now() - start;
-    least["weights"] = least.count("weights") ? std::min(least["weights"], made) : made;
+    record("weights", now() - start);
     timed("all of a batch", [&] {
       encode(s, w), decode(s, w);
       loss_and_gradient<false>(s, weight, gradient.data());
@@ -82,6 +84,5 @@ int main(int, char** arguments) {
     });
     parts(s, w, gradient.data(), weight);
   }
-  order.push_back("weights");
   for (const std::string& name : order) std::printf("%s\t%.1f\n", name.c_str(), least[name]);
 }

@@ -8,7 +8,6 @@ time one thread has to spend, where others take the gradients with respect to ke
 """
 
 import dataclasses
-import os
 import shlex
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from cae_jax.cli import common
 from cae_jax.markdown import table
 from cae_jax.models import topology
+from cae_jax.ops import compiler
 from cae_jax.ops.native import build
 
 SOURCE = Path(__file__).with_suffix(".cc")
@@ -42,21 +42,19 @@ class Flags:
 def measure(flags: Flags) -> dict[str, float]:
     """Microseconds of each part, by name."""
     sizes = topology.convolutional(flags.image_shape, flags.features).kernel_sizes or ()
-    options = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC")]
-    options += [f"-D{name}={value}" for name, value in sizes] + shlex.split(flags.flags)
+    options = [f"-D{name}={value}" for name, value in sizes] + shlex.split(flags.flags)
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "parts"
-        compiler = shlex.split(os.environ.get("CXX", "c++"))
-        command = [*compiler, *options, "-I", str(build.SOURCES[0].parent), str(SOURCE)]
-        subprocess.run([*command, "-o", str(program)], check=True)
+        line = [*compiler.command(), *build.FLAGS, *options, "-I", str(build.SOURCES[0].parent)]
+        subprocess.run([*line, str(SOURCE), "-o", str(program)], check=True)
         done = subprocess.run([program, str(flags.rounds)], capture_output=True, check=True)
     lines = [line.split("\t") for line in done.stdout.decode().splitlines()]
     return {name: float(time) for name, time in lines}
 
 
 def main() -> None:
-    flags = common.parse(Flags)
-    parts = measure(flags)
+    with common.user_errors(flags=Flags):
+        parts = measure(common.parse(Flags))
     weights, whole = parts.pop("weights"), parts.pop("all of a batch")
     total = sum(parts.values())
     rows = [[name, f"{time:.1f}", f"{time / total:.1%}"] for name, time in parts.items()]

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 # Suffix of the folder of a compilation, in the cache folder.
 _TEMPORARY = ".tmp"
 
+# What makes a library of a source, for any compiler here.
+SHARED = ("-shared", "-fPIC")
+
 # Compile-time constants of a kernel: names of macros and their values.
 Sizes = tuple[tuple[str, str], ...]
 
@@ -38,7 +41,7 @@ def library(
 
     Args:
         sources: the first is compiled and includes the others.
-        flags: of the compiler.
+        flags: of the compiler, beside `SHARED`.
         prefix: of the library's name.
         title: what it is, for the log.
 
@@ -48,17 +51,17 @@ def library(
     Raises:
         UnavailableError: the compiler is missing or fails, or the library cannot be kept or loaded.
     """
-    compiler = _compiler()
+    compiler, flags = command(), [*SHARED, *flags]
     digest = key(sources, compiler, flags)
-    command = [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(sources[0])]
+    line = [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(sources[0])]
 
     def compile_to(output: Path) -> None:
         logger.info("Compiling %s (once, some seconds)", title)
-        result = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
+        result = subprocess.run([*line, "-o", str(output)], capture_output=True, text=True)
         if result.returncode != 0 or not output.exists():
             lines = [line for line in result.stderr.splitlines() if "error" in line]
             message = " ".join((lines or ["no message"])[0].split())
-            raise UnavailableError(f"{command[0]} fails: {message}")
+            raise UnavailableError(f"{line[0]} fails: {message}")
 
     try:
         return ctypes.CDLL(str(keep(f"{prefix}-{digest}.so", compile_to))), digest
@@ -99,8 +102,12 @@ def key(sources: Sequence[Path], compiler: Sequence[str], flags: Sequence[str]) 
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _compiler() -> list[str]:
-    """CXX if it is set, else the system's compiler, as the first words of a command."""
+def command() -> list[str]:
+    """CXX if it is set, else the system's compiler, as the first words of a command.
+
+    Raises:
+        UnavailableError: there is none.
+    """
     if chosen := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(chosen[0]) is None:
             raise UnavailableError(f"the compiler CXX={chosen[0]} is not found")

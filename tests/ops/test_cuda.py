@@ -40,7 +40,7 @@ SOURCES = [ROOT / "tests" / "ops" / "cuda_host.cc", build.FOLDER / "network.cu"]
 SOURCES += [build.FOLDER / "soap.cu", *build.HEADERS, *build.LAUNCHER[1:2]]
 # Threads of one block compute after each other what those of a GPU compute at once, and values that
 # are read together are of another type than the array that they lie in.
-FLAGS = ["-std=c++20", "-shared", "-fPIC", "-fno-strict-aliasing", f"-I{build.FOLDER}"]
+FLAGS = ["-std=c++20", "-fno-strict-aliasing", f"-I{build.FOLDER}"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 H100 = 1024 * build.SHARED["9.0"]
 
@@ -535,7 +535,8 @@ def test_its_launcher_compiles_without_warnings(tmp_path, compiler_name):
     """With none of CUDA's headers and libraries."""
     if shutil.which(compiler_name) is None:
         pytest.skip(f"no {compiler_name}")
-    command = [compiler_name, *build.LAUNCHER_FLAGS, "-Wall", "-Wextra", "-Werror"]
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    command = [compiler_name, *compiler.SHARED, *build.LAUNCHER_FLAGS, *warnings]
     command += ["-isystem", jax.ffi.include_dir(), build.LAUNCHER[0], "-o", tmp_path / "launch.so"]
     subprocess.run(command, check=True)
 
@@ -550,8 +551,7 @@ def test_its_launcher_loads_without_a_gpu():
 def sanitized(tmp_path, sizes, threads, *flags):
     """What a program prints that runs all kernels under the thread sanitizer."""
     macros = [*sizes, ("THREADS", threads), ("SHARED_BYTES", H100)]
-    options = [flag for flag in FLAGS if flag not in ("-shared", "-fPIC")]
-    command = [shutil.which("c++"), *options, "-O1", "-g1", "-fsanitize=thread", "-DMAIN", *flags]
+    command = [shutil.which("c++"), *FLAGS, "-O1", "-g1", "-fsanitize=thread", "-DMAIN", *flags]
     command += [f"-D{name}={value}" for name, value in macros]
     command += ["-isystem", jax.ffi.include_dir(), SOURCES[0], "-o", tmp_path / "all"]
     subprocess.run(command, check=True)

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 HEADERS = [FOLDER / "kernel.h", FOLDER / "array.h"]  # of the kernels
 # The first is compiled and includes the others.
 LAUNCHER = [FOLDER / name for name in ("launch.cc", "call.h", "array.h")]
-LAUNCHER_FLAGS = ["-std=c++20", "-O2", "-shared", "-fPIC"]
+LAUNCHER_FLAGS = ["-std=c++20", "-O2"]
 THREADS = 512  # of a block: four for each lane of a multiprocessor, which hide what loads take
 # KiB of shared memory that a block may have, by compute capability: CUDA C++ Programming Guide,
 # "Technical Specifications per Compute Capability".

@@ -16,7 +16,7 @@ HEADERS = ("threads.h", "network.h", "conv.h", "simd.h")
 SOURCES = [Path(__file__).with_name(name) for name in ("ffi.cc", *HEADERS)]
 # Without -ffast-math: a value that is not finite must stay so. Its benefit here comes from the
 # last three flags: fused multiply-adds, and no errno and floating-point traps, which nobody reads.
-FLAGS = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-Wno-psabi"]
+FLAGS = ["-std=c++20", "-O3", "-march=native", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 ENTRIES = ("bce_and_grad", "mse_and_grad", "losses", "encode", "decode")
 

@@ -217,9 +217,10 @@ void transform_kernels(const float* w, float* domain) {
   each_block<pairs, LANES>([&]<int n>(int k) ALWAYS_INLINE {
     vec m[16] = {};
     for (int i = 0; i < 9; i++) std::memcpy(&m[i / 3 * 4 + i % 3], w + i * pairs + k, 4 * n);
-    for (int i = 0; i < 3; i++) transform_taps(m[4 * i], m[4 * i + 1], m[4 * i + 2], m[4 * i + 3]);
-    if constexpr (!rows_alone)
-      for (int j = 0; j < 4; j++) transform_taps(m[j], m[4 + j], m[8 + j], m[12 + j]);
+    if constexpr (rows_alone)
+      for (int i = 0; i < 12; i += 4) transform_taps(m[i], m[i + 1], m[i + 2], m[i + 3]);
+    else
+      rows_then_columns(m, transform_taps);
     for (int p = 0; p < (rows_alone ? 12 : 16); p++)
       std::memcpy(domain + p * pairs + k, &m[p], 4 * n);
   });
