@@ -23,7 +23,7 @@ from cae_jax.cli import process
 from cae_jax.cli.configs import config_names, load_config
 from cae_jax.config import TrainConfig
 from cae_jax.errors import UserError
-from cae_jax.runs.interruption import Interrupted, Interruption
+from cae_jax.runs.interruption import Interrupted
 
 Flags = TypeVar("Flags")
 Item = TypeVar("Item")
@@ -238,11 +238,7 @@ def interruptible(command: Sequence[str] = ()) -> Iterator[None]:
         command: command line that continues, which is printed. Default: that of this process.
     """
     try:
-        try:
-            yield
-        except ImportError:  # raised by an extension for a signal during its import
-            Interruption().check()
-            raise
+        yield
     except Interrupted as stop:  # raised by a training, which has saved its state
         words = [*(command or ["python", *sys.argv])]
         if isinstance(stop, Resumable):

@@ -187,7 +187,8 @@ def train(
         logger.info(f"{workdir} is finished after {epochs} epochs; more epochs continue it")
         return progress, None
     try:
-        _run(job, configs, journal, progress, session)
+        with session.restored():
+            _run(job, configs, journal, progress, session)
     except Interrupted as stop:
         session.ignore()
         progress.state = hosted(progress.state, len(configs))

@@ -30,12 +30,14 @@ class Interruption:
     """Handles SIGINT and SIGTERM within a ``with`` statement, in the main thread.
 
     A signal raises `Interrupted`, at once unless it is deferred. If Python ignores that exception,
-    as in a destructor, the next `check` or `defer` raises it again. Other threads receive no
+    as in a destructor, the next `check` or `defer` raises it again; if a caller in C or C++ turns
+    it into another one, the end of the statement or of `restored` does. Other threads receive no
     signals; there, this class does nothing.
     """
 
     def __init__(self) -> None:
         self._deferred: float = 0
+        self._raised = 0  # the signal that raised `Interrupted` at once
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -49,9 +51,19 @@ class Interruption:
             self.check()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._restore(error)
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Raises `Interrupted` for an exception into which a caller in C or C++ turned it."""
+        try:
+            yield
+        except Exception as error:
+            self._restore(error)
+            raise
 
     @contextlib.contextmanager
     def defer(self, signals: float = math.inf) -> Iterator[None]:
@@ -76,7 +88,7 @@ class Interruption:
 
     def ignore(self) -> None:
         """Defers all further signals, for the clean-up after `Interrupted`."""
-        self._deferred = math.inf
+        self._deferred, self._raised = math.inf, 0
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Calls a function in a thread, so that a signal can end the wait for it.
@@ -102,7 +114,16 @@ class Interruption:
 
     def _handle(self, number: int, _: object) -> None:
         _received.append(number)
-        self._act()
+        try:
+            self._act()
+        except Interrupted as stop:
+            self._raised = stop.signal
+            raise
+
+    def _restore(self, error: BaseException | None) -> None:
+        # An import of an extension raises an ImportError, and a cache of JAX a ValueError.
+        if self._raised and isinstance(error, Exception):
+            raise Interrupted(self._raised) from error
 
     def _act(self) -> None:
         if len(_received) > self._deferred:

@@ -132,7 +132,8 @@ def _train_groups(job: Job, there: Population, session: Session) -> PopulationRe
             names = f"{left[0]} to {left[-1]}" if len(left) > 1 else left[0]
             logger.info("Training %s (%d of %d)", names, first + len(group), len(named))
             try:
-                found, reached, interrupted = _train_group(job, there, first, group, session)
+                with session.restored():
+                    found, reached, interrupted = _train_group(job, there, first, group, session)
             except Interrupted as stop:  # between two groups
                 session.ignore()
                 found, reached, interrupted = {}, 0, stop.signal

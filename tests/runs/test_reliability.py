@@ -256,3 +256,45 @@ def test_signals_are_as_before_afterwards():
     assert signal.getsignal(signal.SIGINT) is before
     with Interruption() as fresh:
         fresh.check()
+
+
+class StopsWhenCompared:
+    """An argument of a compiled function; JAX compares those in C++."""
+
+    def __hash__(self):
+        return 0
+
+    def __eq__(self, other):
+        signal.raise_signal(signal.SIGTERM)
+        return self is other
+
+
+def test_a_signal_interrupts_even_if_jax_turns_it_into_another_exception():
+    function = jax.jit(lambda x, _: x, static_argnums=1)
+    function(1.0, StopsWhenCompared())
+    with pytest.raises(Interrupted, match="SIGTERM") as raised, Interruption():
+        function(1.0, StopsWhenCompared())
+    assert "SIGTERM" in str(raised.value.__cause__)
+    with pytest.raises(ImportError), Interruption():
+        raise ImportError
+
+
+def test_an_error_of_the_clean_up_is_reported():
+    interruption = Interruption()
+    with pytest.raises(Interrupted), interruption:
+        signal.raise_signal(signal.SIGTERM)
+    interruption.ignore()
+    with pytest.raises(OSError, match="full"), interruption.restored():
+        raise OSError("full")
+
+
+def test_an_interrupt_in_the_guise_of_an_error_keeps_the_steps(data_dir, tmp_path, monkeypatch):
+    def finish(*_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Interrupted:
+            raise ValueError("of a cache") from None
+
+    monkeypatch.setattr("cae_jax.runs.journal.Journal.finish", finish)
+    result = cae_jax.fit(DENSE, tmp_path / "run", data_dir=data_dir)
+    assert (result.interrupted, result.steps) == (signal.SIGTERM, 16)
