@@ -13,6 +13,7 @@ from flax import nnx
 
 from cae_jax.models import autoencoders, topology
 from cae_jax.ops import native
+from cae_jax.training.soap import scale_by_soap
 
 logging.getLogger("cae_jax").setLevel(logging.WARNING)  # print nothing but the digest
 shape, features = (tuple(map(int, argument.split(","))) for argument in sys.argv[1:3])
@@ -28,5 +29,10 @@ for batch in map(int, sys.argv[3:]):
     results.append(jax.jit(kernel.losses)(params, floats, images))
     codes = jax.jit(kernel.encode)(params, images)
     results.append((codes, jax.jit(kernel.decode)(params, codes)))
+optimizer = scale_by_soap(kernel=kernel.soap)
+grads, state = results[0][1], optimizer.init(params)
+for _ in range(10):  # a refreshment of the bases
+    direction, state = jax.jit(optimizer.update)(grads, state)
+results.append((direction, state))
 data = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(results))
 print(hashlib.sha256(data).hexdigest())

@@ -46,14 +46,14 @@ def scale_by_soap(
     b1: float = 0.9,
     b2: float = 0.99,
     eps: float = 1e-8,
-    kernel: Callable[[tuple[int, ...]], Any] | None = None,
+    kernel: Callable[[tuple[tuple[int, ...], ...]], Any] | None = None,
 ) -> optax.GradientTransformation:
     """Rescales gradients by SOAP; the sign and the learning rate are left to Optax.
 
     Args:
         b1, b2, eps: as in `optax.scale_by_adam`.
-        kernel: ``kernel(sides)`` returns the update of convolutions as one call of the backend, or
-            None; see `cae_jax.ops.cuda.soap`.
+        kernel: ``kernel(sides)``, with the three sides of each convolution, returns their update as
+            one call of the backend, or None; see `cae_jax.ops.cuda.soap`.
     """
 
     def kind(params: optax.Params) -> optax.Params:
@@ -81,8 +81,9 @@ def _make_update(b1: float, b2: float, eps: float, kernel: Any) -> optax.Transfo
     ) -> tuple[optax.Updates, Any]:
         del params
         grads, step = _group(updates), state.step + 1
-        convolutions = len(grads) == 1 and grads[0].ndim == 4
-        if kernel and convolutions and (fused := kernel(grads[0].shape[1:])):
+        convolutions = len(grads) == 1 and grads[0].ndim == 4 and None not in state.factors[0]
+        sides = tuple(_sides(leaf) for leaf in jax.tree.leaves(updates))
+        if kernel and convolutions and (fused := kernel(sides)):
             decays = [DECAY, b1 * jnp.ones(()), 1 - b1, b2 * jnp.ones(()), 1 - b2, eps]
             due = step % EVERY == 0
             numbers = jnp.stack([*map(jnp.float32, decays), 1 - b1**step, 1 - b2**step, due])
@@ -197,7 +198,7 @@ def _members(leaves: list[jax.Array]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _sides(kernel: jax.Array) -> list[int]:
+def _sides(kernel: jax.Array) -> tuple[int, ...]:
     """The sides of a kernel: of a convolution its window, in and out."""
     *window, n_in, n_out = kernel.shape
-    return [math.prod(window), n_in, n_out] if window else [n_in, n_out]
+    return (math.prod(window), n_in, n_out) if window else (n_in, n_out)

@@ -25,14 +25,17 @@ from tests.ops.test_native import (
     LAB,
     assert_near,
     assert_same,
+    check_bases,
     check_forward,
     check_slope,
+    drawn_gradients,
     float64,
     numpy_losses,
     parameters,
     pictures,
     plain_step,
 )
+from tests.ops.test_native import soap_steps as steps_of_network
 from tests.runs.test_reliability import assert_same_end
 
 pytestmark = needs_native
@@ -65,7 +68,7 @@ def kernel(features=LAB, shape=topology.IMAGE_SHAPE, **options):
 
 def soap(sides):
     """As `cuda.soap`, compiled for this CPU."""
-    made = compiled((("SIDES", ",".join(map(str, sides))),))
+    made = compiled(cuda.soap_sizes(sides))
     return functools.partial(cuda.update_by, made)
 
 
@@ -329,6 +332,12 @@ def test_soap_equals_that_of_xla():
             np.testing.assert_allclose(found[name], array, rtol=0, atol=5e-4)
     for found, plain in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(found, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e8])
+def test_bases_of_small_and_large_gradients_are_orthogonal(scale):
+    gradients = drawn_gradients(LAB, 10, scale=scale)
+    check_bases(steps_of_network(LAB, gradients, made=kernel)[1])
 
 
 def test_soap_of_several_models_is_one_call_with_the_same_bits():

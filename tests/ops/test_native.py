@@ -20,8 +20,10 @@ from cae_jax.models import autoencoders, topology
 from cae_jax.ops import backend, compiler, native
 from cae_jax.ops.native import build
 from cae_jax.training import loss
+from cae_jax.training.soap import LIMIT, scale_by_soap
 from tests.conftest import ROOT, needs_native
 from tests.helpers import numpy_conv, numpy_decode, numpy_decoding, numpy_encode, numpy_pool
+from tests.training.test_soap import B1, B2, EPS, gradients_of, soap_by_hand
 
 pytestmark = needs_native
 LAB = (16, 8, 8)
@@ -422,6 +424,92 @@ def test_threads_share_a_group_without_a_race(tmp_path):
     line = [*(["setarch", "-R"] if shutil.which("setarch") else []), str(program)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr[:3000]
+
+
+# --- SOAP ---
+
+
+def soap_steps(features, gradients, shape=topology.IMAGE_SHAPE, made=kernel):
+    """The last direction, and the state, of a network's kernels and biases in one array each."""
+    optimizer = scale_by_soap(B1, B2, EPS, made(features, shape).soap)
+    update, state = jax.jit(optimizer.update), optimizer.init(split(features, shape)[1])
+    for grads in gradients:
+        directions, state = update(grads, state)
+    return directions, state
+
+
+def drawn_gradients(features, steps, shape=topology.IMAGE_SHAPE, scale=1.0):
+    """Gradients of all kernels and biases, by steps."""
+    leaves, structure = jax.tree.flatten(split(features, shape)[1])
+    drawn = [gradients_of(leaf.shape, steps) for leaf in leaves]
+    floats = [[(scale * g).astype(np.float32) for g in each] for each in zip(*drawn, strict=True)]
+    return [jax.tree.unflatten(structure, each) for each in floats]
+
+
+@pytest.mark.parametrize(
+    ("shape", "features"),
+    [
+        ((28, 28, 1), LAB),
+        # Eleven layers, of which the tenth has the second name; colours; sides of 20 and 9.
+        pytest.param((32, 32, 3), (20, 9, 3, 2, 2), marks=pytest.mark.slow),
+        pytest.param((4, 5, 1), (1,), marks=pytest.mark.slow),
+    ],
+)
+def test_soap_is_that_of_the_paper(shape, features):
+    gradients = drawn_gradients(features, 23, shape)
+    directions, state = soap_steps(features, gradients, shape)
+    for name, layer in directions.items():
+        sides = (9, *layer["kernel"].shape[2:])
+        by_hand = soap_by_hand([g[name]["kernel"][...].reshape(sides) for g in gradients], 256)
+        found = layer["kernel"][...].reshape(sides)
+        np.testing.assert_allclose(found, by_hand, rtol=2e-3, atol=2e-3, err_msg=name)
+    # Beyond a kernel nothing changes.
+    convolutions = state.inner_states["kernel"].inner_state
+    for array in (*convolutions.mean, *convolutions.square):
+        assert (array[0, :, shape[2] :] == 0).all()
+        assert (array[0, :, : shape[2]] != 0).any()
+    np.testing.assert_array_equal(
+        convolutions.bases[0][1][0, :, shape[2] :],
+        np.eye(len(convolutions.bases[0][1][0]))[shape[2] :].T,
+    )
+
+
+def check_bases(state):
+    for bases in state.inner_states["kernel"].inner_state.bases[0]:
+        identity = np.broadcast_to(np.eye(bases.shape[1]), bases.shape)
+        np.testing.assert_allclose(bases.swapaxes(1, 2) @ bases, identity, atol=1e-5)
+        assert abs(bases - identity).max() > 0.1
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e8])
+def test_bases_of_small_and_large_gradients_are_orthogonal(scale):
+    """Squares of the preconditioners' values are no float32."""
+    check_bases(soap_steps(LAB, drawn_gradients(LAB, 10, scale=scale))[1])
+
+
+def test_soap_of_several_models_has_the_bits_of_each():
+    gradients = drawn_gradients(LAB, 22)
+    pairs = [
+        jax.tree.map(lambda *two: jnp.stack(two), *two)
+        for two in zip(gradients[:11], gradients[11:], strict=True)
+    ]
+    optimizer = scale_by_soap(B1, B2, EPS, kernel(LAB).soap)
+    update, init = jax.jit(jax.vmap(optimizer.update)), optimizer.init(split(LAB)[1])
+    state = jax.tree.map(lambda x: jnp.stack([x, x]), init)
+    for grads in pairs:
+        together, state = update(grads, state)
+    for model in (0, 1):
+        alone, _ = soap_steps(LAB, gradients[11 * model :][:11])
+        assert_same(jax.tree.map(lambda x, i=model: x[i], together), alone)
+
+
+def test_sides_without_a_basis_are_left_to_xla():
+    def refuse(sides):
+        raise AssertionError(f"asked for {sides}")
+
+    optimizer = scale_by_soap(B1, B2, EPS, refuse)
+    params = {"kernel": jnp.ones((3, 3, LIMIT + 1, 1)), "bias": jnp.ones(1)}
+    optimizer.update(params, optimizer.init(params))
 
 
 # --- Compilation ---

@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Kernel:
         compiled: Compiled,
         image_shape: tuple[int, ...],
         code_shape: tuple[int, ...],
-        soap: Callable[[tuple[int, ...]], Any],
+        soap: Callable[[tuple[tuple[int, ...], ...]], Any],
     ) -> None:
         self._compiled, self._image_shape, self._code_shape = compiled, image_shape, code_shape
         self.soap = soap
@@ -181,24 +181,28 @@ def _launch(
 
 
 @functools.cache
-def soap(sides: tuple[int, ...], capability: str) -> Callable[..., Any] | None:
+def soap(sides: tuple[tuple[int, ...], ...], capability: str) -> Callable[..., Any] | None:
     """The update of `cae_jax.training.soap` by a kernel.
 
     Args:
-        sides: of the convolutions' kernels.
+        sides: the three of each convolution's kernel.
         capability: of the GPU.
 
     Returns:
         ``update(numbers, grads, mean, square, factors, bases)``, which returns the direction and
         the others of the next step; None where it cannot be compiled, or a GPU does not hold it.
     """
-    sizes = (("SIDES", ",".join(map(str, sides))),)
     try:
-        compiled = register("soap.cu", sizes, capability)
+        compiled = register("soap.cu", soap_sizes(sides), capability)
     except compiler.UnavailableError as error:
         logger.info("SOAP is computed by XLA: %s", error)
         return None
     return functools.partial(update_by, compiled)
+
+
+def soap_sizes(sides: Iterable[tuple[int, ...]]) -> compiler.Sizes:
+    """The constants of soap.cu, which has all kernels padded to the largest."""
+    return (("SIDES", ",".join(str(max(each)) for each in zip(*sides, strict=True))),)
 
 
 def update_by(

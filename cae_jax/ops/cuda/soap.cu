@@ -92,10 +92,12 @@ inline void reflect(const float* vectors, int n, int k, float tau, float* column
 inline void orthogonalise(float* a, int n, float* taus, float* q) {
   for (int k = 0; k < n; k++) {
     const float alpha = a[k * n + k];
-    float squares = 0.f;
-    for (int i = k + 1; i < n; i++) squares += a[i * n + k] * a[i * n + k];
-    const float norm = sqrtf(alpha * alpha + squares), beta = alpha >= 0.f ? -norm : norm;
-    const float tau = squares == 0.f ? 0.f : (beta - alpha) / beta;
+    float most = 0.f, squares = 0.f;  // those of the values themselves could vanish
+    for (int i = k; i < n; i++) most = fmaxf(most, fabsf(a[i * n + k]));
+    for (int i = k + 1; i < n; i++) squares += (a[i * n + k] / most) * (a[i * n + k] / most);
+    const float norm = most * sqrtf((alpha / most) * (alpha / most) + squares);
+    const float beta = alpha >= 0.f ? -norm : norm;
+    const float tau = most == 0.f || squares == 0.f ? 0.f : (beta - alpha) / beta;
     __syncthreads();  // all have read the column
     if (tau != 0.f)
       for (int i = k + 1 + thread(); i < n; i += THREADS) a[i * n + k] /= alpha - beta;

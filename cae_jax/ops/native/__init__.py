@@ -1,15 +1,17 @@
 """The convolutional autoencoder in one native call, for the CPU.
 
-`Kernel` computes what `models.ConvAutoencoder` does, from its parameters, in C++ behind JAX's
-foreign function interface. Results do not depend on the number of threads, bit for bit. JAX cannot
-differentiate the calls; `cae_jax.ops.backend` defines their derivative.
+`Kernel` computes what `models.ConvAutoencoder` does, from its parameters, and SOAP's update, in C++
+behind JAX's foreign function interface. Results do not depend on the number of threads, bit for
+bit. JAX cannot differentiate the calls; `cae_jax.ops.backend` defines their derivative.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from cae_jax.ops import flat
@@ -84,10 +86,38 @@ class Kernel:
         result = _floats((codes.shape[0], *self._image_shape))
         return self._call("decode", result, vector, flat.rows(codes))
 
-    def _call(self, entry: str, results, *arrays: jax.Array):
+    def soap(self, sides: Sequence[Sequence[int]]) -> Callable[..., Any]:
+        """The update of `cae_jax.training.soap` in one call, see `cae_jax.ops.cuda.soap`."""
+        return functools.partial(self._soap, np.array(sides).ravel())
+
+    def _soap(
+        self,
+        sides: np.ndarray,
+        numbers: jax.Array,
+        grads: jax.Array,
+        mean: jax.Array,
+        square: jax.Array,
+        factors: Sequence[jax.Array],
+        bases: Sequence[jax.Array],
+    ) -> tuple[Any, ...]:
+        arrays = (grads, mean, square, *factors, *bases)
+        direction, *new = self._call(
+            "soap",
+            [_floats(x.shape) for x in arrays],
+            numbers,
+            *arrays,
+            sides=sides,
+            aliases={1 + i: i for i in range(len(arrays))},
+        )
+        return direction, new[0], new[1], new[2:5], new[5:]
+
+    def _call(self, entry: str, results, *arrays: jax.Array, aliases=None, **attributes: Any):
         # vmap over models runs them one after another; each call keeps all threads busy.
         name = f"{register(self._sizes)}_{entry}"
-        return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*arrays)
+        call = jax.ffi.ffi_call(
+            name, results, vmap_method="sequential", input_output_aliases=aliases
+        )
+        return call(*arrays, **attributes)
 
 
 def _ravel(params: nnx.State) -> tuple[jax.Array, Callable[[jax.Array], nnx.State]]:

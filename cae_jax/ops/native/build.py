@@ -12,13 +12,13 @@ from cae_jax.ops import compiler
 from cae_jax.ops.compiler import Sizes, UnavailableError
 
 # The first is compiled and includes the others.
-HEADERS = ("threads.h", "network.h", "conv.h", "simd.h")
+HEADERS = ("soap.h", "threads.h", "network.h", "conv.h", "simd.h")
 SOURCES = [Path(__file__).with_name(name) for name in ("ffi.cc", *HEADERS)]
 # Without -ffast-math: a value that is not finite must stay so. Its benefit here comes from the
 # last three flags: fused multiply-adds, and no errno and floating-point traps, which nobody reads.
 FLAGS = ["-std=c++20", "-O3", "-march=native", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-ENTRIES = ("bce_and_grad", "mse_and_grad", "losses", "encode", "decode")
+ENTRIES = ("bce_and_grad", "mse_and_grad", "losses", "encode", "decode", "soap")
 
 
 @functools.cache

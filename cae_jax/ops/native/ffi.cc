@@ -1,4 +1,5 @@
-// The convolutional autoencoder on a CPU: losses, gradients, codes and logits in one native call.
+// The convolutional autoencoder on a CPU: losses, gradients, codes and logits in one native call;
+// and SOAP's update in another (soap.h).
 //
 // The SIMD lane is the image. LANES images form a group, and a vector holds one value, the same
 // pixel and channel, of all of them. Every operation of the network, forward and backward, then is
@@ -27,6 +28,7 @@
 
 #include <type_traits>
 
+#include "soap.h"
 #include "threads.h"
 
 namespace ffi = xla::ffi;
@@ -176,6 +178,23 @@ ffi::Error Decode(ffi::ThreadPool pool, Floats parameters, ffi::AnyBuffer codes,
   return ffi::Error::Success();
 }
 
+// SOAP's update of kernels, whose sides are three numbers for each row of the arrays. The results
+// are in the places of the arrays: of the gradients, which become the directions, and of the state.
+ffi::Error Soap(Floats numbers, ffi::RemainingArgs, ffi::RemainingRets results,
+                ffi::Span<const int64_t> sides) {
+  Numbers number;
+  std::memcpy(&number, numbers.typed_data(), sizeof number);
+  float* arrays[9];
+  for (int i = 0; i < 9; i++) arrays[i] = results.get<Floats>(i).value()->typed_data();
+  const auto& [gradient, mean, square, f0, f1, f2, b0, b1, b2] = arrays;
+  const auto padded = results.get<Floats>(0).value()->dimensions();
+  const Arrays all{gradient, mean, square, {f0, f1, f2}, {b0, b1, b2}, padded.begin() + 1};
+  thread_local SoapRoom room;
+  for (int64_t kernel = 0; kernel < padded[0]; kernel++)
+    Update(number, all, kernel, sides.begin() + 3 * kernel, room)();
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_bce_and_grad, ValueAndGrad<false>);
@@ -183,3 +202,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_mse_and_grad, ValueAndGrad<true>);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_losses, Losses);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_encode, Encode);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cae_decode, Decode);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    cae_soap, Soap,
+    ffi::Ffi::Bind().Arg<Floats>().RemainingArgs().RemainingRets().Attr<ffi::Span<const int64_t>>(
+        "sides"));
