@@ -103,7 +103,8 @@ def fit(
     """
     workdir = Path(workdir).expanduser()
     budget = bytes_of(device_budget)
-    with Session(chunk_steps, on_epoch, on_chunk, peers) as session, session.peers.guard():
+    session = Session(chunk_steps, on_epoch, on_chunk, peers)
+    with session, session.peers.guard(), session.restored():
         where: Any = {"data_dir": data_dir, "verify_data": verify_data, "workers": workers}
         arrays = images, targets
         config, dataset, chosen = prepare(config, workdir, backend, arrays, session.start, **where)
@@ -148,6 +149,7 @@ def _open_journal(
 
 def _fit(job: Job, journal: Journal, session: Session, weights: nnx.State | None) -> FitResult:
     progress, stopped = train(job, [job.config], journal, session, weights)
+    session.ignore()  # all is written
     params = jax.device_put(progress.state.params)
     autoencoder = job.autoencoder.with_params(job.config, params)
     return FitResult(autoencoder, journal.rows[0], progress.step, stopped)

@@ -41,6 +41,7 @@ class Interruption:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        self._raised = 0
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
             handlers = [getattr(each, "__func__", None) for each in self._previous.values()]

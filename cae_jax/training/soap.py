@@ -81,8 +81,8 @@ def _make_update(b1: float, b2: float, eps: float, kernel: Any) -> optax.Transfo
     ) -> tuple[optax.Updates, Any]:
         del params
         grads, step = _group(updates), state.step + 1
-        convolutions = len(grads) == 1 and grads[0].ndim == 4 and None not in state.factors[0]
         sides = tuple(_sides(leaf) for leaf in jax.tree.leaves(updates))
+        convolutions = len(grads) == 1 and grads[0].ndim == 4 and max(map(max, sides)) <= LIMIT
         if kernel and convolutions and (fused := kernel(sides)):
             decays = [DECAY, b1 * jnp.ones(()), 1 - b1, b2 * jnp.ones(()), 1 - b2, eps]
             due = step % EVERY == 0

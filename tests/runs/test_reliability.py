@@ -298,3 +298,17 @@ def test_an_interrupt_in_the_guise_of_an_error_keeps_the_steps(data_dir, tmp_pat
     monkeypatch.setattr("cae_jax.runs.journal.Journal.finish", finish)
     result = cae_jax.fit(DENSE, tmp_path / "run", data_dir=data_dir)
     assert (result.interrupted, result.steps) == (signal.SIGTERM, 16)
+
+
+def test_a_signal_after_the_last_step_leaves_a_finished_run(data_dir, tmp_path, monkeypatch):
+    """Or its command would be printed with --overwrite."""
+    from_params = cae_jax.Autoencoder.with_params
+
+    def with_signal(*arguments):
+        if (tmp_path / "run" / "result.json").exists():
+            signal.raise_signal(signal.SIGTERM)
+        return from_params(*arguments)
+
+    monkeypatch.setattr(cae_jax.Autoencoder, "with_params", with_signal)
+    result = cae_jax.fit(DENSE, tmp_path / "run", data_dir=data_dir)
+    assert (result.interrupted, result.steps) == (None, 16)

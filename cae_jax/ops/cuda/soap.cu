@@ -94,8 +94,11 @@ inline void orthogonalise(float* a, int n, float* taus, float* q) {
     const float alpha = a[k * n + k];
     float most = 0.f, squares = 0.f;  // those of the values themselves could vanish
     for (int i = k; i < n; i++) most = fmaxf(most, fabsf(a[i * n + k]));
-    for (int i = k + 1; i < n; i++) squares += (a[i * n + k] / most) * (a[i * n + k] / most);
-    const float norm = most * sqrtf((alpha / most) * (alpha / most) + squares);
+    for (int i = k + 1; i < n; i++) {
+      const float x = a[i * n + k] / most;
+      squares += x * x;
+    }
+    const float norm = most * sqrtf(alpha / most * (alpha / most) + squares);
     const float beta = alpha >= 0.f ? -norm : norm;
     const float tau = most == 0.f || squares == 0.f ? 0.f : (beta - alpha) / beta;
     __syncthreads();  // all have read the column
