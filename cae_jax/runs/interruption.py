@@ -88,7 +88,7 @@ class Interruption:
             raise Interrupted(_received[0])
 
     def ignore(self) -> None:
-        """Defers all further signals, for the clean-up after `Interrupted`."""
+        """Defers all further signals: after `Interrupted`, to clean up, or when all is written."""
         self._deferred, self._raised = math.inf, 0
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:

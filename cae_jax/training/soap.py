@@ -87,13 +87,9 @@ def _make_update(b1: float, b2: float, eps: float, kernel: Any) -> optax.Transfo
             decays = [DECAY, b1 * jnp.ones(()), 1 - b1, b2 * jnp.ones(()), 1 - b2, eps]
             due = step % EVERY == 0
             numbers = jnp.stack([*map(jnp.float32, decays), 1 - b1**step, 1 - b2**step, due])
-            direction, *new = fused(
-                numbers,
-                grads[0],
-                *(part[0] for part in state[1:]),  # of the only group
-            )
-            new_state = SoapState(step, *([part] for part in new))
-            return _ungroup([direction], updates), new_state
+            arrays, structure = jax.tree.flatten([grads, *state[1:]])
+            direction, *new = structure.unflatten(fused(numbers, *arrays))
+            return _ungroup(direction, updates), SoapState(step, *new)
         factors = jax.tree.map(  # L = decay L + (1 - decay) G G'
             lambda old, new: DECAY * old + (1 - DECAY) * new,
             state.factors,

@@ -189,8 +189,10 @@ def soap(sides: tuple[tuple[int, ...], ...], capability: str) -> Callable[..., A
         capability: of the GPU.
 
     Returns:
-        ``update(numbers, grads, mean, square, factors, bases)``, which returns the direction and
-        the others of the next step; None where it cannot be compiled, or a GPU does not hold it.
+        ``update(numbers, *arrays)``, which returns the direction and the state of the next step;
+        None where it cannot be compiled, or a GPU does not hold it. Numbers are ``[9]``, in the
+        order of soap.cu; arrays the gradient ``[K, *sides]`` of all kernels, padded to the largest,
+        and the state: mean and square like it, factors and bases ``[K, n, n]`` for each side.
     """
     try:
         compiled = register("soap.cu", soap_sizes(sides), capability)
@@ -205,32 +207,15 @@ def soap_sizes(sides: Iterable[tuple[int, ...]]) -> compiler.Sizes:
     return (("SIDES", ",".join(str(max(each)) for each in zip(*sides, strict=True))),)
 
 
-def update_by(
-    compiled: Compiled,
-    numbers: jax.Array,
-    grads: jax.Array,
-    mean: jax.Array,
-    square: jax.Array,
-    factors: Sequence[jax.Array],
-    bases: Sequence[jax.Array],
-) -> tuple[Any, ...]:
-    """See `soap`.
-
-    Args:
-        compiled: the kernel.
-        numbers: ``[9]``, in the order of soap.cu.
-        grads, mean, square: ``[K, *sides]``.
-        factors, bases: ``[K, n, n]`` for each side.
-    """
-    state = (mean, square, *factors, *bases)
-    arrays = [x.reshape(1, len(x), -1) for x in (grads, *state)]
-    shapes = [(x.shape[1], x.shape[2]) for x in arrays]
+def update_by(compiled: Compiled, numbers: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+    """See `soap`; the kernel is compiled."""
+    rows = [x.reshape(1, len(x), -1) for x in arrays]
+    shapes = [(x.shape[1], x.shape[2]) for x in rows]
     # The state is replaced in its place.
-    aliases = {1 + i: i for i in range(1, len(arrays))}
-    arrays = [numbers[None, None], *arrays]
-    results = _launch(compiled, "soap", len(grads), shapes, arrays, aliases)
-    direction, *new = (x.reshape(y.shape) for x, y in zip(results, (grads, *state), strict=True))
-    return direction, new[0], new[1], new[2:5], new[5:]
+    aliases = {1 + i: i for i in range(1, len(rows))}
+    inputs = [numbers[None, None], *rows]
+    results = _launch(compiled, "soap", len(arrays[0]), shapes, inputs, aliases)
+    return [x.reshape(y.shape) for x, y in zip(results, arrays, strict=True)]
 
 
 def _rows(images: jax.Array) -> jax.Array:

@@ -88,28 +88,14 @@ class Kernel:
 
     def soap(self, sides: Sequence[Sequence[int]]) -> Callable[..., Any]:
         """The update of `cae_jax.training.soap` in one call, see `cae_jax.ops.cuda.soap`."""
-        return functools.partial(self._soap, np.array(sides).ravel())
 
-    def _soap(
-        self,
-        sides: np.ndarray,
-        numbers: jax.Array,
-        grads: jax.Array,
-        mean: jax.Array,
-        square: jax.Array,
-        factors: Sequence[jax.Array],
-        bases: Sequence[jax.Array],
-    ) -> tuple[Any, ...]:
-        arrays = (grads, mean, square, *factors, *bases)
-        direction, *new = self._call(
-            "soap",
-            [_floats(x.shape) for x in arrays],
-            numbers,
-            *arrays,
-            sides=sides,
-            aliases={1 + i: i for i in range(len(arrays))},
-        )
-        return direction, new[0], new[1], new[2:5], new[5:]
+        def update(numbers: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+            results = [_floats(x.shape) for x in arrays]
+            aliases = {1 + i: i for i in range(len(arrays))}  # all are replaced in their place
+            flat_sides = np.array(sides).ravel()
+            return self._call("soap", results, numbers, *arrays, aliases=aliases, sides=flat_sides)
+
+        return update
 
     def _call(self, entry: str, results, *arrays: jax.Array, aliases=None, **attributes: Any):
         # vmap over models runs them one after another; each call keeps all threads busy.
